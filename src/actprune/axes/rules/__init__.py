@@ -1,0 +1,5 @@
+"""The rules, one file per family of ops. Importing this package fills `actprune.axes.inference.RULES`."""
+
+from actprune.axes.rules import conv, elementwise, linear, norm, reduce, shape
+
+__all__ = ["conv", "elementwise", "linear", "norm", "reduce", "shape"]

@@ -1,0 +1,51 @@
+# The environment is .venv. All it needs is Python 3.11 or newer, make and a package registry.
+
+PYTHON ?= python3
+ARGS ?=
+TEST_EXTRAS ?= demo,dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to the demo and to pytest.'
+
+demo: $(VENV)/.stamp-demo ## prune LeNet-5 on MNIST from start to end
+	$(BIN)/actprune demo --overwrite $(ARGS)
+
+test: lint ## lint, then run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.stamp-dev ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean: ## remove the environment, build outputs and caches (not runs/)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first: by far the largest download, it is then already there if a later step has to be repeated.
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "actprune needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)" >&2; \
+	  echo "Name a newer one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+# torchvision only lends its networks to the tests, hence without its compiled operators' demands on torch.
+$(VENV)/.stamp-dev: $(VENV)/.stamp-demo
+	$(INSTALL) -e '.[$(TEST_EXTRAS)]'
+	$(INSTALL) --no-deps torchvision==0.28.0
+	@touch $@

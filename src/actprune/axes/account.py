@@ -1,0 +1,93 @@
+"""The account: for every dimension of every tensor, which groups may cut it, or why nothing may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from actprune.axes.expr import leaves
+from actprune.axes.groups import Group
+from actprune.axes.inference import Dims
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dimension of one tensor.
+
+    Attributes:
+        groups: names of the groups that may cut it.
+        frozen: why the rest of it can't be cut, in the words of the rule that froze it.
+    """
+
+    tensor: str
+    dim: int
+    size: int
+    groups: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+    @property
+    def prunable(self) -> bool:
+        return bool(self.groups)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Every dimension of every tensor, and how many parameters some group can remove.
+
+    Attributes:
+        entries: one per dimension; an entry without groups has a reason.
+        parameters: number of parameters of the model.
+        prunable: number of them that lie in a dimension which some group cuts.
+    """
+
+    entries: tuple[Entry, ...]
+    parameters: int
+    prunable: int
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __str__(self) -> str:
+        rows = [
+            (f"{e.tensor}[{e.dim}]", str(e.size), ", ".join(e.groups) or "frozen: " + "; ".join(e.frozen))
+            for e in self.entries
+        ]
+        first = max((len(row[0]) for row in rows), default=0)
+        lines = [f"{name:<{first}}  {units:>6}  {what}" for name, units, what in rows]
+        share = 100 * self.prunable / max(self.parameters, 1)
+        return "\n".join([*lines, f"{share:.1f} % of {self.parameters:,} parameters prunable"])
+
+
+def account(
+    tensors: Mapping[str, Dims],
+    sizes: Mapping[str, tuple[int, ...]],
+    parameters: frozenset[str],
+    groups: tuple[Group, ...],
+    frozen: Mapping[int, str],
+) -> Account:
+    """The account of a graph.
+
+    Args:
+        tensors: tensor name → its axes.
+        sizes: tensor name → its shape.
+        parameters: which of the tensors are parameters.
+        frozen: leaf key → reason.
+    """
+    by_key = {group.key: group.name for group in groups}
+    entries: list[Entry] = []
+    total = prunable = 0
+    for name, dims in tensors.items():
+        own: list[Entry] = []
+        for d, axis in enumerate(dims):
+            keys = list(dict.fromkeys(leaf.key for leaf in leaves(axis)))
+            reasons = [frozen.get(key, "it has a single unit") for key in keys if key not in by_key]
+            mine = tuple(by_key[key] for key in keys if key in by_key)
+            own.append(Entry(name, d, sizes[name][d], mine, tuple(dict.fromkeys(reasons))))
+        entries += own
+        if name in parameters:
+            count = 1
+            for n in sizes[name]:
+                count *= n
+            total += count
+            prunable += count if any(entry.prunable for entry in own) else 0
+    return Account(tuple(entries), total, prunable)

@@ -1,0 +1,122 @@
+"""`capture`: model → Graph. The first stage of the house, and all that the later ones need of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from actprune.axes import rules  # noqa: F401  (fills the table of rules)
+from actprune.axes.account import Account, account
+from actprune.axes.expr import leaves
+from actprune.axes.groups import Group, find_groups
+from actprune.axes.inference import Dims, Inference, Site, Term
+from actprune.errors import CaptureError
+from actprune.graph.program import Program
+from actprune.graph.trace import trace
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A captured model with its axes and groups.
+
+    Attributes:
+        program: the forward pass as ATen calls.
+        groups: what can be cut, in the order of the forward pass.
+        sites: every contraction of an activation with a parameter.
+        tensor_axes: tensor name → the axis expression of each of its dimensions.
+        node_axes: node name → the same for its result.
+        terms: the multiply-adds of every call as products of axes.
+        frozen: leaf key → why it can't be cut.
+        unknown_ops: ops without a rule; what they touch is frozen.
+        training: the forward pass of training mode, where parameters exist that only it uses
+            (auxiliary heads); else None.
+        training_sites: the contractions with those parameters.
+    """
+
+    program: Program = field(repr=False)
+    groups: tuple[Group, ...]
+    sites: tuple[Site, ...] = field(repr=False)
+    tensor_axes: Mapping[str, Dims] = field(repr=False)
+    node_axes: Mapping[str, Dims | list[Dims]] = field(repr=False)
+    terms: tuple[Term, ...] = field(repr=False)
+    frozen: Mapping[int, str] = field(repr=False)
+    unknown_ops: tuple[str, ...] = ()
+    training: Program | None = field(default=None, repr=False)
+    training_sites: tuple[Site, ...] = field(default=(), repr=False)
+
+    def __getitem__(self, name: str) -> Group:
+        """The group of that name."""
+        return next(group for group in self.groups if group.name == name)
+
+    def __str__(self) -> str:
+        width = max((len(group.name) for group in self.groups), default=0)
+        rows = [f"{g.name:<{width}}  {g.width:>6} {g.kind}" for g in self.groups]
+        return "\n".join([f"{self.program.model_name}: {len(self.groups)} groups", *rows])
+
+    def account(self) -> Account:
+        """Every dimension of every tensor: which groups cut it, or why none does."""
+        program = self.program
+        sizes = {name: tuple(int(n) for n in tensor.shape) for name, tensor in program.tensors.items()}
+        return account(self.tensor_axes, sizes, program.parameters, self.groups, self.frozen)
+
+
+def capture(model: nn.Module, example_inputs: Any) -> Graph:
+    """Capture `model` as a graph and find what can be cut in it.
+
+    Args:
+        model: any module that `torch.export` takes; it is left as it was.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
+
+    Raises:
+        CaptureError: the model can't be exported with these inputs.
+    """
+    program = trace(model, example_inputs)
+    inference = Inference()
+    inference.walk(program)
+    sites, terms = tuple(inference.sites), tuple(inference.terms)
+    nodes = dict(inference.axes)
+    training = _training_branches(model, example_inputs) if program.parameters - program.used else None
+    extra: tuple[Site, ...] = ()
+    if training is not None:
+        inference.walk(training)
+        extra = tuple(s for s in inference.sites[len(sites) :] if s.weight not in program.used)
+    used = program.used | (training.used if training is not None else frozenset())
+    groups = find_groups(inference, (*sites, *extra), used)
+    resolve = inference.algebra.resolve
+    tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
+    frozen = {
+        leaf.key: reason
+        for dims in tensors.values()
+        for axis in dims
+        for leaf in leaves(axis)
+        if (reason := inference.algebra.frozen(leaf)) is not None
+    }
+    return Graph(
+        program=program,
+        groups=groups,
+        sites=sites,
+        tensor_axes={name: tensors[name] for name in program.tensors},
+        node_axes={
+            node.name: [tuple(map(resolve, one)) for one in dims] if isinstance(dims, list) else tuple(map(resolve, dims))
+            for node, dims in nodes.items()
+        },
+        terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
+        frozen=frozen,
+        unknown_ops=tuple(sorted(inference.unknown)),
+        training=training,
+        training_sites=extra,
+    )  # fmt: skip
+
+
+def _training_branches(model: nn.Module, example_inputs: Any) -> Program | None:
+    """Some parameters only work in training (auxiliary heads): what they share must be cut with them.
+
+    A model whose training mode can't be captured is taken as it is in eval mode.
+    """
+    try:
+        return trace(model, example_inputs, training=True)
+    except CaptureError:
+        return None

@@ -1,0 +1,106 @@
+"""From axes to groups: every leaf that may be cut, with all that carries it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from actprune.axes.expr import Axis, Leaf, leaves
+from actprune.axes.inference import Inference, Site
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one tensor that contains the group's units."""
+
+    tensor: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can only be removed together: one prunable leaf axis.
+
+    Attributes:
+        name: the module that makes these units first, e.g. `layer1.0.conv1`.
+        key: the leaf's key in axis expressions.
+        width: number of units in the dense network.
+        kind: "channels" (made by a convolution) or "neurons".
+        members: every tensor dimension that holds them.
+        producers: the contractions whose output they are.
+        consumers: the contractions that sum over them.
+    """
+
+    name: str
+    key: int
+    width: int
+    kind: str
+    members: tuple[Member, ...]
+    producers: tuple[Site, ...]
+    consumers: tuple[Site, ...]
+
+
+def find_groups(
+    inference: Inference, sites: Iterable[Site], used: frozenset[str]
+) -> tuple[Group, ...]:
+    """The groups of a finished inference, in the order of the forward pass.
+
+    Leaves that no tensor holds, that nothing in `used` reads or that no contraction consumes are frozen here,
+    with that reason, so that afterwards every leaf is either a group's or frozen.
+    """
+    algebra, tensors = inference.algebra, _resolved(inference)
+    sites = list(sites)
+    members: dict[int, list[Member]] = {}
+    found: dict[int, Leaf] = {}
+    for name, dims in tensors.items():
+        for d, axis in enumerate(dims):
+            for leaf in leaves(axis):
+                found[leaf.key] = leaf
+                if Member(name, d) not in members.setdefault(leaf.key, []):
+                    members[leaf.key].append(Member(name, d))
+    producers = _by_leaf((site, tensors[site.weight][site.out_dim]) for site in sites)
+    consumers = _by_leaf((site, tensors[site.weight][site.in_dim]) for site in sites)
+    groups: list[Group] = []
+    order = {site: i for i, site in enumerate(sites)}
+    for key, leaf in found.items():
+        if not any(member.tensor in used for member in members[key]):
+            algebra.freeze(leaf, "not used by the forward pass")
+        elif key not in consumers:
+            algebra.freeze(leaf, "no linear layer or convolution consumes it")
+        elif key not in producers:
+            algebra.freeze(leaf, "no linear layer or convolution makes it")
+        if algebra.frozen(leaf) is None:
+            made, read = producers[key], consumers[key]
+            kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
+            name = made[0].module or made[0].weight
+            groups.append(Group(name, key, leaf.size, kind, tuple(members[key]), tuple(made), tuple(read)))
+    groups.sort(key=lambda group: (order[group.producers[0]], group.key))
+    return tuple(_with_unique_names(groups))
+
+
+def _by_leaf(pairs: Iterable[tuple[Site, Axis]]) -> dict[int, list[Site]]:
+    found: dict[int, list[Site]] = {}
+    for site, axis in pairs:
+        for leaf in leaves(axis):
+            if site not in found.setdefault(leaf.key, []):
+                found[leaf.key].append(site)
+    return found
+
+
+def _with_unique_names(groups: list[Group]) -> Iterable[Group]:
+    """Two groups made by one module (q | k | v, or heads × head_dim) are told apart by a number."""
+    total, seen = Counter(group.name for group in groups), Counter[str]()
+    for group in groups:
+        name = group.name
+        if total[name] > 1:
+            seen[name] += 1
+            name = f"{name}#{seen[name]}"
+        yield Group(
+            name, group.key, group.width, group.kind, group.members, group.producers, group.consumers
+        )
+
+
+def _resolved(inference: Inference) -> Mapping[str, tuple[Axis, ...]]:
+    resolve = inference.algebra.resolve
+    return {name: tuple(resolve(axis) for axis in dims) for name, dims in inference.tensors.items()}

@@ -1,0 +1,262 @@
+"""One walk over a program that gives every dimension of every tensor its axis expression.
+
+The walk knows no op. For each ATen call it looks up a rule (`axes/rules/`), which says how the dimensions of
+the result relate to those of the arguments. An op without a rule freezes every axis that it touches.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.algebra import Algebra
+from actprune.axes.expr import ONE, Axis, leaves, size
+from actprune.graph.program import Program, module_path, op_name, place, shape
+
+Dims: TypeAlias = tuple[Axis, ...]
+"""The axes of one tensor, one per dimension."""
+
+Rule: TypeAlias = "Callable[[Call], Dims | list[Dims]]"
+
+RULES: dict[str, Rule] = {}
+"""Op name, e.g. `aten.conv2d.default` or, for every overload, `aten.conv2d` → its rule."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register one function as the rule of these ops."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Site:
+    """A contraction of an activation with a parameter: where a group is consumed, and where one is made.
+
+    Attributes:
+        node: name of the ATen call.
+        module: path of the module it was called in.
+        kind: "linear" or "conv".
+        weight, bias: tensor names; `bias` is None where there is none.
+        in_dim, out_dim: the weight's dimensions that are contracted, and kept.
+        groups: number of groups of a grouped convolution.
+    """
+
+    node: str
+    module: str
+    kind: str
+    weight: str
+    bias: str | None
+    in_dim: int
+    out_dim: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Term:
+    """Multiply-adds of one call: `factor` × the product of the sizes of `axes`."""
+
+    axes: Dims
+    factor: float
+
+
+class Call:
+    """One ATen call as a rule sees it: its arguments by their schema names, and the algebra."""
+
+    def __init__(self, inference: Inference, node: Node) -> None:
+        self.inference = inference
+        self.node = node
+        self.algebra = inference.algebra
+        self.where = place(node)
+        self._arguments = _by_name(node)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arguments.get(name)
+
+    @property
+    def values(self) -> list[Any]:
+        return list(self._arguments.values())
+
+    def shape(self, value: Any = None) -> tuple[int, ...]:
+        """Shape of an argument, or of the result."""
+        return shape(self.node if value is None else value)
+
+    def axes(self, value: Any) -> Dims:
+        """The axes of an argument; none for a number or an absent one."""
+        found = self.inference.axes.get(value, ()) if isinstance(value, Node) else ()
+        return tuple(self.algebra.resolve(axis) for axis in found) if isinstance(found, tuple) else ()
+
+    def dim(self, index: int, of: Any) -> int:
+        return index % max(len(self.axes(of)), 1)
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        self.algebra.unify(a, b, self.where)
+
+    def freeze(self, axis: Axis, why: str | None = None) -> None:
+        self.algebra.freeze(axis, f"{why} by {self.where}" if why else f"frozen by {self.where}")
+
+    def is_frozen(self, axis: Axis) -> bool:
+        return all(self.algebra.frozen(leaf) for leaf in leaves(self.algebra.resolve(axis)))
+
+    def fixed(self, units: int, why: str = "its size is fixed") -> Axis:
+        """A new axis that can't be cut, such as a spatial one."""
+        return self.algebra.leaf(units, f"{why} by {self.where}")
+
+    def site(self, kind: str, weight: Any, bias: Any, in_dim: int, out_dim: int, groups: int = 1) -> None:
+        """Note that this call contracts over a parameter; nothing happens where `weight` isn't one.
+
+        `in_dim` and `out_dim` are dimensions of `weight` as it reaches this call; transposes between the
+        parameter and the call are undone.
+        """
+        stored = self.inference.stored(weight)
+        if stored is None:
+            return
+        name, order = stored
+        held = self.inference.stored(bias)
+        self.inference.sites.append(
+            Site(
+                self.node.name,
+                module_path(self.node),
+                kind,
+                name,
+                None if held is None else held[0],
+                order[in_dim],
+                order[out_dim],
+                groups,
+            )
+        )
+
+    def macs(self, axes: Iterable[Axis], factor: float = 1.0) -> None:
+        """This call costs `factor` × the product of the sizes of `axes` multiply-adds."""
+        self.inference.terms.append(Term(tuple(axes), factor))
+
+
+class Inference:
+    """The axes of one or more programs over the same model (its eval and its training branches).
+
+    Attributes:
+        algebra: what is equal to what.
+        axes: node → axes of its result (a list of them for an op with several results).
+        tensors: tensor name → axes of its dimensions.
+        sites: every contraction with a parameter, in order.
+        terms: every cost.
+        unknown: op names without a rule.
+    """
+
+    def __init__(self) -> None:
+        self.algebra = Algebra()
+        self.axes: dict[Node, Dims | list[Dims]] = {}
+        self.tensors: dict[str, Dims] = {}
+        self.sites: list[Site] = []
+        self.terms: list[Term] = []
+        self.unknown: set[str] = set()
+        self._names: dict[Node, str] = {}
+
+    def walk(self, program: Program) -> None:
+        """Infer the axes of every node of `program`."""
+        for name, tensor in program.tensors.items():
+            if name not in self.tensors:
+                frozen = None if name in program.persistent else "a constant of the forward pass"
+                self.tensors[name] = tuple(self.algebra.leaf(int(n), frozen) for n in tensor.shape)
+        for node in program.nodes:
+            if node.op == "placeholder":
+                name = program.bindings.get(node.name)
+                if name is None:
+                    self.axes[node] = tuple(self.algebra.leaf(n, "model input") for n in shape(node))
+                else:
+                    self.axes[node] = self.tensors[name]
+                    self._names[node] = name
+            elif node.op == "call_function":
+                self.axes[node] = self._apply(node)
+            elif node.op == "output":
+                for out in node.all_input_nodes:
+                    self._freeze_node(out, "model output")
+
+    def stored(self, value: Any) -> tuple[str, list[int]] | None:
+        """The tensor that `value` is, seen through transposes: its name, and which dimension of it each dim is."""
+        if not isinstance(value, Node):
+            return None
+        if value in self._names:
+            return self._names[value], list(range(len(shape(value))))
+        base = op_name(value).split(".")[1] if op_name(value).startswith("aten.") else ""
+        if base not in ("t", "transpose", "permute", "numpy_T"):
+            return None
+        below = self.stored(value.args[0])
+        if below is None:
+            return None
+        name, order = below
+        if base == "permute":
+            dims: Any = value.args[1]
+            return name, [order[d] for d in dims]
+        if base == "transpose":
+            a, b = (int(d) % len(order) for d in value.args[1:3])  # type: ignore[arg-type]
+            order[a], order[b] = order[b], order[a]
+            return name, order
+        return name, order[::-1]
+
+    def _apply(self, node: Node) -> Dims | list[Dims]:
+        if node.target is operator.getitem:
+            source: Any = node.args[0]
+            index: Any = node.args[1]
+            several = self.axes[source]
+            return several[index] if isinstance(several, list) else several
+        name = op_name(node)
+        found = RULES.get(name) or RULES.get(name.rpartition(".")[0])
+        if found is None:
+            self.unknown.add(name)
+            return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")
+        result = found(Call(self, node))
+        for dims, value in _pairs(result, node.meta.get("val")):
+            if isinstance(value, Tensor) and tuple(size(axis) for axis in dims) != tuple(value.shape):
+                return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use")
+        return result
+
+    def _freeze_call(self, node: Node, reason: str) -> Dims | list[Dims]:
+        for source in node.all_input_nodes:
+            self._freeze_node(source, reason)
+        value = node.meta.get("val")
+        if isinstance(value, tuple | list):
+            return [self._fresh(item, reason) for item in value]
+        return self._fresh(value, reason)
+
+    def _fresh(self, value: Any, reason: str) -> Dims:
+        return tuple(self.algebra.leaf(int(n), reason) for n in value.shape) if isinstance(value, Tensor) else ()
+
+    def _freeze_node(self, node: Node, reason: str) -> None:
+        found = self.axes.get(node, ())
+        for dims in found if isinstance(found, list) else [found]:
+            for axis in dims:
+                self.algebra.freeze(axis, reason)
+
+
+def _pairs(dims: Dims | list[Dims], value: Any) -> list[tuple[Dims, Any]]:
+    if isinstance(dims, list):
+        return list(zip(dims, value, strict=False)) if isinstance(value, tuple | list) else []
+    return [(dims, value)]
+
+
+def _by_name(node: Node) -> dict[str, Any]:
+    """The call's arguments under their schema names, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
+    named: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        if i < len(node.args):
+            named[argument.name] = node.args[i]
+        else:
+            named[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return named
+
+
+def ones(count: int) -> Dims:
+    return (ONE,) * count

@@ -1,0 +1,65 @@
+"""Linear layers and matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actprune.axes.expr import ONE, Axis, size
+from actprune.axes.inference import Call, Dims, rule
+
+
+@rule("aten.linear")
+def linear(call: Call) -> Dims:
+    """input (…, I), weight (O, I) → (…, O)."""
+    source, weight = call.axes(call["input"]), call.axes(call["weight"])
+    bias = call.axes(call["bias"])
+    call.unify(source[-1], weight[-1])
+    if bias:
+        call.unify(bias[0], weight[0])
+    call.site("linear", call["weight"], call["bias"], in_dim=1, out_dim=0)
+    call.macs([*source[:-1], weight[0], weight[1]])
+    return (*source[:-1], *weight[:-1])
+
+
+@rule("aten.addmm")
+def addmm(call: Call) -> Dims:
+    """bias (O,), mat1 (N, I), mat2 (I, O) → (N, O)."""
+    rows, weight, bias = (call.axes(call[name]) for name in ("mat1", "mat2", "self"))
+    if bias:
+        call.unify(bias[-1], weight[1]) if size(bias[-1]) != 1 else None
+    return _contract(call, call["mat1"], rows, call["mat2"], weight, call["self"])
+
+
+@rule("aten.mm", "aten.matmul", "aten.bmm")
+def matmul(call: Call) -> Dims:
+    """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`."""
+    left, right = call.values[0], call.values[1]
+    return _contract(call, left, call.axes(left), right, call.axes(right), None)
+
+
+def _contract(call: Call, left: Any, a: Dims, right: Any, b: Dims, bias: Any) -> Dims:
+    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
+    inner_a, inner_b = a[-1], b[-2] if len(b) > 1 else b[-1]
+    call.unify(inner_a, inner_b)
+    batch = _broadcast_batch(call, a[:-2], b[:-2])
+    if len(b) == 2 and call.inference.stored(right) is not None:
+        call.site("linear", right, bias, in_dim=0, out_dim=1)
+    else:
+        # two activations, or a parameter on the left: zeroing columns of a weight would not be the cut
+        call.freeze(inner_a, "contracted between two activations")
+    call.macs([*batch, *rows, inner_a, *columns])
+    return (*batch, *rows, *columns)
+
+
+def _broadcast_batch(call: Call, a: Dims, b: Dims) -> Dims:
+    count = max(len(a), len(b))
+    a, b = (ONE,) * (count - len(a)) + a, (ONE,) * (count - len(b)) + b
+    return tuple(_meet(call, x, y) for x, y in zip(a, b, strict=True))
+
+
+def _meet(call: Call, x: Axis, y: Axis) -> Axis:
+    if size(x) == 1:
+        return y
+    if size(y) != 1:
+        call.unify(x, y)
+    return x

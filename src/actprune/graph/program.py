@@ -1,0 +1,138 @@
+"""The captured program: plain data that the rest of the house reads.
+
+A `Program` is an `torch.fx` graph of pure ATen calls, the tensors it reads (by their names in the model), and
+how a user's arguments map onto its inputs. It holds references to the model's own tensors, never copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from actprune.errors import DataError
+
+Batch = tuple[Any, ...]
+"""The model's inputs for one batch, flattened: one entry per input placeholder of the program."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model's forward pass as data.
+
+    Attributes:
+        graph: ATen calls in order, without in-place ones on tensors of their own.
+        tensors: parameter, buffer or constant name → the model's own tensor; a storage that has several
+            names (tied weights, a module used under two paths) is listed once, under its first.
+        aliases: that first name → every name, itself included.
+        bindings: placeholder node name → tensor name.
+        parameters: the names in `tensors` that are parameters (`nn.Parameter`).
+        persistent: the names in `tensors` that the state dict holds.
+        architecture: hash of the names, shapes and dtypes in the state dict.
+        inputs: names of the placeholders that take the user's inputs, flattened.
+        kwarg_names: the keyword arguments at capture, in order.
+        in_spec: pytree of `(args, kwargs)`.
+        out_spec: pytree of the outputs.
+        example: the inputs at capture (flattened), for shapes.
+        batch_size: number of samples in the example; inputs must come in batches of it.
+        model_name: class name, for messages.
+    """
+
+    graph: torch.fx.Graph = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    aliases: Mapping[str, tuple[str, ...]] = field(repr=False)
+    bindings: Mapping[str, str] = field(repr=False)
+    parameters: frozenset[str] = field(repr=False)
+    persistent: frozenset[str] = field(repr=False)
+    inputs: tuple[str, ...]
+    kwarg_names: tuple[str, ...]
+    in_spec: pytree.TreeSpec = field(repr=False)
+    out_spec: pytree.TreeSpec = field(repr=False)
+    example: Batch = field(repr=False)
+    batch_size: int
+    model_name: str
+    architecture: str
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self.graph.nodes)
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """The nodes (or constants) that the program returns, flattened."""
+        (returned,) = self.graph.output_node().args
+        return tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The tensors that some call reads."""
+        return frozenset(
+            self.bindings[node.name] for node in self.nodes if node.name in self.bindings and node.users
+        )
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
+        """The flat inputs for a call `model(*args, **kwargs)`.
+
+        Raises:
+            DataError: the structure or the shapes are not those of the capture.
+        """
+        ordered = {name: kwargs[name] for name in self.kwarg_names if name in kwargs}
+        leaves, spec = pytree.tree_flatten((tuple(args), ordered))
+        if spec != self.in_spec:
+            raise DataError(
+                f"The inputs do not have the structure that {self.model_name} was captured with.",
+                expected=str(self.in_spec),
+                got=str(spec),
+                where="calibration batch",
+                hint="pass batches of the same form as the example inputs, or say with forward= how to call the model",
+            )
+        return tuple(leaves)
+
+    def is_batched(self, position: int) -> bool:
+        """Whether flat input `position` carries the batch in its first dimension."""
+        value = self.example[position]
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.batch_size
+
+
+def architecture(state: Mapping[str, Any]) -> str:
+    """SHA-256 over the names, shapes and dtypes of a state dict: two models that agree take the same plan."""
+    lines = (f"{name} {tuple(t.shape)} {t.dtype}\n" for name, t in state.items() if isinstance(t, Tensor))
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def op_name(node: Node) -> str:
+    """The op of a call node as `aten.conv2d.default`; other node kinds by their kind."""
+    if node.op != "call_function":
+        return node.op
+    target = node.target
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def module_path(node: Node) -> str:
+    """The module that a node was called in, e.g. `layer1.0.conv1`; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(list(stack.values()))), "")
+
+
+def place(node: Node) -> str:
+    """Where a node comes from, for messages: op, module path, and the last source line of the user's model."""
+    path = module_path(node)
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    files = [line for line in trace if line.startswith("File ") and "/torch/nn/" not in line]
+    where = f"{op_name(node)} at {path or 'the model'}"
+    if files:
+        name, line = files[-1].split('"')[1], files[-1].split("line ")[1].split(",")[0]
+        where += f", {name.rsplit('/', 1)[-1]}:{line}"
+    return where
+
+
+def shape(node: Any) -> tuple[int, ...]:
+    """The shape of the tensor that a node gives; empty for anything else."""
+    value = node.meta.get("val") if isinstance(node, Node) else node
+    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()

@@ -1,0 +1,96 @@
+"""The interpreter: runs a Program node by node on given inputs.
+
+A candidate network is the program plus *overrides*: other tensors under the same names. Statistics observe this
+interpreter, sensitivity and correction compare two runs of it, the proof runs it in float64. There are no
+forward hooks anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from actprune.graph.lift import lift
+from actprune.graph.program import Batch, Program
+
+Observer = Callable[[Node, tuple[Any, ...], Any], None]
+"""Called after every ATen call with the node, its positional arguments as values, and its result."""
+
+
+def run(
+    program: Program,
+    batch: Batch,
+    overrides: Mapping[str, Tensor] | None = None,
+    *,
+    lifted: bool = False,
+    observe: Observer | None = None,
+) -> tuple[Any, ...]:
+    """The flat outputs of `program` on one flat batch (see `Program.flatten`).
+
+    Args:
+        overrides: tensor name → what to use instead of the model's own tensor.
+        lifted: compute in float64 on the CPU.
+        observe: sees every call; values are freed after their last use, so it must not need them later.
+    """
+    values: dict[Node, Any] = dict(bound_values(program, batch, overrides or {}, lifted))
+    dying = last_uses(program)
+    with torch.no_grad():
+        for node in program.nodes:
+            if node.op == "call_function":
+                args, kwargs = arguments(node, values)
+                values[node] = call(node, args, kwargs, lifted)
+                if observe is not None:
+                    observe(node, args, values[node])
+            elif node.op == "output":
+                return tuple(values[out] if isinstance(out, Node) else out for out in program.outputs)
+            for dead in dying.get(node, ()):
+                values.pop(dead, None)
+    return ()
+
+
+def bound_values(
+    program: Program, batch: Batch, overrides: Mapping[str, Tensor], lifted: bool = False
+) -> Iterator[tuple[Node, Any]]:
+    """What each placeholder stands for: an input of the batch, a tensor of the model, or its override."""
+    given = dict(zip(program.inputs, batch, strict=True))
+    for node in program.nodes:
+        if node.op == "placeholder":
+            name = program.bindings.get(node.name)
+            value = given[node.name] if name is None else overrides.get(name, program.tensors[name])
+            # a parameter is lifted where it is used, so that only one at a time is held in float64
+            yield node, lift(value) if lifted and name is None else value
+
+
+def arguments(node: Node, values: Mapping[Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return map_arg(node.args, values.__getitem__), dict(map_arg(node.kwargs, values.__getitem__))  # type: ignore[arg-type]
+
+
+def call(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], lifted: bool = False) -> Any:
+    """One ATen call."""
+    if not lifted:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    return lift(node.target(*lift(args), **lift(dict(kwargs))))  # type: ignore[operator]
+
+
+def last_uses(program: Program) -> dict[Node, list[Node]]:
+    """Node → the computed values that nothing reads after it."""
+    last: dict[Node, Node] = {}
+    for node in program.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    dying: dict[Node, list[Node]] = {}
+    for source, node in last.items():
+        dying.setdefault(node, []).append(source)
+    return dying
+
+
+def run_all(
+    program: Program, batches: Iterable[Batch], overrides: Mapping[str, Tensor] | None = None
+) -> list[tuple[Any, ...]]:
+    """The outputs of every batch."""
+    return [run(program, batch, overrides) for batch in batches]

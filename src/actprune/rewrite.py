@@ -1,0 +1,60 @@
+"""The candidate network before surgery: the dense graph with some tensors overridden.
+
+Removing a group's units equals, on the dense-shaped graph, zero columns in every weight that sums over them.
+All deciding happens on such rewrites; surgery afterwards only slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices, kept_indices, leaves
+from actprune.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """Dense-shaped overrides of a model's tensors.
+
+    Attributes:
+        tensors: tensor name → the tensor to use instead, of the dense shape, with zero columns where
+            units are cut.
+        record: what was decided for each consumer and for BatchNorm, for the report.
+    """
+
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def kept_units(graph: Graph, plan: Plan) -> dict[int, Indices]:
+    """Leaf key of `graph` → kept units. Plan and graph meet by group names: keys are each capture's own."""
+    by_name = {name: units for name, group in plan.groups.items() if (units := plan.kept.get(group.key)) is not None}
+    return {group.key: by_name[group.name] for group in graph.groups if group.name in by_name}
+
+
+def zero_columns(graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> dict[str, Tensor]:
+    """The overrides that stand for `plan` on the dense graph: `rewrite`, and zeros where units are cut.
+
+    Returns:
+        tensor name → tensor of the dense shape; only tensors that differ from the model's own.
+    """
+    overrides = dict(rewrite.tensors) if rewrite is not None else {}
+    kept = kept_units(graph, plan)
+    for site in (*graph.sites, *graph.training_sites):
+        axis = graph.tensor_axes[site.weight][site.in_dim]
+        if not any(leaf.key in kept for leaf in leaves(axis)):
+            continue
+        weight = overrides.get(site.weight, graph.program.tensors[site.weight])
+        columns = torch.as_tensor(kept_indices(axis, kept), device=weight.device)
+        mask = torch.zeros(weight.shape[site.in_dim], dtype=weight.dtype, device=weight.device)
+        mask[columns] = 1
+        shape = [1] * weight.dim()
+        shape[site.in_dim] = -1
+        overrides[site.weight] = weight.detach() * mask.view(shape)
+    return overrides
