@@ -714,7 +714,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Mnist:
     except DataError as error:
         if error.problem != "MNIST could not be downloaded":
             raise
-        folder = mnist._cache_folder()
+        folder = mnist.cache_folder()
         if folder is None or not (folder / mnist.NPZ).is_file():
             pytest.skip(f"no cached MNIST, and no download: {error.got}")
         return load_mnist(folder / mnist.NPZ)

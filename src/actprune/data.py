@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,6 +18,15 @@ from actprune.graph.trace import call_arguments
 
 Forward = Callable[[Any, Any], Any]
 """`forward(model, batch)` calls the model on a batch; actprune notes what the model is called with."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""`(args, kwargs)` of a call."""
+
+SIZE = 2048
+"""Samples that are taken where nothing else is asked for."""
+
+CHUNK = 32
+"""Samples per batch where all of them come in one tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,81 +77,51 @@ class Calibration:
         return Calibration(self.batches[:count], count * size)
 
     def holdout(self, share: float = 0.25) -> tuple[Calibration, Calibration]:
-        """The batches in two parts, the second with about `share` of them; the same ones twice if there is one."""
-        size, count = self.samples // len(self.batches), round(len(self.batches) * share)
-        if count == 0 or count == len(self.batches):
+        """The batches in two parts, the second with about `share` of them; the same one twice if there is one."""
+        total = len(self.batches)
+        if total == 1:
             return self, self
-        every = max(2, round(1 / share))
-        held = tuple(b for i, b in enumerate(self.batches) if i % every == every - 1)
-        rest = tuple(b for i, b in enumerate(self.batches) if i % every != every - 1)
+        size, count = self.samples // total, min(max(1, round(total * share)), total - 1)
+        chosen = {(2 * i + 1) * total // (2 * count) for i in range(count)}  # spread evenly
+        held = tuple(b for i, b in enumerate(self.batches) if i in chosen)
+        rest = tuple(b for i, b in enumerate(self.batches) if i not in chosen)
         return Calibration(rest, len(rest) * size), Calibration(held, len(held) * size)
 
 
-def take(
-    model: nn.Module, calibration: Iterable[Any], size: int, forward: Forward | None = None
-) -> Samples:
+def take(model: nn.Module, calibration: Iterable[Any], size: int, forward: Forward | None = None) -> Samples:
     """Take up to `size` samples from any iterable of batches.
 
     A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
-    or a dict (keyword arguments; keys that the model doesn't take are dropped). `forward` overrides all that.
+    or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
+    one tensor in place of the iterable holds all samples. `forward` overrides all that.
 
     Raises:
         DataError: nothing to take, or batches that do not fit together.
     """
+
+    def call(batch: Any) -> Arguments:
+        return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)
+
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    pieces: list[list[Any]] = []
-    spec: pytree.TreeSpec | None = None
-    batched: tuple[bool, ...] = ()
-    count = first_size = 0
-    for batch in calibration:
-        args, kwargs = _call(model, batch, forward)
-        flat, found = pytree.tree_flatten((args, kwargs))
-        n = next((int(v.shape[0]) for v in flat if isinstance(v, Tensor) and v.dim() > 0), 0)
-        if spec is None:
-            spec, first_size = found, n
-            batched = tuple(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == n for v in flat)
-        if n == 0:
-            continue
-        _check_piece(found, spec, flat, pieces)
-        pieces.append([v.detach().to(device) if isinstance(v, Tensor) else v for v in flat])
-        count += n
-        if count >= size:
-            break
-    if spec is None or count == 0:
-        raise DataError(
-            "The calibration data is empty.",
-            expected="an iterable with at least one batch of at least one sample",
-            got=f"{type(calibration).__name__} without a sample",
-            where="calibration",
-            hint="pass a list of batches or a data loader; a generator that was used up before gives nothing",
-        )
-    leaves = tuple(
-        torch.cat([piece[i] for piece in pieces])[:size] if batched[i] else pieces[0][i] for i in range(len(batched))
-    )
-    count = min(count, size)
-    return Samples(leaves, batched, spec, count, min(first_size, count))
+    return _gather(calibration, size, call, device)
 
 
 def fit(program: Program, calibration: Iterable[Any] | Calibration | Samples, size: int | None = None) -> Calibration:
     """Calibration data in the batches that `program` takes.
 
+    Args:
+        size: how many samples to take at most where they are not taken yet; `SIZE` by default.
+
     Raises:
-        DataError: fewer samples than one batch, or another shape than at capture.
+        DataError: fewer samples than one batch, or another form or shape than at capture.
     """
     if isinstance(calibration, Calibration):
         return calibration
     samples = calibration
     if not isinstance(samples, Samples):
-        samples = take(_Signature(program), samples, size or 2048)
-    for position, (given, example) in enumerate(zip(samples.leaves, program.example, strict=True)):
-        if isinstance(example, Tensor) and program.is_batched(position) and given.shape[1:] != example.shape[1:]:
-            raise DataError(
-                "The calibration batches do not have the captured shape.",
-                expected=f"samples of shape {tuple(example.shape[1:])}",
-                got=f"samples of shape {tuple(given.shape[1:])}",
-                where=f"input {position} of {program.model_name}",
-                hint="capture the model with a batch of this data, or make the data like the example",
-            )
+        device = next((program.tensors[name].device for name in program.bindings.values()), torch.device("cpu"))
+        samples = _gather(samples, size or SIZE, lambda batch: _program_arguments(program, _input(batch)), device)
+    samples = _as_captured(program, samples)
     step = program.batch_size
     batches = tuple(samples.batch(i, i + step) for i in range(0, samples.count - step + 1, step))
     if not batches:
@@ -155,55 +135,85 @@ def fit(program: Program, calibration: Iterable[Any] | Calibration | Samples, si
     return Calibration(batches, step * len(batches), samples.count - step * len(batches))
 
 
-class _Signature(nn.Module):
-    """Stands for the captured model where only the names of its keyword arguments are asked for."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self._buffers["device"] = next(iter(program.tensors.values()), torch.zeros(0))
-        names = program.kwarg_names
-        parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in names]
-        self.forward = lambda: None
-        self.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+# -- from batches to samples -----------------------------------------------------------------------
 
 
-class _Recorder:
-    """Called in the model's place by a user's `forward`, it notes with what."""
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One batch, flattened."""
 
-    def __init__(self) -> None:
-        self.called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+    names: tuple[str, ...]
+    count: int
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = args, kwargs
-        raise _Recorded
-
-
-class _Recorded(Exception):  # noqa: N818  (a signal, not an error)
-    pass
+    def is_batched(self, position: int) -> bool:
+        value = self.leaves[position]
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.count
 
 
-def _call(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if forward is not None:
-        recorder = _Recorder()
-        try:
-            forward(recorder, batch)
-        except _Recorded:
-            pass
-        if recorder.called is None:
-            raise DataError(
-                "forward= did not call the model.",
-                expected="a function forward(model, batch) that calls model(…) once",
-                got="a return without that call",
-                where="forward",
-                hint="for example forward=lambda model, batch: model(batch['image'])",
-            )
-        return recorder.called
-    if isinstance(batch, tuple | list) and not isinstance(batch, Mapping):
-        if not batch:
-            return (), {}
-        batch = batch[0]
-    if isinstance(batch, Tensor | Mapping | tuple | list):
-        return call_arguments(model, batch)
+def _gather(calibration: Iterable[Any], size: int, call: Callable[[Any], Arguments], device: torch.device) -> Samples:
+    if size < 1:
+        raise DataError(
+            "No calibration samples are asked for.",
+            expected="at least 1",
+            got=str(size),
+            where="calibration_size",
+            hint="some hundred samples are a good start",
+        )
+    pieces: list[_Piece] = []
+    count = 0
+    for batch in _iterate(calibration):
+        piece = _piece(call(batch), pieces[0].names if pieces else None, device)
+        if piece.count == 0:
+            continue
+        if pieces:
+            _check_same_form(piece, pieces[0])
+        pieces.append(piece)
+        count += piece.count
+        if count >= size:
+            break
+    if not pieces:
+        raise DataError(
+            "The calibration data is empty.",
+            expected="an iterable with at least one batch of at least one sample",
+            got=f"{type(calibration).__name__} without a sample",
+            where="calibration",
+            hint="pass a list of batches or a data loader; a generator that was used up before gives nothing",
+        )
+    first, count = pieces[0], min(count, size)
+    batched = tuple(first.is_batched(i) for i in range(len(first.leaves)))
+    leaves = tuple(
+        torch.cat([piece.leaves[i] for piece in pieces])[:size] if b else first.leaves[i] for i, b in enumerate(batched)
+    )
+    return Samples(leaves, batched, first.spec, count, min(first.count, count))
+
+
+def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
+    if isinstance(calibration, Tensor | np.ndarray):  # iterating over it would give samples without a batch
+        return iter(_tensor(calibration).split(CHUNK))
+    try:
+        return iter(calibration)
+    except TypeError as error:
+        raise DataError(
+            "The calibration data can't be iterated over.",
+            expected="an iterable of batches, such as a list or a data loader",
+            got=type(calibration).__name__,
+            where="calibration",
+            hint="put a single batch into a list: [batch]",
+        ) from error
+
+
+def _tensor(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _input(batch: Any) -> Any:
+    """What a batch holds for the model."""
+    if isinstance(batch, tuple | list):
+        batch = batch[0] if batch else batch
+    if isinstance(batch, Tensor | np.ndarray | Mapping | tuple | list):
+        return batch
     raise DataError(
         "A calibration batch is of no kind that actprune knows.",
         expected="a tensor, a tuple or list whose first element is the input, or a dict",
@@ -213,14 +223,138 @@ def _call(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[tuple[
     )
 
 
-def _check_piece(found: pytree.TreeSpec, spec: pytree.TreeSpec, flat: list[Any], pieces: list[list[Any]]) -> None:
-    shapes = [tuple(v.shape[1:]) for v in flat if isinstance(v, Tensor)]
-    before = [tuple(v.shape[1:]) for v in pieces[0] if isinstance(v, Tensor)] if pieces else shapes
-    if found != spec or shapes != before:
+def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device) -> _Piece:
+    """A call flattened, its keyword arguments in the order of `names` where they are the same ones."""
+    args, kwargs = call
+    if names is not None and set(names) == set(kwargs):
+        kwargs = {name: kwargs[name] for name in names}
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    flat = [_tensor(v) for v in flat]
+    batched = [v for v in flat if isinstance(v, Tensor) and v.dim() > 0]
+    if flat and not batched:
         raise DataError(
-            "The calibration batches do not fit together.",
-            expected=f"every batch like the first: {before if found == spec else spec}",
-            got=str(shapes if found == spec else found),
+            "A calibration batch holds no tensor with a batch dimension.",
+            expected="at least one tensor, samples first",
+            got=", ".join(type(v).__name__ for v in flat),
             where="calibration",
-            hint="resize or pad the samples to one shape",
+            hint="make tensors of the inputs, or say with forward= how to call the model on a batch",
         )
+    leaves = [v.detach().to(device) if isinstance(v, Tensor) else v for v in flat]
+    return _Piece(leaves, spec, tuple(kwargs), int(batched[0].shape[0]) if batched else 0)
+
+
+def _check_same_form(piece: _Piece, first: _Piece) -> None:
+    """What is concatenated must have the same sample shape and type; what is not must be the same in every batch."""
+    if piece.spec != first.spec:
+        raise _misfit(str(first.spec), str(piece.spec))
+    for i, (own, other) in enumerate(zip(piece.leaves, first.leaves, strict=True)):
+        if first.is_batched(i):
+            if not piece.is_batched(i):
+                raise _misfit(f"{piece.count} samples in every input", f"{len(own)} in input {i}")
+            if (own.shape[1:], own.dtype) != (other.shape[1:], other.dtype):
+                raise _misfit(_form(other[0]), _form(own[0]))
+        elif not _equal(own, other):
+            raise _misfit(f"input {i} without a batch dimension to be the same in all of them", "different values")
+
+
+def _misfit(first: str, found: str) -> DataError:
+    return DataError(
+        "The calibration batches do not fit together.",
+        expected=f"every batch like the first: {first}",
+        got=found,
+        where="calibration",
+        hint="resize or pad the samples to one shape, or give the inputs one by one with forward=",
+    )
+
+
+def _form(value: Any) -> str:
+    """Shape and dtype of a sample, for messages."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"shape {tuple(value.shape)} and {str(value.dtype).removeprefix('torch.')}"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)
+
+
+# -- how the model is called -----------------------------------------------------------------------
+
+
+class _Recorder:
+    """Called in the model's place by a user's `forward`, it notes with what; else it is like the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.called: Arguments | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = args, kwargs
+        raise _Recorded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class _Recorded(Exception):
+    """A signal, not an error: `forward` has called the model, the rest of it is not needed."""
+
+
+def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
+    recorder = _Recorder(model)
+    with contextlib.suppress(_Recorded):
+        forward(recorder, batch)
+    if recorder.called is None:
+        raise DataError(
+            "forward= did not call the model.",
+            expected="a function forward(model, batch) that calls model(…) once",
+            got="a return without that call",
+            where="forward",
+            hint="for example forward=lambda model, batch: model(batch['image'])",
+        )
+    return recorder.called
+
+
+def _program_arguments(program: Program, inputs: Any) -> Arguments:
+    """As `call_arguments`, for a model that is captured already."""
+    if isinstance(inputs, Mapping):
+        kwargs = {name: inputs[name] for name in program.kwarg_names if name in inputs}
+        if not kwargs:
+            raise DataError(
+                f"No key of the batch is a keyword argument that {program.model_name} was captured with.",
+                expected=f"keys among {', '.join(program.kwarg_names)}"
+                if program.kwarg_names
+                else "a tensor or a tuple",
+                got=", ".join(map(str, inputs)),
+                where="calibration",
+                hint="capture the model with a dict of these keys, or pass batches like the example inputs",
+            )
+        return (), kwargs
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+# -- against the capture ---------------------------------------------------------------------------
+
+
+def _as_captured(program: Program, samples: Samples) -> Samples:
+    """The samples with their inputs in the order of the capture, each checked against its example."""
+    args, kwargs = pytree.tree_unflatten(list(samples.leaves), samples.spec)
+    leaves = program.flatten(args, kwargs)
+    args, kwargs = pytree.tree_unflatten(list(samples.batched), samples.spec)
+    batched = program.flatten(args, kwargs)
+    for i, (given, example) in enumerate(zip(leaves, program.example, strict=True)):
+        known, found = (
+            _form(value[0]) if of_samples else _form(value)
+            for value, of_samples in ((example, program.is_batched(i)), (given, batched[i]))
+        )
+        if known != found or program.is_batched(i) != batched[i]:
+            raise DataError(
+                "The calibration batches do not have the captured shape.",
+                expected=("samples of " if program.is_batched(i) else "") + known,
+                got=("samples of " if batched[i] else "") + found,
+                where=f"input {i} of {program.model_name}",
+                hint="capture the model with a batch of this data, or make the data like the example",
+            )
+    return Samples(leaves, batched, program.in_spec, samples.count, samples.batch_size)

@@ -123,7 +123,7 @@ def load_mnist(data: Path | None = None, cache: Path | None = None) -> Mnist:
     """
     if data is not None:
         return _from_data(Path(data))
-    folder = _cache_folder() if cache is None else Path(cache)
+    folder = cache_folder() if cache is None else Path(cache)
     mnist = None if folder is None else _from_cache(folder / NPZ)
     if mnist is None:
         with tempfile.TemporaryDirectory(prefix="actprune-mnist-") as scratch:
@@ -250,7 +250,7 @@ def _from_cache(path: Path) -> Mnist | None:
         return None
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     own, base = os.environ.get("ACTPRUNE_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         if own:

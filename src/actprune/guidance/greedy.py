@@ -14,120 +14,117 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Problem
+from actprune.guidance.problem import Problem, block_costs, inverse_of
 
 REFACTOR_EVERY = 64
-"""Removals after which the inverse is computed afresh, against the drift of the downdates."""
+"""Removals after which the inverse is computed afresh, against the drift of the downdates; at least a quarter of
+the units, so that all these inversions together stay of the order of the first."""
+
+GATHER = 64
+"""Downdates of the inverse are gathered until they touch so many columns, then applied in one matrix product: one by one
+they would be bound by memory, not by arithmetic."""
 
 
 class Elimination:
-    """The state of one consumer during elimination: the inverse Gram and the compensated weight."""
+    """The state of one consumer during elimination: the inverse M, and the compensated weight W̃ as `Problem.factor`.
+
+    Columns are those still there, unit after unit, then those of no unit of the group.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self._target = problem.factor @ problem.gram
+        self._width = problem.columns.shape[1]
+        others = torch.ones(problem.gram.shape[0], dtype=torch.bool)
+        others[problem.columns.reshape(-1)] = False
+        self._others = others.nonzero().reshape(-1)
         self.restart(torch.arange(problem.columns.shape[0]))
 
     def restart(self, units: Tensor) -> None:
         """Compute everything afresh with only `units` kept."""
-        problem = self.problem
-        kept = problem.kept(units)
-        p = problem.weight.shape[1]
-        inverse = torch.linalg.inv(problem.gram[kept][:, kept])
-        self.inverse = torch.zeros(p, p, dtype=torch.float64)
-        self.inverse[kept[:, None], kept] = (inverse + inverse.T) / 2
-        self.weight = torch.zeros_like(problem.weight)
+        kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
+        inverse = inverse_of(self.problem.gram[kept][:, kept])
         # W_K + W_D (C + λI)_DK (C + λI)_KK⁻¹ is W (C + λI)_:K (C + λI)_KK⁻¹
-        self.weight[:, kept] = problem.weight @ problem.gram[:, kept] @ inverse
+        self._hold(units, inverse, inverse @ self._target[:, kept].T)
 
     def costs(self, units: Tensor) -> Tensor:
         """(len(units),) S_g of each unit."""
-        columns = self.problem.columns[units]
-        block = self.inverse[columns[:, :, None], columns[:, None, :]]
-        weight = self.weight[:, columns].permute(1, 0, 2)  # (n, o, b)
-        solved = torch.linalg.solve(block, weight.transpose(1, 2))  # (n, b, o)
-        return (weight.transpose(1, 2) * solved * self.problem.rows).sum((1, 2))
+        return self._unit_costs()[self._row[units]]
 
     def remove(self, unit: int) -> None:
         """Take the unit's columns out and let the others take over what they can."""
-        columns = self.problem.columns[unit]
-        across = self.inverse[columns]  # (b, p)
+        row, b = int(self._row[unit]), self._width
+        columns = slice(row * b, row * b + b)
+        left, right = self._left[: self._gathered], self._right[: self._gathered]
+        across = self._inverse[columns] - left[:, columns].T @ right  # (b, p)
         solved = torch.linalg.solve(across[:, columns], across)
-        self.weight -= self.weight[:, columns] @ solved
-        self.inverse -= across.T @ solved
-        self.weight[:, columns] = 0
-        self.inverse[columns] = 0
-        self.inverse[:, columns] = 0
+        self._weight -= solved.T @ self._weight[columns]
+        own, other = (self._per_unit(x.T) for x in (across, solved))  # (n, b, b)
+        self._blocks -= own @ other.transpose(1, 2)
+        self._weight[columns] = 0
+        self._blocks[row] = torch.eye(b, dtype=torch.float64)
+        self._row[unit] = -1
+        self._left[self._gathered : self._gathered + b] = across
+        self._right[self._gathered : self._gathered + b] = solved
+        self._gathered += b
+        if self._gathered + b > self._left.shape[0]:
+            self._apply()
+
+    def _hold(self, units: Tensor, inverse: Tensor, weight: Tensor) -> None:
+        """Set the state: `weight` is (p, r), so that the rows of a unit lie together."""
+        n, b = units.numel(), self._width
+        self._row = torch.full((self.problem.columns.shape[0],), -1)
+        self._row[units] = torch.arange(n)
+        self._inverse, self._weight = inverse, weight
+        index = torch.arange(n * b).reshape(n, b)
+        self._blocks = inverse[index[:, :, None], index[:, None, :]]
+        size = max(GATHER, b)
+        self._left, self._right = torch.empty(2, size, inverse.shape[0], dtype=torch.float64)
+        self._gathered = 0
+
+    def _apply(self) -> None:
+        """Apply the gathered downdates and let go of what was removed."""
+        self._inverse -= self._left[: self._gathered].T @ self._right[: self._gathered]
+        units = (self._row >= 0).nonzero().reshape(-1)
+        rows, b = self._row[units], self._width
+        group = (rows[:, None] * b + torch.arange(b)).reshape(-1)
+        last = self._inverse.shape[0]
+        kept = torch.cat([group, torch.arange(last - self._others.numel(), last)])
+        inverse = self._inverse[kept][:, kept]
+        self._hold(units, (inverse + inverse.T) / 2, self._weight[kept])
+
+    def _unit_costs(self) -> Tensor:
+        return block_costs(self._blocks, self._per_unit(self._weight))
+
+    def _per_unit(self, x: Tensor) -> Tensor:
+        """(p, …) → (n, b, …), without the columns of no unit."""
+        n, b = self._blocks.shape[:2]
+        return x[: n * b].reshape(n, b, -1)
 
 
-def eliminate(group: Sequence[Problem]) -> tuple[list[int], list[float]]:
-    """Remove unit after unit, each time the cheapest.
+def eliminate(group: Sequence[Problem], order: Sequence[int] | None = None) -> tuple[list[int], list[float]]:
+    """Remove unit after unit, each time the cheapest, or the last of a given `order`.
 
     Returns:
-        (order, curve): units from the most important to the first removed; curve[k] is the rise of the
-        objective when the first k of them are kept (curve[n] = 0, curve[0] of the last unit extrapolated
-        by its own cost).
+        (order, curve): units from the most important to the first removed; curve[k] is the rise of the objective when
+        the first k of them are kept (curve[n] = 0).
     """
-    n = group[0].columns.shape[0]
     states = [Elimination(problem) for problem in group]
-    alive = list(range(n))
+    alive = list(range(group[0].columns.shape[0]))
     removed: list[int] = []
     curve = [0.0]
+    since = 0
     while alive:
-        units = torch.tensor(alive)
-        costs = sum((state.costs(units) for state in states), torch.zeros(len(alive), dtype=torch.float64))
-        cheapest = int(costs.argmin())
-        curve.append(curve[-1] + max(float(costs[cheapest]), 0.0))
-        removed.append(alive.pop(cheapest))
-        if alive and len(removed) % REFACTOR_EVERY == 0:
-            for state in states:
+        costs = torch.stack([state.costs(torch.tensor(alive)) for state in states]).sum(0)
+        chosen = int(costs.argmin()) if order is None else alive.index(order[len(alive) - 1])
+        curve.append(curve[-1] + max(float(costs[chosen]), 0.0))
+        removed.append(alive.pop(chosen))
+        since += 1
+        afresh = since >= max(REFACTOR_EVERY, len(alive) // 4)
+        for state in states if alive else ():
+            if afresh:
                 state.restart(torch.tensor(alive))
-        elif alive:
-            for state in states:
+            else:
                 state.remove(removed[-1])
+        since = 0 if afresh else since
     return removed[::-1], curve[::-1]
-
-
-def swap(group: Sequence[Problem], units: Sequence[int], rounds: int) -> list[int]:
-    """Improve a support by exchanging one kept unit for one removed, while the objective falls.
-
-    Removing g costs S_g; adding h then gains tr(N_h S_hh⁻¹ N_hᵀ) with the Schur complement S = A_DD − A_DK A_KK⁻¹ A_KD
-    of the removed columns and N = W_D S.
-    """
-    n = group[0].columns.shape[0]
-    kept = sorted(units)
-    if len(kept) in (0, n):
-        return kept
-    states = [Elimination(problem) for problem in group]
-    for _ in range(rounds):
-        for state in states:
-            state.restart(torch.tensor(kept))
-        now = torch.tensor(kept)
-        costs = sum((state.costs(now) for state in states), torch.zeros(len(kept), dtype=torch.float64))
-        leaving = kept[int(costs.argmin())]
-        without = [unit for unit in kept if unit != leaving]
-        outside = [unit for unit in range(n) if unit not in without]
-        gains = sum((_gains(problem, without, outside) for problem in group), torch.zeros(len(outside)).double())
-        entering = outside[int(gains.argmax())]
-        better = float(gains.max()) - float(gains[outside.index(leaving)])
-        if entering == leaving or better <= 1e-9 * float(gains.max()):
-            break
-        kept = sorted([*without, entering])
-    return kept
-
-
-def _gains(problem: Problem, kept: Sequence[int], outside: Sequence[int]) -> Tensor:
-    """(len(outside),) by how much the objective falls when one more unit is kept."""
-    stay = problem.kept(kept)
-    gone = problem.columns[torch.tensor(outside)]
-    flat = gone.reshape(-1)
-    gram = problem.gram
-    schur = gram[flat][:, flat]
-    if stay.numel():
-        cross = gram[stay][:, flat]
-        schur = schur - cross.T @ torch.linalg.solve(gram[stay][:, stay], cross)
-    n, b = gone.shape
-    numerator = (problem.weight[:, flat] @ schur).reshape(-1, n, b).permute(1, 0, 2)  # (n, o, b)
-    index = torch.arange(n * b).reshape(n, b)
-    block = schur[index[:, :, None], index[:, None, :]]
-    solved = torch.linalg.solve(block, numerator.transpose(1, 2))
-    return (numerator.transpose(1, 2) * solved * problem.rows).sum((1, 2))

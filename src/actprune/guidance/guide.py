@@ -11,10 +11,12 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import PlanError
-from actprune.guidance.greedy import eliminate, swap
-from actprune.guidance.lasso import MAX_UNITS, contribution_gram, lasso_path
-from actprune.guidance.problem import Problem, held_out_error, problems
-from actprune.guidance.scores import SCORES, filter_norm
+from actprune.guidance.exchange import swap
+from actprune.guidance.greedy import eliminate
+from actprune.guidance.judge import Judge
+from actprune.guidance.lasso import MAX_UNITS, Path, contribution_gram, lasso_path
+from actprune.guidance.problem import Problem, problems
+from actprune.guidance.scores import SCORES, filter_norm, per_unit
 from actprune.methods import method as preset
 from actprune.stats.collect import Stats
 
@@ -82,15 +84,16 @@ class Guide:
         for criterion, order in own.orders.items():
             units = own.path_support.get(k, order[:k]) if criterion == "lasso" else order[:k]
             candidates.setdefault(tuple(sorted(units)), criterion)
-        if not group or k == n or len(own.orders) == 1:
+        if not group or k == n:
             units, criterion = next(iter(candidates.items()))
-            return units, criterion, held_out_error(group, units) if group and k < n else None
-        errors = {units: held_out_error(group, units) for units in candidates}
+            return units, criterion, None
+        judge = Judge(group)
+        errors = {units: judge(units) for units in candidates}
         best = min(errors, key=errors.__getitem__)
-        if max(problem.weight.shape[1] for problem in group) <= SWAP_COLUMNS:
+        if len(own.orders) > 1 and max(problem.weight.shape[1] for problem in group) <= SWAP_COLUMNS:
             swapped = tuple(swap(group, best, SWAPS))
             if swapped not in errors:
-                errors[swapped] = held_out_error(group, swapped)
+                errors[swapped] = judge(swapped)
                 candidates[swapped] = f"{candidates[best]}, swapped"
             best = min(errors, key=errors.__getitem__)
         return best, candidates[best], errors[best]
@@ -122,66 +125,108 @@ def guide(
         if method == "filter":
             found[group.name] = _filter_guide(graph, group, threshold or 0.0)
         else:
-            found[group.name] = _group_guide(graph, stats, group, questions[group.name], chosen.criteria, seed)
+            ask = _Question(graph, stats, group, questions[group.name], seed)
+            found[group.name] = _group_guide(ask, chosen.criteria)
     return Guide(method, found, questions, threshold)
 
 
-def _group_guide(
-    graph: Graph, stats: Stats | None, group: Group, group_problems: Sequence[Problem], criteria: Sequence[str], seed: int
-) -> GroupGuide:
-    orders: dict[str, tuple[int, ...]] = {}
-    curve: list[float] | None = None
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What a criterion is asked about."""
+
+    graph: Graph
+    stats: Stats | None
+    group: Group
+    problems: tuple[Problem, ...]
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What one criterion says of a group: see `GroupGuide`."""
+
+    order: tuple[int, ...]
     scores: Tensor | None = None
-    beta: tuple[float, ...] | None = None
-    supports: dict[int, tuple[int, ...]] = {}
-    natural: int | None = None
-    for criterion in criteria:
-        if criterion.startswith("greedy") and group_problems:
-            weighted = criterion == "greedy"
-            order, costs = eliminate(group_problems if weighted else [_unweighted(p) for p in group_problems])
-            orders[criterion] = tuple(order)
-            if curve is None:
-                variance = sum(problem.variance for problem in group_problems)
-                curve = [value / variance for value in costs]
-                scores = torch.zeros(group.width, dtype=torch.float64)
-                scores[torch.tensor(order)] = torch.tensor([curve[i] - curve[i + 1] for i in range(group.width)]).double()
-        elif criterion == "lasso" and group_problems and group.width <= MAX_UNITS:
-            path = lasso_path(contribution_gram(group_problems))
-            orders["lasso"] = tuple(path.order())
-            supports = {k: tuple(s) for k in range(1, group.width) if (s := path.support(k)) is not None}
-            natural = _natural_width(group_problems, orders["lasso"], supports)
-            beta = tuple(float(b) for b in path.guide(natural))
-        elif criterion in SCORES:
-            own = _score(graph, stats, group, criterion, seed)
-            orders[criterion] = tuple(int(u) for u in own.argsort(descending=True, stable=True))
-            scores = own / own.abs().mean().clamp_min(1e-30) if scores is None else scores
-    if not orders:  # a search without a consumer that has statistics: weights are all there is
-        return _group_guide(graph, None, group, (), ("l2",), seed)
-    if scores is None:
-        order = next(iter(orders.values()))
-        scores = torch.zeros(group.width, dtype=torch.float64)
-        scores[torch.tensor(order)] = torch.linspace(1, 0, group.width).double()
-    if curve is None:
-        ranked = scores.clamp_min(0)[torch.tensor(next(iter(orders.values())))]
-        lost = ranked.flip(0).cumsum(0).flip(0) / ranked.sum().clamp_min(1e-30)
-        curve = [*(float(value) for value in lost), 0.0]
-    return GroupGuide(orders, tuple(scores.tolist()), tuple(curve), beta, natural, supports)
+    curve: Sequence[float] | None = None
+    path: Path | None = None
 
 
-def _score(graph: Graph, stats: Stats | None, group: Group, criterion: str, seed: int) -> Tensor:
+def _group_guide(ask: _Question, criteria: Sequence[str]) -> GroupGuide:
+    answers = {name: answer for name in criteria if (answer := _answer(ask, name)) is not None}
+    if not answers:  # a search that can't be made for this group
+        fallback = "flap" if ask.problems else "l2"
+        answers = {fallback: _scored(ask, fallback)}
+    orders = {name: answer.order for name, answer in answers.items()}
+    main = next((a for a in answers.values() if a.curve is not None), next(iter(answers.values())))
+    if main.curve is None and main.scores is None:  # the path alone: what its order costs
+        main = _Answer(main.order, None, eliminate(ask.problems, main.order)[1])
+    scores, curve = _scores_and_curve(ask, main)
+    path = next((a.path for a in answers.values() if a.path is not None), None)
+    if path is None:
+        return GroupGuide(orders, scores, curve, None, None, {})
+    supports = {k: tuple(s) for k in range(1, ask.group.width) if (s := path.support(k)) is not None}
+    natural = _natural_width(ask.problems, orders["lasso"], supports)
+    return GroupGuide(orders, scores, curve, tuple(path.guide(natural).tolist()), natural, supports)
+
+
+def _answer(ask: _Question, criterion: str) -> _Answer | None:
+    """None where the criterion can't be asked, or says the same as another one."""
+    if criterion in SCORES:
+        return _scored(ask, criterion)
+    if not ask.problems:
+        return None
+    if criterion == "greedy":
+        return _Answer(*_searched(ask.problems))
+    if criterion == "greedy-unweighted":
+        plain = [p.with_rows(torch.ones_like(p.rows)) for p in ask.problems]
+        return None if all(bool((p.rows == 1).all()) for p in ask.problems) else _Answer(*_searched(plain))
+    if ask.group.width > MAX_UNITS:
+        return None
+    path = lasso_path(contribution_gram(ask.problems))
+    return _Answer(tuple(path.order()), path=path)
+
+
+def _searched(group: Sequence[Problem]) -> tuple[tuple[int, ...], None, list[float]]:
+    order, curve = eliminate(group)
+    return tuple(order), None, curve
+
+
+def _scored(ask: _Question, criterion: str) -> _Answer:
     """A group without a consumer in the eval graph has no statistics; its filters' norm decides."""
-    known = stats is not None and group.name in stats.units
-    if criterion in ("l1", "l2", "random") or known:
-        return SCORES[criterion](graph, stats, group, seed).cpu()
-    return filter_norm(graph, group, 2)
+    known = ask.stats is not None and ask.group.name in ask.stats.units
+    if criterion in ("l1", "l2", "random") or (known and (criterion != "correlation" or ask.problems)):
+        scores = SCORES[criterion](ask.graph, ask.stats, ask.group, ask.seed).cpu()
+    else:
+        scores = filter_norm(ask.graph, ask.group, 2)
+    return _Answer(tuple(scores.argsort(descending=True, stable=True).tolist()), scores)
+
+
+def _scores_and_curve(ask: _Question, main: _Answer) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The scores and the curve of `GroupGuide`, one from the other."""
+    if main.curve is not None:
+        variance = sum(problem.variance for problem in ask.problems)
+        curve = [value / variance for value in main.curve]
+        scores = torch.zeros(ask.group.width, dtype=torch.float64)
+        scores[torch.tensor(main.order)] = -torch.tensor(curve, dtype=torch.float64).diff()
+        return tuple(scores.tolist()), tuple(curve)
+    scores = torch.zeros(0) if main.scores is None else main.scores
+    return tuple((scores / scores.abs().mean().clamp_min(1e-30)).tolist()), _lost(scores.clamp_min(0), main.order)
+
+
+def _lost(scores: Tensor, order: Sequence[int]) -> tuple[float, ...]:
+    """(n + 1,) the share of the total score that is lost when the first k units of `order` are kept."""
+    ranked = scores[torch.tensor(order)]
+    lost = ranked.flip(0).cumsum(0).flip(0) / ranked.sum().clamp_min(1e-30)
+    return (*lost.tolist(), 0.0)
 
 
 def _natural_width(group: Sequence[Problem], order: Sequence[int], supports: Mapping[int, tuple[int, ...]]) -> int:
     """By bisection: the error falls with the width but for noise."""
+    judge = Judge(group)
     low, high = 1, len(order)
     while low < high:
         middle = (low + high) // 2
-        if held_out_error(group, supports.get(middle, tuple(order[:middle]))) <= NATURAL:
+        if judge(supports.get(middle, tuple(order[:middle]))) <= NATURAL:
             high = middle
         else:
             low = middle + 1
@@ -192,23 +237,13 @@ def _filter_guide(graph: Graph, group: Group, threshold: float) -> GroupGuide:
     """The seed's filter pruning: a unit is worth as many weights as its filters keep at or above the threshold."""
     surviving = torch.zeros(group.width, dtype=torch.float64)
     for site in group.producers:
-        from actprune.axes.expr import positions
-
-        weight = graph.program.tensors[site.weight].detach().cpu()
-        unit = torch.as_tensor(positions(graph.tensor_axes[site.weight][site.out_dim], group.key))
-        count = (weight.movedim(site.out_dim, 0).flatten(1).abs() >= threshold).sum(1).double()
-        surviving.index_add_(0, unit[unit >= 0], count[unit >= 0])
+        surviving += per_unit(
+            graph, group, site.weight, site.out_dim, lambda rows: (rows.abs() >= threshold).double().sum(1)
+        )
     norm = filter_norm(graph, group, 2)
-    order = sorted(range(group.width), key=lambda u: (-float(surviving[u]), -float(norm[u])))
-    lost = surviving[torch.tensor(order)].flip(0).cumsum(0).flip(0) / surviving.sum().clamp_min(1)
+    order = tuple(sorted(range(group.width), key=lambda u: (-float(surviving[u]), -float(norm[u]))))
     natural = max(1, int((surviving > 0).sum()))
-    return GroupGuide(
-        {"filter": tuple(order)}, tuple(surviving.tolist()), (*lost.tolist(), 0.0), None, natural, {}
-    )
-
-
-def _unweighted(problem: Problem) -> Problem:
-    return problem.with_rows(torch.ones_like(problem.rows))
+    return GroupGuide({"filter": order}, tuple(surviving.tolist()), _lost(surviving, order), None, natural, {})
 
 
 def _missing(method: str, what: str, hint: str) -> PlanError:

@@ -66,8 +66,15 @@ class Problem:
     @cached_property
     def variance(self) -> float:
         """tr R W C Wᵀ, the variance of the weighted outputs."""
-        weight, covariance = self.weight, self.total.covariance
-        return max(float((((weight @ covariance) * weight).sum(1) * self.rows).sum()), 1e-30)
+        return max(float(((self.factor @ self.total.covariance) * self.factor).sum()), 1e-30)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """(r, p) F with FᵀF = WᵀRW and r ≤ p: all that the objective knows of the weight."""
+        weighted = self.weight * self.rows.sqrt()[:, None]
+        if weighted.shape[0] <= weighted.shape[1]:
+            return weighted
+        return torch.linalg.qr(weighted, mode="r").R  # a vocabulary has many more outputs than columns
 
     def kept(self, units: Sequence[int] | Tensor) -> Tensor:
         """(k,) columns that stay when these units do: theirs, and those of no unit of this group."""
@@ -80,15 +87,21 @@ class Problem:
         return Problem(self.weight, self.folds, self.columns, rows)
 
 
+def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
+    """The consumers of `group` that have moments of their rows.
+
+    A consumer that only training mode calls has none, even where its node's name is that of another call here.
+    """
+    known = {site for site in graph.sites if site.node in stats.sites}
+    return [s for s in group.consumers if s in known and has_rows(s, graph.program.tensors[s.weight])]
+
+
 def problems(graph: Graph, stats: Stats, group: Group) -> tuple[Problem, ...]:
     """One Problem per consumer of `group` that has statistics."""
     found: list[Problem] = []
     nodes = {node.name: node for node in graph.program.nodes}
-    for site in group.consumers:
-        weight = graph.program.tensors[site.weight]
-        if site.node not in stats.sites or not has_rows(site, weight):
-            continue
-        matrix = weight_matrix(site, weight.detach()).double().cpu()
+    for site in measured(graph, stats, group):
+        matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
         columns = unit_columns(graph, site, group, matrix.shape[1])
         folds = tuple(_on_cpu(fold) for fold in stats.sites[site.node] if fold.count)
         found.append(Problem(matrix, folds, columns, output_gain(graph, nodes[site.node]) ** 2))
@@ -105,18 +118,23 @@ def unit_columns(graph: Graph, site: Site, group: Group, count: int) -> Tensor:
 
 
 def following_norm(node: Node) -> Node | None:
-    """The batch norm that is the only reader of a call's result, if there is one."""
+    """The batch norm over the outputs of a call that is the only reader of its result, if there is one."""
     users = list(node.users)
-    if len(users) == 1 and op_name(users[0]).startswith("aten.batch_norm"):
-        return users[0]
-    return None
+    if len(users) != 1 or not op_name(users[0]).startswith("aten.batch_norm"):
+        return None
+    # dimension 1 is normalised: of (N, positions, outputs) those are the positions
+    return users[0] if _output_dim(node) == 1 else None
+
+
+def _output_dim(node: Node) -> int:
+    """The dimension of a consumer's result that holds its outputs."""
+    return 1 if "conv" in op_name(node) else node.meta["val"].dim() - 1
 
 
 def output_gain(graph: Graph, node: Node) -> Tensor:
     """(o,) what the norm that follows multiplies each output with: γ/σ, or 1."""
     norm = following_norm(node)
-    outputs = node.meta["val"].shape[1 if "conv" in op_name(node) else -1]
-    gain = torch.ones(outputs, dtype=torch.float64)
+    gain = torch.ones(node.meta["val"].shape[_output_dim(node)], dtype=torch.float64)
     if norm is None:
         return gain
     settings = _by_name(norm)
@@ -130,34 +148,15 @@ def output_gain(graph: Graph, node: Node) -> Tensor:
     return gain * tensors["weight"] if "weight" in tensors else gain
 
 
-def refit(problem: Problem, moments: Moments, units: Sequence[int] | Tensor) -> Tensor:
-    """(o, p) the ridge refit of the consumer on the columns that stay, zero elsewhere."""
-    kept = problem.kept(units)
-    covariance = moments.covariance
-    inner = covariance[kept][:, kept] + problem.ridge * torch.eye(kept.numel(), dtype=covariance.dtype)
-    target = problem.weight @ covariance[:, kept] + problem.ridge * problem.weight[:, kept]
-    result = torch.zeros_like(problem.weight)
-    result[:, kept] = torch.linalg.solve(inner, target.T).T
-    return result
+def block_costs(blocks: Tensor, weights: Tensor) -> Tensor:
+    """(n,) tr wᵀ B⁻¹ w for every unit's block B (n, b, b) and weights w (n, b, r)."""
+    products = torch.bmm(weights, weights.transpose(1, 2))
+    return torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(1)
 
 
-def held_out_error(group: Sequence[Problem], units: Sequence[int] | Tensor) -> float:
-    """Error of the refitted consumers on folds they were not fitted on, as a share of the output variance.
-
-    The mean is refitted too (it goes into the bias), so its shift between folds counts as error.
-    """
-    error = variance = 0.0
-    for problem in group:
-        folds = problem.folds
-        for held, fold in enumerate(folds):
-            rest = folds if len(folds) == 1 else folds[:held] + folds[held + 1 :]
-            train = merge_all(rest)
-            change = refit(problem, train, units) - problem.weight
-            shift = change @ (fold.mean - train.mean)
-            lost = ((change @ fold.covariance) * change).sum(1) + shift**2
-            error += float((lost * problem.rows).sum())
-            variance += problem.variance
-    return error / max(variance, 1e-30)
+def inverse_of(gram: Tensor) -> Tensor:
+    """Of a positive definite matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
 
 
 def _on_cpu(moments: Moments) -> Moments:

@@ -13,22 +13,27 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
-from actprune.guidance.problem import problems, unit_columns
-from actprune.stats.collect import Stats
-from actprune.stats.patches import has_rows, weight_matrix
+from actprune.guidance.problem import inverse_of, measured, problems, unit_columns
+from actprune.stats.collect import Activation, Stats
+from actprune.stats.patches import weight_matrix
 
 Score = Callable[[Graph, Stats | None, Group, int], Tensor]
 """(graph, stats, group, seed) → (n,) float64."""
+
+
+def per_unit(graph: Graph, group: Group, weight: str, dim: int, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """(n,) sums over what belongs to each unit in dimension `dim` of a weight, of what `of` says of its (size, …) rows."""
+    rows = graph.program.tensors[weight].detach().double().cpu().movedim(dim, 0).flatten(1)
+    unit = torch.as_tensor(positions(graph.tensor_axes[weight][dim], group.key))
+    held = unit >= 0
+    return torch.zeros(group.width, dtype=torch.float64).index_add_(0, unit[held], of(rows)[held])
 
 
 def filter_norm(graph: Graph, group: Group, order: int) -> Tensor:
     """(n,) Lᵖ norm of the producers' filters (Li et al. 2017, Pruning Filters for Efficient ConvNets)."""
     total = torch.zeros(group.width, dtype=torch.float64)
     for site in group.producers:
-        weight = graph.program.tensors[site.weight].detach().double().cpu()
-        unit = torch.as_tensor(positions(graph.tensor_axes[site.weight][site.out_dim], group.key))
-        per_row = weight.movedim(site.out_dim, 0).flatten(1).abs().pow(order).sum(1)
-        total.index_add_(0, unit[unit >= 0], per_row[unit >= 0])
+        total += per_unit(graph, group, site.weight, site.out_dim, lambda rows: rows.abs().pow(order).sum(1))
     return total.pow(1 / order)
 
 
@@ -70,22 +75,31 @@ def correlation(graph: Graph, stats: Stats | None, group: Group, seed: int) -> T
     found = problems(graph, _given(stats), group)
     total = torch.zeros(group.width, dtype=torch.float64)
     for problem in found:
-        variance = problem.total.covariance.diagonal()
-        unexplained = 1 / torch.linalg.inv(problem.gram).diagonal() - problem.ridge
+        own = problem.columns
+        inverse = inverse_of(problem.gram)[own[:, :, None], own[:, None, :]]
+        # (M_gg)⁻¹ is what is left of C_gg + λI when the others have predicted what they can
+        unexplained = torch.linalg.inv(inverse).diagonal(dim1=1, dim2=2) - problem.ridge
+        variance = problem.total.covariance.diagonal()[own]
         share = torch.where(variance > 0, unexplained.clamp_min(0) / variance.clamp_min(1e-30), 0.0)
-        total += share[problem.columns].mean(1)
+        total += share.mean(1) / len(found)
     return total
 
 
 def flap(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor:
-    """Fluctuation × squared weight norm (An et al. 2024, Fluctuation-based Adaptive Structured Pruning, eq. 5)."""
+    """Fluctuation × squared weight norm (An et al. 2024, Fluctuation-based Adaptive Structured Pruning, eq. 5).
+
+    Per column where a consumer has moments of its rows, else per unit (depthwise, transposed and very wide ones).
+    """
     total = torch.zeros(group.width, dtype=torch.float64)
+    sites = measured(graph, _given(stats), group)
     for site in group.consumers:
-        weight = graph.program.tensors[site.weight]
-        if _given(stats).sites.get(site.node) and has_rows(site, weight):
-            matrix = weight_matrix(site, weight.detach()).double().cpu()
+        if site in sites:
+            matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
             variance = _given(stats).moments(site.node).covariance.diagonal().cpu()
             total += (matrix.pow(2).sum(0) * variance)[unit_columns(graph, site, group, matrix.shape[1])].sum(1)
+        else:
+            norm = per_unit(graph, group, site.weight, site.in_dim, lambda rows: rows.pow(2).sum(1))
+            total += norm * _unit(stats, group).signed.std.cpu() ** 2
     return total
 
 
@@ -108,5 +122,5 @@ def _given(stats: Stats | None) -> Stats:
     return stats
 
 
-def _unit(stats: Stats | None, group: Group):  # noqa: ANN202
+def _unit(stats: Stats | None, group: Group) -> Activation:
     return _given(stats).units[group.name]

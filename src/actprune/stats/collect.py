@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import positions
+from actprune.axes.expr import Leaf, positions
 from actprune.axes.groups import Group
 from actprune.axes.inference import Site
 from actprune.data import Calibration, fit
 from actprune.errors import DataError
-from actprune.graph.program import place
+from actprune.graph.program import op_name, place
 from actprune.graph.run import run
 from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
 from actprune.stats.patches import has_rows, input_rows
@@ -30,6 +31,9 @@ from actprune.stats.patches import has_rows, input_rows
 FOLDS = 5
 WIDE = 1024
 """Consumers with more columns than this get two folds instead of five."""
+
+ROUNDING = 1e-7
+"""Relative precision of the values that are seen: float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +113,11 @@ class Stats:
 
     def correlation(self, node: str) -> Tensor:
         """(p, p) correlation between the input columns of a consumer; zero where a column is constant."""
-        covariance = self.moments(node).covariance
+        found = self.moments(node)
+        covariance = found.covariance
         sigma = covariance.diagonal().clamp_min(0).sqrt()
-        scale = torch.where(sigma > 0, 1 / sigma, torch.zeros_like(sigma))
+        # what is left of a constant column is the rounding of its values
+        scale = torch.where(sigma > ROUNDING * found.mean.abs(), 1 / sigma, torch.zeros_like(sigma))
         return covariance * scale[:, None] * scale[None, :]
 
     def input_output_correlation(self, node: str) -> float:
@@ -146,7 +152,12 @@ def collect(graph: Graph, calibration: Iterable[Any] | Calibration, *, folds: in
 
 
 def merge_stats(a: Stats, b: Stats) -> Stats:
-    """The statistics of both sets of samples together."""
+    """The statistics of both sets of samples together.
+
+    Raises:
+        DataError: they are not of the same capture and number of folds.
+    """
+    _check_same_form(a, b)
     return Stats(
         sites={node: tuple(map(merge, a.sites[node], b.sites[node])) for node in a.sites},
         units={name: a.units[name].merge(b.units[name]) for name in a.units},
@@ -154,6 +165,21 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
         maps={name: a.maps[name].merge(b.maps[name]) for name in a.maps},
         samples=a.samples + b.samples,
     )
+
+
+def _check_same_form(a: Stats, b: Stats) -> None:
+    """Silently leaving out a fold or a consumer would bias every later choice."""
+    first, second = ({node: (len(s.sites[node]), s.sites[node][0].mean.numel()) for node in s.sites} for s in (a, b))
+    differing = sorted(node for node in first.keys() | second.keys() if first.get(node) != second.get(node))
+    if differing or a.units.keys() != b.units.keys():
+        node = differing[0] if differing else ""
+        raise DataError(
+            "The statistics can't be merged.",
+            expected=f"the same consumers and groups, with (folds, columns) = {first.get(node, 'none')}",
+            got=str(second.get(node, "none")) if node else "other groups",
+            where=f"merge_stats, {node or 'groups'}",
+            hint="collect both with the same model, example inputs and folds=",
+        )
 
 
 class _Collector:
@@ -166,11 +192,13 @@ class _Collector:
         self.layers: dict[str, Moments] = {}
         self.maps: dict[str, Spread] = {}
         self.samples = 0
-        consumed = {site.node for group in graph.groups for site in group.consumers}
-        self._sites = {site.node: site for site in graph.sites if site.node in consumed}
+        self._sites = {site.node: site for site in graph.sites}
+        self._consumers = {site for group in graph.groups for site in group.consumers}
+        self._batch = _batch_key(graph)
         self._first: dict[str, list[Group]] = {}
         for group in graph.groups:
-            first = next((site for site in group.consumers if site.node in self._sites), None)
+            # a consumer may be a call of training mode only, and its node's name that of another one here
+            first = next((site for site in group.consumers if self._sites.get(site.node) == site), None)
             if first is not None:
                 self._first.setdefault(first.node, []).append(group)
 
@@ -178,31 +206,45 @@ class _Collector:
         site = self._sites.get(node.name)
         if site is None:
             return
-        x = next(a for a in args if isinstance(a, Tensor))
-        if site.kind == "linear" and "addmm" in str(node.target):
-            x = args[1]
+        source = 1 if op_name(node).startswith("aten.addmm") else 0
+        x = args[source]
         if not bool(torch.isfinite(value).all()):
-            raise _not_finite(node, x)
+            raise _not_finite(node, x, value)
+        if site not in self._consumers:
+            return
+        dim, numbers = self._numbers(site, node.args[source], x)
+        by_sample = x.movedim(dim, 0)
+        means = [_sample_means(y, numbers) for y in (by_sample, value.movedim(dim, 0))]
+        self.layers[node.name] = merge(self.layers.get(node.name), moments(torch.stack(means, 1)))
         weight = self.graph.program.tensors[site.weight]
-        means = torch.stack([x.flatten(1).mean(1), value.flatten(1).mean(1)], 1)
-        self.layers[node.name] = merge(self.layers.get(node.name), moments(means))
         if has_rows(site, weight):
-            self._rows(site, node, x, weight)
+            self._rows(node.name, input_rows(site, node, by_sample, weight), numbers)
         for group in self._first.get(node.name, ()):
             self._units(group, site, x)
 
-    def _rows(self, site: Site, node: Node, x: Tensor, weight: Tensor) -> None:
-        rows = input_rows(site, node, x, weight)
-        folds = self.folds if rows.shape[-1] <= WIDE else 2
-        parts = self.sites.setdefault(node.name, [])
-        for f in range(folds):
-            start = (f - self.samples) % folds
-            own = rows[start::folds].reshape(-1, rows.shape[-1])
-            found = moments(own) if own.shape[0] else _nothing(rows)
-            if f < len(parts):
-                parts[f] = merge(parts[f], found)
-            else:
-                parts.append(found)
+    def _numbers(self, site: Site, source: Any, x: Tensor) -> tuple[int, Tensor]:
+        """The dimension of x that holds the samples, and the sample of each of its indices.
+
+        The first one as a rule, but attention may put positions first, and windows of one sample share a dimension
+        with the samples. Where x holds no samples (a table of positions, say), its first indices count as such.
+        """
+        if self.graph.program.batch_size == 1:
+            return 0, torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        dims = self.graph.node_axes.get(source.name, ())
+        last = 1 if site.kind == "conv" else x.dim() - 1
+        for d, axis in enumerate(dims[:last]):
+            numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
+            if (numbers >= 0).all():
+                return d, torch.as_tensor(numbers, device=x.device)
+        return 0, torch.arange(x.shape[0], device=x.device)
+
+    def _rows(self, name: str, rows: Tensor, numbers: Tensor) -> None:
+        """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one."""
+        folds = self.folds if rows.shape[-1] <= WIDE else min(self.folds, 2)
+        fold = (numbers + self.samples) % folds
+        found = [moments(rows[fold == f].flatten(0, 1)) for f in range(folds)]
+        known = self.sites.get(name)
+        self.sites[name] = found if known is None else list(map(merge, known, found))
 
     def _units(self, group: Group, site: Site, x: Tensor) -> None:
         axis = self.graph.tensor_axes[site.weight][site.in_dim]
@@ -245,19 +287,28 @@ def _activation(values: Tensor, unit: Tensor, width: int) -> Activation:
     )
 
 
-def _nothing(rows: Tensor) -> Moments:
-    p = rows.shape[-1]
-    zeros = torch.zeros(p, dtype=torch.float64, device=rows.device)
-    return Moments(0, zeros, torch.zeros(p, p, dtype=torch.float64, device=rows.device))
+def _batch_key(graph: Graph) -> int:
+    """The key of the leaf axis that is the samples; one that no axis has where there isn't one such leaf."""
+    program = graph.program
+    first = next((name for i, name in enumerate(program.inputs) if program.is_batched(i)), "")
+    axis = next(iter(graph.node_axes.get(first, ())), None)
+    return axis.key if isinstance(axis, Leaf) else -1
 
 
-def _not_finite(node: Node, x: Tensor) -> DataError:
-    """The input decides who is to blame: the data, or the layer that first gave the values."""
-    found = "NaN" if bool(torch.isnan(x).any()) else "infinite" if not bool(torch.isfinite(x).all()) else "overflowing"
+def _sample_means(x: Tensor, numbers: Tensor) -> Tensor:
+    """(samples,) mean over everything that belongs to a sample, of x (indices, …) and the sample of each index."""
+    own = x.reshape(x.shape[0], -1).mean(1, dtype=torch.float64)
+    counts = torch.bincount(numbers)
+    return torch.zeros(counts.numel(), dtype=own.dtype, device=own.device).index_add_(0, numbers, own) / counts
+
+
+def _not_finite(node: Node, x: Tensor, value: Tensor) -> DataError:
+    """The input decides who is to blame: what came before, or this layer."""
+    side, found = ("input", x) if not bool(torch.isfinite(x).all()) else ("output", value)
     return DataError(
         "Activations are not finite.",
         expected="finite values in every layer",
-        got=f"{found} values",
+        got=f"{'NaN' if bool(torch.isnan(found).any()) else 'infinite'} values in the {side} of this layer",
         where=place(node),
-        hint="look for NaN or infinite entries in the calibration data and in the weights before this layer",
+        hint="look for NaN or infinite entries in the calibration data and in the weights up to this layer",
     )

@@ -41,16 +41,29 @@ class Moments:
 
 
 def moments(x: Tensor) -> Moments:
-    """Of rows x (n, p)."""
-    mean = x.mean(0)
-    centred = x - mean
-    return Moments(x.shape[0], mean.double(), (centred.T @ centred).double())
+    """Of rows x (n, p); n may be 0."""
+    mean, centred = _centre(x)
+    return Moments(x.shape[0], mean, (centred.T @ centred).double())
 
 
 def cross(x: Tensor, y: Tensor) -> Moments:
     """Of rows x (n, p) with y (n, q): scatter (p, q)."""
-    a, b = x.mean(0), y.mean(0)
-    return Moments(x.shape[0], a.double(), ((x - a).T @ (y - b)).double(), b.double())
+    (mean, a), (other, b) = _centre(x), _centre(y)
+    return Moments(x.shape[0], mean, (a.T @ b).double(), other)
+
+
+def _centre(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(p,) mean of the rows, float64, and the rows without it, at least float32.
+
+    Twice, for the mean of large values is itself rounded: the second mean is that of small ones.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    if x.shape[0] == 0:
+        return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device), x
+    mean = x.mean(0)
+    centred = x - mean
+    rest = centred.mean(0)
+    return mean.double() + rest.double(), centred.sub_(rest)
 
 
 def merge(a: Moments | None, b: Moments) -> Moments:
@@ -102,7 +115,7 @@ class Spread:
     def merge(self, other: Spread) -> Spread:
         """Of the values of both."""
         count = self.count + other.count
-        delta, share = other.mean - self.mean, other.count / count
+        delta, share = other.mean - self.mean, other.count / max(count, 1)
         return Spread(
             count,
             self.mean + delta * share,

@@ -1,0 +1,117 @@
+"""actprune: structured pruning of PyTorch and Keras models, with a proof for every cut.
+
+    result = actprune.prune(model, calibration, keep="macs=50%")
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actprune.allocation.allocate import allocate
+    from actprune.allocation.budget import Budget
+    from actprune.allocation.cost import cost
+    from actprune.artifacts.checkpoint import load
+    from actprune.axes.capture import Graph, capture
+    from actprune.compensation.least_squares import compensate
+    from actprune.errors import (
+        ActpruneError,
+        ArtifactError,
+        BudgetError,
+        CaptureError,
+        DataError,
+        EquivalenceError,
+        PlanError,
+        UnsupportedModelError,
+    )
+    from actprune.guidance.guide import Guide, guide
+    from actprune.methods import METHODS
+    from actprune.pipeline import Result, prune
+    from actprune.plan import Plan, make_plan
+    from actprune.proof.check import Proof, verify
+    from actprune.recovery.sgd import SGD
+    from actprune.rewrite import Rewrite
+    from actprune.stats.collect import Stats, collect
+    from actprune.surgery.slicing import cut
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SGD": "recovery.sgd",
+    "METHODS": "methods",
+    "ActpruneError": "errors",
+    "ArtifactError": "errors",
+    "Budget": "allocation.budget",
+    "BudgetError": "errors",
+    "CaptureError": "errors",
+    "DataError": "errors",
+    "EquivalenceError": "errors",
+    "Graph": "axes.capture",
+    "Guide": "guidance.guide",
+    "Plan": "plan",
+    "PlanError": "errors",
+    "Proof": "proof.check",
+    "Result": "pipeline",
+    "Rewrite": "rewrite",
+    "Stats": "stats.collect",
+    "UnsupportedModelError": "errors",
+    "allocate": "allocation.allocate",
+    "capture": "axes.capture",
+    "collect": "stats.collect",
+    "compensate": "compensation.least_squares",
+    "cost": "allocation.cost",
+    "cut": "surgery.slicing",
+    "guide": "guidance.guide",
+    "load": "artifacts.checkpoint",
+    "make_plan": "plan",
+    "prune": "pipeline",
+    "verify": "proof.check",
+}
+
+__all__ = [
+    "METHODS",
+    "SGD",
+    "ActpruneError",
+    "ArtifactError",
+    "Budget",
+    "BudgetError",
+    "CaptureError",
+    "DataError",
+    "EquivalenceError",
+    "Graph",
+    "Guide",
+    "Plan",
+    "PlanError",
+    "Proof",
+    "Result",
+    "Rewrite",
+    "Stats",
+    "UnsupportedModelError",
+    "allocate",
+    "capture",
+    "collect",
+    "compensate",
+    "cost",
+    "cut",
+    "guide",
+    "load",
+    "make_plan",
+    "prune",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'actprune' has no attribute {name!r}")
+    value = getattr(import_module(f"actprune.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

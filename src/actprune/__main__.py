@@ -1,0 +1,5 @@
+"""`python -m actprune`."""
+
+from actprune.cli.main import main
+
+main()

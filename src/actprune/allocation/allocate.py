@@ -1,0 +1,168 @@
+"""`allocate`: guide + budget → plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actprune.allocation.budget import Budget, Keep, parse
+from actprune.allocation.cost import cost
+from actprune.allocation.rules import RULES, units
+from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
+from actprune.allocation.solve import improve, solve
+from actprune.allocation.space import Space, Widths, make_space
+from actprune.axes.capture import Graph
+from actprune.data import Calibration, fit
+from actprune.distance import Distance, choose
+from actprune.errors import BudgetError
+from actprune.graph.run import run_all
+from actprune.guidance.guide import Guide
+from actprune.methods import ALLOCATIONS, known, method
+from actprune.plan import Plan, make_plan
+from actprune.rewrite import Rewrite, zero_columns
+
+RewriteOf = Callable[[Plan], Rewrite]
+"""Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
+
+WORK = 4e12
+"""Multiply-adds that the improvement in context may spend; at most `TRIALS` trades are measured."""
+
+TRIALS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What allocation measured once and can use for every budget.
+
+    Attributes:
+        curves: group name → sensitivity curve.
+        measure: widths → distance of the candidate.
+    """
+
+    curves: Mapping[str, Curve]
+    measure: Measure = field(repr=False)
+
+
+def allocate(
+    graph: Graph,
+    guide: Guide,
+    calibration: Iterable[Any] | Calibration | None = None,
+    *,
+    keep: Keep = "macs=50%",
+    allocation: str | None = None,
+    rewrite: RewriteOf | None = None,
+    protect: Sequence[str] = (),
+    round_to: int = 1,
+    distance: str | Distance = "auto",
+    measured: Measured | None = None,
+    trials: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Decide how many units of every group stay, and which.
+
+    Args:
+        calibration: held-out samples on which candidates are compared (for "sensitivity").
+        keep: the budget, "macs=50%", "params=10%", "bytes=…", "units=70%" (of every group, at least one), a
+            fraction of MACs, a `Budget`, explicit widths as a mapping, or None for the natural widths.
+        allocation: "sensitivity", "uniform", "layerwise", "spatial", "global", "natural"; None: the method's.
+        rewrite: how a candidate plan becomes a network; None: zero columns, no compensation.
+        protect: patterns of module paths whose units all stay.
+        round_to: widths become multiples of it.
+        distance: see `actprune.distance`.
+        measured: from `measure_all`, to plan several budgets from one measurement.
+        trials: trades tried in context; None: as many as a fixed amount of work allows.
+
+    Raises:
+        BudgetError: a budget out of range or unreachable.
+        PlanError: an unknown allocation, a pattern that matches nothing, nothing to cut.
+    """
+    name = known(allocation or method(guide.method).allocation, ALLOCATIONS, "allocation")
+    if isinstance(keep, Mapping):
+        return _explicit(graph, guide, keep)
+    budget = Budget("macs", 1.0) if keep is None else parse(keep)
+    space = make_space(graph, budget, protect=protect, round_to=round_to)
+    note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
+    if keep is None:
+        name = "natural"
+    if budget.cost == "units":
+        name, (ratio, widths) = "units", units(space)
+        note["rho"] = ratio
+    elif name == "sensitivity":
+        measured = measured or measure_all(graph, guide, space, calibration, rewrite, distance, progress)
+        widths, note["distance"] = _by_sensitivity(space, guide, measured, trials)
+        note["sensitivity"] = {n: dict(curve.measured) for n, curve in measured.curves.items()}
+    else:
+        note["rho"], widths = RULES[name](space, guide)
+    _check_met(space, widths, name)
+    predicted = cost(graph, widths)
+    note |= {"allocation": name, "predicted": {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes}}
+    return make_plan(graph, {n: guide.kept(n, k) for n, k in widths.items()}, **note)
+
+
+def measure_all(
+    graph: Graph,
+    guide: Guide,
+    space: Space,
+    calibration: Iterable[Any] | Calibration | None,
+    rewrite: RewriteOf | None,
+    distance: str | Distance = "auto",
+    progress: Progress | None = None,
+) -> Measured:
+    """Measure the sensitivity curves of a space once, for any number of budgets."""
+    if calibration is None:
+        raise BudgetError(
+            'allocation="sensitivity" needs data to measure on.',
+            expected="calibration samples",
+            got="None",
+            where="allocate",
+            hint='pass calibration=…, or choose allocation="uniform"',
+        )
+    data = fit(graph.program, calibration)
+    how = choose(graph.program, distance)
+    dense = run_all(graph.program, data.batches)
+
+    def measure(widths: Widths) -> float:
+        plan = make_plan(graph, {name: guide.kept(name, k) for name, k in widths.items()})
+        candidate = rewrite(plan).tensors if rewrite is not None else zero_columns(graph, plan)
+        return how(dense, run_all(graph.program, data.batches, candidate))
+
+    return Measured(measure_curves(space, guide, measure, progress), measure)
+
+
+def _by_sensitivity(space: Space, guide: Guide, measured: Measured, trials: int | None) -> tuple[Widths, float]:
+    widths = solve(space, guide, measured.curves)
+    if trials is None:
+        per_trial = max(3 * cost(space.graph).macs * 512, 1)
+        trials = min(TRIALS, int(WORK / per_trial))
+    return improve(space, widths, measured.curves, measured.measure, trials)
+
+
+def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int]) -> Plan:
+    """Widths by name; groups that are not named stay whole."""
+    names = [group.name for group in graph.groups]
+    for name, k in widths.items():
+        width = graph[known(name, names, "group")].width
+        if not 1 <= k <= width:
+            raise BudgetError(
+                f"Group {name!r} can't have {k} units.",
+                expected=f"1 to {width}",
+                got=str(k),
+                where="keep",
+                hint="graph.groups lists the widths of the dense network",
+            )
+    predicted = cost(graph, widths)
+    note = {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes}
+    kept = {name: guide.kept(name, k) for name, k in widths.items()}
+    return make_plan(graph, kept, method=guide.method, allocation="explicit", budget=None, predicted=note)
+
+
+def _check_met(space: Space, widths: Widths, name: str) -> None:
+    if name not in ("units", "natural") and not space.fits(widths):
+        raise BudgetError(
+            "The allocation misses the budget.",
+            expected=f"at most {space.target:,.0f} {space.budget.cost}",
+            got=f"{space.cost(widths):,}",
+            where=f"allocation={name!r}",
+            hint="ask for more, protect less, or choose another allocation",
+        )

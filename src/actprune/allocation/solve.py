@@ -1,0 +1,134 @@
+"""The budget solver: widths that lose least, by Lagrange multiplier, then trimmed by true counts.
+
+Minimise Σ p_g(k_g) subject to cost(k) ≤ target. MACs are bilinear in neighbouring widths, so the cost of
+each group is linearised at the current widths and the problem is solved again until nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from actprune.allocation.rules import layerwise
+from actprune.allocation.sensitivity import Curve, Measure, Progress
+from actprune.allocation.space import Space, Widths, fill, trim
+from actprune.guidance.guide import Guide
+
+ROUNDS = 6
+
+
+def solve(space: Space, guide: Guide, curves: Mapping[str, Curve]) -> Widths:
+    """The widths with the smallest sum of curves found within the budget."""
+
+    def total(widths: Widths) -> float:
+        return sum(curve(widths[name]) for name, curve in curves.items())
+
+    def change(name: str, now: int, then: int) -> float:
+        if name not in curves:
+            return 0.0
+        # a hair of preference for balanced widths decides where the curves are flat
+        return abs(curves[name](now) - curves[name](then)) + 1e-12 * abs(then - now) / space.options[name][-1]
+
+    start = layerwise(space, guide)[1]
+    candidates = [start]
+    for _ in range(ROUNDS):
+        found = fill(space, trim(space, _lagrange(space, curves, start), change), change)
+        candidates.append(found)
+        if found == start:
+            break
+        start = found
+    return min((c for c in candidates if space.fits(c)), key=total, default=space.narrowest)
+
+
+def _lagrange(space: Space, curves: Mapping[str, Curve], around: Widths) -> Widths:
+    """Every group's best width for the smallest multiplier at which the (linearised) budget holds."""
+    costs = {
+        name: [space.cost({**around, name: k}) for k in curve.widths] for name, curve in curves.items()
+    }
+    base = space.cost(around)
+    room = space.target - base + sum(costs[name][curves[name].widths.index(around[name])] for name in curves)
+
+    def at(multiplier: float) -> Widths:
+        chosen = dict(around)
+        for name, curve in curves.items():
+            values = [p + multiplier * c for p, c in zip(curve.costs, costs[name], strict=True)]
+            chosen[name] = curve.widths[min(range(len(values)), key=lambda i: (values[i], -i))]
+        return chosen
+
+    def needs(widths: Widths) -> float:
+        return sum(costs[name][curve.widths.index(widths[name])] for name, curve in curves.items())
+
+    low, high = 0.0, 1e-12
+    while needs(at(high)) > room and high < 1e12:
+        low, high = high, high * 4
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if needs(at(middle)) <= room else (middle, high)
+    return at(high)
+
+
+def improve(
+    space: Space,
+    widths: Widths,
+    curves: Mapping[str, Curve],
+    measure: Measure,
+    trials: int,
+    progress: Progress | None = None,
+) -> tuple[Widths, float]:
+    """Trade width between groups in context, while the measured distance of the whole network falls.
+
+    One trade shrinks one group by a step and lets one other grow into the room; steps halve when no trade helps.
+
+    Returns:
+        (widths, distance): the best found, and its distance.
+    """
+    best, distance = dict(widths), measure(widths)
+    names = [name for name in curves if len(space.options[name]) > 1]
+    seen = {tuple(best.values())}
+    used, share = 0, 0.25
+    while used < trials and share > 0.01:
+        improved = False
+        for trade in trades(space, best, names, share, curves):
+            if used >= trials:
+                break
+            if tuple(trade.values()) in seen:
+                continue
+            seen.add(tuple(trade.values()))
+            found = measure(trade)
+            used += 1
+            if progress is not None:
+                progress(used, trials)
+            if found < distance * (1 - 1e-6):
+                best, distance, improved = trade, found, True
+                break
+        if not improved:
+            share /= 2
+    return best, distance
+
+
+def trades(
+    space: Space, widths: Widths, names: list[str], share: float, curves: Mapping[str, Curve]
+) -> Iterator[Widths]:
+    """Every trade of one step, the most promising by the curves first; built when it is asked for."""
+    base = space.cost(widths)
+    less = {name: space.neighbour(name, widths[name], -_step(space, widths, name, share)) for name in names}
+    freed = {n: base - space.cost({**widths, n: k}) for n, k in less.items() if k is not None}
+    lost = {n: curves[n](k) - curves[n](widths[n]) for n, k in less.items() if k is not None}
+    more = {n: k for n in names if (k := space.neighbour(n, widths[n], 1)) is not None}
+    rate = {
+        n: (curves[n](widths[n]) - curves[n](k)) / max(space.cost({**widths, n: k}) - base, 1e-9) for n, k in more.items()
+    }
+    pairs = [(rate[taker] * freed[giver] - lost[giver], giver, taker) for giver in freed for taker in rate]
+    for _, giver, taker in sorted((p for p in pairs if p[1] != p[2]), key=lambda pair: -pair[0]):
+        trade = {**widths, giver: less[giver] or widths[giver]}
+        options = space.options[taker]
+        for k in options[options.index(widths[taker]) + 1 :]:
+            if not space.fits({**trade, taker: k}):
+                break
+            trade[taker] = k
+        if trade[taker] != widths[taker]:
+            # what is left over after the trade goes to whoever can use it
+            yield fill(space, trade, lambda n, a, b: curves[n](a) - curves[n](b) if n in curves else 0.0)
+
+
+def _step(space: Space, widths: Widths, name: str, share: float) -> int:
+    return max(1, round(share * space.options[name].index(widths[name])))

@@ -1,0 +1,185 @@
+"""The widths among which an allocation may choose, and what they cost."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from actprune.allocation.budget import Budget
+from actprune.allocation.cost import Cost, cost
+from actprune.axes.capture import Graph
+from actprune.axes.groups import Group
+from actprune.errors import BudgetError, PlanError
+
+Widths = dict[str, int]
+"""Group name → number of units that stay."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """What may be chosen, under which budget.
+
+    Attributes:
+        graph: the captured model.
+        options: group name → the widths that are allowed, ascending; the last is the dense width.
+        budget: the goal.
+    """
+
+    graph: Graph = field(repr=False)
+    options: Mapping[str, tuple[int, ...]]
+    budget: Budget
+
+    @property
+    def target(self) -> float:
+        """The cost that must not be exceeded."""
+        return self.budget.keep * cost(self.graph)[self.budget.cost]
+
+    def cost(self, widths: Mapping[str, int]) -> int:
+        """What the budget counts, for these widths."""
+        return cost(self.graph, widths)[self.budget.cost]
+
+    def fits(self, widths: Mapping[str, int]) -> bool:
+        return self.cost(widths) <= self.target
+
+    @property
+    def widest(self) -> Widths:
+        return {name: options[-1] for name, options in self.options.items()}
+
+    @property
+    def narrowest(self) -> Widths:
+        return {name: options[0] for name, options in self.options.items()}
+
+    def at_most(self, name: str, k: float) -> int:
+        """The largest allowed width that is not above k, or the smallest allowed one."""
+        return max((w for w in self.options[name] if w <= k), default=self.options[name][0])
+
+    def neighbour(self, name: str, k: int, step: int) -> int | None:
+        """The allowed width `step` places further; None beyond the ends."""
+        options = self.options[name]
+        i = options.index(k) + step
+        return options[i] if 0 <= i < len(options) else None
+
+
+def make_space(
+    graph: Graph, budget: Budget, *, protect: Sequence[str] = (), round_to: int = 1
+) -> Space:
+    """The choice that a model leaves.
+
+    Args:
+        protect: patterns of module paths (`fnmatch`); the units that a matching module makes all stay.
+        round_to: widths are multiples of it, or the dense width.
+
+    Raises:
+        PlanError: nothing can be cut, a pattern matches no module, or a bad `round_to`.
+        BudgetError: even the narrowest network costs more than the budget.
+    """
+    if round_to < 1:
+        raise PlanError("Widths can't be rounded so.", expected="a whole number ≥ 1", got=str(round_to), where="round_to")
+    untouched = protected(graph, protect)
+    options: dict[str, tuple[int, ...]] = {}
+    for group in graph.groups:
+        in_training_only = all(site in graph.training_sites for site in group.consumers)
+        whole = group.name in untouched or (in_training_only and budget.cost != "units")
+        steps = () if whole else range(round_to, group.width, round_to)
+        options[group.name] = (*steps, group.width)
+    if all(len(choice) == 1 for choice in options.values()):
+        raise PlanError(
+            f"Nothing in {graph.program.model_name} can be cut.",
+            expected="at least one prunable group that is not protected",
+            got=f"{len(graph.groups)} groups, {len(untouched)} of them protected",
+            where="plan",
+            hint="print(graph.account()) says for every dimension why it is frozen",
+        )
+    space = Space(graph, options, budget)
+    if budget.cost != "units" and not space.fits(space.narrowest):
+        least = space.cost(space.narrowest) / cost(graph)[budget.cost]
+        raise BudgetError(
+            "The budget can't be reached.",
+            expected=f"at least {budget.cost}={100 * least:.3g}%, the cost with one step of every group left",
+            got=str(budget),
+            where="keep",
+            hint="ask for more, protect less, or lower round_to",
+        )
+    return space
+
+
+def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
+    """Names of the groups whose units are made by a module that matches one of the patterns."""
+    names: set[str] = set()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        known = {module for name in graph.program.aliases for module in _ancestors(name)}
+        if not any(fnmatch.fnmatchcase(module, pattern) for module in known):
+            raise PlanError(
+                f"The protect pattern {pattern!r} matches no module.",
+                expected=f"a pattern for one of {', '.join(sorted(known)[:12])}",
+                got=repr(pattern),
+                where="protect",
+                hint="patterns are matched against module paths such as layer1.0.conv1; * stands for anything",
+            )
+        names |= {group.name for group in graph.groups if _makes(group, pattern)}
+    return names
+
+
+def _makes(group: Group, pattern: str) -> bool:
+    paths = {path for site in group.producers for path in (*_ancestors(f"{site.module}."), *_ancestors(site.weight))}
+    return any(fnmatch.fnmatchcase(path, pattern) for path in paths) or fnmatch.fnmatchcase(group.name, pattern)
+
+
+def _ancestors(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def largest(space: Space, widths_at: Callable[[float], Widths], steps: int = 60) -> tuple[float, Widths]:
+    """The largest ρ in [0, 1] at which `widths_at(ρ)` fits the budget, by bisection, and its widths."""
+    if space.fits(widths_at(1.0)):
+        return 1.0, widths_at(1.0)
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if space.fits(widths_at(middle)) else (low, middle)
+    return low, widths_at(low)
+
+
+def fill(space: Space, widths: Widths, gain: Callable[[str, int, int], float]) -> Widths:
+    """Grow group by group while the budget allows, always where `gain(name, now, next)` per cost is largest."""
+    widths = dict(widths)
+    while True:
+        now = space.cost(widths)
+        best: tuple[float, str, int] | None = None
+        for name, k in widths.items():
+            more = space.neighbour(name, k, 1)
+            if more is None:
+                continue
+            after = space.cost({**widths, name: more})
+            if after <= space.target:
+                rate = gain(name, k, more) / max(after - now, 1e-9)
+                if best is None or rate > best[0]:
+                    best = rate, name, more
+        if best is None:
+            return widths
+        widths[best[1]] = best[2]
+
+
+def trim(space: Space, widths: Widths, loss: Callable[[str, int, int], float]) -> Widths:
+    """Shrink group by group until the budget fits, always where `loss(name, now, next)` per cost is smallest."""
+    widths = dict(widths)
+    while not space.fits(widths):
+        now = space.cost(widths)
+        best: tuple[float, str, int] | None = None
+        for name, k in widths.items():
+            less = space.neighbour(name, k, -1)
+            if less is None:
+                continue
+            saved = now - space.cost({**widths, name: less})
+            rate = loss(name, k, less) / max(saved, 1e-9)
+            if saved > 0 and (best is None or rate < best[0]):
+                best = rate, name, less
+        if best is None:  # what is left to cut saves nothing of this cost
+            return space.narrowest
+        widths[best[1]] = best[2]
+    return widths
+
+
+__all__ = ["Cost", "Space", "Widths", "fill", "largest", "make_space", "protected", "trim"]

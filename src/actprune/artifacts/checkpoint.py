@@ -1,0 +1,285 @@
+"""`save` and `load`: a cut model as a folder of three files, without pickle and without code.
+
+    weights.safetensors  the state dict of the cut model; its metadata holds the digest of the plan
+    plan.json            the plan, with the SHA-256 of weights.safetensors in its note
+    report.json          what happened, for people and tables
+
+`load` replays the plan on a fresh dense model. Each file vouches for the other, so that damage to either, or a mix
+of two runs, is noticed. It is no signature: who can write both files can make any weights pass, but nothing run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from actprune.artifacts.files import read_text, sha256, unreadable
+from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, new_folder
+from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
+from actprune.axes.expr import leaves, size
+from actprune.errors import ArtifactError, PlanError, UnsupportedModelError
+from actprune.graph.program import architecture
+from actprune.plan import Plan
+from actprune.surgery.slicing import cut, tensor_slots
+
+__all__ = ["check_output", "load", "save"]
+
+SCHEMA = "actprune.weights/1"
+
+WEIGHTS_SHA256 = "weights_sha256"
+"""The key in the plan's note. The digest in the weights' metadata is that of the plan without it."""
+
+MOST_UNITS = 1 << 28  # in one dimension of a tensor that contains a group
+
+
+def save(
+    folder: str | Path, model: nn.Module, plan: Plan, report: Mapping[str, Any], *, overwrite: bool = False
+) -> Path:
+    """Write a cut model as a run folder: all of it, or nothing.
+
+    Args:
+        model: the model that `cut` returned for `plan`, fine-tuned or not.
+        report: JSON values; numbers that are not finite become null, which JSON has no other word for.
+        overwrite: replace `folder` if it is a run folder or empty. Anything else is never touched.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        ArtifactError: `folder` exists, it can't be written, or the model is not the one that the plan makes.
+    """
+    path = check_output(folder, overwrite)
+    state = model.state_dict(keep_vars=True)
+    _check_cut(model, state, plan)
+    try:
+        # As it will be read: digests are of the text, in which numbers as keys have become strings.
+        plan = _without_hash(Plan.from_json(plan.to_json()))
+        with new_folder(path, overwrite) as scratch:
+            write_weights(scratch / WEIGHTS, state, {"schema": SCHEMA, "plan": plan.digest})
+            final = plan.with_note(**{WEIGHTS_SHA256: sha256(scratch / WEIGHTS, AGAIN)})
+            _write_text(scratch / PLAN, final.to_json())
+            _write_text(scratch / REPORT, json.dumps(_finite(report), indent=1, allow_nan=False))
+    except (OSError, SafetensorError, PlanError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise ArtifactError(
+            "The run folder can't be written; what was there before is as it was.",
+            expected=f"{WEIGHTS}, {PLAN} and {REPORT}, written whole",
+            got=f"{type(error).__name__}: {error}",
+            where=str(path),
+            hint="make room, check the disk and what the plan's note and the report hold, then save again",
+        ) from error
+    return path
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """The cut model that `save` wrote, made from a fresh dense one by replaying the plan.
+
+    Args:
+        model: the dense model, built with the same arguments; its weights do not matter, and it is left as it is.
+
+    Returns:
+        A model of the same class, on the device and in the train or eval mode of `model`, with tensors of the
+        saved values and dtypes.
+
+    Raises:
+        ArtifactError: the model has another architecture, or a file is missing, damaged, tampered with or foreign.
+            Nothing in the files has been executed.
+        UnsupportedModelError: the model can't be copied.
+    """
+    where = Path(folder)
+    if not where.is_dir():
+        got = "a file" if where.is_file() else "nothing"
+        raise unreadable(where, f"a run folder with {WEIGHTS} and {PLAN}", got, "pass the folder that save wrote")
+    plan, digest = _read_plan(where / PLAN)
+    _check_dense(model, plan, where / PLAN)
+    weights = _read_weights(where / WEIGHTS, plan, digest)
+    try:
+        target = cut(model, plan)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever the replay of a senseless plan raises
+        raise unreadable(
+            where / PLAN, "a plan that can be replayed", f"{type(error).__name__}: {error}", AGAIN
+        ) from error
+    _fill(target, weights, where / WEIGHTS)
+    return target
+
+
+# ---- writing
+
+
+def _check_cut(model: nn.Module, state: Mapping[str, Any], plan: Plan) -> None:
+    shapes = {name: tuple(state[name].shape) for name in plan.dims if isinstance(state.get(name), Tensor)}
+    wrong = [name for name, shape in shapes.items() if shape != plan.shape(name)]
+    if wrong or (plan.dims and not shapes):
+        name = (wrong or list(plan.dims))[0]
+        raise ArtifactError(
+            "The model is not the one that the plan makes, so it could not be loaded again.",
+            expected=f"{name} of shape {plan.shape(name)}",
+            got=f"shape {shapes[name]}" if wrong else f"{type(model).__name__} without a tensor of that name",
+            where=name,
+            hint="save the model that was cut by this plan, without a wrapper (DDP, torch.compile) around it",
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _without_hash(plan: Plan) -> Plan:
+    return replace(plan, note={key: value for key, value in plan.note.items() if key != WEIGHTS_SHA256})
+
+
+# ---- reading
+
+
+def _read_plan(path: Path) -> tuple[Plan, str]:
+    """The plan, and the digest that the weights' metadata has to hold."""
+    text = read_text(path, PLAN_BYTES, AGAIN)
+    try:
+        plan = Plan.from_json(text, str(path))
+        for name, axes in plan.dims.items():
+            for axis in axes:
+                # The replay makes an index of that many numbers.
+                if any(leaf.size < 1 for leaf in leaves(axis)) or size(axis) > MOST_UNITS:
+                    raise ValueError(f"a dimension of {name} of an impossible size")
+        return plan, _without_hash(plan).digest
+    except PlanError as error:
+        got = error.got or error.problem
+        raise ArtifactError(
+            f"{path.name} can't be read.", expected=error.expected, got=got, where=error.where, hint=AGAIN
+        ) from error
+    except Exception as error:  # numbers too long for Python, nesting too deep for the digest
+        raise unreadable(path, "a plan written by actprune", f"{type(error).__name__}: {error}", AGAIN) from error
+
+
+def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:
+    """That the plan was made for this architecture, and its axes fit the tensors: only then is it replayed."""
+    if not isinstance(model, nn.Module):
+        raise ArtifactError(
+            "load needs a model to replay the plan on.",
+            expected=f"a dense {plan.model}, as an instance",
+            got=repr(model)[:100],
+            where="model",
+            hint=f"for example load(folder, {plan.model}())",
+        )
+    slots = {n: m._parameters.get(k, m._buffers.get(k)) for n, (m, k) in tensor_slots(model).items()}
+    tensors = {name: tensor for name, tensor in slots.items() if tensor is not None}
+    if on_meta := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+        raise ArtifactError(
+            "load needs a model whose tensors have memory to be filled.",
+            expected="a model on a device such as cpu or cuda",
+            got=f"{on_meta} on the meta device",
+            where="model",
+            hint="build the model on the CPU, or call model.to_empty(device='cpu') first",
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    planned = {name: tuple(size(axis) for axis in axes) for name, axes in plan.dims.items() if name in shapes}
+    differs = next((name for name in planned if shapes[name] != planned[name]), None)
+    got = architecture(model.state_dict())
+    if got != plan.architecture or differs is not None:
+        detail = [f", {differs} of shape {held[differs]}" if differs else "" for held in (planned, shapes)]
+        raise ArtifactError(
+            "The saved plan is for another architecture.",
+            expected=f"a dense {plan.model} with state dict {plan.architecture[:16]}…{detail[0]}",
+            got=f"{type(model).__name__} with state dict {got[:16]}…{detail[1]}",
+            where=str(path),
+            hint="build the dense model with the same class, arguments and dtype as before pruning",
+        )
+
+
+def _read_weights(path: Path, plan: Plan, digest: str) -> Weights:
+    expected, got = plan.note.get(WEIGHTS_SHA256), sha256(path, AGAIN)
+    if got != expected:
+        raise _mismatch(f"{path.name} is not the file that {PLAN} names.", f"SHA-256 {expected}", got, path)
+    weights = read_weights(path, AGAIN)
+    schema, planned = weights.metadata.get("schema"), weights.metadata.get("plan")
+    if schema != SCHEMA:
+        raise unreadable(path, f"weights of schema {SCHEMA}", f"schema {schema}", AGAIN)
+    if planned != digest:
+        problem = f"{PLAN} is not the plan that the weights were saved with."
+        raise _mismatch(problem, f"a plan with digest {planned}", digest, path.with_name(PLAN))
+    return weights
+
+
+def _mismatch(problem: str, expected: str, got: str, path: Path) -> ArtifactError:
+    return ArtifactError(problem, expected=expected, got=got, where=str(path), hint=AGAIN)
+
+
+def _fill(target: nn.Module, weights: Weights, path: Path) -> None:
+    """Put the saved tensors into the replayed model, exact in names, shapes, dtypes and ties."""
+    live = {name: held for name, held in target.state_dict(keep_vars=True).items() if isinstance(held, Tensor)}
+    saved = weights.state()
+    _check_entries(live, saved, path)
+    _check_ties(live, saved, weights, path)
+    try:
+        with torch.no_grad():
+            for name, held in live.items():
+                if held.dtype != saved[name].dtype:
+                    held.data = held.data.to(saved[name].dtype)
+        # Through the model's own door: it knows its hooks, and the versions of its modules stand in state._metadata.
+        state = target.state_dict()
+        state.update(saved)
+        target.load_state_dict(state, strict=True)
+    except Exception as error:  # whatever the model's hooks, or torch for a dtype that it can't hold, raise
+        raise unreadable(path, "tensors that the model takes", f"{type(error).__name__}: {error}", AGAIN) from error
+    target.zero_grad(set_to_none=True)
+
+
+def _check_entries(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
+    missing, extra = sorted(live.keys() - saved.keys()), sorted(saved.keys() - live.keys())
+    if missing or extra:
+        expected = f"{len(live)} tensors" + (f", among them {', '.join(missing[:3])}" if missing else "")
+        got = f"{len(saved)} tensors" + (f", among them {', '.join(extra[:3])}" if extra else "")
+        raise unreadable(path, expected, got, AGAIN)
+    for name, held in live.items():
+        entry = saved[name]
+        if entry.shape != held.shape or not _same_kind(entry.dtype, held.dtype):
+            expected = f"{name} of shape {tuple(held.shape)}, {held.dtype}"
+            raise unreadable(path, expected, f"shape {tuple(entry.shape)}, {entry.dtype}", AGAIN)
+
+
+def _same_kind(saved: torch.dtype, held: torch.dtype) -> bool:
+    """A model may have been saved in another precision than its dense original, but not as another kind of number."""
+    if saved.is_floating_point or saved.is_complex:
+        return (saved.is_floating_point, saved.is_complex) == (held.is_floating_point, held.is_complex)
+    return saved == held
+
+
+def _check_ties(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], weights: Weights, path: Path) -> None:
+    """Names that share a tensor in the file must share one in the model, and the other way round or be equal."""
+    held = {name: first for first, names in tied(live).items() for name in names}
+    for first, names in weights.names.items():
+        apart = [name for name in names if held[name] != held[first]]
+        if apart:
+            raise ArtifactError(
+                "The saved model ties tensors that this model keeps apart.",
+                expected=f"{first} and {apart[0]} to be one tensor",
+                got="two",
+                where=str(path),
+                hint="build the dense model with its weights tied, as it was before pruning",
+            )
+    for name, first in held.items():
+        if name != first and not _equal(saved[name], saved[first]):
+            raise unreadable(path, f"{first} and {name} to be equal, which the model ties", "two values", AGAIN)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or (
+        a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    )

@@ -1,0 +1,54 @@
+"""The command line: a parser, one thin call per command, and one way to show errors.
+
+Exit codes: 0 done, 1 an error that actprune explains, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from actprune.cli.demo import demo
+from actprune.errors import ActpruneError
+
+app = typer.Typer(
+    name="actprune",
+    help="Structured pruning of PyTorch and Keras models, with a proof for every cut.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from actprune import __version__
+
+        typer.echo(f"actprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except ActpruneError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)
+
+
+def _escaped(error: ActpruneError) -> str:
+    return str(error).replace("[", "\\[")

@@ -1,0 +1,170 @@
+"""The main job: what the seed describes, on real MNIST, from data to run folder.
+
+    load → train (or take the cached dense network) → evaluate → statistics → guide → plan → compensate → cut → prove →
+    evaluate → SGD fine-tune → evaluate once on the test set → run folder
+
+Decisions look only at the training split and its validation part; the test set is touched at the very end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from actprune.allocation.budget import Keep
+from actprune.allocation.cost import cost
+from actprune.artifacts.checkpoint import check_output, save
+from actprune.compensation.least_squares import compensate
+from actprune.demo.lenet5 import Split, accuracy, dense_checkpoint, minibatches, tensors
+from actprune.demo.mnist import cache_folder, load_mnist
+from actprune.guidance.guide import guide
+from actprune.pipeline import Result, prune
+from actprune.plan import make_plan
+from actprune.recovery.sgd import SGD
+from actprune.report.measure import latency_ms, state_bytes
+from actprune.report.record import Report, Stage
+from actprune.surgery.slicing import cut
+
+CALIBRATION = 8192
+"""Training images (without labels) that statistics and refits see."""
+
+FOLDER = Path("runs/lenet5-mnist")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `actprune demo` can be asked for.
+
+    Attributes:
+        keep: the budget; None where `max_drop` decides alone.
+        max_drop: percentage points of validation accuracy that may be lost.
+        method, allocation, threshold: as in `prune`.
+        finetune_epochs: passes over the training split; 0 for none.
+        epochs: of the dense training.
+        seed: of the dense training and of everything after it.
+        data: a folder with MNIST as IDX files or `mnist.npz`; None: cached, else fetched.
+        out: the run folder.
+        overwrite: replace an earlier run folder.
+        device: "cpu", "cuda", …
+        cache: where the data and dense networks are kept; None: the user's cache folder.
+    """
+
+    keep: Keep = "macs=50%"
+    max_drop: float | None = None
+    method: str = "sgd-ap"
+    allocation: str | None = None
+    threshold: float | None = None
+    finetune_epochs: int = 3
+    epochs: int = 5
+    seed: int = 0
+    data: Path | None = None
+    out: Path = FOLDER
+    overwrite: bool = False
+    device: str = "cpu"
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The finished run."""
+
+    result: Result
+    report: Report
+    folder: Path
+
+
+def run(options: Options, progress: Progress | None = None) -> Outcome:
+    """Do the main job and write its run folder.
+
+    Raises:
+        ActpruneError: with what to do; nothing is written then.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    check_output(options.out, overwrite=options.overwrite)
+    started = time.perf_counter()
+    split = tensors(load_mnist(options.data, options.cache))
+    loaded = time.perf_counter()
+    dense, trained = dense_checkpoint(
+        split,
+        seed=options.seed,
+        epochs=options.epochs,
+        cache=options.cache or cache_folder(),
+        device=options.device,
+        progress=lambda done, total, text: tell("train", done, total),
+    )
+    ready = time.perf_counter()
+    result = prune(
+        dense,
+        split.train.images[:CALIBRATION].split(64),
+        keep=options.keep,
+        max_drop=None if options.max_drop is None else options.max_drop / 100,
+        evaluate=lambda model: accuracy(model, split.validation.images, split.validation.labels),
+        finetune=_finetune(split, options),
+        method=options.method,
+        allocation=options.allocation,
+        threshold=options.threshold,
+        calibration_size=CALIBRATION,
+        seed=options.seed,
+        progress=progress,
+    )
+    tell("test", 0, 1)
+    report = _tested(result, dense, split, options)
+    seconds = {"load": loaded - started, "train" if trained else "load dense": ready - loaded}
+    report = replace(report, seconds={**{k: round(v, 3) for k, v in seconds.items()}, **report.seconds})
+    tell("test", 1, 1)
+    folder = save(options.out, result.model, result.plan, report.to_data(), overwrite=options.overwrite)
+    return Outcome(result, report, folder)
+
+
+def _finetune(split: Split, options: Options) -> SGD | None:
+    if options.finetune_epochs == 0:
+        return None
+    generator = torch.Generator().manual_seed(options.seed)
+    loader = minibatches(split.train.images, split.train.labels, 64, generator)
+    return SGD(loader, loss=F.cross_entropy, lr=0.02, epochs=options.finetune_epochs)
+
+
+def _tested(result: Result, dense: nn.Module, split: Split, options: Options) -> Report:
+    """The report with test accuracies, and the L2 norm at the same widths beside ours."""
+
+    def tested(model: nn.Module, stage: Stage) -> Stage:
+        found = accuracy(model, split.test.images, split.test.labels)
+        return replace(stage, accuracy=found, validation=stage.accuracy)
+
+    report, small = result.report, result.before_finetune or result.model
+    rivals: dict[str, Stage] = {}
+    if options.method != "l2":
+        rivals["L2 norm"] = _rival(result, dense, split)
+    return replace(
+        report,
+        dense=tested(dense, report.dense),
+        pruned=tested(small, report.pruned),
+        finetuned=None if report.finetuned is None else tested(result.model, report.finetuned),
+        rivals=rivals,
+    )
+
+
+def _rival(result: Result, dense: nn.Module, split: Split) -> Stage:
+    """The same widths by L2 norm of the filters, without compensation."""
+    graph = result.graph
+    ranked = guide(graph, None, method="l2")
+    plan = make_plan(graph, {name: ranked.kept(name, k) for name, k in result.plan.widths.items()})
+    model = cut(dense, plan, compensate(graph, plan, (), method=None))
+    counted = cost(graph, plan.widths)
+    example: Any = graph.program.example
+    return Stage(
+        accuracy(model, split.test.images, split.test.labels),
+        counted.params,
+        counted.macs,
+        state_bytes(model),
+        latency_ms(model, example, {}),
+    )

@@ -1,0 +1,457 @@
+"""`prune`: the stages in order, nothing else.
+
+    capture → axes → stats → guide → allocate → plan → compensate → cut → verify → recover → fine-tune → report
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.budget import Budget, Keep, parse
+from actprune.allocation.correct import Corrected, Round, checked, describe, least_keep, within_budget, within_drop
+from actprune.allocation.cost import Cost, cost
+from actprune.allocation.solve import trades
+from actprune.allocation.space import make_space
+from actprune.artifacts.checkpoint import check_output, save
+from actprune.axes.capture import Graph, capture
+from actprune.axes.groups import Group
+from actprune.compensation.least_squares import compensate as refit
+from actprune.data import Calibration, Forward, fit, take
+from actprune.distance import Distance
+from actprune.errors import BudgetError, UnsupportedModelError
+from actprune.graph.trace import preserved
+from actprune.guidance.guide import Guide, guide
+from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known, method as preset
+from actprune.plan import Plan, make_plan
+from actprune.proof.check import Proof, verify
+from actprune.recovery.sgd import SGD
+from actprune.report.measure import latency_ms, state_bytes, versions
+from actprune.report.record import GroupRow, Report, Stage
+from actprune.rewrite import Rewrite
+from actprune.stats.collect import Stats, collect
+from actprune.surgery.slicing import cut
+
+Evaluate = Callable[[nn.Module], float]
+"""model → metric, higher is better, on validation data."""
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total): called as stages go on."""
+
+MEASURE_SAMPLES = 512
+"""Calibration samples that candidates are refitted and compared on while widths are decided."""
+
+MEASURE_WORK = 2e13
+"""Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` gives back.
+
+    Attributes:
+        model: the user's own class, smaller (fine-tuned, if that was asked for).
+        plan: which units stay.
+        proof: that the cut is right; of the network before any gradient step.
+        report: all figures; `print(result.report)` is a table.
+        before_finetune: the cut and compensated network, where `model` was trained further.
+        graph, stats, guide, rewrite: what the stages found.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: Plan
+    proof: Proof
+    report: Report = field(repr=False)
+    before_finetune: nn.Module | None = field(repr=False)
+    graph: Graph = field(repr=False)
+    stats: Stats | None = field(repr=False)
+    guide: Guide = field(repr=False)
+    rewrite: Rewrite = field(repr=False)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `weights.safetensors`, `plan.json` and `report.json` into a new folder, all or nothing.
+
+        Raises:
+            ArtifactError: the folder exists (and isn't to be overwritten), or can't be written.
+        """
+        return save(folder, self.model, self.plan, self.report.to_data(), overwrite=overwrite)
+
+
+def prune(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    keep: Keep = None,
+    max_drop: float | None = None,
+    evaluate: Evaluate | None = None,
+    finetune: SGD | Callable[[nn.Module], Any] | None = None,
+    method: str = "sgd-ap",
+    allocation: str | None = None,
+    compensate: str | None = None,
+    batchnorm: bool | str = "auto",
+    protect: Sequence[str] = (),
+    round_to: int = 1,
+    calibration_size: int = 2048,
+    forward: Forward | None = None,
+    distance: str | Distance = "auto",
+    threshold: float | None = None,
+    inplace: bool = False,
+    seed: int = 0,
+    save_to: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Cut a trained model to a budget, prove the cut, and give back the same class, smaller.
+
+    Args:
+        model: any module that `torch.export` takes. It is left as it was (modes, dtype, hooks, random state),
+            also when an error is raised, unless `inplace`.
+        calibration: any iterable of batches: a tensor is the input; of a tuple or list the first element is, as
+            in a loader of (x, y); a dict holds keyword arguments, others than the model's are dropped.
+        keep: the budget: "macs=50%", "params=10%", "bytes=25%", "units=70%" (of every group, at least one), a bare
+            number (fraction of MACs), a `Budget`, or explicit widths {group name: units}. None with `max_drop`: the
+            smallest network within it; None without: the natural widths of the guide.
+        max_drop: how much the metric of `evaluate` may fall, in its units (0.005 is half a point of 0–1).
+        evaluate: model → metric on validation data, higher is better. Needed for `max_drop`; otherwise it enables
+            the correction loop. It gets networks of the user's own class.
+        finetune: an `SGD`, or any callable that trains the model it is given.
+        method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
+        allocation: "sensitivity", "uniform", "layerwise", "spatial" or "global" instead of the method's.
+        compensate: "least_squares", "bias" or "none" instead of the method's.
+        batchnorm: re-estimate BatchNorm statistics: True, False, or "auto", where held-out samples say it helps.
+        protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
+        round_to: widths become multiples of it, for hardware that likes them.
+        calibration_size: samples taken from `calibration`, once.
+        forward: `forward(model, batch)`, where a batch isn't called as above.
+        distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
+        threshold: for method "filter".
+        inplace: change `model` itself, once everything is proved.
+        seed: of everything random (the method "random", the redrawn weights of the proof).
+        save_to: write a run folder there at the end; checked before any work.
+        progress: called with (stage, done, total).
+
+    Raises:
+        CaptureError, UnsupportedModelError, BudgetError, PlanError, DataError, ArtifactError: see their texts; each
+            says what was expected, what was given, where, and what to do.
+        EquivalenceError: the proof failed; nothing is returned or changed.
+    """
+    run = _Run(
+        model, _checked_method(method, allocation, compensate), method, keep, max_drop, evaluate, finetune, batchnorm,
+        tuple((protect,) if isinstance(protect, str) else protect), round_to, distance, threshold, seed, progress,
+    )  # fmt: skip
+    if save_to is not None:
+        check_output(Path(save_to), overwrite=False)
+    with preserved(model):
+        result = run(calibration, calibration_size, forward)
+    if inplace:
+        cut(model, result.plan, result.rewrite, inplace=True)
+        model.load_state_dict(result.model.state_dict())
+        result = replace(result, model=model)
+    if save_to is not None:
+        result.save(save_to)
+    return result
+
+
+def _checked_method(name: str, allocation: str | None, compensate: str | None) -> Method:
+    chosen = preset(name)
+    if allocation is not None:
+        chosen = replace(chosen, allocation=known(allocation, ALLOCATIONS, "allocation"))
+    if compensate is not None:
+        chosen = replace(chosen, compensate=known(compensate, COMPENSATIONS, "compensation"))
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """One way from allocation to fine-tune."""
+
+    decided: Corrected
+    rewrite: Rewrite
+    small: nn.Module
+    proof: Proof
+    metric: float | None
+    final: nn.Module
+    tuned_metric: float | None
+
+
+@dataclass(eq=False)
+class _Run:
+    """One call of `prune`: its settings, and the stages that share them."""
+
+    model: nn.Module
+    method: Method
+    name: str
+    keep: Keep
+    max_drop: float | None
+    evaluate: Evaluate | None
+    finetune: SGD | Callable[[nn.Module], Any] | None
+    batchnorm: bool | str
+    protect: tuple[str, ...]
+    round_to: int
+    distance: str | Distance
+    threshold: float | None
+    seed: int
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    def __call__(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Result:
+        budget = self._checked_budget()
+        with self._stage("capture"):
+            samples = take(self.model, calibration, size, forward)
+            self.args, self.kwargs = samples.example()
+            self.inputs: Any = self.kwargs if self.kwargs else self.args
+            self.graph = self._captured()
+            self.data = fit(self.graph.program, samples)
+        with self._stage("evaluate"):
+            dense_metric = self._metric(self.model)
+        with self._stage("statistics"):
+            self.stats = collect(self.graph, self.data) if self.method.statistics else None
+        with self._stage("guide"):
+            self.guide = guide(self.graph, self.stats, method=self.name, threshold=self.threshold, seed=self.seed)
+        attempt = self._attempt(budget, dense_metric, 0.0)
+        while self._still_drops(attempt, dense_metric):
+            rho = min(1.0, 1.25 * attempt.decided.rounds[-1].rho)
+            attempt = self._attempt(budget, dense_metric, rho, attempt.decided.rounds)
+        with self._stage("report"):
+            report = self._report(attempt, budget, dense_metric)
+        return Result(
+            model=attempt.final,
+            plan=attempt.decided.plan,
+            proof=attempt.proof,
+            report=report,
+            before_finetune=attempt.small if attempt.final is not attempt.small else None,
+            graph=self.graph,
+            stats=self.stats,
+            guide=self.guide,
+            rewrite=attempt.rewrite,
+        )
+
+    def _attempt(
+        self, budget: Budget | None, dense: float | None, least: float, before: tuple[Round, ...] = ()
+    ) -> _Attempt:
+        """From allocation to fine-tune, with at least the share `least` of the cost kept."""
+        with self._stage("allocate"):
+            decided = self._decide(budget, dense, least)
+            decided = replace(decided, rounds=(*before, *decided.rounds))
+        with self._stage("cut and verify"):
+            plan, rewrite = decided.plan, self._rewrite(decided.plan)
+            small = cut(self.model, plan, rewrite)
+            proof = verify(self.model, small, plan, self.inputs, rewrite=rewrite, graph=self.graph, seed=self.seed)
+        with self._stage("evaluate"):
+            metric = self._metric(small)
+        if self.finetune is None:
+            return _Attempt(decided, rewrite, small, proof, metric, small, None)
+        with self._stage("fine-tune"):
+            final = self._finetuned(small)
+        with self._stage("evaluate"):
+            return _Attempt(decided, rewrite, small, proof, metric, final, self._metric(final))
+
+    def _still_drops(self, attempt: _Attempt, dense: float | None) -> bool:
+        """Whether the fine-tuned network is worse than `max_drop` allows, and a larger one can be tried."""
+        if self.max_drop is None or attempt.tuned_metric is None or dense is None:
+            return False
+        last = attempt.decided.rounds[-1] if attempt.decided.rounds else None
+        return dense - attempt.tuned_metric > self.max_drop and last is not None and last.rho < 1.0
+
+    # -- the stages --------------------------------------------------------------------------------
+
+    def _checked_budget(self) -> Budget | None:
+        if self.max_drop is not None and self.evaluate is None:
+            raise BudgetError(
+                "max_drop needs a metric.",
+                expected="evaluate=, a function model → metric on validation data",
+                got="None",
+                where="prune(max_drop=…)",
+                hint="pass evaluate=, or a budget with keep=",
+            )
+        return None if self.keep is None or isinstance(self.keep, Mapping) else parse(self.keep)
+
+    def _captured(self) -> Graph:
+        graph = capture(self.model, self.inputs)
+        if not graph.groups:
+            raise UnsupportedModelError(
+                f"Nothing in {type(self.model).__name__} can be cut.",
+                expected="at least one layer whose units only linear layers and convolutions consume",
+                got="no prunable group",
+                where="capture",
+                hint=f"the account says why:\n{graph.account()}",
+            )
+        return graph
+
+    def _metric(self, model: nn.Module) -> float | None:
+        if self.evaluate is None:
+            return None
+        with preserved(model):
+            model.eval()
+            return checked(self.evaluate(model))
+
+    def _rewrite(self, plan: Plan, data: Calibration | None = None, quick: bool = False) -> Rewrite:
+        """The candidate network of a plan; `quick` for the many that are only compared."""
+        alone = sum(len(g.kept) < g.width for g in plan.groups.values()) == 1
+        return refit(
+            self.graph,
+            plan,
+            data or self.data,
+            method=self.method.compensate,
+            batchnorm=False if quick else self.batchnorm,
+            scope="cut" if quick and alone else "all",
+            distance=self.distance,
+            base=_thresholded(self.graph, self.threshold) if self.name == "filter" else None,
+        )
+
+    def _decide(self, budget: Budget | None, dense: float | None, least: float) -> Corrected:
+        """The plan: allocation, and where a metric is given, correction."""
+        if isinstance(self.keep, Mapping) or (budget is None and self.max_drop is None):
+            plan = allocate(self.graph, self.guide, keep=self.keep, protect=self.protect, round_to=self.round_to)
+            return self._as_it_is(plan, 1.0, dense)
+        wanted = budget or Budget("macs", 1.0)
+        space = make_space(self.graph, wanted, protect=self.protect, round_to=self.round_to)
+        measured = self._measured(wanted)
+
+        def plan_for(keep: float) -> Plan:
+            return allocate(
+                self.graph, self.guide, keep=Budget(wanted.cost, keep), allocation=self.method.allocation,
+                protect=self.protect, round_to=self.round_to, measured=measured,
+            )  # fmt: skip
+
+        if self.max_drop is None or dense is None:
+            plan = plan_for(wanted.keep)
+            if dense is None or measured is None or wanted.cost == "units":
+                return self._as_it_is(plan, wanted.keep, dense)
+            return within_budget(
+                self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._metric_of, dense
+            )
+        lowest = least_keep(self.graph, wanted.cost, space.narrowest) if wanted.cost != "units" else 0.01
+        lowest = max(lowest, least, wanted.keep if budget is not None else 0.0)
+        first = lowest if budget is not None else max(lowest, 0.5)
+        return within_drop(plan_for, self._metric_of, dense, self.max_drop, lowest, first)
+
+    def _measured(self, budget: Budget) -> Measured | None:
+        if self.method.allocation != "sensitivity" or budget.cost == "units":
+            return None
+        fitted, held = self.data.holdout(0.25)
+        samples = _affordable(self.graph)
+        fitted, held = fitted.subset(samples), held.subset(samples)
+        space = make_space(self.graph, replace(budget, keep=1.0), protect=self.protect, round_to=self.round_to)
+        return measure_all(
+            self.graph, self.guide, space, held, lambda plan: self._rewrite(plan, fitted, quick=True), self.distance,
+            lambda done, total: self._tell("sensitivity", done, total),
+        )  # fmt: skip
+
+    def _metric_of(self, plan: Plan) -> float:
+        metric = self._metric(cut(self.model, plan, self._rewrite(plan)))
+        return 0.0 if metric is None else metric
+
+    def _as_it_is(self, plan: Plan, rho: float, dense: float | None) -> Corrected:
+        if dense is None:
+            return Corrected(plan, 0.0, ())
+        metric = self._metric_of(plan)
+        return Corrected(plan, metric, (describe(plan, "plan", rho, metric, dense, True),))
+
+    def _trades(self, plan: Plan, budget: Budget, measured: Measured, most: int = 3) -> Iterator[Plan]:
+        space = make_space(self.graph, budget, protect=self.protect, round_to=self.round_to)
+        names = list(measured.curves)
+        for share in (0.2, 0.1):
+            for i, widths in enumerate(trades(space, plan.widths, names, share, measured.curves)):
+                if i == most:
+                    break
+                yield make_plan(self.graph, {n: self.guide.kept(n, k) for n, k in widths.items()}, **plan.note)
+
+    def _finetuned(self, small: nn.Module) -> nn.Module:
+        tuned = copy.deepcopy(small)
+        if isinstance(self.finetune, SGD):
+            self.finetune.run(tuned, self.model, lambda done, total, _: self._tell("fine-tune", done, total))
+            return tuned
+        if self.finetune is None:
+            return tuned
+        returned = self.finetune(tuned)
+        return returned if isinstance(returned, nn.Module) else tuned
+
+    def _report(self, attempt: _Attempt, budget: Budget | None, dense: float | None) -> Report:
+        plan, small, final = attempt.decided.plan, attempt.small, attempt.final
+        before, after = cost(self.graph), cost(self.graph, plan.widths)
+
+        def stage(model: nn.Module, metric: float | None, costs: Cost) -> Stage:
+            latency = latency_ms(model, self.args, self.kwargs)
+            return Stage(metric, costs.params, costs.macs, state_bytes(model), latency)
+
+        left_over = self.data.left_over
+        return Report(
+            model=type(self.model).__name__,
+            method=self.name,
+            allocation=str(plan.note.get("allocation")),
+            compensation=self.method.compensate or "none",
+            budget=str(budget) if budget is not None else plan.note.get("budget"),
+            dense=stage(self.model, dense, before),
+            pruned=stage(small, attempt.metric, after),
+            recovered=None,
+            finetuned=stage(final, attempt.tuned_metric, after) if final is not small else None,
+            groups=tuple(self._row(group, plan) for group in self.graph.groups),
+            proof=asdict(attempt.proof),
+            rounds=tuple(asdict(one) for one in attempt.decided.rounds),
+            calibration={
+                "samples": self.data.samples,
+                "left_over": left_over,
+                "batch_size": self.graph.program.batch_size,
+            },
+            seed=self.seed,
+            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            versions=versions(),
+            notes=(f"{left_over} calibration samples did not fill a batch and were not used.",) if left_over else (),
+        )
+
+    def _row(self, group: Group, plan: Plan) -> GroupRow:
+        name, width = group.name, group.width
+        own, kept = self.guide.groups[name], plan.groups[name].kept
+        _, criterion, error = self.guide.choice(name, len(kept))
+        unit = self.stats.units.get(name) if self.stats is not None else None
+        return GroupRow(
+            name=name,
+            kind=group.kind,
+            before=width,
+            after=len(kept),
+            guide=own.beta,
+            natural=own.natural,
+            criterion="whole" if len(kept) == width else criterion,
+            error=error,
+            mean=None if unit is None else float(unit.signed.mean.mean()),
+            std=None if unit is None else float(unit.signed.std.mean()),
+        )
+
+    # -- what the stages share ---------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self._tell(name, 0, 1)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self._tell(name, 1, 1)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+
+def _affordable(graph: Graph) -> int:
+    """Samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`."""
+    per_sample = max(cost(graph).macs * 3 * 4 * len(graph.groups), 1)
+    return max(graph.program.batch_size, min(MEASURE_SAMPLES, int(MEASURE_WORK / per_sample)))
+
+
+def _thresholded(graph: Graph, threshold: float | None) -> dict[str, Tensor]:
+    """The seed's filter pruning: the producers' weights with the small ones set to zero."""
+    found: dict[str, Tensor] = {}
+    for group in graph.groups:
+        for site in group.producers:
+            weight = graph.program.tensors[site.weight].detach()
+            found[site.weight] = torch.where(weight.abs() < (threshold or 0.0), torch.zeros_like(weight), weight)
+    return found

@@ -1,0 +1,91 @@
+"""What a run found, as plain data: the content of `report.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = "actprune.report/1"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of the run.
+
+    Attributes:
+        accuracy: the metric of `evaluate`, None where there is none.
+        params: parameters, tied ones once.
+        macs: multiply-adds per sample.
+        bytes: bytes of parameters and buffers.
+        latency_ms: median milliseconds of one forward pass on one calibration batch.
+        validation: the metric on the validation split, where `accuracy` is on a test set.
+    """
+
+    accuracy: float | None
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: float | None
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: widths before and after, and why.
+
+    Attributes:
+        guide: LASSO factors β of its units at the natural width (the pruning guide), or None.
+        natural: natural width, or None.
+        criterion: which criterion's support won.
+        error: held-out refit error as a share of the consumers' output variance, or None.
+        mean, std: activation statistics averaged over the units, or None.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    guide: Sequence[float] | None = field(repr=False)
+    natural: int | None
+    criterion: str
+    error: float | None
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The record of one run; `print` shows it as a table."""
+
+    model: str
+    method: str
+    allocation: str
+    compensation: str
+    budget: str | None
+    dense: Stage
+    pruned: Stage
+    recovered: Stage | None
+    finetuned: Stage | None
+    groups: tuple[GroupRow, ...]
+    proof: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    calibration: Mapping[str, Any]
+    seed: int
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    rivals: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON values, with the schema first."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_data(), indent=1, allow_nan=False, default=float)
+
+    def __str__(self) -> str:
+        from actprune.report.table import render  # rich is only needed to show it
+
+        return render(self)

@@ -1,0 +1,32 @@
+"""What every test shares: one thread, and torchvision's networks where its package can be imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the networks are tiny, and a second thread only makes timings and sums vary
+
+
+@pytest.fixture(scope="session")
+def vision() -> ModuleType:
+    """`torchvision.models`; the test is skipped where torchvision isn't installed.
+
+    Its compiled operators may not load beside another build of torch. The networks need none of them, but two are
+    given shapes while the package is imported, so these are then declared here.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    try:
+        return importlib.import_module("torchvision.models")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor d, Tensor s, float t) -> Tensor")
+        return importlib.import_module("torchvision.models")
