@@ -320,13 +320,12 @@ def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
 def _program_arguments(program: Program, inputs: Any) -> Arguments:
     """As `call_arguments`, for a model that is captured already."""
     if isinstance(inputs, Mapping):
-        kwargs = {name: inputs[name] for name in program.kwarg_names if name in inputs}
+        names = program.kwarg_names
+        kwargs = {name: inputs[name] for name in names if name in inputs}
         if not kwargs:
             raise DataError(
                 f"No key of the batch is a keyword argument that {program.model_name} was captured with.",
-                expected=f"keys among {', '.join(program.kwarg_names)}"
-                if program.kwarg_names
-                else "a tensor or a tuple",
+                expected=f"keys among {', '.join(names)}" if names else "a tensor or a tuple, as at capture",
                 got=", ".join(map(str, inputs)),
                 where="calibration",
                 hint="capture the model with a dict of these keys, or pass batches like the example inputs",

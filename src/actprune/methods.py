@@ -1,8 +1,8 @@
 """The named methods: a criterion, a compensation and an allocation that belong together. Data, no code.
 
-`criteria` are names of scores (`actprune.guidance.scores`) or of the two searches "greedy" and "lasso"; with several, the
-support of every width is the one with the best held-out refit error. Everything can be overridden by the
-arguments of `prune`, so that criterion, compensation and allocation can be told apart.
+`criteria` are names of scores (`actprune.guidance.scores`) or of the searches "greedy", "greedy-unweighted" and
+"lasso"; with several, the support of every width is the one with the best held-out refit error. Everything can be
+overridden by the arguments of `prune`, so that criterion, compensation and allocation can be told apart.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`prune`: the stages in order, nothing else.
 
-    capture → axes → stats → guide → allocate → plan → compensate → cut → verify → recover → fine-tune → report
+capture → axes → stats → guide → allocate → plan → compensate → cut → verify → recover → fine-tune → report
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -113,31 +114,19 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise _malformed(where, "JSON", str(error)) from error
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != SCHEMA:
-            raise _malformed(where, f'"schema": "{SCHEMA}"', f'"schema": {json.dumps(schema)}')
-        try:
-            groups = {str(name): _read_group(name, entry, where) for name, entry in data["groups"].items()}
-            widths = {group.key: group.width for group in groups.values()}
-            return cls(
-                groups=groups,
-                dims={str(n): tuple(_read_axis(a, widths, where) for a in d) for n, d in data["dims"].items()},
-                aliases={str(name): tuple(map(str, names)) for name, names in data["aliases"].items()},
-                architecture=str(data["architecture"]),
-                model=str(data["model"]),
-                note=dict(data["note"]),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise _malformed(where, "the fields that Plan.to_json writes", f"{type(error).__name__}: {error}") from error
+            return _read_plan(data, where)
+        except (ValueError, RecursionError) as error:  # also numbers too long for Python
+            raise _malformed(where, "JSON", f"{type(error).__name__}: {error}") from error
 
 
 def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> Plan:
     """The plan that keeps these units; groups that are not named stay whole.
 
+    Args:
+        kept: group name → the numbers of its units that stay, in any order.
+
     Raises:
-        PlanError: an unknown group, a unit outside it, or a group left empty.
+        PlanError: an unknown group, a unit that is no whole number or outside it, or a group left empty.
     """
     names = {group.name for group in graph.groups}
     for name in kept:
@@ -151,7 +140,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
             )
     groups: dict[str, GroupPlan] = {}
     for group in graph.groups:
-        units = tuple(sorted({int(unit) for unit in kept.get(group.name, range(group.width))}))
+        units = _unit_numbers(group.name, kept.get(group.name, range(group.width)))
         groups[group.name] = _checked(group.name, GroupPlan(group.key, group.width, units), "plan")
     keys = {group.key for group in groups.values()}
     dims = {
@@ -169,8 +158,27 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
     )
 
 
+def _unit_numbers(name: str, units: Iterable[Any]) -> tuple[int, ...]:
+    """Ascending, each once. A mask of booleans would silently mean the units 0 and 1: refused."""
+    numbers: set[int] = set()
+    for unit in units:
+        try:
+            if "bool" in str(getattr(unit, "dtype", type(unit).__name__)):
+                raise TypeError
+            numbers.add(operator.index(unit))
+        except TypeError as error:
+            raise PlanError(
+                f"Group {name!r} is given a unit that is no number.",
+                expected="the numbers of the units that stay",
+                got=f"{unit!r}, a {type(unit).__name__}",
+                where=f"plan: groups/{name}/kept",
+                hint="turn a mask into numbers with mask.nonzero()",
+            ) from error
+    return tuple(sorted(numbers))
+
+
 def _checked(name: str, group: GroupPlan, where: str) -> GroupPlan:
-    inside = group.kept and 0 <= group.kept[0] and group.kept[-1] < group.width
+    inside = bool(group.kept) and group.kept[0] >= 0 and group.kept[-1] < group.width
     ascending = all(a < b for a, b in zip(group.kept, group.kept[1:], strict=False))
     if not (inside and ascending):
         raise PlanError(
@@ -181,13 +189,6 @@ def _checked(name: str, group: GroupPlan, where: str) -> GroupPlan:
             hint="every group keeps at least one unit",
         )
     return group
-
-
-def _read_group(name: str, entry: Any, where: str) -> GroupPlan:
-    numbers = [entry["key"], entry["width"], *entry["kept"]]
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-        raise _malformed(f"{where}: groups/{name}", "whole numbers", "something else")
-    return _checked(name, GroupPlan(entry["key"], entry["width"], tuple(entry["kept"])), where)
 
 
 def _axis_data(axis: Axis) -> Any:
@@ -201,17 +202,106 @@ def _axis_data(axis: Axis) -> Any:
             return {"concat": [_axis_data(part) for part in parts]}
 
 
+def _read_plan(data: Any, where: str) -> Plan:
+    fields = _object(data, where) if isinstance(data, dict) else dict[str, Any]()
+    if fields.get("schema") != SCHEMA:
+        raise _malformed(where, f'"schema": "{SCHEMA}"', f'"schema": {_shown(fields.get("schema"))}')
+    groups = {
+        name: _read_group(name, entry, where) for name, entry in _object(*_field(fields, "groups", where)).items()
+    }
+    widths = {group.key: group.width for group in groups.values()}
+    if len(widths) < len(groups):
+        raise _malformed(f"{where}: groups", "a key of its own for every group", "a key that occurs twice")
+    dims = _object(*_field(fields, "dims", where))
+    aliases = _object(*_field(fields, "aliases", where))
+    return Plan(
+        groups=groups,
+        dims={name: _read_dims(name, axes, widths, where) for name, axes in dims.items()},
+        aliases={name: tuple(_read_names(names, f"{where}: aliases/{name}")) for name, names in aliases.items()},
+        architecture=_text(*_field(fields, "architecture", where)),
+        model=_text(*_field(fields, "model", where)),
+        note=_object(*_field(fields, "note", where)),
+    )
+
+
+def _read_group(name: str, data: Any, where: str) -> GroupPlan:
+    place = f"{where}: groups/{name}"
+    entry = _object(data, place)
+    key, width = (_whole(*_field(entry, field_name, place, "/")) for field_name in ("key", "width"))
+    kept, kept_place = _field(entry, "kept", place, "/")
+    units = tuple(_whole(unit, f"{kept_place}/{i}") for i, unit in enumerate(_array(kept, kept_place)))
+    return _checked(name, GroupPlan(key, width, units), where)
+
+
+def _read_dims(name: str, data: Any, widths: Mapping[int, int], where: str) -> tuple[Axis, ...]:
+    place = f"{where}: dims/{name}"
+    axes = tuple(_read_axes(data, widths, place))
+    if any(leaf.size < 0 for axis in axes for leaf in leaves(axis)):
+        raise _malformed(place, "sizes of no less than nothing", f"a dimension of {name} of an impossible size")
+    return axes
+
+
+def _read_axes(data: Any, widths: Mapping[int, int], where: str) -> list[Axis]:
+    return [_read_axis(axis, widths, f"{where}/{i}") for i, axis in enumerate(_array(data, where))]
+
+
 def _read_axis(data: Any, widths: Mapping[int, int], where: str) -> Axis:
     if isinstance(data, dict):
-        ((kind, parts),) = data.items()
-        axes = tuple(_read_axis(part, widths, where) for part in parts)
-        if kind not in ("product", "concat") or len(axes) < 2:
-            raise _malformed(where, "product or concat of several axes", repr(kind))
-        return Product(axes) if kind == "product" else Concat(axes)
-    units, key = data
-    if not isinstance(units, int) or not isinstance(key, int) or widths.get(key, units) != units:
-        raise _malformed(where, "an axis of the same size as its group", repr(data))
+        entry = _object(data, where)
+        kind = next(iter(entry), "")
+        if len(entry) != 1 or kind not in ("product", "concat"):
+            raise _malformed(where, '{"product": […]} or {"concat": […]}', json.dumps(list(entry)))
+        parts = tuple(_read_axes(entry[kind], widths, f"{where}/{kind}"))
+        if len(parts) < 2:
+            raise _malformed(f"{where}/{kind}", "two axes or more", str(len(parts)))
+        return Product(parts) if kind == "product" else Concat(parts)
+    pair = _array(data, where)
+    if len(pair) != 2:
+        raise _malformed(where, "[size, key]", _shown(pair))
+    units, key = (_whole(number, f"{where}/{i}") for i, number in enumerate(pair))
+    if widths.get(key, units) != units:
+        raise _malformed(where, f"a size of {widths[key]}, as its group has", str(units))
     return Leaf(units, key)
+
+
+def _read_names(data: Any, where: str) -> list[str]:
+    return [_text(name, f"{where}/{i}") for i, name in enumerate(_array(data, where))]
+
+
+def _field(entry: dict[str, Any], name: str, where: str, separator: str = ": ") -> tuple[Any, str]:
+    """A field of an object, and the place of it."""
+    if name not in entry:
+        got = f"only {', '.join(sorted(entry))}" if entry else "none"
+        raise _malformed(where, f'the fields that Plan.to_json writes, "{name}" among them', got)
+    return entry[name], f"{where}{separator}{name}"
+
+
+def _object(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise _malformed(where, "an object", _shown(data))
+    return cast("dict[str, Any]", data)
+
+
+def _array(data: Any, where: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise _malformed(where, "an array", _shown(data))
+    return cast("list[Any]", data)
+
+
+def _text(data: Any, where: str) -> str:
+    if not isinstance(data, str):
+        raise _malformed(where, "a text", _shown(data))
+    return data
+
+
+def _whole(data: Any, where: str) -> int:
+    if not isinstance(data, int) or isinstance(data, bool):
+        raise _malformed(where, "a whole number", _shown(data))
+    return data
+
+
+def _shown(data: Any) -> str:
+    return json.dumps(data)[:100]
 
 
 def _malformed(where: str, expected: str, got: str) -> PlanError:

@@ -96,7 +96,10 @@ def allocate(
         note["rho"], widths = RULES[name](space, guide)
     _check_met(space, widths, name)
     predicted = cost(graph, widths)
-    note |= {"allocation": name, "predicted": {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes}}
+    note |= {
+        "allocation": name,
+        "predicted": {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes},
+    }
     return make_plan(graph, {n: guide.kept(n, k) for n, k in widths.items()}, **note)
 
 

@@ -8,7 +8,7 @@ remaining ratios, as in the seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,13 @@ class Corrected:
 
 
 def within_drop(
-    plan_for: PlanFor, evaluate: EvaluatePlan, dense: float, max_drop: float, least: float, first: float, rounds: int = 10
+    plan_for: PlanFor,
+    evaluate: EvaluatePlan,
+    dense: float,
+    max_drop: float,
+    least: float,
+    first: float,
+    rounds: int = 10,
 ) -> Corrected:
     """The smallest network found whose metric is at most `max_drop` below `dense`: ρ by bisection.
 
@@ -112,7 +118,7 @@ def within_budget(
     graph: Graph,
     start: Plan,
     budget: Budget,
-    trades: Callable[[Plan], list[Plan]],
+    trades: Callable[[Plan], Iterable[Plan]],
     evaluate: EvaluatePlan,
     dense: float,
     tolerance: float = 0.001,

@@ -42,9 +42,7 @@ class Curve:
         return self.costs[self.widths.index(k)]
 
 
-def measure_curves(
-    space: Space, guide: Guide, measure: Measure, progress: Progress | None = None
-) -> dict[str, Curve]:
+def measure_curves(space: Space, guide: Guide, measure: Measure, progress: Progress | None = None) -> dict[str, Curve]:
     """The sensitivity curve of every group that leaves a choice."""
     names = [name for name, options in space.options.items() if len(options) > 1]
     curves: dict[str, Curve] = {}

@@ -41,9 +41,7 @@ def solve(space: Space, guide: Guide, curves: Mapping[str, Curve]) -> Widths:
 
 def _lagrange(space: Space, curves: Mapping[str, Curve], around: Widths) -> Widths:
     """Every group's best width for the smallest multiplier at which the (linearised) budget holds."""
-    costs = {
-        name: [space.cost({**around, name: k}) for k in curve.widths] for name, curve in curves.items()
-    }
+    costs = {name: [space.cost({**around, name: k}) for k in curve.widths] for name, curve in curves.items()}
     base = space.cost(around)
     room = space.target - base + sum(costs[name][curves[name].widths.index(around[name])] for name in curves)
 
@@ -115,7 +113,8 @@ def trades(
     lost = {n: curves[n](k) - curves[n](widths[n]) for n, k in less.items() if k is not None}
     more = {n: k for n in names if (k := space.neighbour(n, widths[n], 1)) is not None}
     rate = {
-        n: (curves[n](widths[n]) - curves[n](k)) / max(space.cost({**widths, n: k}) - base, 1e-9) for n, k in more.items()
+        n: (curves[n](widths[n]) - curves[n](k)) / max(space.cost({**widths, n: k}) - base, 1e-9)
+        for n, k in more.items()
     }
     pairs = [(rate[taker] * freed[giver] - lost[giver], giver, taker) for giver in freed for taker in rate]
     for _, giver, taker in sorted((p for p in pairs if p[1] != p[2]), key=lambda pair: -pair[0]):

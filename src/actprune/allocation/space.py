@@ -61,9 +61,7 @@ class Space:
         return options[i] if 0 <= i < len(options) else None
 
 
-def make_space(
-    graph: Graph, budget: Budget, *, protect: Sequence[str] = (), round_to: int = 1
-) -> Space:
+def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), round_to: int = 1) -> Space:
     """The choice that a model leaves.
 
     Args:
@@ -75,7 +73,9 @@ def make_space(
         BudgetError: even the narrowest network costs more than the budget.
     """
     if round_to < 1:
-        raise PlanError("Widths can't be rounded so.", expected="a whole number ≥ 1", got=str(round_to), where="round_to")
+        raise PlanError(
+            "Widths can't be rounded so.", expected="a whole number ≥ 1", got=str(round_to), where="round_to"
+        )
     untouched = protected(graph, protect)
     options: dict[str, tuple[int, ...]] = {}
     for group in graph.groups:

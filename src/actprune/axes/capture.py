@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from actprune.axes import rules  # noqa: F401  (fills the table of rules)
+from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table of rules)
 from actprune.axes.account import Account, account
-from actprune.axes.expr import leaves
+from actprune.axes.expr import Axis, leaves
 from actprune.axes.groups import Group, find_groups
 from actprune.axes.inference import Dims, Inference, Site, Term
 from actprune.errors import CaptureError
@@ -33,7 +34,7 @@ class Graph:
         unknown_ops: ops without a rule; what they touch is frozen.
         training: the forward pass of training mode, where parameters exist that only it uses
             (auxiliary heads); else None.
-        training_sites: the contractions with those parameters.
+        training_sites: the contractions with those parameters; `training/` precedes their nodes' names.
     """
 
     program: Program = field(repr=False)
@@ -48,8 +49,8 @@ class Graph:
     training_sites: tuple[Site, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Group:
-        """The group of that name."""
-        return next(group for group in self.groups if group.name == name)
+        """The group of that name; a KeyError where there is none."""
+        return {group.name: group for group in self.groups}[name]
 
     def __str__(self) -> str:
         width = max((len(group.name) for group in self.groups), default=0)
@@ -78,12 +79,13 @@ def capture(model: nn.Module, example_inputs: Any) -> Graph:
     inference.walk(program)
     sites, terms = tuple(inference.sites), tuple(inference.terms)
     nodes = dict(inference.axes)
-    training = _training_branches(model, example_inputs) if program.parameters - program.used else None
+    training = _training_branches(model, program) if program.parameters - program.used else None
     extra: tuple[Site, ...] = ()
     if training is not None:
         inference.walk(training)
-        extra = tuple(s for s in inference.sites[len(sites) :] if s.weight not in program.used)
-    used = program.used | (training.used if training is not None else frozenset())
+        found = (site for site in inference.sites[len(sites) :] if site.weight not in program.used)
+        extra = tuple(replace(site, node=f"training/{site.node}") for site in found)  # names recur in two programs
+    used = program.used if training is None else program.used | training.used
     groups = find_groups(inference, (*sites, *extra), used)
     resolve = inference.algebra.resolve
     tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
@@ -99,24 +101,31 @@ def capture(model: nn.Module, example_inputs: Any) -> Graph:
         groups=groups,
         sites=sites,
         tensor_axes={name: tensors[name] for name in program.tensors},
-        node_axes={
-            node.name: [tuple(map(resolve, one)) for one in dims] if isinstance(dims, list) else tuple(map(resolve, dims))
-            for node, dims in nodes.items()
-        },
+        node_axes={node.name: _resolved(dims, resolve) for node, dims in nodes.items()},
         terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
         frozen=frozen,
         unknown_ops=tuple(sorted(inference.unknown)),
         training=training,
         training_sites=extra,
-    )  # fmt: skip
+    )
 
 
-def _training_branches(model: nn.Module, example_inputs: Any) -> Program | None:
+def _resolved(dims: Dims | list[Dims], resolve: Callable[[Axis], Axis]) -> Dims | list[Dims]:
+    if isinstance(dims, list):
+        return [tuple(map(resolve, one)) for one in dims]
+    return tuple(map(resolve, dims))
+
+
+def _training_branches(model: nn.Module, program: Program) -> Program | None:
     """Some parameters only work in training (auxiliary heads): what they share must be cut with them.
 
-    A model whose training mode can't be captured is taken as it is in eval mode.
+    BatchNorm can't train on a single sample, so a batch of one is tried twice over. A model whose training mode
+    can't be captured is taken as it is in eval mode.
     """
-    try:
-        return trace(model, example_inputs, training=True)
-    except CaptureError:
-        return None
+    for times in (1, 2) if program.batch_size == 1 else (1,):
+        args, kwargs = pytree.tree_unflatten(list(program.repeated(program.example, times)), program.in_spec)
+        try:
+            return trace(model, kwargs or args, training=True)
+        except CaptureError:
+            continue
+    return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from actprune.axes.expr import Axis, Leaf, leaves
+from actprune.axes.expr import Axis, Leaf, Product, leaves
 from actprune.axes.inference import Inference, Site
 
 
@@ -41,13 +41,11 @@ class Group:
     consumers: tuple[Site, ...]
 
 
-def find_groups(
-    inference: Inference, sites: Iterable[Site], used: frozenset[str]
-) -> tuple[Group, ...]:
+def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str]) -> tuple[Group, ...]:
     """The groups of a finished inference, in the order of the forward pass.
 
-    Leaves that no tensor holds, that nothing in `used` reads or that no contraction consumes are frozen here,
-    with that reason, so that afterwards every leaf is either a group's or frozen.
+    Leaves that nothing in `used` reads, that no contraction makes or consumes, or that stand twice in one
+    product are frozen here, with that reason, so that afterwards every leaf is either a group's or frozen.
     """
     algebra, tensors = inference.algebra, _resolved(inference)
     sites = list(sites)
@@ -59,6 +57,8 @@ def find_groups(
                 found[leaf.key] = leaf
                 if Member(name, d) not in members.setdefault(leaf.key, []):
                     members[leaf.key].append(Member(name, d))
+            for leaf in _squared(axis):  # one index would belong to two units of it
+                algebra.freeze(leaf, f"stands twice in a dimension of {name}")
     producers = _by_leaf((site, tensors[site.weight][site.out_dim]) for site in sites)
     consumers = _by_leaf((site, tensors[site.weight][site.in_dim]) for site in sites)
     groups: list[Group] = []
@@ -79,6 +79,17 @@ def find_groups(
     return tuple(_with_unique_names(groups))
 
 
+def _squared(axis: Axis) -> Iterator[Leaf]:
+    """Leaves that two factors of one product contain, as in a bilinear pooling of C × C."""
+    if isinstance(axis, Leaf):
+        return
+    for i, part in enumerate(axis.parts):
+        yield from _squared(part)
+        if isinstance(axis, Product):
+            others = {leaf.key for other in axis.parts[:i] for leaf in leaves(other)}
+            yield from (leaf for leaf in leaves(part) if leaf.key in others)
+
+
 def _by_leaf(pairs: Iterable[tuple[Site, Axis]]) -> dict[int, list[Site]]:
     found: dict[int, list[Site]] = {}
     for site, axis in pairs:
@@ -96,9 +107,7 @@ def _with_unique_names(groups: list[Group]) -> Iterable[Group]:
         if total[name] > 1:
             seen[name] += 1
             name = f"{name}#{seen[name]}"
-        yield Group(
-            name, group.key, group.width, group.kind, group.members, group.producers, group.consumers
-        )
+        yield Group(name, group.key, group.width, group.kind, group.members, group.producers, group.consumers)
 
 
 def _resolved(inference: Inference) -> Mapping[str, tuple[Axis, ...]]:

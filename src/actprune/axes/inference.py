@@ -9,20 +9,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.algebra import Algebra
-from actprune.axes.expr import ONE, Axis, leaves, size
-from actprune.graph.program import Program, module_path, op_name, place, shape
+from actprune.axes.expr import Axis, leaves, size
+from actprune.graph.program import Program, module_path, named_arguments, op_name, place, shape
 
 Dims: TypeAlias = tuple[Axis, ...]
 """The axes of one tensor, one per dimension."""
 
 Rule: TypeAlias = "Callable[[Call], Dims | list[Dims]]"
+"""A rule may raise one of `NOT_COVERED` on a use that it doesn't know: what the call touches is then frozen."""
+
+_by_name = named_arguments
+
+NOT_COVERED = (IndexError, ValueError, TypeError, ZeroDivisionError)
 
 RULES: dict[str, Rule] = {}
 """Op name, e.g. `aten.conv2d.default` or, for every overload, `aten.conv2d` → its rule."""
@@ -37,6 +41,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def rule_of(name: str) -> Rule | None:
+    """The rule of an op: of this overload, of all its overloads, or of the pure op that it does in place."""
+    packet = name.rpartition(".")[0]
+    pure = packet[:-1] if packet.endswith("_") and not packet.endswith("__") else packet
+    return next((RULES[key] for key in (name, packet, pure) if key in RULES), None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Call:
         self.node = node
         self.algebra = inference.algebra
         self.where = place(node)
-        self._arguments = _by_name(node)
+        self._arguments = named_arguments(node)
 
     def __getitem__(self, name: str) -> Any:
         return self._arguments.get(name)
@@ -96,8 +107,9 @@ class Call:
         found = self.inference.axes.get(value, ()) if isinstance(value, Node) else ()
         return tuple(self.algebra.resolve(axis) for axis in found) if isinstance(found, tuple) else ()
 
-    def dim(self, index: int, of: Any) -> int:
-        return index % max(len(self.axes(of)), 1)
+    def dim(self, rank: int) -> int:
+        """The argument `dim` as an index from the front."""
+        return int(self["dim"]) % rank
 
     def unify(self, a: Axis, b: Axis) -> None:
         self.algebra.unify(a, b, self.where)
@@ -113,13 +125,15 @@ class Call:
         return self.algebra.leaf(units, f"{why} by {self.where}")
 
     def site(self, kind: str, weight: Any, bias: Any, in_dim: int, out_dim: int, groups: int = 1) -> None:
-        """Note that this call contracts over a parameter; nothing happens where `weight` isn't one.
+        """Note that this call contracts over a parameter.
 
         `in_dim` and `out_dim` are dimensions of `weight` as it reaches this call; transposes between the
-        parameter and the call are undone.
+        parameter and the call are undone. A weight that is computed first (weight norm, a product of two
+        parameters) has no columns that could be set to zero, so what it contracts is frozen.
         """
         stored = self.inference.stored(weight)
         if stored is None:
+            self.freeze(self.axes(weight)[in_dim], "contracted with a computed weight")
             return
         name, order = stored
         held = self.inference.stored(bias)
@@ -164,17 +178,15 @@ class Inference:
 
     def walk(self, program: Program) -> None:
         """Infer the axes of every node of `program`."""
-        for name, tensor in program.tensors.items():
-            if name not in self.tensors:
-                frozen = None if name in program.persistent else "a constant of the forward pass"
-                self.tensors[name] = tuple(self.algebra.leaf(int(n), frozen) for n in tensor.shape)
+        own = {name: self._tensor(program, name, tensor) for name, tensor in program.tensors.items()}
         for node in program.nodes:
             if node.op == "placeholder":
                 name = program.bindings.get(node.name)
                 if name is None:
                     self.axes[node] = tuple(self.algebra.leaf(n, "model input") for n in shape(node))
-                else:
-                    self.axes[node] = self.tensors[name]
+                    continue
+                self.axes[node] = own[name]
+                if name in program.persistent:
                     self._names[node] = name
             elif node.op == "call_function":
                 self.axes[node] = self._apply(node)
@@ -182,14 +194,27 @@ class Inference:
                 for out in node.all_input_nodes:
                     self._freeze_node(out, "model output")
 
+    def _tensor(self, program: Program, name: str, tensor: Tensor) -> Dims:
+        """The axes of a tensor of the model; a constant has its own in every program, since only its name recurs."""
+        if name in program.persistent:
+            if name not in self.tensors:
+                self.tensors[name] = tuple(self.algebra.leaf(int(n)) for n in tensor.shape)
+            return self.tensors[name]
+        dims = tuple(self.algebra.leaf(int(n), "a constant of the forward pass") for n in tensor.shape)
+        self.tensors.setdefault(name, dims)
+        return dims
+
     def stored(self, value: Any) -> tuple[str, list[int]] | None:
-        """The tensor that `value` is, seen through transposes: its name, and which dimension of it each dim is."""
+        """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
+
+        Transposes are seen through.
+        """
         if not isinstance(value, Node):
             return None
         if value in self._names:
             return self._names[value], list(range(len(shape(value))))
         base = op_name(value).split(".")[1] if op_name(value).startswith("aten.") else ""
-        if base not in ("t", "transpose", "permute", "numpy_T"):
+        if base not in ("t", "transpose", "permute", "numpy_T", "mT"):
             return None
         below = self.stored(value.args[0])
         if below is None:
@@ -198,8 +223,9 @@ class Inference:
         if base == "permute":
             dims: Any = value.args[1]
             return name, [order[d] for d in dims]
-        if base == "transpose":
-            a, b = (int(d) % len(order) for d in value.args[1:3])  # type: ignore[arg-type]
+        if base in ("transpose", "mT"):
+            pair: Any = value.args[1:3] or (-2, -1)
+            a, b = (int(d) % len(order) for d in pair)
             order[a], order[b] = order[b], order[a]
             return name, order
         return name, order[::-1]
@@ -209,24 +235,26 @@ class Inference:
             source: Any = node.args[0]
             index: Any = node.args[1]
             several = self.axes[source]
-            return several[index] if isinstance(several, list) else several
+            return several[int(index)] if isinstance(several, list) else several
         name = op_name(node)
-        found = RULES.get(name) or RULES.get(name.rpartition(".")[0])
+        found = rule_of(name)
         if found is None:
             self.unknown.add(name)
             return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")
-        result = found(Call(self, node))
-        for dims, value in _pairs(result, node.meta.get("val")):
-            if isinstance(value, Tensor) and tuple(size(axis) for axis in dims) != tuple(value.shape):
-                return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use")
+        try:
+            result = found(Call(self, node))
+        except NOT_COVERED:
+            result = None
+        if result is None or not _fits(result, node.meta.get("val")):
+            return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use")
         return result
 
     def _freeze_call(self, node: Node, reason: str) -> Dims | list[Dims]:
         for source in node.all_input_nodes:
             self._freeze_node(source, reason)
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         if isinstance(value, tuple | list):
-            return [self._fresh(item, reason) for item in value]
+            return [self._fresh(item, reason) for item in cast("list[Any]", value)]
         return self._fresh(value, reason)
 
     def _fresh(self, value: Any, reason: str) -> Dims:
@@ -239,24 +267,9 @@ class Inference:
                 self.algebra.freeze(axis, reason)
 
 
-def _pairs(dims: Dims | list[Dims], value: Any) -> list[tuple[Dims, Any]]:
+def _fits(dims: Dims | list[Dims], value: Any) -> bool:
+    """Whether a rule gave as many results, with as many dimensions of the right sizes, as the call has."""
     if isinstance(dims, list):
-        return list(zip(dims, value, strict=False)) if isinstance(value, tuple | list) else []
-    return [(dims, value)]
-
-
-def _by_name(node: Node) -> dict[str, Any]:
-    """The call's arguments under their schema names, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
-    named: dict[str, Any] = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        if i < len(node.args):
-            named[argument.name] = node.args[i]
-        else:
-            named[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return named
-
-
-def ones(count: int) -> Dims:
-    return (ONE,) * count
+        several = cast("list[Any]", value) if isinstance(value, tuple | list) else []
+        return len(dims) == len(several) and all(map(_fits, dims, several))
+    return isinstance(value, Tensor) and tuple(size(axis) for axis in dims) == tuple(value.shape)

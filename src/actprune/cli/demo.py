@@ -22,7 +22,8 @@ def demo(
     ] = None,
     method: Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, activation, filter, …")] = "sgd-ap",
     allocation: Annotated[
-        str | None, typer.Option(help="sensitivity, uniform, layerwise, spatial or global.", show_default="the method's")
+        str | None,
+        typer.Option(help="sensitivity, uniform, layerwise, spatial or global.", show_default="the method's"),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="For --method filter: smaller weights count as zero.")] = None,
     finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs of the SGD fine-tune.")] = 3,
@@ -75,19 +76,20 @@ def _show(outcome: Outcome) -> None:
 
 def _guide(outcome: Outcome) -> Table:
     """The pruning guide: LASSO factor of every unit at the layer's natural width, largest first."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="pruning guide", title_justify="left")
+    table = Table(title="pruning guide", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("group")
     table.add_column("natural width", justify="right")
-    table.add_column("β per unit, largest first (each bar scaled to the layer's largest)")
+    table.add_column("LASSO β of every unit, largest first")
     for row in outcome.report.groups:
         if row.guide is not None:
             table.add_row(row.name, f"{row.natural} of {row.before}", _bars(list(row.guide)))
     return table
 
 
-def _bars(values: list[Any], most: int = 60) -> str:
+def _bars(values: list[Any], most: int = 50) -> str:
     ranked = sorted(map(float, values), reverse=True)
     if len(ranked) > most:
         ranked = [ranked[i * len(ranked) // most] for i in range(most)]

@@ -99,7 +99,14 @@ class _Walk:
     """One pass front to back that refits consumer after consumer."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, data: Calibration, zeros: dict[str, Tensor], method: str, target: str, scope: str
+        self,
+        graph: Graph,
+        plan: Plan,
+        data: Calibration,
+        zeros: dict[str, Tensor],
+        method: str,
+        target: str,
+        scope: str,
     ) -> None:
         self.graph, self.method, self.scope = graph, method, scope
         self.kept = kept_units(graph, plan)
@@ -280,7 +287,12 @@ def _choose_ridge(found: _Fit, start: Tensor, columns: Tensor, centred: bool) ->
 
 
 def _with_batchnorm(
-    graph: Graph, data: Calibration, overrides: dict[str, Tensor], record: dict[str, Any], distance: Distance, always: bool
+    graph: Graph,
+    data: Calibration,
+    overrides: dict[str, Tensor],
+    record: dict[str, Any],
+    distance: Distance,
+    always: bool,
 ) -> dict[str, Tensor]:
     """The overrides with re-estimated running statistics, where that brings held-out outputs nearer."""
     fitted, held = data.holdout()

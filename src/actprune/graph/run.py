@@ -56,7 +56,7 @@ def run(
 def bound_values(
     program: Program, batch: Batch, overrides: Mapping[str, Tensor], lifted: bool = False
 ) -> Iterator[tuple[Node, Any]]:
-    """What each placeholder stands for: an input of the batch, a tensor of the model, or its override."""
+    """What each placeholder stands for: an input of the batch, a tensor of the model, its override, or a subgraph."""
     given = dict(zip(program.inputs, batch, strict=True))
     for node in program.nodes:
         if node.op == "placeholder":
@@ -64,6 +64,8 @@ def bound_values(
             value = given[node.name] if name is None else overrides.get(name, program.tensors[name])
             # a parameter is lifted where it is used, so that only one at a time is held in float64
             yield node, lift(value) if lifted and name is None else value
+        elif node.op == "get_attr":
+            yield node, program.subgraphs[node.name]
 
 
 def arguments(node: Node, values: Mapping[Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

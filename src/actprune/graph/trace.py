@@ -1,15 +1,13 @@
 """Model → Program, through `torch.export`.
 
-The export is taken without decomposition, so that one `linear` stays one node. In-place calls on tensors that
-the program made itself are turned into their pure twins: the later stages then never ask which version of a
-value a node saw. The model is left as it was: modes, hooks, random state.
+The export is taken without decomposition, so that one `linear` stays one node. In-place calls are turned into
+their pure twins where they can be (`graph/purify.py`). The model is left as it was: modes, hooks, random state.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +18,9 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from actprune.errors import CaptureError, DataError
-from actprune.graph.program import Program, architecture, op_name, shape
+from actprune.graph.inline import inline
+from actprune.graph.program import Program, architecture, op_name
+from actprune.graph.purify import make_pure
 
 _NOISE = {
     "aten.alias.default",
@@ -56,6 +56,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             expected="a tensor, a tuple of tensors or a dict of tensors",
             got=type(example_inputs).__name__,
             where="example_inputs",
+            hint="pass one batch of inputs, as the model gets them in use",
         )
     with preserved(model), torch.no_grad():
         for module in model.modules():
@@ -65,8 +66,9 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         except Exception as error:  # export raises whatever the model or the tracer raises
             raise _refusal(model, tensors, error) from error
     graph = exported.graph
+    inline(graph, exported.graph_module)
     _drop_noise(graph)
-    _make_pure(graph)
+    make_pure(graph)
     names = _names(model)
     bindings: dict[str, str] = {}
     inputs: list[str] = []
@@ -97,11 +99,12 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         inputs=tuple(inputs),
         kwarg_names=tuple(kwargs),
         in_spec=in_spec,
-        out_spec=exported.call_spec.out_spec,
+        out_spec=exported.call_spec.out_spec or pytree.tree_structure(()),
         example=tuple(flat),
         batch_size=int(batch),
         model_name=type(model).__name__,
         architecture=architecture(model.state_dict()),
+        subgraphs={node.name: node.meta["subgraph"] for node in graph.nodes if node.op == "get_attr"},
     )
 
 
@@ -143,6 +146,22 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back every buffer that a call of the model changes or replaces, also after an error."""
+    held = [(module, dict(module._buffers)) for module in model.modules()]
+    copies = {id(b): b.clone() for _, buffers in held for b in buffers.values() if b is not None}
+    try:
+        yield
+    finally:
+        for module, buffers in held:
+            module._buffers.update(buffers)
+            for buffer in buffers.values():
+                if buffer is not None and not torch.equal(buffer, copies[id(buffer)]):
+                    with torch.no_grad():
+                        buffer.copy_(copies[id(buffer)])
+
+
 class _names:
     """The model's tensors under all their names, one of them canonical for each storage."""
 
@@ -178,58 +197,6 @@ def _drop_noise(graph: Graph) -> None:
         elif name in _NOISE and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-
-
-_VIEWS = {
-    "view", "reshape", "select", "slice", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten",
-    "unflatten", "split", "chunk", "unbind", "narrow", "t", "alias", "detach", "diagonal", "split_with_sizes",
-    "contiguous", "view_as", "expand_as", "to", "getitem", "movedim", "swapaxes", "numpy_T",
-}  # fmt: skip
-
-
-def _make_pure(graph: Graph) -> None:
-    """Replace `relu_(x)` and its like by `relu(x)`, and every later use of `x` by the result.
-
-    Done only where `x` is a whole tensor that the program computed and nobody holds a view of; a write into a
-    view or into an input stays as it is (and the axis rules freeze what it touches).
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        pure = _pure_twin(node)
-        target = node.args[0] if node.args else None
-        if pure is None or not isinstance(target, Node) or target.op not in ("call_function", "placeholder"):
-            continue
-        if _is_view(target) or any(_is_view(user) for user in target.users if order[user] < order[node]):
-            continue
-        node.target = pure
-        target.replace_all_uses_with(
-            node, delete_user_cb=lambda user, now=order[node]: order.get(user, 0) > now
-        )
-    graph.lint()
-
-
-def _is_view(node: Node) -> bool:
-    return node.op == "call_function" and (
-        node.target is operator.getitem or op_name(node).split(".")[1] in _VIEWS
-        if op_name(node).startswith("aten.")
-        else node.target is operator.getitem
-    )
-
-
-def _pure_twin(node: Node) -> Any:
-    """`aten.relu.default` for `aten.relu_.default`, where the pure op takes the same arguments and dtype."""
-    name = op_name(node)
-    if not name.startswith("aten."):
-        return None
-    base, overload = name.split(".")[1:3]
-    if not base.endswith("_") or base.endswith("__") or shape(node) == ():
-        return None
-    packet = getattr(torch.ops.aten, base[:-1], None)
-    twin = getattr(packet, overload, None) if packet is not None else None
-    if twin is None or not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    same = [a.name for a in twin._schema.arguments] == [a.name for a in node.target._schema.arguments]
-    return twin if same else None
 
 
 def _refusal(model: nn.Module, tensors: list[Tensor], error: Exception) -> CaptureError:

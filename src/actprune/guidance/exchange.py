@@ -47,8 +47,8 @@ class Tableau:
         table:   −A_KK⁻¹  |  A_KK⁻¹ A_KD                        rows:   F̃_K  |  (F − F̃) A_:D
                      ·    |  A_DD − A_DK A_KK⁻¹ A_KD
 
-    so that what is lost by dropping a unit, tr F̃_g (A_KK⁻¹)_gg⁻¹ F̃_gᵀ, and what is gained by adding one, tr N_h S_hh⁻¹ N_hᵀ
-    with S the Schur complement and N the right part of `rows`, are both read off its blocks.
+    so that what is lost by dropping a unit, tr F̃_g (A_KK⁻¹)_gg⁻¹ F̃_gᵀ, and what is gained by adding one,
+    tr N_h S_hh⁻¹ N_hᵀ with S the Schur complement and N the right part of `rows`, are both read off its blocks.
     """
 
     def __init__(self, problem: Problem, units: Sequence[int]) -> None:

@@ -21,8 +21,8 @@ REFACTOR_EVERY = 64
 the units, so that all these inversions together stay of the order of the first."""
 
 GATHER = 64
-"""Downdates of the inverse are gathered until they touch so many columns, then applied in one matrix product: one by one
-they would be bound by memory, not by arithmetic."""
+"""Downdates of the inverse are gathered until they touch so many columns, then applied in one matrix product: one by
+one they would be bound by memory, not by arithmetic."""
 
 
 class Elimination:

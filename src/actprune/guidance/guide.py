@@ -38,7 +38,7 @@ class GroupGuide:
         curve: (n + 1,) E(k), the cost of keeping k units, as a share of the consumers' output variance where
             statistics exist, else the share of the total score that is lost.
         beta: (n,) the LASSO factors at the natural width: the pruning guide; None without a LASSO.
-        natural: the natural width, or None.
+        natural: the natural width; None for a method without the LASSO guide or a threshold.
         path_support: width → LASSO support where the path has exactly that many units.
     """
 
@@ -159,11 +159,13 @@ def _group_guide(ask: _Question, criteria: Sequence[str]) -> GroupGuide:
     orders = {name: answer.order for name, answer in answers.items()}
     main = next((a for a in answers.values() if a.curve is not None), next(iter(answers.values())))
     if main.curve is None and main.scores is None:  # the path alone: what its order costs
-        main = _Answer(main.order, None, eliminate(ask.problems, main.order)[1])
+        main = _searched(ask.problems, main.order)
     scores, curve = _scores_and_curve(ask, main)
     path = next((a.path for a in answers.values() if a.path is not None), None)
-    if path is None:
+    if "lasso" not in criteria:
         return GroupGuide(orders, scores, curve, None, None, {})
+    if path is None:
+        return GroupGuide(orders, scores, curve, None, _natural_width(ask.problems, main.order, {}), {})
     supports = {k: tuple(s) for k in range(1, ask.group.width) if (s := path.support(k)) is not None}
     natural = _natural_width(ask.problems, orders["lasso"], supports)
     return GroupGuide(orders, scores, curve, tuple(path.guide(natural).tolist()), natural, supports)
@@ -176,19 +178,19 @@ def _answer(ask: _Question, criterion: str) -> _Answer | None:
     if not ask.problems:
         return None
     if criterion == "greedy":
-        return _Answer(*_searched(ask.problems))
+        return _searched(ask.problems)
     if criterion == "greedy-unweighted":
         plain = [p.with_rows(torch.ones_like(p.rows)) for p in ask.problems]
-        return None if all(bool((p.rows == 1).all()) for p in ask.problems) else _Answer(*_searched(plain))
+        return None if all(bool((p.rows == 1).all()) for p in ask.problems) else _searched(plain)
     if ask.group.width > MAX_UNITS:
         return None
     path = lasso_path(contribution_gram(ask.problems))
     return _Answer(tuple(path.order()), path=path)
 
 
-def _searched(group: Sequence[Problem]) -> tuple[tuple[int, ...], None, list[float]]:
-    order, curve = eliminate(group)
-    return tuple(order), None, curve
+def _searched(group: Sequence[Problem], order: Sequence[int] | None = None) -> _Answer:
+    found, curve = eliminate(group, order)
+    return _Answer(tuple(found), curve=curve)
 
 
 def _scored(ask: _Question, criterion: str) -> _Answer:
@@ -203,14 +205,14 @@ def _scored(ask: _Question, criterion: str) -> _Answer:
 
 def _scores_and_curve(ask: _Question, main: _Answer) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The scores and the curve of `GroupGuide`, one from the other."""
-    if main.curve is not None:
-        variance = sum(problem.variance for problem in ask.problems)
-        curve = [value / variance for value in main.curve]
-        scores = torch.zeros(ask.group.width, dtype=torch.float64)
-        scores[torch.tensor(main.order)] = -torch.tensor(curve, dtype=torch.float64).diff()
-        return tuple(scores.tolist()), tuple(curve)
-    scores = torch.zeros(0) if main.scores is None else main.scores
-    return tuple((scores / scores.abs().mean().clamp_min(1e-30)).tolist()), _lost(scores.clamp_min(0), main.order)
+    if main.scores is not None:
+        comparable = main.scores / main.scores.abs().mean().clamp_min(1e-30)
+        return tuple(comparable.tolist()), _lost(main.scores.clamp_min(0), main.order)
+    variance = sum(problem.variance for problem in ask.problems)
+    curve = torch.tensor(main.curve, dtype=torch.float64) / variance
+    scores = torch.zeros(ask.group.width, dtype=torch.float64)
+    scores[torch.tensor(main.order)] = -curve.diff()
+    return tuple(scores.tolist()), tuple(curve.tolist())
 
 
 def _lost(scores: Tensor, order: Sequence[int]) -> tuple[float, ...]:
@@ -221,7 +223,9 @@ def _lost(scores: Tensor, order: Sequence[int]) -> tuple[float, ...]:
 
 
 def _natural_width(group: Sequence[Problem], order: Sequence[int], supports: Mapping[int, tuple[int, ...]]) -> int:
-    """By bisection: the error falls with the width but for noise."""
+    """By bisection: the error falls with the width but for noise. All units where nothing says that fewer will do."""
+    if not group:
+        return len(order)
     judge = Judge(group)
     low, high = 1, len(order)
     while low < high:

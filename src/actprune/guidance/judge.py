@@ -9,16 +9,7 @@ import torch
 from torch import Tensor
 
 from actprune.guidance.problem import Problem
-from actprune.stats.moments import Moments, merge_all
-
-
-def refit(problem: Problem, moments: Moments, units: Sequence[int] | Tensor) -> Tensor:
-    """(o, p) the ridge refit of the consumer on the columns that stay, zero elsewhere."""
-    kept = problem.kept(units)
-    target = problem.weight @ moments.covariance[:, kept] + problem.ridge * problem.weight[:, kept]
-    result = torch.zeros_like(problem.weight)
-    result[:, kept] = _solve(_part(moments.covariance, kept), problem.ridge, target)
-    return result
+from actprune.stats.moments import Moments
 
 
 def held_out_error(group: Sequence[Problem], units: Sequence[int] | Tensor) -> float:
@@ -40,55 +31,63 @@ class Judge:
         error = 0.0
         for problem, splits in self._splits:
             kept = problem.kept(units)
-            error += sum(split.lost(kept) for split in splits)
+            total = _part(problem.total.scatter, kept)
+            error += sum(_lost(split, total, problem.ridge, kept) for split in splits)
         return max(error, 0.0) / max(self._variance, 1e-30)
 
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """One fold held out. F is `Problem.factor`, C the covariance of the others (`rest`), H the second moments of
-    the held rows about the mean of the others.
+    """One fold held out. F is `Problem.factor`, C the covariance of the others, H the second moments of the held rows
+    about the mean of the others.
 
     Attributes:
+        held: the moments of the fold.
+        rest: number of rows in the others; 0 where there is but one fold, which then judges itself.
         shift: (p,) δ, the held mean minus the others'.
         target: (r, p) F(C + λI).
         seen: (r, p) F H.
         whole: tr F H Fᵀ.
     """
 
-    problem: Problem
-    fold: Moments
+    held: Moments
     rest: int
     shift: Tensor
     target: Tensor
     seen: Tensor
     whole: float
 
-    def lost(self, kept: Tensor) -> float:
-        """tr (F̃ − F) H (F̃ − F)ᵀ with F̃ the refit on the columns `kept`, multiplied out."""
-        shift, scatter = self.shift[kept], _part(self.fold.scatter, kept)
-        outer = torch.outer(shift, shift)
-        if self.rest == 0:  # a single fold judges itself
-            covariance = scatter / self.fold.count
-        else:
-            total, share = _part(self.problem.total.scatter, kept), self.rest / self.problem.total.count
-            covariance = (total - scatter - outer * (self.fold.count * share)) / self.rest
-        new = _solve(covariance, self.problem.ridge, self.target[:, kept])
-        held = scatter / self.fold.count + outer
-        return float(((new @ held - 2 * self.seen[:, kept]) * new).sum()) + self.whole
-
 
 def _splits(problem: Problem) -> list[_Split]:
-    folds, factor = problem.folds, problem.factor
+    """The others' moments are the total's less the fold's, so no merged scatter is ever held."""
+    total, factor = problem.total, problem.factor
+    every = factor @ total.scatter
     found: list[_Split] = []
-    for i, fold in enumerate(folds):
-        train = fold if len(folds) == 1 else merge_all(folds[:i] + folds[i + 1 :])
-        shift = fold.mean - train.mean
-        target = factor @ train.covariance + problem.ridge * factor
-        seen = factor @ fold.covariance + torch.outer(factor @ shift, shift)
-        whole = float((seen * factor).sum())
-        found.append(_Split(problem, fold, train.count if len(folds) > 1 else 0, shift, target, seen, whole))
+    for fold in problem.folds:
+        rest = total.count - fold.count
+        shift = (fold.mean - total.mean) * (total.count / max(rest, 1))
+        moved = torch.outer(factor @ shift, shift)
+        seen = factor @ fold.scatter
+        fitted = every - seen - moved * _pull(fold, rest) if rest else seen
+        target = fitted / (rest or fold.count) + problem.ridge * factor
+        seen = seen / fold.count + moved
+        found.append(_Split(fold, rest, shift, target, seen, float((seen * factor).sum())))
     return found
+
+
+def _lost(split: _Split, total: Tensor, ridge: float, kept: Tensor) -> float:
+    """tr (F̃ − F) H (F̃ − F)ᵀ with F̃ the refit on the columns `kept`, multiplied out; `total` is all folds' scatter."""
+    held, rest, shift = _part(split.held.scatter, kept), split.rest, split.shift[kept]
+    moved = torch.outer(shift, shift)
+    fitted = (total - held - moved * _pull(split.held, rest)) / rest if rest else held / split.held.count
+    new = _solve(fitted, ridge, split.target[:, kept])
+    seen = new @ (held / split.held.count + moved)
+    return float(((seen - 2 * split.seen[:, kept]) * new).sum()) + split.whole
+
+
+def _pull(fold: Moments, rest: int) -> float:
+    """The weight of δδᵀ in the scatter of a fold and the others together."""
+    return fold.count * rest / (fold.count + rest)
 
 
 def _part(matrix: Tensor, kept: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The LASSO pruning guide, from the statistics alone.
 
-Channel selection of He, Zhang and Sun (2017, Channel Pruning for Accelerating Very Deep Neural Networks, eq. 2), in Gram
-form: with one factor β_g per unit,
+Channel selection of He, Zhang and Sun (2017, Channel Pruning for Accelerating Very Deep Neural Networks, eq. 2), in
+Gram form: with one factor β_g per unit,
 
     A = Σ_c blocksum[C ∘ (WᵀRW)],  q = A·1,   min over β ≥ 0 of ½ βᵀAβ − qᵀβ + α Σ_g β_g √A_gg
 

@@ -70,8 +70,12 @@ class Problem:
 
     @cached_property
     def factor(self) -> Tensor:
-        """(r, p) F with FᵀF = WᵀRW and r ≤ p: all that the objective knows of the weight."""
-        weighted = self.weight * self.rows.sqrt()[:, None]
+        """(r, p) F with FᵀF = WᵀRW and r ≤ p: all that the objective knows of the weight.
+
+        Without the columns of constant inputs: whatever their weight, they only add to the bias, and λ must not
+        make them dear.
+        """
+        weighted = torch.where(self.total.varies, self.weight, 0.0) * self.rows.sqrt()[:, None]
         if weighted.shape[0] <= weighted.shape[1]:
             return weighted
         return torch.linalg.qr(weighted, mode="r").R  # a vocabulary has many more outputs than columns
@@ -88,10 +92,7 @@ class Problem:
 
 
 def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
-    """The consumers of `group` that have moments of their rows.
-
-    A consumer that only training mode calls has none, even where its node's name is that of another call here.
-    """
+    """The consumers of `group` that have moments of their rows; those that only training mode calls have none."""
     known = {site for site in graph.sites if site.node in stats.sites}
     return [s for s in group.consumers if s in known and has_rows(s, graph.program.tensors[s.weight])]
 

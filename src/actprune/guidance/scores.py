@@ -22,7 +22,7 @@ Score = Callable[[Graph, Stats | None, Group, int], Tensor]
 
 
 def per_unit(graph: Graph, group: Group, weight: str, dim: int, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """(n,) sums over what belongs to each unit in dimension `dim` of a weight, of what `of` says of its (size, …) rows."""
+    """(n,) per unit, the sum of what `of` says of a weight's (size, …) rows in dimension `dim` that belong to it."""
     rows = graph.program.tensors[weight].detach().double().cpu().movedim(dim, 0).flatten(1)
     unit = torch.as_tensor(positions(graph.tensor_axes[weight][dim], group.key))
     held = unit >= 0

@@ -14,25 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from actprune.allocation.cost import cost
+from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph, capture
-from actprune.axes.expr import Indices, kept_indices, size
-from actprune.errors import CaptureError, EquivalenceError
+from actprune.errors import CaptureError, EquivalenceError, PlanError
 from actprune.graph.lift import lift
-from actprune.graph.program import Batch, Program, op_name, place, shape
+from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
-from actprune.graph.trace import call_arguments, preserved
+from actprune.graph.trace import call_arguments, kept_buffers, preserved
 from actprune.plan import Plan
+from actprune.proof.compare import TOLERANCE, Sides, compare, relative_error
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
-from actprune.rewrite import Rewrite, kept_units
-from actprune.surgery.modules import attributes
+from actprune.rewrite import Rewrite
+from actprune.surgery.modules import attributes, stated
 from actprune.surgery.slicing import sliced
-
-TOLERANCE = 1e-9
-"""Largest relative error in float64: max|a − b| / max|a| over all outputs."""
 
 EAGER_TOLERANCE = 1e-4
 """The same between the eager cut model and its own graph, in the model's precision."""
@@ -93,181 +89,172 @@ def verify(
 
     Raises:
         EquivalenceError: some check failed; the message names the first node that differs.
+        PlanError: the plan is for another model.
     """
     started = time.perf_counter()
     dense = graph if graph is not None else capture(model, inputs)
+    if dense.program.architecture != plan.architecture:
+        raise PlanError(
+            "The plan does not fit this model.",
+            expected=f"a plan for {dense.program.model_name} with its parameter names, shapes and dtypes",
+            got=f"a plan for {plan.model} with other ones",
+            where="verify",
+            hint="pass the dense model that the plan was made for",
+        )
     batch = dense.program.flatten(*call_arguments(model, inputs))
-    figures = {"real_error": float("inf"), "redrawn_error": float("inf"), "eager_error": float("inf")}
-    params = macs = 0
-    failure = _wrong_structure(small, plan)
-    if failure is None:
-        try:
-            after = capture(small, inputs)
-        except CaptureError as error:
-            after, failure = None, f"the cut model can't be captured: {error.got}"
-        if after is not None:
-            measured = cost(after)
-            params, macs = measured.params, measured.macs
-            failure = _wrong_cost(dense, plan, params, macs)
-            own = rewrite.tensors if rewrite is not None else {}
-            reference = pruned_reference(dense, plan, own)
-            figures["real_error"], found = _compare(dense, plan, reference, after.program, {}, batch, "real weights")
-            failure = failure or found
-            drawn = redrawn(dense.program, own, seed)
-            figures["redrawn_error"], found = _compare(
-                dense,
-                plan,
-                pruned_reference(dense, plan, drawn),
-                after.program,
-                cut_tensors(plan, dense.program, after.program, drawn),
-                batch,
-                "redrawn weights",
-                varied=True,
-            )
-            failure = failure or found
-            if dense.training is not None and failure is None:
-                failure = _compare_training(dense, plan, after, drawn, batch)
-            figures["eager_error"], found = _eager_against_graph(small, after.program, inputs, batch)
-            failure = failure or found
-    worst = max(figures["real_error"], figures["redrawn_error"])
+    base = rewrite.tensors if rewrite is not None else {}
+    found = _Found()
+    found.note(_wrong_structure(model, small, plan) or _wrong_bystander(dense, small, plan, base))
+    if found.failure is None:
+        _compare_graphs(found, dense, small, plan, inputs, batch, base, seed)
     proof = Proof(
-        failure is None, worst, **figures, params=params, macs=macs, failure=failure,
+        passed=found.failure is None,
+        max_rel_error=max(found.real_error, found.redrawn_error),
+        real_error=found.real_error,
+        redrawn_error=found.redrawn_error,
+        eager_error=found.eager_error,
+        params=found.params,
+        macs=found.macs,
+        failure=found.failure,
         seconds=time.perf_counter() - started,
-    )  # fmt: skip
-    if check and failure is not None:
+    )
+    if check and proof.failure is not None:
         raise EquivalenceError(
             f"The cut {plan.model} does not compute what the plan promises.",
             expected=f"relative error below {TOLERANCE:g} in float64, predicted shapes, parameters and MACs",
-            got=f"max relative error {worst:.3g}",
-            where=failure,
+            got=f"max relative error {proof.max_rel_error:.3g}",
+            where=proof.failure,
             hint="protect the groups of that module and plan again; if no module of yours writes down a size "
             "that the cut changes, please report this",
         )
     return proof
 
 
-def _wrong_structure(small: nn.Module, plan: Plan) -> str | None:
+@dataclass
+class _Found:
+    """The figures of a proof as they are found; the first failure stays."""
+
+    real_error: float = float("inf")
+    redrawn_error: float = float("inf")
+    eager_error: float = float("inf")
+    params: int = 0
+    macs: int = 0
+    failure: str | None = None
+
+    def note(self, failure: str | None) -> None:
+        self.failure = self.failure or failure
+
+
+def _compare_graphs(
+    found: _Found,
+    dense: Graph,
+    small: nn.Module,
+    plan: Plan,
+    inputs: Any,
+    batch: Batch,
+    base: Mapping[str, Tensor],
+    seed: int,
+) -> None:
+    """Capture the cut model and compare: costs, real weights, redrawn weights, training branches, eager."""
+    try:
+        after = capture(small, inputs)
+    except CaptureError as error:
+        found.note(f"the cut model can't be captured: {error.got}")
+        return
+    measured = cost(after)
+    found.params, found.macs = measured.params, measured.macs
+    found.note(_wrong_cost(dense, plan, measured))
+    real = Sides(dense, plan, pruned_reference(dense, plan, base), after.program, {}, batch, "real weights")
+    found.real_error, failure = compare(real)
+    found.note(failure)
+    drawn = redrawn(dense.program, base, seed)
+    found.redrawn_error, failure = compare(
+        replace(
+            real,
+            reference=pruned_reference(dense, plan, drawn),
+            tensors=cut_tensors(plan, dense.program, after.program, drawn, base),
+            what="redrawn weights",
+        ),
+        varied=True,
+    )
+    found.note(failure)
+    if dense.training is not None and found.failure is None:
+        found.note(_wrong_training(dense, after, plan, drawn, base, batch))
+    found.eager_error, failure = _eager_against_graph(small, after.program, inputs, batch)
+    found.note(failure)
+
+
+def _wrong_structure(model: nn.Module, small: nn.Module, plan: Plan) -> str | None:
     """Tensors whose shape isn't the predicted one, and torch.nn modules whose attributes contradict theirs."""
-    state = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
+    state = {name: held for name, held in _state(small).items() if isinstance(held, Tensor)}
     for name in plan.dims:
-        if name in state and tuple(state[name].shape) != plan.shape(name):
-            return f"{name} has shape {tuple(state[name].shape)}, the plan predicts {plan.shape(name)}"
+        for alias in plan.aliases.get(name, (name,)):
+            if alias in state and tuple(state[alias].shape) != plan.shape(name):
+                return f"{alias} has shape {tuple(state[alias].shape)}, the plan predicts {plan.shape(name)}"
+    true = {path: stated(module) for path, module in model.named_modules()}
     for path, module in small.named_modules():
         for attribute, value in attributes(module).items():
-            if getattr(module, attribute) != value:
+            if attribute in true.get(path, ()) and getattr(module, attribute) != value:
                 return f"{path}.{attribute} is {getattr(module, attribute)}, its tensors say {value}"
     return None
 
 
-def _wrong_cost(dense: Graph, plan: Plan, params: int, macs: int) -> str | None:
-    predicted = cost(dense, plan.widths)
-    if (predicted.params, predicted.macs) != (params, macs):
-        return (
-            f"measured {params:,} parameters and {macs:,} MACs, predicted {predicted.params:,} and {predicted.macs:,}"
-        )
+def _wrong_bystander(dense: Graph, small: nn.Module, plan: Plan, base: Mapping[str, Tensor]) -> str | None:
+    """Tensors that no run reads (unused layers) are compared directly."""
+    read = dense.program.used if dense.training is None else dense.program.used | dense.training.used
+    state = _state(small)
+    for name in dense.program.persistent - read:
+        own = base.get(name, dense.program.tensors[name])
+        expected = sliced(own, plan.indices(name))
+        if name not in state or not _same(expected, state[name].detach().to(expected.device)):
+            return f"{name}, which the forward pass never reads, was changed"
     return None
 
 
-def _compare(
-    dense: Graph,
-    plan: Plan,
-    reference: Mapping[str, Tensor],
-    cut: Program,
-    tensors: Mapping[str, Tensor],
-    batch: Batch,
-    what: str,
-    varied: bool = False,
-) -> tuple[float, str | None]:
-    """Relative error of the outputs, and the first difference where it is too large."""
-    try:
-        expected = run(dense.program, batch, reference, lifted=True)
-        found = run(cut, batch, tensors, lifted=True)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        return float("inf"), f"the graph of the cut model does not run: {error}"
-    worst = relative_error(expected, found)
-    if not all(bool(torch.isfinite(e).all()) for e in _floats(expected)):
-        return float("inf"), f"an output is not finite on {what}"
-    if varied and _floats(expected) and all(float(e.max() - e.min()) == 0 for e in _floats(expected)):
-        return float("inf"), f"every output is constant on {what}: nothing would be proved"
-    if worst <= TOLERANCE:
-        return worst, None
-    return worst, f"{_first_difference(dense, plan, reference, cut, tensors, batch)} (on {what})"
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal, NaN to NaN included (a layer that is never used may be uninitialised)."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _compare_training(
-    dense: Graph, plan: Plan, after: Graph, drawn: Mapping[str, Tensor], batch: Batch
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _wrong_cost(dense: Graph, plan: Plan, measured: Cost) -> str | None:
+    predicted = cost(dense, plan.widths)
+    if (predicted.params, predicted.macs) == (measured.params, measured.macs):
+        return None
+    return (
+        f"measured {measured.params:,} parameters and {measured.macs:,} MACs, "
+        f"predicted {predicted.params:,} and {predicted.macs:,}"
+    )
+
+
+def _wrong_training(
+    dense: Graph, after: Graph, plan: Plan, drawn: Mapping[str, Tensor], base: Mapping[str, Tensor], batch: Batch
 ) -> str | None:
-    """The branches that only exist in training mode, on redrawn weights (training updates statistics in place)."""
+    """The branches that only exist in training mode, on redrawn weights."""
     if dense.training is None or after.training is None:
         return "the training branches of the cut model can't be captured"
-    sides = replace(dense, program=dense.training, node_axes={}), replace(after, program=after.training)
-    tensors = cut_tensors(plan, dense.training, after.training, drawn)
-    found = _compare(sides[0], plan, pruned_reference(dense, plan, drawn), sides[1].program, tensors, batch, "training")
-    return found[1]
-
-
-def relative_error(expected: tuple[Any, ...], found: tuple[Any, ...]) -> float:
-    """max|a − b| / max|a| over all outputs; infinite where shapes, or values that aren't floats, differ."""
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if not isinstance(a, Tensor):
-            worst = worst if a == b or not isinstance(b, Tensor) else float("inf")
-        elif a.shape != b.shape or (not a.is_floating_point() and not torch.equal(a, b)):
-            worst = float("inf")
-        elif a.is_floating_point() and a.numel():
-            error = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300)
-            worst = max(worst, error) if error == error else float("inf")
-    return worst
-
-
-def _first_difference(
-    dense: Graph,
-    plan: Plan,
-    reference: Mapping[str, Tensor],
-    cut: Program,
-    tensors: Mapping[str, Tensor],
-    batch: Batch,
-) -> str:
-    """The first node at which the dense values, sliced as the axes predict, are not the cut model's."""
-    mine = [node for node in dense.program.nodes if node.op == "call_function"]
-    theirs = [node for node in cut.nodes if node.op == "call_function"]
-    if [op_name(node) for node in mine] != [op_name(node) for node in theirs]:
-        return "the outputs (the two graphs have different nodes)"
-    kept = kept_units(dense, plan)
-    widths = {group.key: plan.widths[group.name] for group in dense.groups}
-    twin = dict(zip(mine, theirs, strict=True))
-    for node, other in twin.items():
-        dims = dense.node_axes.get(node.name)
-        if isinstance(dims, tuple) and tuple(size(axis, widths) for axis in dims) != shape(other):
-            return f"{place(node)}: shape {shape(other)}, predicted {tuple(size(axis, widths) for axis in dims)}"
-    values: dict[str, Tensor] = {}
-
-    def remember(node: Node, args: tuple[Any, ...], value: Any) -> None:
-        if isinstance(value, Tensor):
-            values[node.name] = value.clone()
-
-    run(dense.program, batch, reference, lifted=True, observe=remember)
-    expected = dict(values)
-    values.clear()
-    run(cut, batch, tensors, lifted=True, observe=remember)
-    for node, other in twin.items():
-        dims = dense.node_axes.get(node.name)
-        if node.name in expected and isinstance(dims, tuple) and other.name in values:
-            index: list[Indices | None] = [kept_indices(axis, kept) for axis in dims]
-            error = relative_error((sliced(expected[node.name], index),), (values[other.name],))
-            if error > TOLERANCE:
-                return f"{place(node)}: relative error {error:.3g}"
-    return "the outputs"
+    sides = Sides(
+        replace(dense, program=dense.training, node_axes={}),
+        plan,
+        pruned_reference(dense, plan, drawn),
+        after.training,
+        cut_tensors(plan, dense.training, after.training, drawn, base),
+        dense.program.repeated(batch, dense.training.batch_size // dense.program.batch_size),
+        "the branches of training mode",
+    )
+    return compare(sides)[1]
 
 
 def _eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: Batch) -> tuple[float, str | None]:
-    args, kwargs = call_arguments(small, inputs)
-    with preserved(small), torch.no_grad():
-        small.eval()
-        eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, call_arguments(small, inputs))
+    try:
+        with preserved(small), kept_buffers(small), torch.no_grad():
+            small.eval()
+            eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
+    except Exception as error:  # whatever the user's forward raises
+        return float("inf"), f"the cut model does not run: {type(error).__name__}: {error}"
     error = relative_error(lift(eager), lift(run(program, batch)))
     return error, None if error <= EAGER_TOLERANCE else "the eager cut model against its own graph"
-
-
-def _floats(values: tuple[Any, ...]) -> list[Tensor]:
-    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.numel()]

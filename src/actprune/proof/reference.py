@@ -6,33 +6,35 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.graph.program import Program
+from actprune.graph.program import Program, named_arguments, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import sliced
+
+_RESOLUTION = 1e-3
+"""Keeps redrawn tensors that were positive throughout away from zero."""
 
 
 def redrawn(program: Program, base: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Every float tensor of the model plus noise, so that no gain is zero and no fault can hide behind one.
 
-    The noise is normal with a tenth of the tensor's standard deviation (0.1 where it is constant); a tensor
-    that was positive throughout, such as a variance, stays so. Integers and booleans are left alone.
+    The noise is normal with a tenth of the tensor's standard deviation (0.1 where it is constant); variances,
+    and tensors that were positive throughout, stay so. Integers and booleans are left alone.
+
+    Args:
+        base: tensor name → what to redraw instead of the model's own tensor.
     """
     generator = torch.Generator().manual_seed(seed)
+    variances = _variances(program)
     drawn: dict[str, Tensor] = {}
     for name, own in program.tensors.items():
         tensor = base.get(name, own).detach().cpu()
-        if not tensor.is_floating_point() or name not in program.persistent | program.parameters:
-            continue
-        values = tensor.double()
-        spread = float(values.std()) if values.numel() > 1 else 0.0
-        noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-        new = values + (0.1 * spread if spread > 0 else 0.1) * noise
-        if values.numel() and float(values.min()) >= 0 and float(values.max()) > 0:
-            new = new.abs() + 1e-3
-        drawn[name] = new.to(tensor.dtype)
+        if name in program.persistent and (tensor.is_floating_point() or tensor.is_complex()):
+            new = _noisy(_wide(tensor), generator, name in variances)
+            drawn[name] = new.to(tensor.dtype)
     return drawn
 
 
@@ -41,12 +43,43 @@ def pruned_reference(graph: Graph, plan: Plan, tensors: Mapping[str, Tensor]) ->
     return {**tensors, **zero_columns(graph, plan, Rewrite(tensors))}
 
 
-def cut_tensors(plan: Plan, dense: Program, cut: Program, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` (dense-shaped, by dense names) sliced for the cut program, by its names."""
+def cut_tensors(
+    plan: Plan, dense: Program, cut: Program, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The cut program's own tensors, moved as `tensors` (by dense names, dense-shaped) moves the dense ones.
+
+    Moved, not replaced: a wrong value in a tensor of the cut model is then still there.
+
+    Args:
+        base: tensor name → what the cut model was sliced from, where that isn't the dense model's own tensor.
+    """
     canonical = {alias: name for name, aliases in dense.aliases.items() for alias in aliases}
     found: dict[str, Tensor] = {}
-    for name in cut.tensors:
-        source = canonical.get(name)
+    for name, own in cut.tensors.items():
+        source = canonical.get(name, name)
         if source in tensors:
-            found[name] = sliced(tensors[source], plan.indices(source))
+            dense_own = base.get(source, dense.tensors[source]).detach().cpu()
+            moved = sliced(_wide(tensors[source]) - _wide(dense_own), plan.indices(source))
+            found[name] = (_wide(own.detach().cpu()) + moved).to(own.dtype)
     return found
+
+
+def _noisy(values: Tensor, generator: torch.Generator, variance: bool) -> Tensor:
+    spread = float(values.std()) if values.numel() > 1 else 0.0
+    noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
+    new = values + (0.1 * spread if spread > 0 else 0.1) * noise
+    if values.is_complex() or not values.numel():
+        return new
+    positive = variance or (float(values.min()) >= 0 and float(values.max()) > 0)
+    return new.abs() + _RESOLUTION if positive else new
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _variances(program: Program) -> set[str]:
+    """The running variances of the program's norms."""
+    norms = [node for node in program.nodes if op_name(node).startswith(("aten.batch_norm", "aten.instance_norm"))]
+    held = [named_arguments(node)["running_var"] for node in norms]
+    return {program.bindings[node.name] for node in held if isinstance(node, Node) and node.name in program.bindings}

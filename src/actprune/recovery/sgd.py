@@ -138,7 +138,9 @@ def distillation(outputs: Any, wanted: Any, temperature: float) -> Tensor:
     return F.mse_loss(outputs, wanted)
 
 
-def reestimate_batchnorm(model: nn.Module, how: tuple[Callable[..., Any], Iterable[Any], torch.device], batches: int = 50) -> None:
+def reestimate_batchnorm(
+    model: nn.Module, how: tuple[Callable[..., Any], Iterable[Any], torch.device], batches: int = 50
+) -> None:
     """Population statistics of every BatchNorm as plain averages over up to `batches` training batches."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 
@@ -24,10 +25,10 @@ def render(report: Report, width: int = 110) -> str:
 
 def _summary(report: Report) -> Table:
     budget = f", {report.budget}" if report.budget else ""
-    table = Table(title=f"{report.model}: {report.method}{budget}", title_justify="left")
-    table.add_column("network")
-    for name in ("accuracy %", "parameters", "MACs", "bytes", "latency ms"):
-        table.add_column(name, justify="right")
+    table = _table(f"{report.model}: {report.method}{budget}")
+    table.add_column("network", no_wrap=True)
+    for name in ("accuracy", "params", "", "MACs", "", "bytes", "ms"):
+        table.add_column(name, justify="right", no_wrap=True)
     rows: list[tuple[str, Stage | None]] = [
         ("dense", report.dense),
         *((f"{name}, same widths", stage) for name, stage in report.rivals.items()),
@@ -39,41 +40,40 @@ def _summary(report: Report) -> Table:
         if stage is not None:
             table.add_row(name, *_cells(stage, report.dense))
     proof = report.proof
-    table.caption = (
-        f"{'proved' if proof['passed'] else 'NOT PROVED'}: relative error {proof['max_rel_error']:.1e} in float64"
-    )
+    state = "proved" if proof["passed"] else "NOT PROVED"
+    table.caption = f"{state}: relative error {proof['max_rel_error']:.1e} in float64; ms: one forward pass of a batch"
     table.caption_justify = "left"
     return table
 
 
-def _cells(stage: Stage, dense: Stage) -> list[str]:
-    def part(now: float, before: float) -> str:
-        return f"{100 * now / before:.1f} %" if before else "–"
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
+
+def _cells(stage: Stage, dense: Stage) -> list[str]:
     return [
-        "–" if stage.accuracy is None else f"{100 * stage.accuracy:.2f}",
-        f"{stage.params:,} ({part(stage.params, dense.params)})",
-        f"{stage.macs:,} ({part(stage.macs, dense.macs)})",
+        "–" if stage.accuracy is None else f"{100 * stage.accuracy:.2f} %",
+        f"{stage.params:,}",
+        f"{100 * stage.params / max(dense.params, 1):.1f} %",
+        f"{stage.macs:,}",
+        f"{100 * stage.macs / max(dense.macs, 1):.1f} %",
         f"{stage.bytes:,}",
         "–" if stage.latency_ms is None else f"{stage.latency_ms:.2f}",
     ]
 
 
 def _groups(report: Report) -> Table:
-    table = Table(title="widths", title_justify="left")
-    for name, justify in (
-        ("group", "left"), ("kind", "left"), ("before → after", "right"), ("kept", "right"), ("natural", "right"),
-        ("mean", "right"), ("std", "right"), ("criterion", "left"), ("held-out error", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = _table("widths")
+    for name in ("group", "before → after", "kept", "natural", "mean", "std", "held-out error"):
+        table.add_column(name, justify="left" if name == "group" else "right", no_wrap=True)
+    table.add_column("support by", no_wrap=True)
     for row in report.groups:
         table.add_row(
             row.name,
-            row.kind,
             f"{row.before} → {row.after}",
             f"{100 * row.after / row.before:.0f} %",
             *(("–" if value is None else f"{value:.3g}") for value in (row.natural, row.mean, row.std)),
-            row.criterion,
             "–" if row.error is None else f"{100 * row.error:.2f} %",
+            row.criterion,
         )
     return table

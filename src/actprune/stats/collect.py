@@ -32,9 +32,6 @@ FOLDS = 5
 WIDE = 1024
 """Consumers with more columns than this get two folds instead of five."""
 
-ROUNDING = 1e-7
-"""Relative precision of the values that are seen: float32."""
-
 
 @dataclass(frozen=True, eq=False)
 class Activation:
@@ -115,9 +112,7 @@ class Stats:
         """(p, p) correlation between the input columns of a consumer; zero where a column is constant."""
         found = self.moments(node)
         covariance = found.covariance
-        sigma = covariance.diagonal().clamp_min(0).sqrt()
-        # what is left of a constant column is the rounding of its values
-        scale = torch.where(sigma > ROUNDING * found.mean.abs(), 1 / sigma, torch.zeros_like(sigma))
+        scale = torch.where(found.varies, covariance.diagonal().rsqrt(), 0.0)
         return covariance * scale[:, None] * scale[None, :]
 
     def input_output_correlation(self, node: str) -> float:
@@ -197,7 +192,7 @@ class _Collector:
         self._batch = _batch_key(graph)
         self._first: dict[str, list[Group]] = {}
         for group in graph.groups:
-            # a consumer may be a call of training mode only, and its node's name that of another one here
+            # some are called in training mode only
             first = next((site for site in group.consumers if self._sites.get(site.node) == site), None)
             if first is not None:
                 self._first.setdefault(first.node, []).append(group)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-7
+"""Relative precision of the values that are seen: float32."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -32,6 +35,11 @@ class Moments:
     def covariance(self) -> Tensor:
         """(p, q) float64, divided by the count."""
         return self.scatter / max(self.count, 1)
+
+    @property
+    def varies(self) -> Tensor:
+        """(p,) whether a value fluctuates by more than its rounding."""
+        return self.covariance.diagonal() > (ROUNDING * self.mean) ** 2
 
     @property
     def second(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -10,49 +10,72 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from actprune.axes.expr import Axis, leaves, size
+from actprune.axes.expr import Axis, Concat, Product, size
 from actprune.plan import Plan
 
 Attributes = dict[str, Any]
 
 
 def attributes(module: nn.Module) -> Attributes:
-    """The size attributes that `module` must have, given the shapes of its tensors (and its `groups`)."""
+    """The size attributes that `module` must have, given the shapes of its tensors (and its `groups`).
+
+    None for a subclass that stores its tensors in another form than its torch.nn ancestor.
+    """
     for kind, read in _TABLE:
         if isinstance(module, kind):
-            return read(module)
+            try:
+                return read(module)
+            except (AttributeError, IndexError, ValueError):
+                return {}
     return {}
 
 
-def update(module: nn.Module, prefix: str, plan: Plan) -> None:
-    """Set the size attributes of a module whose tensors were just sliced.
+def stated(module: nn.Module) -> tuple[str, ...]:
+    """The names of the size attributes that agree with the module's tensors now, so that they must afterwards."""
+    return tuple(name for name, value in attributes(module).items() if getattr(module, name, None) == value)
+
+
+def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str] | None = None) -> None:
+    """Set the size attributes of a module whose tensors were just sliced; once, even if it has several paths.
 
     Args:
         prefix: the module's path followed by a dot, as in the names of its tensors.
+        names: the attributes to set; all that the module's class is known to have where None.
     """
-    for name, weight_dim in (("groups", 0), ("num_groups", 0)):
-        count = getattr(module, name, 1)
-        weight = _canonical(plan, f"{prefix}weight")
-        if count != 1 and weight is not None and isinstance(module, _ConvNd | nn.GroupNorm):
-            setattr(module, name, _leading(plan.dims[weight][weight_dim], count, plan))
+    weight = _canonical(plan, f"{prefix}weight")
+    if weight is not None and isinstance(module, _ConvNd | nn.GroupNorm):
+        name = "groups" if isinstance(module, _ConvNd) else "num_groups"
+        setattr(module, name, remaining_groups(plan.dims[weight][0], getattr(module, name), plan))
     for name, value in attributes(module).items():
-        setattr(module, name, value)
+        if names is None or name in names:
+            setattr(module, name, value)
 
 
 def _canonical(plan: Plan, alias: str) -> str | None:
     return next((name for name, names in plan.aliases.items() if alias in names), None)
 
 
-def _leading(axis: Axis, count: int, plan: Plan) -> int:
-    """What remains of the outermost `count` of an axis: the groups of a grouped convolution or norm."""
-    widths: Mapping[int, int] = {group.key: len(group.kept) for group in plan.groups.values()}
-    parts = axis.parts if not isinstance(axis, tuple) and hasattr(axis, "parts") else (axis,)  # type: ignore[union-attr]
-    for n in range(1, len(parts) + 1):
-        if prod(size(part) for part in parts[:n]) == count:
-            return prod(size(part, widths) for part in parts[:n])
-    if not any(leaf.key in widths and widths[leaf.key] < leaf.size for leaf in leaves(axis)):
-        return count
-    return size(axis, widths) * count // size(axis)
+def remaining_groups(axis: Axis, count: int, plan: Plan) -> int:
+    """How many of the outermost `count` groups that `axis` (of a grouped convolution or norm) consists of remain."""
+    widths = {group.key: len(group.kept) for group in plan.groups.values()}
+    return _outer(axis, size(axis) // count, widths)
+
+
+def _outer(axis: Axis, within: int, widths: Mapping[int, int]) -> int:
+    """Remaining blocks of an axis of blocks of `within` units each."""
+    if within == 1:
+        return size(axis, widths)
+    match axis:
+        case Concat(parts) if all(size(part) % within == 0 for part in parts):
+            return sum(_outer(part, within, widths) for part in parts)
+        case Product(parts):
+            inner = [prod(size(part) for part in parts[n:]) for n in range(len(parts))]
+            if within in inner:
+                return prod(size(part, widths) for part in parts[: inner.index(within)])
+        case _:
+            pass
+    # one block, or blocks that no cut divides
+    return size(axis) // within
 
 
 def _linear(module: Any) -> Attributes:

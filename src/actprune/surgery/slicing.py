@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from actprune.axes.expr import Indices
+from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.program import architecture
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
-from actprune.surgery.modules import update
+from actprune.surgery.modules import stated, update
+
+Slot: TypeAlias = "tuple[nn.Module, str]"
+"""Where a parameter or buffer lives: the module that holds it, and its attribute there."""
 
 
 def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace: bool = False) -> nn.Module:
@@ -22,52 +26,38 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     Args:
         model: the dense model that the plan was made for.
         rewrite: dense-shaped tensors to slice instead of the model's own (compensated weights).
-        inplace: change `model` itself instead of a deep copy.
+        inplace: change `model` itself instead of a deep copy; nothing is changed where an error is raised.
 
     Returns:
         A model of the same class, modes and devices; tied parameters stay tied.
 
     Raises:
-        PlanError: the plan is for a model with other names, shapes or dtypes.
+        PlanError: the plan or the rewrite is for a model with other names, shapes or dtypes.
         UnsupportedModelError: the model can't be deep-copied.
     """
-    if architecture(model.state_dict()) != plan.architecture:
-        raise PlanError(
-            "The plan does not fit this model.",
-            expected=f"a dense {plan.model} with the parameter names, shapes and dtypes of the plan",
-            got=f"{type(model).__name__} with other ones",
-            where="cut",
-            hint="pass the dense model that was captured, built with the same arguments",
-        )
-    target = model if inplace else _copied(model)
     overrides = rewrite.tensors if rewrite is not None else {}
+    _check_fits(model, plan, overrides)
+    target = model if inplace else _copied(model)
     slots = tensor_slots(target)
-    touched: set[str] = set()
-    for name in {**plan.dims, **overrides}:
+    changes: list[tuple[list[str], Tensor]] = []
+    for name in dict.fromkeys((*plan.dims, *overrides)):
         indices = plan.indices(name)
-        if name not in overrides and all(index is None for index in indices):
-            continue
-        aliases = [alias for alias in plan.aliases.get(name, (name,)) if alias in slots]
-        if not aliases:
-            continue
-        old = slots[aliases[0]][0]._parameters.get(slots[aliases[0]][1])
-        held = old if old is not None else slots[aliases[0]][0]._buffers[slots[aliases[0]][1]]
-        source = overrides.get(name, held)
-        if source is None or held is None:
-            continue
-        new: Tensor = sliced(source, indices).to(held.device, held.dtype)
-        if old is not None:
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for alias in aliases:
-            module, attribute = slots[alias]
-            (module._parameters if old is not None else module._buffers)[attribute] = new  # type: ignore[assignment]
-            touched.add(alias.rpartition(".")[0])
-    for path in touched:
-        update(target.get_submodule(path), f"{path}." if path else "", plan)
+        if name in overrides or any(index is not None for index in indices):
+            old = _held(slots[name])
+            source = overrides.get(name, old)
+            changes.append((_names(name, old, slots, plan), _replacement(old, source, indices)))
+    touched = {id(slots[name][0]): name.rpartition(".")[0] for names, _ in changes for name in names}
+    modules = [(target.get_submodule(path), path) for path in touched.values()]
+    agreeing = [stated(module) for module, _ in modules]
+    for names, new in changes:
+        for name in names:
+            _assign(slots[name], new)
+    for (module, path), known in zip(modules, agreeing, strict=True):
+        update(module, f"{path}." if path else "", plan, known)
     return target
 
 
-def sliced(tensor: Tensor, indices: list[Indices | None]) -> Tensor:
+def sliced(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
     """A copy of `tensor` that holds, in each dimension, the indices given there (all where None)."""
     result = tensor.detach()
     for dim, index in enumerate(indices):
@@ -76,13 +66,70 @@ def sliced(tensor: Tensor, indices: list[Indices | None]) -> Tensor:
     return result.clone(memory_format=torch.contiguous_format)
 
 
-def tensor_slots(model: nn.Module) -> Mapping[str, tuple[nn.Module, str]]:
+def tensor_slots(model: nn.Module) -> Mapping[str, Slot]:
     """Name of a parameter or buffer → the module that holds it, and its attribute there."""
-    slots: dict[str, tuple[nn.Module, str]] = {}
+    slots: dict[str, Slot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute in (*module._parameters, *module._buffers):
-            slots[f"{path}.{attribute}" if path else attribute] = (module, attribute)
+            if _held((module, attribute)) is not None:
+                slots[f"{path}.{attribute}" if path else attribute] = (module, attribute)
     return slots
+
+
+def _held(slot: Slot) -> Tensor:
+    module, attribute = slot
+    return (module._parameters if attribute in module._parameters else module._buffers)[attribute]  # type: ignore[return-value]
+
+
+def _assign(slot: Slot, new: Tensor) -> None:
+    module, attribute = slot
+    (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new  # type: ignore[assignment]
+
+
+def _names(name: str, old: Tensor, slots: Mapping[str, Slot], plan: Plan) -> list[str]:
+    """Every name of a tensor: those that the capture found to share its memory, and those that hold this object."""
+    known = plan.aliases.get(name, ())
+    return [alias for alias, slot in slots.items() if alias in known or _held(slot) is old]
+
+
+def _replacement(old: Tensor, source: Tensor, indices: Iterable[Indices | None]) -> Tensor:
+    new = sliced(source, indices).to(old.device, old.dtype)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+        vars(new).update(vars(old))  # marks that an optimizer or a trainer has put on it
+    return new
+
+
+def _check_fits(model: nn.Module, plan: Plan, overrides: Mapping[str, Tensor]) -> None:
+    slots = tensor_slots(model)
+    if architecture(model.state_dict()) != plan.architecture:
+        raise _misfit(plan, f"{type(model).__name__} with other ones")
+    for name, axes in plan.dims.items():
+        if name not in slots or tuple(map(size, axes)) != tuple(_held(slots[name]).shape):
+            raise _misfit(plan, f"axes of sizes {tuple(map(size, axes))} for {name}")
+    held = {leaf.key: leaf.size for axes in plan.dims.values() for axis in axes for leaf in leaves(axis)}
+    for name, group in plan.groups.items():
+        if held.get(group.key) != group.width:
+            raise _misfit(plan, f"a group {name} of {group.width} units that no tensor holds")
+    for name, tensor in overrides.items():
+        if name not in slots or tensor.shape != _held(slots[name]).shape:
+            raise PlanError(
+                "The rewrite does not fit this model.",
+                expected="tensors under the model's names, of the dense shapes",
+                got=f"{name} of shape {tuple(tensor.shape)}",
+                where="cut",
+                hint="make the rewrite from this model's graph",
+            )
+
+
+def _misfit(plan: Plan, got: str) -> PlanError:
+    return PlanError(
+        "The plan does not fit this model.",
+        expected=f"a dense {plan.model} with the parameter names, shapes and dtypes of the plan",
+        got=got,
+        where="cut",
+        hint="pass the dense model that was captured, built with the same arguments",
+    )
 
 
 def _copied(model: nn.Module) -> nn.Module:

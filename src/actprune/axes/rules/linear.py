@@ -11,8 +11,7 @@ from actprune.axes.inference import Call, Dims, rule
 @rule("aten.linear")
 def linear(call: Call) -> Dims:
     """input (…, I), weight (O, I) → (…, O)."""
-    source, weight = call.axes(call["input"]), call.axes(call["weight"])
-    bias = call.axes(call["bias"])
+    source, weight, bias = (call.axes(call[name]) for name in ("input", "weight", "bias"))
     call.unify(source[-1], weight[-1])
     if bias:
         call.unify(bias[0], weight[0])
@@ -25,21 +24,24 @@ def linear(call: Call) -> Dims:
 def addmm(call: Call) -> Dims:
     """bias (O,), mat1 (N, I), mat2 (I, O) → (N, O)."""
     rows, weight, bias = (call.axes(call[name]) for name in ("mat1", "mat2", "self"))
-    if bias:
-        call.unify(bias[-1], weight[1]) if size(bias[-1]) != 1 else None
-    return _contract(call, call["mat1"], rows, call["mat2"], weight, call["self"])
+    if bias and size(bias[-1]) != 1:
+        call.unify(bias[-1], weight[1])
+    if call["beta"] != 1 or call["alpha"] != 1:
+        # the weight and the bias that act here are not the stored ones
+        call.freeze(rows[1], "scaled and contracted")
+    return _contract(call, rows, call["mat2"], weight, call["self"])
 
 
 @rule("aten.mm", "aten.matmul", "aten.bmm")
 def matmul(call: Call) -> Dims:
     """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`."""
     left, right = call.values[0], call.values[1]
-    return _contract(call, left, call.axes(left), right, call.axes(right), None)
+    return _contract(call, call.axes(left), right, call.axes(right), None)
 
 
-def _contract(call: Call, left: Any, a: Dims, right: Any, b: Dims, bias: Any) -> Dims:
-    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
-    inner_a, inner_b = a[-1], b[-2] if len(b) > 1 else b[-1]
+def _contract(call: Call, a: Dims, right: Any, b: Dims, bias: Any) -> Dims:
+    rows, inner_a = a[-2:-1], a[-1]
+    columns, inner_b = b[1:][-1:], b[max(len(b) - 2, 0)]  # a vector on the right has no columns
     call.unify(inner_a, inner_b)
     batch = _broadcast_batch(call, a[:-2], b[:-2])
     if len(b) == 2 and call.inference.stored(right) is not None:

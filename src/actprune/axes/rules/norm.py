@@ -6,7 +6,7 @@ from actprune.axes.expr import size
 from actprune.axes.inference import Call, Dims, rule
 
 
-@rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit_no_training")
+@rule("aten.batch_norm", "aten.instance_norm")
 def batch_norm(call: Call) -> Dims:
     """input (N, C, …); weight, bias, running_mean, running_var (C,): every channel for itself."""
     source = call.axes(call["input"])
@@ -34,6 +34,9 @@ def layer_norm(call: Call) -> Dims:
 def group_norm(call: Call) -> Dims:
     """input (N, C, …): whole groups may go; the channels within one share their statistics."""
     source, groups = call.axes(call["input"]), call["num_groups"]
+    if not call.axes(call["weight"]):
+        # without a weight nothing in the model tells how many groups are left
+        call.freeze(source[1], "grouped without a weight")
     _, within = call.algebra.split(source[1], [groups, size(source[1]) // groups], call.where)
     call.freeze(within, "normalised over")
     for name in ("weight", "bias"):

@@ -15,6 +15,7 @@ from actprune.axes.inference import Call, Dims, rule
     "aten.std.dim",
 )  # fmt: skip
 def reduction(call: Call) -> Dims:
+    """Over `dim`, or over everything where none is given."""
     source = call.axes(call.values[0])
     dims = _dims(call["dim"], len(source))
     for d in dims:
@@ -50,4 +51,5 @@ def along(call: Call) -> Dims:
 def _dims(dim: Any, rank: int) -> set[int]:
     if dim is None or dim == []:
         return set(range(rank))
-    return {d % rank for d in (dim if isinstance(dim, list | tuple) else [dim])}
+    dims: list[int] = [*dim] if isinstance(dim, list | tuple) else [dim]
+    return {d % rank for d in dims}

@@ -37,10 +37,17 @@ def reshape(call: Call) -> Dims:
     return tuple(ONE if n == 1 else factors.pop(0) for n in call.shape())
 
 
+@rule("aten.mT")
+def transposed(call: Call) -> Dims:
+    """The last two dimensions change places."""
+    *batch, rows, columns = call.axes(call.values[0])
+    return (*batch, columns, rows)
+
+
 @rule("aten.transpose.int", "aten.swapaxes", "aten.t", "aten.numpy_T", "aten.permute", "aten.movedim.int")
 def permute(call: Call) -> Dims:
     source = list(call.axes(call.values[0]))
-    dims = call["dims"]
+    dims: list[int] | None = call["dims"]
     if dims is not None:
         return tuple(source[d] for d in dims)
     pair = [value for value in call.values[1:] if isinstance(value, int)]
@@ -81,7 +88,7 @@ def ones_before(axes: Dims, rank: int) -> Dims:
 def cat(call: Call) -> Dims:
     parts = [call.axes(part) for part in call.values[0]]
     parts = [dims for dims in parts if not (len(dims) == 1 and size(dims[0]) == 0)]  # legacy empty tensors
-    return _join(call, parts, call["dim"] % len(parts[0]))
+    return _join(call, parts, call.dim(len(parts[0])))
 
 
 def _join(call: Call, parts: Sequence[Dims], dim: int) -> Dims:
@@ -97,7 +104,7 @@ def _join(call: Call, parts: Sequence[Dims], dim: int) -> Dims:
 @rule("aten.stack")
 def stack(call: Call) -> Dims:
     parts = [call.axes(part) for part in call["tensors"]]
-    dim = call["dim"] % (len(parts[0]) + 1)
+    dim = call.dim(len(parts[0]) + 1)
     for other in parts[1:]:
         for a, b in zip(parts[0], other, strict=True):
             call.unify(a, b)
@@ -107,7 +114,7 @@ def stack(call: Call) -> Dims:
 @rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 def split(call: Call) -> list[Dims]:
     source = call.axes(call.values[0])
-    dim = call["dim"] % len(source)
+    dim = call.dim(len(source))
     sizes = [int(value.shape[dim]) for value in call.node.meta["val"]]
     parts = call.algebra.sections(source[dim], sizes, call.where)
     return [(*source[:dim], part, *source[dim + 1 :]) for part in parts]
@@ -117,15 +124,15 @@ def split(call: Call) -> list[Dims]:
 def slice_(call: Call) -> Dims:
     """A run of an axis is a part of a Concat; with a step, or of a fixed axis, it is a new fixed axis."""
     source = call.axes(call.values[0])
-    dim, n = call["dim"] % len(source), size(source[call["dim"] % len(source)])
-    taken = call.shape()[dim]
+    dim = call.dim(len(source))
+    n, taken = size(source[dim]), call.shape()[dim]
     if taken == n and call["step"] in (None, 1):
         return source
     if call["step"] not in (None, 1):
         call.freeze(source[dim], "taken with a step")
         part = call.fixed(taken, "taken with a step")
     else:
-        start = min(_index(call["start"] or 0, n), n)
+        start = max(0, min(_index(call["start"] or 0, n), n))
         sizes = [start, taken, n - start - taken]
         part = call.algebra.sections(source[dim], sizes, call.where)[1]
     return (*source[:dim], part, *source[dim + 1 :])
@@ -134,7 +141,7 @@ def slice_(call: Call) -> Dims:
 @rule("aten.select.int")
 def select(call: Call) -> Dims:
     source = call.axes(call.values[0])
-    dim = call["dim"] % len(source)
+    dim = call.dim(len(source))
     call.freeze(source[dim], "selected from")
     return (*source[:dim], *source[dim + 1 :])
 
@@ -142,7 +149,7 @@ def select(call: Call) -> Dims:
 @rule("aten.unbind")
 def unbind(call: Call) -> list[Dims]:
     source = call.axes(call.values[0])
-    dim = call["dim"] % len(source)
+    dim = call.dim(len(source))
     call.freeze(source[dim], "unbound")
     return [(*source[:dim], *source[dim + 1 :])] * size(source[dim])
 
@@ -177,7 +184,7 @@ def repeat(call: Call) -> Dims:
 
 @rule(
     "aten.arange", "aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-    "aten.scalar_tensor", "aten.linspace", "aten.empty", "aten.randn", "aten.rand", "aten.new_empty",
+    "aten.scalar_tensor", "aten.linspace", "aten.empty", "aten.new_empty", "aten.eye",
 )  # fmt: skip
 def creation(call: Call) -> Dims:
     return tuple(call.fixed(n, "made with a fixed size") for n in call.shape())

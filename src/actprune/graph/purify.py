@@ -1,0 +1,109 @@
+"""In-place calls become pure ones, so that the later stages never ask which version of a value a node saw.
+
+What has to stay in place (a write into a view) then writes into a copy where it would have changed one of the
+model's tensors or an input: running a program leaves both as they were.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from actprune.graph.program import op_name
+
+_MAY_ALIAS = {"type_as", "clamp", "pad", "dropout"}
+"""Ops that may return their argument itself although their schema doesn't say so."""
+
+
+def make_pure(graph: Graph) -> None:
+    """Replace `relu_(x)` and its like by `relu(x)`, and every later use of `x` by the result.
+
+    Done only where `x` is a whole tensor that nobody holds a view of, and where the pure call gives the same
+    dtype. A write into a view stays as it is, and the axis rules freeze what it touches if they do not know it.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        target = node.args[0] if node.args else None
+        pure = _pure_twin(node)
+        if pure is None or not isinstance(target, Node) or _is_view(target):
+            continue
+        if any(_is_view(user) for user in target.users if order[user] < order[node]):
+            continue
+        node.target = pure
+        target.replace_all_uses_with(node, delete_user_cb=lambda user, now=order[node]: order.get(user, 0) > now)
+    _copy_what_is_written(graph)
+    graph.lint()
+
+
+def _copy_what_is_written(graph: Graph) -> None:
+    """Put a clone behind every placeholder that some call still writes into, itself or through a view of it."""
+    written = {root for node in graph.nodes for target in _written(node) if (root := _root(target)).op == "placeholder"}
+    first = next((node for node in graph.nodes if node.op != "placeholder"), None)
+    for placeholder in (node for node in list(graph.nodes) if node in written and first is not None):
+        with graph.inserting_before(first):
+            copy = graph.call_function(torch.ops.aten.clone.default, (placeholder,))
+        copy.meta = dict(placeholder.meta)
+        placeholder.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+
+
+def _written(node: Node) -> Iterator[Node]:
+    """The arguments that a call changes."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return
+    if op_name(node).startswith(("aten.batch_norm", "aten.instance_norm")):
+        # the schema doesn't say so, but in training mode the running statistics are updated
+        yield from (a for a in node.args[3:5] if node.args[5] is True and isinstance(a, Node))
+    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from (a for a in (value if isinstance(value, list | tuple) else [value]) if isinstance(a, Node))
+
+
+def _root(node: Node) -> Node:
+    """What `node` is a view of, in the end."""
+    while _is_view(node) and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _is_view(node: Node) -> bool:
+    """Whether the result may share memory with the first argument."""
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target is operator.getitem
+    if op_name(node).split(".")[1] in _MAY_ALIAS:
+        return True
+    return any(result.alias_info is not None for result in node.target._schema.returns)
+
+
+def _pure_twin(node: Node) -> Any:
+    """`aten.relu.default` for `aten.relu_.default`, where the pure op takes the same arguments and gives its dtype."""
+    name = op_name(node)
+    if not name.startswith("aten.") or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    base, overload = name.split(".")[1:3]
+    if not base.endswith("_") or base.endswith("__"):
+        return None
+    twin = getattr(getattr(torch.ops.aten, base[:-1], None), overload, None)
+    if twin is None or not _keeps_dtype(node):
+        return None
+    same = [a.name for a in twin._schema.arguments] == [a.name for a in node.target._schema.arguments]
+    return twin if same else None
+
+
+def _keeps_dtype(node: Node) -> bool:
+    """Whether no other argument would promote the pure call's result: `half.add_(float)` stays half."""
+    values = [a.meta.get("val") for a in node.all_input_nodes]
+    own, others = values[0], [value for value in values[1:] if isinstance(value, Tensor)]
+    return isinstance(own, Tensor) and all(
+        other.dtype in (own.dtype, torch.bool) or (own.is_floating_point() and _is_whole(other)) for other in others
+    )
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not value.is_floating_point() and not value.is_complex()

@@ -1,0 +1,144 @@
+"""Two programs that should compute the same, run in float64 and compared: how far apart, and where first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices, kept_indices, size
+from actprune.graph.program import Batch, Program, op_name, place, shape
+from actprune.graph.run import run
+from actprune.plan import Plan
+from actprune.rewrite import kept_units
+from actprune.surgery.slicing import sliced
+
+TOLERANCE = 1e-9
+"""Largest relative error in float64: max|a − b| / max|a| over all outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """What is compared.
+
+    Attributes:
+        dense: the dense graph; its axes say how each value of it is cut.
+        reference: overrides of the dense program, with zero columns where units are cut.
+        cut: the program of the cut model.
+        tensors: overrides of the cut program.
+        batch: inputs of both.
+        what: which weights these are, for messages.
+    """
+
+    dense: Graph
+    plan: Plan
+    reference: Mapping[str, Tensor] = field(repr=False)
+    cut: Program
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    batch: Batch = field(repr=False)
+    what: str
+
+
+def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
+    """Relative error of the outputs, and the first difference where it is too large.
+
+    Args:
+        varied: outputs that are all constant prove nothing, and fail.
+    """
+    try:
+        expected = run(sides.dense.program, sides.batch, sides.reference, lifted=True)
+    except Exception as error:  # whatever an op raises
+        return float("inf"), f"the dense graph does not run in float64: {_first_line(error)}"
+    try:
+        found = run(sides.cut, sides.batch, sides.tensors, lifted=True)
+    except Exception as error:
+        return float("inf"), f"the graph of the cut model does not run: {_first_line(error)}"
+    if not all(bool(torch.isfinite(e).all()) for e in _floats(expected)):
+        return float("inf"), f"an output is not finite on {sides.what}"
+    several = [torch.view_as_real(e) if e.is_complex() else e for e in _floats(expected) if e.numel() > 1]
+    if varied and several and all(float(e.max() - e.min()) == 0 for e in several):
+        return float("inf"), f"every output is constant on {sides.what}: nothing would be proved"
+    worst = relative_error(expected, found)
+    return worst, None if worst <= TOLERANCE else f"{_first_difference(sides)} (on {sides.what})"
+
+
+def relative_error(expected: tuple[Any, ...], found: tuple[Any, ...]) -> float:
+    """max|a − b| / max|a| over all outputs; infinite where shapes, or values that aren't floats, differ."""
+    if len(expected) != len(found):
+        return float("inf")
+    return max((_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _error(a: Any, b: Any) -> float:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0.0 if type(a) is type(b) and a == b else float("inf")
+    if a.shape != b.shape or _is_float(a) != _is_float(b):
+        return float("inf")
+    if not _is_float(a):
+        return 0.0 if torch.equal(a, b) else float("inf")
+    if not a.numel():
+        return 0.0
+    error = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300)
+    return error if error == error else float("inf")
+
+
+def _first_difference(sides: Sides) -> str:
+    """The first node at which the dense values, sliced as the axes predict, are not the cut model's."""
+    mine = [node for node in sides.dense.program.nodes if node.op == "call_function"]
+    theirs = [node for node in sides.cut.nodes if node.op == "call_function"]
+    if [op_name(node) for node in mine] != [op_name(node) for node in theirs]:
+        return "the outputs (the two graphs have different nodes)"
+    pairs = list(zip(mine, theirs, strict=True))
+    return _first_shape(sides, pairs) or _first_value(sides, pairs) or "the outputs"
+
+
+def _first_shape(sides: Sides, pairs: list[tuple[Node, Node]]) -> str | None:
+    widths = {group.key: sides.plan.widths[group.name] for group in sides.dense.groups}
+    for node, other in pairs:
+        dims = sides.dense.node_axes.get(node.name)
+        if isinstance(dims, tuple) and (predicted := tuple(size(axis, widths) for axis in dims)) != shape(other):
+            return f"{place(node)}: shape {shape(other)}, predicted {predicted}"
+    return None
+
+
+def _first_value(sides: Sides, pairs: list[tuple[Node, Node]]) -> str | None:
+    kept = kept_units(sides.dense, sides.plan)
+    expected = _values(sides.dense.program, sides.batch, sides.reference)
+    found = _values(sides.cut, sides.batch, sides.tensors)
+    for node, other in pairs:
+        dims = sides.dense.node_axes.get(node.name)
+        if node.name in expected and other.name in found and isinstance(dims, tuple):
+            index: list[Indices | None] = [kept_indices(axis, kept) for axis in dims]
+            error = _error(sliced(expected[node.name], index), found[other.name])
+            if error > TOLERANCE:
+                return f"{place(node)}: relative error {error:.3g}"
+    return None
+
+
+def _values(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Node name → its value in float64."""
+    values: dict[str, Tensor] = {}
+
+    def remember(node: Node, args: tuple[Any, ...], value: Any) -> None:
+        if isinstance(value, Tensor):
+            values[node.name] = value.clone()
+
+    run(program, batch, tensors, lifted=True, observe=remember)
+    return values
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _floats(values: tuple[Any, ...]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor) and _is_float(value) and value.numel()]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -1,0 +1,176 @@
+"""How far apart outputs are: the choice by the last op, and numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import exp, log
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actprune.data import fit
+from actprune.distance import choose, divergence, normalised_error, output_kind
+from actprune.errors import PlanError
+from actprune.graph.program import Program
+from actprune.graph.run import run_all
+from actprune.graph.trace import trace
+from nets import build
+
+
+class Ends(nn.Module):
+    """Four features through a linear layer and then `end`."""
+
+    def __init__(self, end: Callable[[Tensor], object], outputs: int = 3) -> None:
+        super().__init__()
+        self.fc, self.end = nn.Linear(4, outputs), end
+
+    def forward(self, x: Tensor) -> object:
+        return self.end(self.fc(x))
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+ENDS: dict[str, tuple[str, Callable[[Tensor], object], int, tuple[int, ...]]] = {
+    "linear": ("logits", same, 3, (5, 4)),
+    "flatten": ("logits", lambda x: x[:, :, None].flatten(1), 3, (5, 4)),
+    "softmax": ("probabilities", lambda x: x.softmax(1), 3, (5, 4)),
+    "softmax, last": ("probabilities", lambda x: F.softmax(x, -1), 3, (5, 4)),
+    "log_softmax": ("log_probabilities", lambda x: F.log_softmax(x, 1), 3, (5, 4)),
+    "softmax over samples": ("values", lambda x: x.softmax(0), 3, (5, 4)),
+    "log_softmax over samples": ("values", lambda x: F.log_softmax(x, 0), 3, (5, 4)),
+    "one column": ("values", same, 1, (5, 4)),
+    "sigmoid": ("values", torch.sigmoid, 3, (5, 4)),
+    "vector": ("values", lambda x: x.sum(1), 3, (5, 4)),
+    "three dimensions": ("values", same, 3, (5, 2, 4)),
+    "two outputs": ("values", lambda x: (x, x + 1), 3, (5, 4)),
+    "a constant beside": ("logits", lambda x: (x, None, 3), 3, (5, 4)),
+}
+"""Name → what the output is; how the network ends; its outputs; the shape of a batch."""
+
+
+@cache
+def program(name: str) -> Program:
+    _, end, outputs, shape = ENDS[name]
+    torch.manual_seed(0)
+    return trace(Ends(end, outputs).eval(), torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_last_op_tells_what_the_output_is(name: str) -> None:
+    assert output_kind(program(name)) == ENDS[name][0]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_equal_outputs_have_no_distance_and_others_do(name: str) -> None:
+    found = program(name)
+    batches = fit(found, [found.example[0], found.example[0] + 1]).batches
+    dense, cut = (run_all(found, batches, {"fc.weight": found.tensors["fc.weight"] * gain}) for gain in (1, 0.5))
+    for distance in ("auto", "mse"):
+        assert choose(found, distance)(dense, dense) == pytest.approx(0, abs=1e-12)
+        assert choose(found, distance)(dense, cut) > 1e-5
+    assert (choose(found) is normalised_error) == (ENDS[name][0] == "values")
+    assert choose(found, "mse") is normalised_error
+
+
+def test_a_callable_is_taken_as_it_is() -> None:
+    def own(dense: object, cut: object) -> float:
+        return 42.0
+
+    assert choose(program("linear"), own) is own
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(PlanError, match="no distance named 'kll'") as error:
+        choose(program("linear"), "kll")
+    for words in ("expected: one of auto, kl, mse", "got: 'kll'", "where: distance", "did you mean 'kl'?"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["one column", "vector"])
+def test_no_divergence_between_single_numbers(name: str) -> None:
+    with pytest.raises(PlanError, match="no distributions") as error:
+        choose(program(name), "kl")
+    for words in ("expected: ", "two classes", "got: shape (5", 'where: distance="kl"', 'distance="mse"'):
+        assert words in str(error.value)
+
+
+# ---- the divergence
+
+
+def test_the_divergence_by_hand() -> None:
+    """Logits 4 log p at T = 4 are the distribution p: KL((¾, ¼) ‖ (½, ½)) = ¾ log 1.5 + ¼ log 0.5."""
+    p, q = (torch.tensor([row]).log() * 4 for row in ([0.75, 0.25], [0.5, 0.5]))
+    expected = 0.75 * log(1.5) + 0.25 * log(0.5)
+    assert divergence([(p,)], [(q,)]) == pytest.approx(expected, rel=1e-6)
+    # the mean over the rows of all batches, of which here one in three is equal
+    assert divergence([(p,), (torch.cat([q, p]),)], [(q,), (torch.cat([q, q]),)]) == pytest.approx(2 / 3 * expected)
+
+
+def test_logits_probabilities_and_their_logarithms_say_the_same() -> None:
+    a, b = torch.randn(6, 5), torch.randn(6, 5)
+    expected = divergence([(a,)], [(b,)])
+    assert divergence([(a.softmax(1),)], [(b.softmax(1),)], "probabilities") == pytest.approx(expected, rel=1e-4)
+    assert divergence([(a.log_softmax(1),)], [(b.log_softmax(1),)], "log_probabilities") == pytest.approx(
+        expected, rel=1e-4
+    )
+    assert divergence([(a + 7,)], [(b - 3,)]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_probability_of_zero_is_no_infinite_distance() -> None:
+    sure, unsure = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])
+    found = divergence([(unsure,)], [(sure,)], "probabilities")
+    q = 1 / (1 + exp(log(1e-12) / 4))  # 1e-12 stands for 0, tempered
+    assert found == pytest.approx(0.5 * log(0.5 / q) + 0.5 * log(0.5 / (1 - q)), rel=1e-6)
+
+
+def test_the_divergence_of_sequences_is_over_all_positions() -> None:
+    a, b = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    assert divergence([(a,)], [(b,)]) == pytest.approx(divergence([(a.flatten(0, 1),)], [(b.flatten(0, 1),)]))
+    assert choose(program("three dimensions"), "kl")([(a,)], [(a,)]) == 0
+
+
+# ---- the squared error
+
+
+def test_the_squared_error_by_hand() -> None:
+    """Column means 2 and 0, variation 1 + 1 + 4 + 4 = 10; errors 1 and 2², sum 5."""
+    a, b = torch.tensor([[1.0, 2.0], [3.0, -2.0]]), torch.tensor([[2.0, 2.0], [3.0, 0.0]])
+    assert normalised_error([(a,)], [(b,)]) == pytest.approx(0.5)
+    assert normalised_error([(a[:1],), (a[1:],)], [(b[:1],), (b[1:],)]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (3, 2), (2, 3, 4, 5)], ids=str)
+def test_the_mean_output_is_at_distance_one(shape: tuple[int, ...]) -> None:
+    a = torch.randn(shape)
+    assert normalised_error([(a,)], [(a.mean(0).expand(shape),)]) == pytest.approx(1, rel=1e-5)
+
+
+def test_several_outputs_weigh_alike() -> None:
+    a, b = torch.randn(8, 3), 100 * torch.randn(8, 2)
+    flags = torch.ones(8, dtype=torch.bool)
+    dense = [(a, b, None, flags, 3)]
+    cut = [(a, b.mean(0).expand(8, 2), None, ~flags, 3)]
+    assert normalised_error(dense, cut) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("a", [torch.tensor([[3.0, 4.0]]), torch.tensor(5.0), torch.full((3, 1), 2.0)], ids=str)
+def test_outputs_that_do_not_vary_are_measured_by_their_size(a: Tensor) -> None:
+    assert normalised_error([(a,)], [(a,)]) == 0
+    assert normalised_error([(a,)], [(0 * a,)]) == pytest.approx(1)
+
+
+def test_no_float_output_no_distance() -> None:
+    assert normalised_error([(torch.ones(2).long(), None)], [(torch.zeros(2).long(), None)]) == 0
+
+
+def test_the_distance_of_a_net_with_two_outputs() -> None:
+    model, inputs = build("two_inputs")
+    found = trace(model, inputs)
+    dense = run_all(found, fit(found, [(inputs,)]).batches)
+    cut = run_all(found, fit(found, [(inputs,)]).batches, {"head.weight": torch.zeros(2, 9)})
+    assert choose(found)(dense, cut) > 0.5
