@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -366,6 +367,6 @@ def test_a_long_chain_of_equal_leaves_resolves(depth: int) -> None:
     """Path compression: every link is followed once."""
     algebra = Algebra()
     chain = [algebra.leaf(4) for _ in range(depth)]
-    for a, b in reversed(list(zip(chain, chain[1:], strict=False))):
+    for a, b in reversed(list(pairwise(chain))):
         algebra.unify(a, b, "here")
     assert {algebra.resolve(leaf) for leaf in chain} == {chain[0]}

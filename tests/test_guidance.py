@@ -22,7 +22,7 @@ from actprune.guidance import greedy
 from actprune.guidance import guide as guiding
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
-from actprune.guidance.guide import guide
+from actprune.guidance.guide import Choice, Guide, guide
 from actprune.guidance.judge import Judge, held_out_error
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
 from actprune.guidance.problem import Problem, following_norm, output_gain, problems
@@ -390,6 +390,10 @@ def known_of(model: nn.Module, x: Tensor, batch: int = 4) -> tuple[Graph, Stats]
     return graph, collect(graph, x)
 
 
+def chosen(found: Guide, k: int) -> Choice:
+    return found.choices({"first": k})["first"]
+
+
 def with_dead_and_duplicate() -> tuple[Two, Tensor]:
     """Unit 2 is never active, unit 5 is unit 0 again."""
     model, x = linear()
@@ -412,7 +416,8 @@ def test_a_dead_and_a_duplicate_unit_go_first_at_almost_no_cost() -> None:
     assert set(own.orders["lasso"][-2:]) <= {2, 0, 5}
     assert own.orders["flap"][-1] == 2
     assert len({0, 2, 5} & set(found.kept("first", 6))) == 1
-    assert found.choice("first", 6)[2] < 1e-4  # type: ignore[operator]
+    error = chosen(found, 6).error
+    assert error is not None and error < 1e-4
     assert own.natural is not None and own.natural <= 6
     assert own.beta is not None and own.beta[2] == 0
 
@@ -481,14 +486,17 @@ def test_what_is_kept_has_the_least_held_out_error_of_all_that_was_looked_at() -
     found = guide(graph, stats)
     own, group = found.groups["first"], found.problems["first"]
     for k in range(1, 12):
-        kept, criterion, error = found.choice("first", k)
-        assert found.choice("first", k) is found.choice("first", k)
+        choice = chosen(found, k)
+        kept, criterion, error = choice.units, choice.criterion, choice.error
+        assert chosen(found, k) is choice
+        assert found.kept("first", k) == kept
+        assert error is not None
         assert error == pytest.approx(held_out_error(group, kept), rel=1e-9)
         for name, order in own.orders.items():
             other = own.path_support.get(k, order[:k]) if name == "lasso" else order[:k]
             assert error <= held_out_error(group, other) * (1 + 1e-9)
         assert criterion.removesuffix(", swapped") in own.orders
-    assert found.choice("first", 12) == (tuple(range(12)), "greedy", None)
+    assert chosen(found, 12) == Choice(tuple(range(12)), "whole", None)
 
 
 def test_a_single_criterion_is_followed_to_the_letter() -> None:
@@ -498,7 +506,7 @@ def test_a_single_criterion_is_followed_to_the_letter() -> None:
     assert found.kept("first", 3) == tuple(sorted(found.groups["first"].orders["l2"][:3]))
     without = guide(graph, None, method="l2")
     assert without.kept("first", 3) == found.kept("first", 3)
-    assert without.choice("first", 3)[1:] == ("l2", None)
+    assert chosen(without, 3) == Choice(without.kept("first", 3), "l2", None)
 
 
 def test_the_path_alone_has_the_curve_of_its_own_order() -> None:
@@ -694,7 +702,7 @@ def test_consumers_without_rows_are_scored_by_unit(second: nn.Module, monkeypatc
     found = guide(graph, stats)
     assert found.groups["first"].orders["flap"] == tuple(np.argsort(-expected, kind="stable"))
     assert found.groups["first"].natural == 5  # nothing says that fewer are enough
-    assert found.choice("first", 2) == (tuple(sorted(np.argsort(-expected)[:2])), "flap", None)
+    assert chosen(found, 2) == Choice(tuple(sorted(np.argsort(-expected)[:2].tolist())), "flap", None)
     for name in ("greedy", "lasso", "correlation"):
         order = next(iter(guide(graph, stats, method=name).groups["first"].orders.values()))
         assert order == tuple(SCORES["l2"](graph, None, graph["first"], 0).argsort(descending=True).tolist())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from actprune.allocation.cost import cost
     from actprune.artifacts.checkpoint import load
     from actprune.axes.capture import Graph, capture
-    from actprune.compensation.least_squares import compensate
+    from actprune.compensation.refit import compensate
     from actprune.errors import (
         ActpruneError,
         ArtifactError,
@@ -61,7 +61,7 @@ _HOMES = {
     "allocate": "allocation.allocate",
     "capture": "axes.capture",
     "collect": "stats.collect",
-    "compensate": "compensation.least_squares",
+    "compensate": "compensation.refit",
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
     "guide": "guidance.guide",

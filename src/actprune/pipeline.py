@@ -25,12 +25,13 @@ from actprune.allocation.space import make_space
 from actprune.artifacts.checkpoint import check_output, save
 from actprune.axes.capture import Graph, capture
 from actprune.axes.groups import Group
-from actprune.compensation.least_squares import compensate as refit
+from actprune.compensation.refit import ROUNDS
+from actprune.compensation.refit import compensate as refit
 from actprune.data import Calibration, Forward, fit, take
 from actprune.distance import Distance
 from actprune.errors import BudgetError, UnsupportedModelError
 from actprune.graph.trace import preserved
-from actprune.guidance.guide import Guide, guide
+from actprune.guidance.guide import Choice, Guide, guide
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known, method as preset
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import Proof, verify
@@ -49,6 +50,9 @@ Progress = Callable[[str, int, int], None]
 
 MEASURE_SAMPLES = 512
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
+
+QUICK_ROUNDS = 3
+"""Rounds of rectified fits for candidates that are only compared."""
 
 MEASURE_WORK = 2e13
 """Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
@@ -301,6 +305,7 @@ class _Run:
             plan,
             data or self.data,
             method=self.method.compensate,
+            rounds=QUICK_ROUNDS if quick else ROUNDS,
             batchnorm=False if quick else self.batchnorm,
             scope="cut" if quick and alone else "all",
             distance=self.distance,
@@ -363,7 +368,7 @@ class _Run:
             for i, widths in enumerate(trades(space, plan.widths, names, share, measured.curves)):
                 if i == most:
                     break
-                yield make_plan(self.graph, {n: self.guide.kept(n, k) for n, k in widths.items()}, **plan.note)
+                yield make_plan(self.graph, self.guide.supports(widths), **plan.note)
 
     def _finetuned(self, small: nn.Module) -> nn.Module:
         tuned = copy.deepcopy(small)
@@ -394,7 +399,7 @@ class _Run:
             pruned=stage(small, attempt.metric, after),
             recovered=None,
             finetuned=stage(final, attempt.tuned_metric, after) if final is not small else None,
-            groups=tuple(self._row(group, plan) for group in self.graph.groups),
+            groups=self._rows(plan),
             proof=asdict(attempt.proof),
             rounds=tuple(asdict(one) for one in attempt.decided.rounds),
             calibration={
@@ -408,20 +413,22 @@ class _Run:
             notes=(f"{left_over} calibration samples did not fill a batch and were not used.",) if left_over else (),
         )
 
-    def _row(self, group: Group, plan: Plan) -> GroupRow:
-        name, width = group.name, group.width
-        own, kept = self.guide.groups[name], plan.groups[name].kept
-        _, criterion, error = self.guide.choice(name, len(kept))
-        unit = self.stats.units.get(name) if self.stats is not None else None
+    def _rows(self, plan: Plan) -> tuple[GroupRow, ...]:
+        choices = self.guide.choices(plan.widths)
+        return tuple(self._row(group, choices[group.name]) for group in self.graph.groups)
+
+    def _row(self, group: Group, choice: Choice) -> GroupRow:
+        own = self.guide.groups[group.name]
+        unit = self.stats.units.get(group.name) if self.stats is not None else None
         return GroupRow(
-            name=name,
+            name=group.name,
             kind=group.kind,
-            before=width,
-            after=len(kept),
+            before=group.width,
+            after=len(choice.units),
             guide=own.beta,
             natural=own.natural,
-            criterion="whole" if len(kept) == width else criterion,
-            error=error,
+            criterion=choice.criterion,
+            error=choice.error,
             mean=None if unit is None else float(unit.signed.mean.mean()),
             std=None if unit is None else float(unit.signed.std.mean()),
         )

@@ -100,7 +100,7 @@ def allocate(
         "allocation": name,
         "predicted": {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes},
     }
-    return make_plan(graph, {n: guide.kept(n, k) for n, k in widths.items()}, **note)
+    return make_plan(graph, guide.supports(widths), **note)
 
 
 def measure_all(
@@ -126,7 +126,7 @@ def measure_all(
     dense = run_all(graph.program, data.batches)
 
     def measure(widths: Widths) -> float:
-        plan = make_plan(graph, {name: guide.kept(name, k) for name, k in widths.items()})
+        plan = make_plan(graph, guide.supports(widths))
         candidate = rewrite(plan).tensors if rewrite is not None else zero_columns(graph, plan)
         return how(dense, run_all(graph.program, data.batches, candidate))
 
@@ -156,8 +156,7 @@ def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int]) -> Plan:
             )
     predicted = cost(graph, widths)
     note = {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes}
-    kept = {name: guide.kept(name, k) for name, k in widths.items()}
-    return make_plan(graph, kept, method=guide.method, allocation="explicit", budget=None, predicted=note)
+    return make_plan(graph, guide.supports(widths), method=guide.method, allocation="explicit", budget=None, predicted=note)
 
 
 def _check_met(space: Space, widths: Widths, name: str) -> None:

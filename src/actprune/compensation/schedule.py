@@ -17,67 +17,76 @@ from actprune.graph.program import op_name, shape
 from actprune.guidance.problem import following_norm, output_gain
 
 _PASS = ("aten.contiguous", "aten.clone", "aten.dropout")
+_RECTIFIERS = ("aten.relu.", "aten.relu6.", "aten.hardtanh.")
 
 
-@dataclass(frozen=True)
-class Join:
-    """Where a consumer's output y is added to something: (a · y + const) + partner.
+@dataclass(frozen=True, eq=False)
+class Path:
+    """What becomes of a consumer's output y: (gain · y + shift), then perhaps + partner, then perhaps a ReLU.
 
     Attributes:
-        partner: the other operand.
-        gain: (o,) a, the factor per output between the consumer and the addition.
+        gain: (o,) factor per output, of the norm that follows.
+        norm: that norm, or None.
+        partner: the other operand of the addition, or None.
+        rectified: whether a ReLU alone reads the result.
     """
 
-    partner: Node
     gain: Tensor
+    norm: Node | None
+    partner: Node | None
+    rectified: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
-    """The nodes in an order in which each consumer's partner comes before it.
-
-    Attributes:
-        nodes: every call, once.
-        joins: consumer node → its join, for those that have one whose partner doesn't wait for them.
-    """
+    """The nodes in an order in which each consumer's partner comes before it, and the consumers' paths."""
 
     nodes: tuple[Node, ...]
-    joins: dict[Node, Join]
+    paths: dict[Node, Path]
 
 
-def schedule(graph: Graph) -> Schedule:
-    """The order of refitting for a graph; the captured order where it writes in place."""
+def schedule(graph: Graph, join: bool = True) -> Schedule:
+    """The order of refitting for a graph; the captured order where it writes in place.
+
+    Args:
+        join: whether consumers may aim at the sum that they join.
+    """
     nodes = [node for node in graph.program.nodes if node.op == "call_function"]
+    by_name = {node.name: node for node in nodes}
+    in_place = any(op_name(node).split(".")[1].endswith("_") for node in nodes if op_name(node).count(".") == 2)
     extra: dict[Node, Node] = {}
-    joins: dict[Node, Join] = {}
-    if not any(op_name(node).split(".")[1].endswith("_") for node in nodes if op_name(node).count(".") == 2):
-        by_name = {node.name: node for node in nodes}
-        for site in graph.sites:
-            node = by_name[site.node]
-            join = _find_join(graph, node)
-            if join is not None and not _depends(join.partner, node, extra):
-                joins[node] = join
-                extra[node] = join.partner
-    return Schedule(tuple(_sorted(nodes, extra)), joins)
+    paths: dict[Node, Path] = {}
+    for site in graph.sites:
+        node = by_name[site.node]
+        path = follow(graph, node)
+        if path.partner is not None:
+            if not join or in_place or _depends(path.partner, node, extra):
+                path = Path(path.gain, path.norm, None, False)
+            else:
+                extra[node] = path.partner
+        paths[node] = path
+    return Schedule(tuple(_sorted(nodes, extra)), paths)
 
 
-def _find_join(graph: Graph, node: Node) -> Join | None:
-    """Follow the result while it has one reader and stays affine per channel."""
+def follow(graph: Graph, node: Node) -> Path:
+    """The path of a result, while it has one reader and stays affine per channel."""
     norm = following_norm(node)
     gain = output_gain(graph, node)
-    last = norm or node
+    last, partner = norm or node, None
     while len(last.users) == 1:
         (user,) = last.users
         name = op_name(user)
-        if name == "aten.add.Tensor" and user.kwargs.get("alpha", 1) == 1:
+        if name.startswith(_RECTIFIERS) and (not name.startswith("aten.hardtanh") or user.args[1:2] in ((0,), (0.0,))):
+            return Path(gain, norm, partner, True)
+        if name == "aten.add.Tensor" and partner is None and user.kwargs.get("alpha", 1) == 1:
             partners = [value for value in user.args if value is not last]
-            if len(partners) == 1 and isinstance(partners[0], Node) and shape(partners[0]) == shape(last):
-                return Join(partners[0], gain)
-            return None
-        if not name.startswith(_PASS):
-            return None
+            if len(partners) != 1 or not isinstance(partners[0], Node) or shape(partners[0]) != shape(last):
+                break
+            partner = partners[0]
+        elif not name.startswith(_PASS):
+            break
         last = user
-    return None
+    return Path(gain, norm, partner, False)
 
 
 def _depends(node: Node, on: Node, extra: dict[Node, Node]) -> bool:

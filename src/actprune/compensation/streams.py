@@ -87,7 +87,8 @@ class Streams:
                 name = self.program.bindings.get(source.name)
                 own[source] = self.overrides[name] if name in self.overrides else self.cut(source)[i]
             args, kwargs = arguments(node, own)
-            values.append(call(node, args, kwargs))
+            with torch.no_grad():
+                values.append(call(node, args, kwargs))
         self._cut[node] = values
 
     def forget(self, node: Node) -> None:
@@ -96,6 +97,10 @@ class Streams:
             if not self._held.get(dead):
                 self._dense.pop(dead, None)
                 self._cut.pop(dead, None)
+
+    def peek(self, node: Node, i: int) -> Any:
+        """The dense value of a call on batch i, not kept."""
+        return self._call(node, self._dense, i)
 
     def _call(self, node: Node, values: Mapping[Node, Values], i: int) -> Any:
         own = {source: values[source][i] for source in node.all_input_nodes}

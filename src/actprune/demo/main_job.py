@@ -21,7 +21,7 @@ from torch import nn
 from actprune.allocation.budget import Keep
 from actprune.allocation.cost import cost
 from actprune.artifacts.checkpoint import check_output, save
-from actprune.compensation.least_squares import compensate
+from actprune.compensation.refit import compensate
 from actprune.demo.lenet5 import Split, accuracy, dense_checkpoint, minibatches, tensors
 from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.guidance.guide import guide
@@ -157,7 +157,7 @@ def _rival(result: Result, dense: nn.Module, split: Split) -> Stage:
     """The same widths by L2 norm of the filters, without compensation."""
     graph = result.graph
     ranked = guide(graph, None, method="l2")
-    plan = make_plan(graph, {name: ranked.kept(name, k) for name, k in result.plan.widths.items()})
+    plan = make_plan(graph, ranked.supports(result.plan.widths))
     model = cut(dense, plan, compensate(graph, plan, (), method=None))
     counted = cost(graph, plan.widths)
     example: Any = graph.program.example

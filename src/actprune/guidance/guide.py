@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,25 @@ class GroupGuide:
     path_support: Mapping[int, tuple[int, ...]] = field(repr=False)
 
 
+WHOLE = "whole"
+"""The criterion of a group that is not cut."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The units that a group keeps.
+
+    Attributes:
+        units: ascending.
+        criterion: whose support it is.
+        error: held-out refit error as a share of the output variance, None without statistics or cut.
+    """
+
+    units: tuple[int, ...]
+    criterion: str
+    error: float | None
+
+
 @dataclass(frozen=True, eq=False)
 class Guide:
     """The guide of every group.
@@ -65,38 +85,64 @@ class Guide:
     groups: Mapping[str, GroupGuide]
     problems: Mapping[str, tuple[Problem, ...]] = field(repr=False)
     threshold: float | None = None
-    _known: dict[tuple[str, int], tuple[tuple[int, ...], str, float | None]] = field(default_factory=dict, repr=False)
+    _known: dict[Any, Choice] = field(default_factory=dict[Any, "Choice"], repr=False)
 
     def kept(self, name: str, k: int) -> tuple[int, ...]:
-        """The k units of a group to keep: the best support by held-out refit error among all criteria."""
-        return self.choice(name, k)[0]
+        """The k units of one group to keep while all others stay whole."""
+        return self._choice(name, k, {}).units
 
-    def choice(self, name: str, k: int) -> tuple[tuple[int, ...], str, float | None]:
-        """(units, criterion, held-out error as a share of the output variance) of the support that `kept` gives."""
-        if (name, k) not in self._known:
-            self._known[name, k] = self._choose(name, k)
-        return self._known[name, k]
+    def supports(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The units to keep for widths of several groups: group name → units."""
+        return {name: choice.units for name, choice in self.choices(widths).items() if name in widths}
 
-    def _choose(self, name: str, k: int) -> tuple[tuple[int, ...], str, float | None]:
+    def choices(self, widths: Mapping[str, int]) -> dict[str, Choice]:
+        """The choice of every group, from the last to the first.
+
+        What a group's consumers make may be cut as well; then only what stays of it has to be served. So the
+        groups nearest to the outputs decide first, and the others serve the units that those keep.
+        """
+        found: dict[str, Choice] = {}
+        for name in reversed(self.groups):
+            n = len(self.groups[name].scores)
+            decided = {other: choice.units for other, choice in found.items() if choice.criterion != WHOLE}
+            found[name] = self._choice(name, widths.get(name, n), decided)
+        return {name: found[name] for name in self.groups}
+
+    def _choice(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]]) -> Choice:
+        served = {other for problem in self.problems[name] for other in problem.makes}
+        decided = {other: units for other, units in decided.items() if other in served}
+        key = (name, k, tuple(sorted(decided.items())))
+        if key not in self._known:
+            self._known[key] = self._choose(name, k, decided)
+        return self._known[key]
+
+    def _choose(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]]) -> Choice:
+        """The best support by held-out refit error among all criteria."""
         own, group = self.groups[name], self.problems[name]
-        n = len(own.scores)
+        if k == len(own.scores):
+            return Choice(tuple(range(k)), WHOLE, None)
+        small = all(problem.weight.shape[1] <= SWAP_COLUMNS for problem in group)
         candidates: dict[tuple[int, ...], str] = {}
+        if decided and "greedy" in own.orders:
+            group = tuple(problem.without(decided) for problem in group)
+            if small:
+                candidates[tuple(sorted(eliminate(group)[0][:k]))] = "greedy"
         for criterion, order in own.orders.items():
             units = own.path_support.get(k, order[:k]) if criterion == "lasso" else order[:k]
             candidates.setdefault(tuple(sorted(units)), criterion)
-        if not group or k == n:
+        if not group:
             units, criterion = next(iter(candidates.items()))
-            return units, criterion, None
+            return Choice(units, criterion, None)
         judge = Judge(group)
         errors = {units: judge(units) for units in candidates}
         best = min(errors, key=errors.__getitem__)
-        if len(own.orders) > 1 and max(problem.weight.shape[1] for problem in group) <= SWAP_COLUMNS:
+        if len(own.orders) > 1 and small:
             swapped = tuple(swap(group, best, SWAPS))
             if swapped not in errors:
                 errors[swapped] = judge(swapped)
                 candidates[swapped] = f"{candidates[best]}, swapped"
             best = min(errors, key=errors.__getitem__)
-        return best, candidates[best], errors[best]
+        return Choice(best, candidates[best], errors[best])
 
 
 def guide(

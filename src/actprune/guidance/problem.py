@@ -10,8 +10,8 @@ with R weighing its output rows. W̃ shrinks to W_K, not to 0. Scores, supports 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -40,12 +40,14 @@ class Problem:
         folds: moments of the input rows, one per fold.
         columns: (n, b) for each of the group's n units the columns of the weight that belong to it.
         rows: (o,) weights R of the outputs: (γ/σ)² of the norm that follows, or 1.
+        makes: group name → (o,) which unit of that group each output is, −1 for none.
     """
 
     weight: Tensor
     folds: tuple[Moments, ...]
     columns: Tensor
     rows: Tensor
+    makes: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @cached_property
     def total(self) -> Moments:
@@ -88,7 +90,16 @@ class Problem:
         return mask.nonzero().reshape(-1)
 
     def with_rows(self, rows: Tensor) -> Problem:
-        return Problem(self.weight, self.folds, self.columns, rows)
+        return replace(self, rows=rows)
+
+    def without(self, kept: Mapping[str, Sequence[int]]) -> Problem:
+        """The same question where, of the groups in `kept`, only these units stay: cut outputs don't count."""
+        rows = self.rows
+        for name, unit in self.makes.items():
+            if name in kept:
+                stays = torch.isin(unit, torch.tensor([-1, *kept[name]]))
+                rows = torch.where(stays, rows, 0.0)
+        return self if torch.equal(rows, self.rows) else self.with_rows(rows)
 
 
 def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
@@ -105,8 +116,16 @@ def problems(graph: Graph, stats: Stats, group: Group) -> tuple[Problem, ...]:
         matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
         columns = unit_columns(graph, site, group, matrix.shape[1])
         folds = tuple(_on_cpu(fold) for fold in stats.sites[site.node] if fold.count)
-        found.append(Problem(matrix, folds, columns, output_gain(graph, nodes[site.node]) ** 2))
+        rows = output_gain(graph, nodes[site.node]) ** 2
+        found.append(Problem(matrix, folds, columns, rows, _made(graph, site)))
     return tuple(found)
+
+
+def _made(graph: Graph, site: Site) -> dict[str, Tensor]:
+    """The groups whose units are outputs of a consumer."""
+    axis = graph.tensor_axes[site.weight][site.out_dim]
+    makers = [group for group in graph.groups if site in group.producers]
+    return {group.name: torch.as_tensor(positions(axis, group.key)) for group in makers}
 
 
 def unit_columns(graph: Graph, site: Site, group: Group, count: int) -> Tensor:

@@ -9,10 +9,9 @@ from actprune.axes.inference import Call, Dims, rule
 
 
 @rule(
-    "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax", "aten.amin", "aten.var.correction", "aten.std.correction",
+    "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax", "aten.amin", "aten.var", "aten.std",
     "aten.linalg_vector_norm", "aten.norm.ScalarOpt_dim", "aten.logsumexp", "aten.prod.dim_int", "aten.argmax",
-    "aten.argmin", "aten.any.dim", "aten.all.dim", "aten.mean.default", "aten.sum.default", "aten.var.dim",
-    "aten.std.dim",
+    "aten.argmin", "aten.any.dim", "aten.all.dim", "aten.mean.default", "aten.sum.default",
 )  # fmt: skip
 def reduction(call: Call) -> Dims:
     """Over `dim`, or over everything where none is given."""
@@ -25,7 +24,7 @@ def reduction(call: Call) -> Dims:
     return tuple(axis for d, axis in enumerate(source) if d not in dims)
 
 
-@rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.var_mean.correction")
+@rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.var_mean")
 def reduction_with_indices(call: Call) -> list[Dims]:
     source = call.axes(call.values[0])
     dims = _dims(call["dim"], len(source))

@@ -1,0 +1,99 @@
+"""`compensate`: refit every consumer in closed form so that it delivers what the dense network delivers.
+
+With dense inputs X, inputs X̃ in the network that is already cut and compensated up to here, and target T:
+
+    W̃ = (Cov(T, X̃_K) + λ W_K)(Cov(X̃_K) + λI)⁻¹,   b̃ = E[T] − W̃ E[X̃_K]
+
+front to back, so that each layer absorbs the error of those before it; λ shrinks to W_K, not to 0, and is
+chosen on held-out samples. The target of a consumer that joins a sum is that sum: T = W X + (s_dense − s_cut) / a,
+with s the other operand and a the gain between (`schedule`). In front of a ReLU only what the ReLU lets
+through counts (`rectified`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from actprune.axes.capture import Graph
+from actprune.compensation.batchnorm import reestimate
+from actprune.compensation.walk import Settings, Walk
+from actprune.data import Calibration, fit
+from actprune.distance import Distance, choose
+from actprune.graph.run import run_all
+from actprune.methods import COMPENSATIONS, known
+from actprune.plan import Plan
+from actprune.rewrite import Rewrite, zero_columns
+
+ROUNDS = 12
+"""Rounds of a rectified fit."""
+
+
+def compensate(
+    graph: Graph,
+    plan: Plan,
+    calibration: Iterable[Any] | Calibration,
+    *,
+    method: str | None = "least_squares",
+    target: str = "sum",
+    rounds: int = ROUNDS,
+    batchnorm: bool | str = "auto",
+    distance: str | Distance = "auto",
+    scope: str = "all",
+    base: Mapping[str, Tensor] | None = None,
+) -> Rewrite:
+    """The dense-shaped weights and biases with which the cut network comes closest to the dense one.
+
+    Args:
+        calibration: any iterable of batches, see `actprune.prune`.
+        method: "least_squares"; "bias" restores only the mean of each output; None or "none" does nothing
+            beyond the zero columns.
+        target: "sum" aims at the sum that an output joins, "own" at the output itself.
+        rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
+        batchnorm: re-estimate the running statistics: True, False, or "auto" where held-out samples say it helps.
+        distance: what "auto" is judged by, see `actprune.distance`.
+        scope: "all" refits every consumer whose input changed, "cut" only those that lose columns.
+        base: overrides that hold before compensation (used by the method "filter").
+
+    Raises:
+        DataError: no calibration data, or of another shape.
+        PlanError: an unknown method, target or scope.
+    """
+    name = known(method or "none", COMPENSATIONS, "compensation")
+    known(target, ("sum", "own"), "target")
+    known(scope, ("all", "cut"), "scope")
+    overrides = zero_columns(graph, plan, Rewrite(base or {}))
+    if name == "none" and batchnorm is not True:
+        return Rewrite(overrides, {"method": "none"})
+    data = fit(graph.program, calibration)
+    record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
+    if name != "none":
+        walk = Walk(graph, plan, data, overrides, Settings(name, target == "sum", scope == "all", rounds))
+        walk.run()
+        overrides, record["consumers"] = walk.overrides, walk.record
+    if batchnorm is True or (batchnorm == "auto" and name == "least_squares"):
+        judge = choose(graph.program, distance)
+        overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
+    return Rewrite(overrides, record)
+
+
+def _with_batchnorm(
+    graph: Graph,
+    data: Calibration,
+    overrides: dict[str, Tensor],
+    record: dict[str, Any],
+    distance: Distance,
+    always: bool,
+) -> dict[str, Tensor]:
+    """The overrides with re-estimated running statistics, where that brings held-out outputs nearer."""
+    fitted, held = data.holdout()
+    found = reestimate(graph.program, fitted.batches, overrides)
+    if not found:
+        return overrides
+    dense = run_all(graph.program, held.batches)
+    before = distance(dense, run_all(graph.program, held.batches, overrides))
+    after = distance(dense, run_all(graph.program, held.batches, {**overrides, **found}))
+    record["batchnorm"] = {"distance_before": before, "distance_after": after, "kept": always or after < before}
+    return {**overrides, **found} if always or after < before else overrides

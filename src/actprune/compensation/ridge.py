@@ -1,0 +1,83 @@
+"""Ridge regression on kept columns, shrunk to the weights that are there, with λ chosen on held-out folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from actprune.stats.moments import Moments, cross, merge_all, moments
+
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+"""λ candidates, as fractions of the mean variance of the kept columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """The normal equations of one set of samples.
+
+    Attributes:
+        inner: moments of the inputs x̃ (k,).
+        outer: cross moments of the targets t (o,) with x̃: scatter (o, k).
+    """
+
+    inner: Moments
+    outer: Moments
+
+
+def normal(x: Tensor, t: Tensor) -> Normal:
+    """Of rows x (n, k) and t (n, o)."""
+    return Normal(moments(x), cross(t, x))
+
+
+def merged(parts: Sequence[Normal]) -> Normal:
+    """Of all samples together."""
+    return Normal(merge_all(part.inner for part in parts), merge_all(part.outer for part in parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """t ≈ weight · x̃ + bias. weight: (o, k); bias: (o,), zero where no intercept was wanted."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def solve(equations: Normal, start: Tensor, ridge: float, intercept: bool) -> Fit:
+    """The minimum of E|t − W x̃ − b|² + λ‖W − start‖².
+
+    Args:
+        start: (o, k) what the weights shrink to.
+        ridge: λ as a fraction of the mean variance of the columns.
+        intercept: whether there is a bias; without one the moments are not centred.
+    """
+    inner, outer = equations.inner, equations.outer
+    gram = inner.covariance if intercept else inner.second
+    right = outer.covariance if intercept else outer.second
+    size = max(ridge * float(gram.diagonal().mean()), 1e-12)
+    gram = gram + size * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    weight = torch.linalg.solve(gram, (right + size * start).T).T
+    bias = outer.mean - weight @ inner.mean if intercept else torch.zeros_like(outer.mean)
+    return Fit(weight, bias)
+
+
+def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> float:
+    """The λ whose fits have the smallest error on the folds that they were not made on."""
+    if len(folds) < 2:
+        return RIDGES[2]
+    errors = dict.fromkeys(RIDGES, 0.0)
+    for held, fold in enumerate(folds):
+        rest = merged([part for i, part in enumerate(folds) if i != held])
+        for ridge in RIDGES:
+            errors[ridge] += _error(fold, solve(rest, start, ridge, intercept))
+    return min(errors, key=errors.__getitem__)
+
+
+def _error(equations: Normal, fit: Fit) -> float:
+    """E|t − W x̃ − b|² without E|t|², which all candidates share."""
+    gram, right = equations.inner.second, equations.outer.second
+    x, t, w, b = equations.inner.mean, equations.outer.mean, fit.weight, fit.bias
+    quadratic = float(((w @ gram) * w).sum()) - 2 * float((w * right).sum())
+    return quadratic + float(b @ b) + 2 * float(b @ (w @ x - t))

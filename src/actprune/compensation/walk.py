@@ -1,0 +1,259 @@
+"""One pass through the network, front to back, that refits consumer after consumer on two streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import kept_indices
+from actprune.axes.inference import Site, _by_name
+from actprune.compensation.rectified import Rectified, rectified_fit
+from actprune.compensation.ridge import Normal, choose_ridge, merged, normal, solve
+from actprune.compensation.schedule import Path, schedule
+from actprune.compensation.streams import Streams
+from actprune.data import Calibration
+from actprune.plan import Plan
+from actprune.rewrite import kept_units
+from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
+
+SMALL_GAIN = 1e-3
+"""Outputs whose gain is below this share of the largest keep their own output as target."""
+
+FOLDS = 3
+
+ROWS_PER_COLUMN = 400
+LEAST_ROWS = 65536
+"""A convolution's patches overlap: beyond so many rows (per column, at least the second) positions are skipped."""
+
+HELD = 64_000_000
+"""Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to refit: see `compensate`."""
+
+    method: str
+    join: bool
+    everything: bool
+    rounds: int
+
+
+class Walk:
+    """The pass; afterwards `overrides` holds the new tensors and `record` what was done where."""
+
+    def __init__(
+        self, graph: Graph, plan: Plan, data: Calibration, zeros: Mapping[str, Tensor], settings: Settings
+    ) -> None:
+        self.graph, self.settings = graph, settings
+        self.kept = kept_units(graph, plan)
+        order = schedule(graph, settings.join)
+        self.nodes, self.paths = order.nodes, order.paths
+        self.streams = Streams(graph.program, data.batches, order.nodes)
+        self.streams.overrides = dict(zeros)
+        self.zeroed = set(zeros)
+        self.sites = {site.node: site for site in graph.sites}
+        self.record: dict[str, dict[str, Any]] = {}
+        self.placeholders = {
+            name: node for node in graph.program.nodes if (name := graph.program.bindings.get(node.name)) is not None
+        }
+        for path in self.paths.values():
+            if path.partner is not None:
+                self.streams.hold(path.partner)
+
+    @property
+    def overrides(self) -> dict[str, Tensor]:
+        return self.streams.overrides
+
+    def run(self) -> None:
+        for node in self.nodes:
+            site = self.sites.get(node.name)
+            if site is None:
+                self.streams.step(node)
+                continue
+            path = self.paths[node]
+            self.streams.step_dense(node)
+            if self._wanted(site, node, path):
+                self._refit(site, node, path)
+            self.streams.step_cut(node)
+            if path.partner is not None:
+                self.streams.release(path.partner)
+            self.streams.forget(node)
+
+    def _wanted(self, site: Site, node: Node, path: Path) -> bool:
+        if not exclusive(self.placeholders.get(site.weight), node):
+            return False
+        if site.weight in self.zeroed:
+            return True
+        stream_differs = path.partner is not None and self.streams.differs(path.partner)
+        return self.settings.everything and (self.streams.differs(contracted(node)) or stream_differs)
+
+    def _refit(self, site: Site, node: Node, path: Path) -> None:
+        weight = self.graph.program.tensors[site.weight].detach()
+        slot = self._slot(site, node)
+        if self.settings.method == "bias" or not has_rows(site, weight):
+            self._restore_mean(site, node, path, slot)
+            return
+        matrix = weight_matrix(site, weight).double()
+        columns = self._columns(site, weight)
+        stride = self._stride(site, node, len(columns))
+        targets = [t.flatten(0, 1) for t in self._thinned(self._targets(site, node, path), stride)]
+        rows = _Rows(self, site, node, weight, columns, stride)
+        folds = self._folds(rows, targets)
+        equations = merged(folds)
+        start = weight_matrix(site, self.overrides.get(site.weight, weight)).double()[:, columns]
+        ridge = choose_ridge(folds, start, slot is not None)
+        fit = solve(equations, start, ridge, slot is not None)
+        if path.rectified and self.settings.rounds:
+            wanted = self._rectified(site, node, path, targets, stride)
+            fit = rectified_fit(rows, wanted, equations, fit, start, ridge, slot is not None, self.settings.rounds)
+        full = torch.zeros_like(matrix)
+        full[:, columns] = fit.weight
+        self.overrides[site.weight] = as_weight(site, full, weight)
+        if slot is not None:
+            self._put(slot, fit.bias)
+        self.record[site.node] = {"module": site.module, "ridge": ridge, "rows": equations.inner.count}
+
+    # -- what a refit is made of -------------------------------------------------------------------
+
+    def _columns(self, site: Site, weight: Tensor) -> Tensor:
+        """The columns of the weight matrix that stay."""
+        kept = torch.as_tensor(kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept))
+        each = weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
+        return (kept[:, None] * each + torch.arange(each)).reshape(-1).to(weight.device)
+
+    def _stride(self, site: Site, node: Node, columns: int) -> int:
+        """Every how many-th position of a map is used."""
+        outputs = [output_rows(site, y).shape for y in self.streams.dense(node)]
+        rows = sum(shape[0] * shape[1] for shape in outputs)
+        wanted = max(ROWS_PER_COLUMN * columns, LEAST_ROWS)
+        return max(1, min(rows // wanted, outputs[0][1]))
+
+    def _thinned(self, values: list[Tensor], stride: int) -> list[Tensor]:
+        """Of (n, positions, …) per batch every stride-th position, each batch starting elsewhere."""
+        return [value[:, (7 * i) % stride :: stride] for i, value in enumerate(values)]
+
+    def _folds(self, rows: _Rows, targets: list[Tensor]) -> list[Normal]:
+        """Normal equations of the samples, dealt to the folds by batch; by row where there are few batches."""
+        parts: list[list[Normal]] = [[] for _ in range(FOLDS)]
+        for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
+            if len(targets) >= 2 * FOLDS:
+                parts[i % FOLDS].append(normal(x, t))
+            else:
+                for f, part in enumerate(parts):
+                    if len(x) > f:
+                        part.append(normal(x[f::FOLDS], t[f::FOLDS]))
+        return [merged(part) for part in parts if part]
+
+    def _targets(self, site: Site, node: Node, path: Path) -> list[Tensor]:
+        """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it."""
+        dense = [output_rows(site, y) for y in self.streams.dense(node)]
+        if path.partner is None or not self.streams.differs(path.partner):
+            return dense
+        inverse = self._inverse_gain(path, dense[0])
+        streams = zip(self.streams.dense(path.partner), self.streams.cut(path.partner), strict=True)
+        return [y + output_rows(site, a - b) * inverse for y, (a, b) in zip(dense, streams, strict=True)]
+
+    def _rectified(
+        self, site: Site, node: Node, path: Path, targets: list[Tensor], stride: int
+    ) -> list[Rectified]:
+        """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner."""
+        inputs = [output_rows(site, v) for v in self._relu_inputs(node, path)]
+        inverse = self._inverse_gain(path, inputs[0])
+        sign = torch.where(inverse >= 0, 1.0, -1.0)
+        found: list[Rectified] = []
+        for v, t in zip(self._thinned(inputs, stride), targets, strict=True):
+            v = v.flatten(0, 1)
+            found.append(Rectified(t, (v <= 0) & (inverse != 0), t - v * inverse, sign))
+        return found
+
+    def _relu_inputs(self, node: Node, path: Path) -> Iterator[Tensor]:
+        for i, y in enumerate(self.streams.dense(node)):
+            value = y if path.norm is None else self.streams.peek(path.norm, i)
+            yield value if path.partner is None else value + self.streams.dense(path.partner)[i]
+
+    def _inverse_gain(self, path: Path, like: Tensor) -> Tensor:
+        """(o,) 1 / gain; 0 where the gain is too small to aim through."""
+        gain = path.gain.to(like.device, like.dtype)
+        small = gain.abs() < SMALL_GAIN * gain.abs().max()
+        return torch.where(small, 0, 1 / torch.where(small, 1, gain))
+
+    def _restore_mean(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None) -> None:
+        """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
+        if slot is None:
+            return
+        targets = self._targets(site, node, path)
+        total = torch.zeros(targets[0].shape[-1], dtype=torch.float64, device=targets[0].device)
+        count = sum(t.shape[0] * t.shape[1] for t in targets)
+        self.streams.step_cut(node)
+        for y, t in zip(self.streams.cut(node), targets, strict=True):
+            total += (t.double() - output_rows(site, y).double()).sum((0, 1))
+        now: Tensor | float = 0.0
+        if site.bias is not None:
+            now = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach().double()
+        self._put(slot, now + total / count)
+        self.record[site.node] = {"module": site.module, "bias": True}
+
+    def _slot(self, site: Site, node: Node) -> tuple[str, float] | None:
+        """Where a new bias goes: the consumer's own, or with opposite sign the following norm's running mean."""
+        if site.bias is not None:
+            return (site.bias, 1.0) if exclusive(self.placeholders.get(site.bias), node) else None
+        norm = self.paths[node].norm
+        mean = _by_name(norm)["running_mean"] if norm is not None else None
+        if norm is None or not isinstance(mean, Node) or not exclusive(mean, norm):
+            return None
+        return self.graph.program.bindings[mean.name], -1.0
+
+    def _put(self, slot: tuple[str, float], bias: Tensor) -> None:
+        name, sign = slot
+        own = self.graph.program.tensors[name].detach()
+        old = self.overrides.get(name, own)
+        self.overrides[name] = (bias if sign > 0 else old.double() - bias).to(own.dtype)
+
+
+class _Rows:
+    """The kept input columns of a consumer in the cut stream, batch by batch, as often as they are asked for."""
+
+    def __init__(self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int) -> None:
+        self.walk, self.site, self.node, self.weight = walk, site, node, weight
+        self.columns, self.stride = columns, stride
+        self.held: list[Tensor] = []
+        self.hold: bool | None = None
+
+    def __call__(self) -> Iterator[Tensor]:
+        if self.hold and self.held:
+            yield from self.held
+            return
+        inputs = self.walk.streams.cut(contracted(self.node))
+        for i, x in enumerate(inputs):
+            rows = input_rows(self.site, self.node, x, self.weight)[:, (7 * i) % self.stride :: self.stride]
+            rows = rows[..., self.columns].flatten(0, 1)
+            if self.hold is None:
+                self.hold = rows.numel() * len(inputs) <= HELD
+            if self.hold:
+                self.held.append(rows)
+            yield rows
+
+
+def contracted(node: Node) -> Node:
+    """The activation that a contraction gets."""
+    settings = _by_name(node)
+    return next(settings[key] for key in ("input", "mat1", "self") if isinstance(settings.get(key), Node))
+
+
+def exclusive(placeholder: Node | None, reader: Node) -> bool:
+    """Whether a tensor is read by this call alone (through a transpose perhaps), so that it may change."""
+    node = placeholder
+    while node is not None and len(node.users) == 1:
+        (node,) = node.users
+        if node is reader:
+            return True
+        if not any(word in str(node.target) for word in ("aten.t.", "aten.transpose", "aten.permute", "numpy_T")):
+            return False
+    return False

@@ -1,0 +1,495 @@
+"""Every op rule, in a tiny network: a layer makes 8 units, the op passes them on, a layer reads them; half are cut.
+
+The proof then says whether the rule was right, since nothing else would make the two networks agree. Where an op
+mixes the units, the rule has to freeze them instead.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actprune.axes.capture import Graph, capture
+from actprune.axes.inference import RULES
+from actprune.axes.rules.elementwise import BROADCASTING, UNARY
+from actprune.graph.program import op_name
+from actprune.plan import make_plan
+from actprune.proof.check import verify
+from actprune.surgery.slicing import cut
+
+ATEN = torch.ops.aten
+UNITS = 8
+
+Op = Callable[[Any, Tensor], Tensor]
+"""Of the network and the values of the first layer: rows (N, C), tokens (N, T, C) or maps (N, C, space…)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One use of one op.
+
+    Attributes:
+        op: what lies between the two layers.
+        kind: what the first layer gives: "rows", "tokens", or "maps" of one to three dimensions.
+        last: whether the second layer reads the last dimension (a Linear), not the second (a convolution).
+        frozen: whether the first layer's units can't be cut.
+        parts: parameters and modules that the op uses.
+    """
+
+    op: Op
+    kind: str = "rows"
+    last: bool = True
+    frozen: bool = False
+    parts: Callable[[], dict[str, Any]] = dict
+
+
+class Between(nn.Module):
+    """First layer, op, second layer."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.op = case.op
+        self.x = inputs(case.kind)
+        space = self.x.dim() - 2 if case.kind.startswith("maps") else 0
+        self.first: nn.Module = convolution(space, 3, UNITS) if space else nn.Linear(6, UNITS)
+        for name, part in case.parts().items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+        values = self.between(self.x)
+        if case.last:
+            self.second: nn.Module = nn.Linear(values.shape[-1], 3)
+        else:
+            self.second = convolution(values.dim() - 2, values.shape[1], 3)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.op(self, self.first(x)).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(x))
+
+
+def inputs(kind: str) -> Tensor:
+    if kind.startswith("maps"):
+        return torch.randn(2, 3, *[6] * int(kind[4:] or 2))
+    return torch.randn(4, 6) if kind == "rows" else torch.randn(2, 5, 6)
+
+
+def convolution(space: int, into: int, out: int) -> nn.Module:
+    return {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[space](into, out, 1)
+
+
+def halved(graph: Graph) -> dict[str, list[int]]:
+    """Half of the units of every group, at random."""
+    chosen = random.Random(0)
+    return {g.name: sorted(chosen.sample(range(g.width), g.width // 2)) for g in graph.groups}
+
+
+def assert_cut(model: nn.Module, x: Tensor) -> Graph:
+    """Half of every group is cut, and proved."""
+    graph = capture(model, x)
+    plan = make_plan(graph, halved(graph))
+    verify(model, cut(model, plan), plan, x, graph=graph)
+    assert any("first.weight" in {m.tensor for m in group.members} for group in graph.groups)
+    return graph
+
+
+# ---- the table: rule → case
+
+CASES: dict[str, Case] = {}
+
+
+def case(*names: str, **settings: Any) -> Callable[[Op], Op]:
+    """Register one use of these rules."""
+
+    def register(op: Op) -> Op:
+        CASES.update({f"aten.{name}": Case(op, **settings) for name in names})
+        return op
+
+    return register
+
+
+def _unary(name: str) -> Op:
+    values = {
+        "clamp": (0.2, 0.8), "threshold": (0.5, 0.1), "full_like": (2.0,), "fill": (2.0,), "to": (torch.bfloat16,),
+    }  # fmt: skip
+    function = getattr(ATEN, name)
+
+    def op(m: Any, x: Tensor) -> Tensor:
+        x = torch.sigmoid(x)  # between 0 and 1, where all of them are defined
+        if name == "bitwise_not":
+            return x * function(x > 0.5)
+        if name == "type_as":
+            return x + function(x, m.v)
+        if name == "empty_like":
+            return x + ATEN.zero(function(x))
+        return x + function(x, *values.get(name, ()))
+
+    return op
+
+
+def _broadcasting(name: str) -> Op:
+    packet, _, overload = name.partition(".")
+    function = getattr(getattr(ATEN, packet), overload) if overload else getattr(ATEN, packet)
+
+    def op(m: Any, x: Tensor) -> Tensor:
+        x, v = torch.sigmoid(x), torch.sigmoid(m.v)
+        if name.startswith(("logical", "bitwise", "__")):
+            return x * function(x > 0.5, v > 0.5)
+        if name == "where":
+            return function(x > 0.5, x, v)
+        if name == "masked_fill":
+            return function(x, v > 0.5, 0.25)
+        if name in ("lerp", "addcmul", "addcdiv"):
+            return function(x, v, v + x)
+        return x + function(x, v)
+
+    return op
+
+
+VECTOR: Callable[[], dict[str, Any]] = lambda: {"v": torch.randn(UNITS)}  # noqa: E731
+ELEMENTWISE = {name: _unary(name) for name in UNARY} | {name: _broadcasting(name) for name in BROADCASTING}
+
+
+@pytest.mark.parametrize("start", range(0, len(ELEMENTWISE), 9))
+def test_elementwise_ops(start: int) -> None:
+    """Nine at a time: they are many, all under two rules, and a proof that fails names the op."""
+    names = [*ELEMENTWISE][start : start + 9]
+    model = Between(Case(lambda m, x: sum(ELEMENTWISE[name](m, x) for name in names) + m.v, parts=VECTOR)).eval()
+    graph = assert_cut(model, model.x)
+    found = {op_name(node) for node in graph.program.nodes}
+    assert [name for name in names if not any(f"{op}.".startswith(f"aten.{name}.") for op in found)] == []
+    assert graph.unknown_ops == ()
+
+
+# -- linear layers and products
+
+SQUARE: Callable[[], dict[str, Any]] = lambda: {"w": torch.randn(UNITS, 6), "b": torch.randn(6)}  # noqa: E731
+
+
+@case("linear", parts=SQUARE)
+def _(m: Any, x: Tensor) -> Tensor:
+    return F.linear(x, m.w.t(), m.b)
+
+
+@case("addmm", parts=SQUARE)
+def _(m: Any, x: Tensor) -> Tensor:
+    return torch.addmm(m.b, x, m.w)
+
+
+@case("mm", parts=SQUARE)
+def _(m: Any, x: Tensor) -> Tensor:
+    return torch.mm(x, m.w)
+
+
+@case("matmul", parts=SQUARE, kind="tokens")
+def _(m: Any, x: Tensor) -> Tensor:
+    return x @ m.w
+
+
+@case("bmm", parts=lambda: {"mix": torch.randn(2, 5, 5)}, kind="tokens")
+def _(m: Any, x: Tensor) -> Tensor:
+    return torch.bmm(m.mix, x)
+
+
+# -- convolutions and pooling
+
+
+def called(function: Callable[..., Any], *values: Any, **settings: Any) -> Op:
+    """The op that calls `function` on the maps, and takes the first of several results."""
+
+    def op(m: Any, x: Tensor) -> Tensor:
+        result = function(x, *values, **settings)
+        return result[0] if isinstance(result, tuple) else result
+
+    return op
+
+
+def layer(kind: Callable[..., nn.Module], *arguments: Any, **settings: Any) -> Callable[[], dict[str, Any]]:
+    """A layer of this kind as the part `layer`."""
+    return lambda: {"layer": kind(*arguments, **settings)}
+
+
+def through_layer(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x)
+
+
+for _n in (1, 2, 3):
+    _maps: dict[str, Any] = {"kind": f"maps{_n}", "last": False}
+    _convolution = layer(getattr(nn, f"Conv{_n}d"), UNITS, 6, 3, padding="same")
+    _transposed = layer(getattr(nn, f"ConvTranspose{_n}d"), UNITS, 6, 3, stride=2)
+    case(f"conv{_n}d", **_maps, parts=_convolution)(through_layer)
+    case(f"conv_transpose{_n}d", **_maps, parts=_transposed)(through_layer)
+    for _name in (f"max_pool{_n}d", f"avg_pool{_n}d", f"adaptive_avg_pool{_n}d"):
+        case(_name, **_maps)(called(getattr(F, _name), 2))
+    case(f"upsample_nearest{_n}d", **_maps)(called(F.interpolate, scale_factor=2))
+    for _mode in {1: ["linear"], 2: ["bilinear", "bicubic"], 3: ["trilinear"]}[_n]:
+        case(f"upsample_{_mode}{_n}d", **_maps)(called(F.interpolate, scale_factor=2, mode=_mode))
+
+_maps = {"kind": "maps", "last": False}
+for _mode in ("bilinear", "bicubic"):
+    case(f"_upsample_{_mode}2d_aa", **_maps)(called(F.interpolate, size=(4, 4), mode=_mode, antialias=True))
+for _name in ("max_pool2d_with_indices", "adaptive_max_pool2d"):
+    case(_name, **_maps)(called(getattr(ATEN, _name), [2, 2]))
+case("adaptive_max_pool1d", kind="maps1", last=False)(called(ATEN.adaptive_max_pool1d, [2]))
+
+
+# -- norms
+
+
+NORMS: dict[str, Callable[[], dict[str, Any]]] = {
+    "batch_norm": layer(nn.BatchNorm2d, UNITS),
+    "instance_norm": layer(nn.InstanceNorm2d, UNITS, affine=True),
+    "group_norm": layer(nn.GroupNorm, 4, UNITS),
+    "layer_norm": layer(nn.LayerNorm, 6),
+    "rms_norm": layer(nn.RMSNorm, (6, 6)),
+    "prelu": layer(nn.PReLU, UNITS),
+}
+for _name, _parts in NORMS.items():
+    case(_name, **_maps, parts=_parts)(through_layer)
+
+
+@case("embedding", kind="tokens", parts=lambda: {"table": nn.Embedding(10, UNITS)})
+def _(m: Any, x: Tensor) -> Tensor:
+    return x + m.table(torch.arange(5))
+
+
+# -- reductions: over the tokens the units pass, over the units they freeze
+
+REDUCTIONS: dict[str, Op] = {
+    "mean.dim": lambda d, x: x.mean(d),
+    "sum.dim_IntList": lambda d, x: x.sum(d),
+    "amax": lambda d, x: x.amax(d),
+    "amin": lambda d, x: x.amin(d),
+    "var": lambda d, x: x.var(d),
+    "std": lambda d, x: x.std(d, correction=0),
+    "linalg_vector_norm": lambda d, x: torch.linalg.vector_norm(x, dim=d),
+    "norm.ScalarOpt_dim": lambda d, x: ATEN.norm.ScalarOpt_dim(x, 2, [d]),
+    "logsumexp": lambda d, x: x.logsumexp(d),
+    "prod.dim_int": lambda d, x: x.prod(d),
+    "argmax": lambda d, x: x.argmax(d),
+    "argmin": lambda d, x: x.argmin(d),
+    "any.dim": lambda d, x: (x > 0.5).any(d),
+    "all.dim": lambda d, x: (x > -0.5).all(d),
+    "max.dim": lambda d, x: x.max(d).values,
+    "min.dim": lambda d, x: x.min(d).values,
+    "median.dim": lambda d, x: x.median(d).values,
+    "var_mean": lambda d, x: torch.var_mean(x, d)[0],
+}
+ALONG: dict[str, Op] = {
+    "softmax": lambda d, x: x.softmax(d),
+    "log_softmax": lambda d, x: x.log_softmax(d),
+    "_softmax": lambda d, x: ATEN._softmax(x, d, False),
+    "_log_softmax": lambda d, x: ATEN._log_softmax(x, d, False),
+    "cumsum": lambda d, x: x.cumsum(d),
+    "flip": lambda d, x: x.flip(d),
+    "roll": lambda d, x: x.roll(1, d),
+}
+for _name, _op in {**REDUCTIONS, **ALONG}.items():
+    case(_name, kind="tokens")(lambda m, x, f=_op: f(1, x))
+case("mean.default", frozen=True)(lambda m, x: x * x.mean())
+case("sum.default", frozen=True)(lambda m, x: x * x.sum())
+
+
+@pytest.mark.parametrize("name", [*REDUCTIONS, *ALONG])
+def test_units_that_are_mixed_freeze(name: str) -> None:
+    op = {**REDUCTIONS, **ALONG}[name]
+    shaped = (lambda m, x: op(2, x)) if name in ALONG else (lambda m, x: x * op(2, x).unsqueeze(2))
+    model = Between(Case(shaped, kind="tokens")).eval()
+    reason = "mixed by" if name in ALONG else "reduced by"
+    graph = capture(model, model.x)
+    assert graph.groups == ()
+    assert reason in str(graph.account())
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(UNITS), nn.RMSNorm(UNITS)])
+def test_units_that_are_normalised_over_freeze(norm: nn.Module) -> None:
+    model = Between(Case(lambda m, x: m.norm(x), parts=lambda: {"norm": norm})).eval()
+    graph = capture(model, model.x)
+    assert graph.groups == ()
+    assert "normalised over by" in str(graph.account())
+
+
+# -- rearranging
+
+case("view.default", kind="maps")(lambda m, x: x.view(x.shape[0], -1))
+case("reshape", kind="maps")(lambda m, x: x.reshape(x.shape[0], -1))
+case("flatten", kind="maps")(lambda m, x: x.flatten(1))
+case("_unsafe_view", kind="maps", last=False)(lambda m, x: ATEN._unsafe_view(x, [x.shape[0], x.shape[1], 36]))
+case("unflatten", kind="maps", last=False)(lambda m, x: x.flatten(2).unflatten(2, (6, 6)))
+case("view_as", kind="maps", last=False)(lambda m, x: x.flatten(2).view_as(x))
+case("reshape_as", kind="maps", last=False)(lambda m, x: x.flatten(2).reshape_as(x))
+case("squeeze", kind="rows")(lambda m, x: x.view(1, x.shape[0], 1, -1).squeeze())
+case("squeeze.dims", kind="rows")(lambda m, x: ATEN.squeeze.dims(x.view(1, x.shape[0], 1, -1), [0, 2]))
+case("unsqueeze", kind="rows", last=False)(lambda m, x: x.unsqueeze(-1))
+case("transpose.int", kind="maps")(lambda m, x: x.transpose(1, -1))
+case("swapaxes", kind="maps")(lambda m, x: x.swapaxes(1, 3))
+case("permute", kind="maps")(lambda m, x: x.permute(0, 2, -1, 1).flatten(1))
+case("movedim.int", kind="maps")(lambda m, x: x.movedim(1, -1))
+case("t")(lambda m, x: (x.t() * 2).t())
+case("numpy_T", kind="rows")(lambda m, x: (x.T * 2).T)
+case("mT", kind="tokens", last=False)(lambda m, x: x.mT)
+case("expand")(lambda m, x: x.unsqueeze(1).expand(-1, 3, -1))
+case("expand_as", parts=VECTOR)(lambda m, x: x + m.v.expand_as(x))
+case("broadcast_to")(lambda m, x: torch.broadcast_to(x.unsqueeze(1), (x.shape[0], 3, x.shape[1])))
+for _join in (torch.cat, torch.concat, torch.concatenate):
+    case(_join.__name__)(lambda m, x, f=_join: f([x, torch.relu(x)], 1))
+case("stack")(lambda m, x: torch.stack([x, torch.relu(x)], 1).flatten(1))
+case("split")(lambda m, x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1))
+case("split_with_sizes")(lambda m, x: torch.cat(x.split_with_sizes([x.shape[1] // 2] * 2, 1)[::-1], 1))
+case("chunk")(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))
+case("tensor_split")(lambda m, x: torch.cat(x.tensor_split(2, 1)[::-1], 1))
+case("slice.Tensor")(lambda m, x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2] * 2], 1))
+case("narrow")(lambda m, x: x.narrow(1, 0, x.shape[1] // 2) + 2 * x.narrow(1, x.shape[1] // 2, x.shape[1] // 2))
+case("select.int", kind="tokens")(lambda m, x: x[:, 2])
+case("unbind", kind="tokens")(lambda m, x: x.unbind(1)[2])
+case("pad", kind="maps", last=False)(lambda m, x: F.pad(x, (1, 2, 0, 1)))
+case("constant_pad_nd", kind="maps", last=False)(lambda m, x: ATEN.constant_pad_nd(x, [1, 2, 0, 1], 0.5))
+case("repeat")(lambda m, x: x.repeat(1, 3))
+case("tile")(lambda m, x: x.tile(3))
+
+CREATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "arange": lambda x: torch.arange(4.0),
+    "zeros": lambda x: torch.zeros(4),
+    "ones": lambda x: torch.ones(4),
+    "full": lambda x: torch.full((4,), 3.0),
+    "new_zeros": lambda x: x.new_zeros(4),
+    "new_ones": lambda x: x.new_ones(4),
+    "new_full": lambda x: x.new_full((4,), 2.0),
+    "scalar_tensor": lambda x: ATEN.scalar_tensor(2.0).expand(4),
+    "linspace": lambda x: torch.linspace(0, 1, 4),
+    "empty": lambda x: ATEN.zero(torch.empty(4)),
+    "new_empty": lambda x: ATEN.zero(x.new_empty(4)),
+    "eye": lambda x: torch.eye(4)[1],
+}
+for _name, _make in CREATIONS.items():
+    case(_name)(lambda m, x, f=_make: x * (1 + f(x)).unsqueeze(1))
+
+
+# ---- the tests
+
+
+def test_every_rule_has_a_case() -> None:
+    cases = set(CASES) | {f"aten.{name}" for name in ELEMENTWISE}
+    assert set(RULES) - cases == set()
+    assert cases - set(RULES) == set()
+
+
+def test_every_rule_is_for_an_op_that_exists() -> None:
+    for name in RULES:
+        _, packet, *overload = name.split(".")
+        assert hasattr(ATEN, packet), name
+        assert not overload or overload[0] in getattr(ATEN, packet).overloads(), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule(name: str) -> None:
+    model = Between(CASES[name]).eval()
+    if CASES[name].frozen:
+        graph = capture(model, model.x)
+        assert graph.groups == ()
+    else:
+        graph = assert_cut(model, model.x)
+    names = {op_name(node) for node in graph.program.nodes}
+    assert any(found == name or found.startswith(f"{name}.") for found in names), names
+    assert graph.unknown_ops == ()
+    assert not any("doesn't cover" in reason for reason in graph.frozen.values())
+
+
+# ---- uses of ops that a rule could get wrong, although the plain use is right
+
+
+def doubled(m: Any, x: Tensor) -> Tensor:
+    return m.layer(torch.cat([x, torch.relu(x)], 1))
+
+
+def shuffled(m: Any, x: Tensor) -> Tensor:
+    """ShuffleNet's channel shuffle between two halves."""
+    n, c = x.shape[:2]
+    return torch.cat([x, torch.relu(x)], 1).view(n, 2, c, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+def masked_in_place(m: Any, x: Tensor) -> Tensor:
+    rows = x.view(x.shape[0], -1)
+    rows.masked_fill_(rows > 0.5, -1.0)
+    return x
+
+
+def padded_channels(m: Any, x: Tensor) -> Tensor:
+    """ResNet's shortcut of option A: a stride in space, and zero channels on both sides."""
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3))
+
+
+def padded_sum(m: Any, x: Tensor) -> Tensor:
+    return padded_channels(m, x) + m.layer(x)
+
+
+def attended(m: Any, x: Tensor) -> Tensor:
+    """One head whose values can be cut, while queries and keys are contracted with each other."""
+    q, k = m.q(x), m.k(x)
+    return torch.softmax(q @ k.mT, -1) @ x
+
+
+USES: dict[str, Case] = {
+    "depthwise on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=16)),
+    "grouped on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=8)),
+    "a group across a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 12, 3, groups=2)),
+    "depthwise with a multiplier": Case(through_layer, "maps", False, parts=layer(nn.Conv2d, 8, 24, 3, groups=8)),
+    "grouped transposed convolution": Case(
+        through_layer, "maps", False, parts=layer(nn.ConvTranspose2d, UNITS, 12, 2, groups=4)
+    ),
+    "GroupNorm on a concatenation": Case(doubled, "maps", False, parts=layer(nn.GroupNorm, 4, 16)),
+    "channel shuffle": Case(shuffled, "maps", False),
+    "zero channels": Case(padded_channels, "maps", False),
+    "zero channels in a sum": Case(padded_sum, "maps", False, parts=layer(nn.Conv2d, UNITS, 13, 1, 2)),
+    "in place on a view": Case(masked_in_place, "maps", False),
+    "blocks of four, the outer factor": Case(lambda m, x: x.view(x.shape[0], -1, 4).softmax(-1).flatten(1)),
+    "one value on the right": Case(lambda m, x: x * (x @ m.v).sigmoid().unsqueeze(1) + x, parts=VECTOR, frozen=True),
+    "attention over tokens": Case(
+        attended, "tokens", parts=lambda: {"q": nn.Linear(UNITS, 4), "k": nn.Linear(UNITS, 4)}
+    ),
+    "an outer sum": Case(lambda m, x: (x[:, :, None] + x[:, None, :]).amax(1), frozen=True),
+    "a step": Case(lambda m, x: x[:, ::2], frozen=True),
+    "cropped": Case(lambda m, x: F.pad(x, (-1, 1)), frozen=True),
+    "reflected": Case(lambda m, x: F.pad(x, (1, 1), mode="reflect"), "tokens", frozen=True),
+    "a fixed number of copies": Case(lambda m, x: x * torch.ones(1, 1).expand(1, UNITS), frozen=True),
+    "batches joined": Case(lambda m, x: torch.cat([x, x.flip(0)], 0)),
+    "nothing joined": Case(lambda m, x: torch.cat([x, torch.zeros(0)], 1)),
+    "nothing taken": Case(lambda m, x: x + x[:, :0].sum(1, keepdim=True)),
+    "a bias row": Case(lambda m, x: torch.addmm(m.b.view(1, -1), x, m.w), parts=SQUARE),
+    "bounds per unit": Case(lambda m, x: torch.clamp(x, m.v - 1, m.v + 1), parts=VECTOR),
+    "a power per unit": Case(lambda m, x: 2**m.v * x, parts=VECTOR),
+    "a choice per unit": Case(lambda m, x: torch.where(m.v > 0, x, 0.5), parts=VECTOR),
+    "one slope": Case(through_layer, parts=layer(nn.PReLU)),
+    "a norm without weights": Case(through_layer, "maps", False, parts=layer(nn.BatchNorm2d, UNITS, affine=False)),
+    "statistics of the batch": Case(through_layer, parts=layer(nn.BatchNorm1d, UNITS, track_running_stats=False)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_use(use: str) -> None:
+    model = Between(USES[use]).eval()
+    if USES[use].frozen:
+        assert all("first.weight" not in str(group.members) for group in capture(model, model.x).groups)
+    else:
+        assert_cut(model, model.x)
+
+
+def test_a_batch_may_be_absent() -> None:
+    """A convolution of one image without a batch: its first dimension is the channels."""
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, UNITS, 3), nn.Conv2d(UNITS, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.max_pool2d(self.first(x), 2))
+
+    assert_cut(Single().eval(), torch.randn(3, 6, 6))
