@@ -284,7 +284,7 @@ NETS: dict[str, Net] = {
 """Name → network."""
 
 
-def build(name: str, batch: int = 4) -> tuple[nn.Module, Any]:
+def build(name: str, batch: int = 4) -> tuple[Any, Any]:
     """The network of that name in eval mode and a batch for it, the same ones on every call."""
     torch.manual_seed(0)
     net = NETS[name]

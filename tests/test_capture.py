@@ -530,6 +530,16 @@ def test_a_model_that_can_not_be_exported() -> None:
         assert f"\n  {label}" in str(error)
 
 
+def test_sizes_that_depend_on_values() -> None:
+    """Export takes it, with a size that nobody knows."""
+    with pytest.raises(CaptureError, match="Around could not be captured") as caught:
+        capture(Around(lambda m, x: x[x.sum(1) > 0]), torch.randn(4, 6))
+    assert caught.value.expected == "sizes that do not depend on the values of tensors"
+    assert caught.value.got == "a result of shape (u0, 8)"
+    assert re.fullmatch(r"aten.index.Tensor at the model, test_capture.py:\d+", str(caught.value.where))
+    assert "torch.where" in str(caught.value.hint)
+
+
 def test_inputs_of_the_wrong_shape() -> None:
     with pytest.raises(CaptureError) as caught:
         capture(NETS["chain"].make(), torch.randn(4, 5))
@@ -577,6 +587,34 @@ def test_a_batch_of_one_is_doubled_for_the_training_branches() -> None:
     assert graph.training is not None
     assert graph.training.batch_size == 2
     assert {site.module for site in graph["stem"].consumers} == {"head", "aux"}
+
+
+def test_training_branches_that_can_not_be_captured_are_spoken_of() -> None:
+    class Blind(nn.Module):
+        """An auxiliary head that export can't follow."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.aux = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            if self.training and float(x.sum()) > 0:
+                return self.head(x), self.aux(x)
+            return self.head(x)
+
+    graph = capture(Blind(), torch.randn(4, 6))
+    assert graph.training is None
+    reasons = {f"{e.tensor}[{e.dim}]": e.frozen for e in graph.account()}
+    expected = "not used by the forward pass (that of training mode can't be captured with these inputs)"
+    assert reasons["aux.weight[1]"] == (expected,)
+
+
+def test_a_failing_export_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch logs and prints its partial graph; the error says what is worth saying."""
+    with pytest.raises(CaptureError):
+        capture(Branching(), torch.randn(4, 6))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_training_branches_have_node_names_of_their_own() -> None:

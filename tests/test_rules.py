@@ -344,7 +344,8 @@ case("stack")(lambda m, x: torch.stack([x, torch.relu(x)], 1).flatten(1))
 case("split")(lambda m, x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1))
 case("split_with_sizes")(lambda m, x: torch.cat(x.split_with_sizes([x.shape[1] // 2] * 2, 1)[::-1], 1))
 case("chunk")(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))
-case("tensor_split")(lambda m, x: torch.cat(x.tensor_split(2, 1)[::-1], 1))
+case("tensor_split.sections")(lambda m, x: torch.cat(x.tensor_split(2, 1)[::-1], 1))
+case("tensor_split.indices")(lambda m, x: torch.cat(x.tensor_split([x.shape[1] // 2], 1)[::-1], 1))
 case("slice.Tensor")(lambda m, x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2] * 2], 1))
 case("narrow")(lambda m, x: x.narrow(1, 0, x.shape[1] // 2) + 2 * x.narrow(1, x.shape[1] // 2, x.shape[1] // 2))
 case("select.int", kind="tokens")(lambda m, x: x[:, 2])
@@ -479,6 +480,24 @@ def test_use(use: str) -> None:
         assert all("first.weight" not in str(group.members) for group in capture(model, model.x).groups)
     else:
         assert_cut(model, model.x)
+
+
+def test_chunks_lose_the_same_units() -> None:
+    """Two halves by `chunk` stay halves only if they stay equal: one group of 4, not two of 4 each."""
+    model = Between(Case(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))).eval()
+    graph = capture(model, model.x)
+    assert [(group.name, group.width) for group in graph.groups] == [("first", 4)]
+    plan = make_plan(graph, {"first": [0, 1, 3]})
+    small: Any = cut(model, plan)
+    assert small.first.out_features == 6
+    assert verify(model, small, plan, model.x, graph=graph).passed
+
+
+def test_uneven_chunks_freeze() -> None:
+    model = Between(Case(lambda m, x: torch.cat(x.chunk(3, 1)[::-1], 1))).eval()
+    graph = capture(model, model.x)
+    assert graph.groups == ()
+    assert "divided unevenly by aten.chunk.default" in str(graph.account())
 
 
 def test_a_batch_may_be_absent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -314,7 +315,23 @@ def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
             where="forward",
             hint="for example forward=lambda model, batch: model(batch['image'])",
         )
-    return recorder.called
+    args, kwargs = recorder.called
+    return _by_keyword(model, args, kwargs) if args and kwargs else (args, kwargs)
+
+
+def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """A call with both kinds of arguments as one with keywords alone, which is how the model is then captured."""
+    first = list(inspect.signature(model.forward).parameters.values())[: len(args)]
+    names = [p.name for p in first if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(names) < len(args) or set(names) & kwargs.keys():
+        raise DataError(
+            f"forward= calls the model in a way that {type(model).__name__}.forward can't be captured with.",
+            expected=f"each argument of forward{inspect.signature(model.forward)} once",
+            got=f"{len(args)} arguments by position, and {', '.join(kwargs)}",
+            where="forward",
+            hint="pass all of them by position, or all of them by name",
+        )
+    return (), {**dict(zip(names, args, strict=True)), **kwargs}
 
 
 def _program_arguments(program: Program, inputs: Any) -> Arguments:

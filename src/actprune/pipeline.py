@@ -6,6 +6,7 @@ capture → axes → stats → guide → allocate → plan → compensate → cu
 from __future__ import annotations
 
 import copy
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from actprune.allocation.allocate import Measured, allocate, measure_all
 from actprune.allocation.budget import Budget, Keep, parse
-from actprune.allocation.correct import Corrected, Round, checked, describe, least_keep, within_budget, within_drop
+from actprune.allocation.correct import Corrected, check_drop, checked, describe, least_keep, within_budget, within_drop
 from actprune.allocation.cost import Cost, cost
 from actprune.allocation.solve import trades
 from actprune.allocation.space import make_space
@@ -28,13 +31,16 @@ from actprune.axes.groups import Group
 from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
 from actprune.data import Calibration, Forward, fit, take
-from actprune.distance import Distance
-from actprune.errors import BudgetError, UnsupportedModelError
+from actprune.distance import Distance, choose
+from actprune.errors import BudgetError, DataError, EquivalenceError, UnsupportedModelError
+from actprune.graph.run import run
 from actprune.graph.trace import preserved
 from actprune.guidance.guide import Choice, Guide, guide
-from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known, method as preset
+from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
+from actprune.methods import method as preset
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import Proof, verify
+from actprune.proof.trial import cannot_follow
 from actprune.recovery.sgd import SGD
 from actprune.report.measure import latency_ms, state_bytes, versions
 from actprune.report.record import GroupRow, Report, Stage
@@ -54,6 +60,9 @@ MEASURE_SAMPLES = 512
 QUICK_ROUNDS = 3
 """Rounds of rectified fits for candidates that are only compared."""
 
+ENOUGH_ROWS = 10
+"""Calibration rows per column below which a refit is said to have had too few."""
+
 MEASURE_WORK = 2e13
 """Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
 
@@ -67,7 +76,8 @@ class Result:
         plan: which units stay.
         proof: that the cut is right; of the network before any gradient step.
         report: all figures; `print(result.report)` is a table.
-        before_finetune: the cut and compensated network, where `model` was trained further.
+        before_finetune: the cut and compensated network, where `model` was trained further; None where there was no
+            fine-tune, or where `evaluate` found it to be worse and `model` is the network before it.
         graph, stats, guide, rewrite: what the stages found.
     """
 
@@ -123,10 +133,12 @@ def prune(
         keep: the budget: "macs=50%", "params=10%", "bytes=25%", "units=70%" (of every group, at least one), a bare
             number (fraction of MACs), a `Budget`, or explicit widths {group name: units}. None with `max_drop`: the
             smallest network within it; None without: the natural widths of the guide.
-        max_drop: how much the metric of `evaluate` may fall, in its units (0.005 is half a point of 0–1).
+        max_drop: how much the metric of `evaluate` may fall before any fine-tune, in its units (0.005 is half a point
+            of 0–1). With a budget as well, more than the budget is kept where it would lose more; the report says so.
         evaluate: model → metric on validation data, higher is better. Needed for `max_drop`; otherwise it enables
-            the correction loop. It gets networks of the user's own class.
-        finetune: an `SGD`, or any callable that trains the model it is given.
+            the correction loop. It gets networks of the user's own class, in eval mode.
+        finetune: an `SGD`, or any callable that trains the model it is given (and may return another). Where `evaluate`
+            says that this made it worse, the network before it is returned; the report says so.
         method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
         allocation: "sensitivity", "uniform", "layerwise", "spatial" or "global" instead of the method's.
         compensate: "least_squares", "bias" or "none" instead of the method's.
@@ -147,25 +159,30 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
-    run = _Run(
-        model, _checked_method(method, allocation, compensate), method, keep, max_drop, evaluate, finetune, batchnorm,
+    chosen = _checked_method(method, allocation, compensate, keep is not None or max_drop is not None)
+    job = _Run(
+        model, chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
         tuple((protect,) if isinstance(protect, str) else protect), round_to, distance, threshold, seed, progress,
     )  # fmt: skip
     if save_to is not None:
         check_output(Path(save_to), overwrite=False)
-    with preserved(model):
-        result = run(calibration, calibration_size, forward)
+    with _undisturbed(model):
+        result = job(calibration, calibration_size, forward)
+    if inplace:
+        _check_replaceable(result)
+    if save_to is not None:
+        result.save(save_to)
     if inplace:
         cut(model, result.plan, result.rewrite, inplace=True)
         model.load_state_dict(result.model.state_dict())
         result = replace(result, model=model)
-    if save_to is not None:
-        result.save(save_to)
     return result
 
 
-def _checked_method(name: str, allocation: str | None, compensate: str | None) -> Method:
+def _checked_method(name: str, allocation: str | None, compensate: str | None, budgeted: bool) -> Method:
     chosen = preset(name)
+    if chosen.allocation == "natural" and budgeted:  # natural widths know of no budget
+        chosen = replace(chosen, allocation="uniform")
     if allocation is not None:
         chosen = replace(chosen, allocation=known(allocation, ALLOCATIONS, "allocation"))
     if compensate is not None:
@@ -173,9 +190,42 @@ def _checked_method(name: str, allocation: str | None, compensate: str | None) -
     return chosen
 
 
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put back the model's modes and every global random state, whatever the user's own functions do."""
+    held, numbers = random.getstate(), np.random.get_state()
+    try:
+        with preserved(model):
+            yield
+    finally:
+        random.setstate(held)
+        np.random.set_state(numbers)
+
+
+def _check_replaceable(result: Result) -> None:
+    """That the fine-tuned weights fit into the caller's own model, once it is cut."""
+    cut_model = result.before_finetune or result.model
+    expected, got = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (cut_model, result.model))
+    if expected != got:
+        name = next(iter(expected.items() ^ got.items()))[0]
+        raise DataError(
+            "The fine-tuned model can't replace the caller's.",
+            expected=f"{name} of shape {expected[name]}" if name in expected else f"no tensor named {name}",
+            got=f"shape {got[name]}" if name in got else "no such tensor",
+            where="finetune, with inplace=True",
+            hint="let finetune train the model that it is given and return None, or leave inplace out",
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Attempt:
-    """One way from allocation to fine-tune."""
+    """One way from allocation to fine-tune.
+
+    Attributes:
+        small, metric: the network after cut and compensation.
+        final, final_metric: the one that is returned.
+        worse: the metric of a fine-tune that made it worse.
+    """
 
     decided: Corrected
     rewrite: Rewrite
@@ -183,7 +233,8 @@ class _Attempt:
     proof: Proof
     metric: float | None
     final: nn.Module
-    tuned_metric: float | None
+    final_metric: float | None
+    worse: float | None = None
 
 
 @dataclass(eq=False)
@@ -210,20 +261,24 @@ class _Run:
         budget = self._checked_budget()
         with self._stage("capture"):
             samples = take(self.model, calibration, size, forward)
-            self.args, self.kwargs = samples.example()
-            self.inputs: Any = self.kwargs if self.kwargs else self.args
+            # copies, for a model may write into its inputs; they are all positional or all by name
+            self.args, self.kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
+            self.inputs: Any = self.kwargs or self.args
             self.graph = self._captured()
             self.data = fit(self.graph.program, samples)
+            choose(self.graph.program, self.distance)  # an unknown one is refused before the work
+            self._check_finite()
         with self._stage("evaluate"):
             dense_metric = self._metric(self.model)
         with self._stage("statistics"):
             self.stats = collect(self.graph, self.data) if self.method.statistics else None
         with self._stage("guide"):
             self.guide = guide(self.graph, self.stats, method=self.name, threshold=self.threshold, seed=self.seed)
-        attempt = self._attempt(budget, dense_metric, 0.0)
-        while self._still_drops(attempt, dense_metric):
-            rho = min(1.0, 1.25 * attempt.decided.rounds[-1].rho)
-            attempt = self._attempt(budget, dense_metric, rho, attempt.decided.rounds)
+        try:
+            attempt = self._attempt(budget, dense_metric)
+        except EquivalenceError as error:
+            self._freeze_what_fails(error)
+            attempt = self._attempt(budget, dense_metric)
         with self._stage("report"):
             report = self._report(attempt, budget, dense_metric)
         return Result(
@@ -238,37 +293,54 @@ class _Run:
             rewrite=attempt.rewrite,
         )
 
-    def _attempt(
-        self, budget: Budget | None, dense: float | None, least: float, before: tuple[Round, ...] = ()
-    ) -> _Attempt:
-        """From allocation to fine-tune, with at least the share `least` of the cost kept."""
+    def _attempt(self, budget: Budget | None, dense: float | None) -> _Attempt:
+        """From allocation to fine-tune."""
         with self._stage("allocate"):
-            decided = self._decide(budget, dense, least)
-            decided = replace(decided, rounds=(*before, *decided.rounds))
+            decided = self._decide(budget, dense)
         with self._stage("cut and verify"):
             plan, rewrite = decided.plan, self._rewrite(decided.plan)
             small = cut(self.model, plan, rewrite)
             proof = verify(self.model, small, plan, self.inputs, rewrite=rewrite, graph=self.graph, seed=self.seed)
         with self._stage("evaluate"):
             metric = self._metric(small)
+        attempt = _Attempt(decided, rewrite, small, proof, metric, small, metric)
         if self.finetune is None:
-            return _Attempt(decided, rewrite, small, proof, metric, small, None)
+            return attempt
         with self._stage("fine-tune"):
-            final = self._finetuned(small)
+            tuned = self._finetuned(small)
         with self._stage("evaluate"):
-            return _Attempt(decided, rewrite, small, proof, metric, final, self._metric(final))
+            return self._better(attempt, tuned, dense)
 
-    def _still_drops(self, attempt: _Attempt, dense: float | None) -> bool:
-        """Whether the fine-tuned network is worse than `max_drop` allows, and a larger one can be tried."""
-        if self.max_drop is None or attempt.tuned_metric is None or dense is None:
-            return False
-        last = attempt.decided.rounds[-1] if attempt.decided.rounds else None
-        return dense - attempt.tuned_metric > self.max_drop and last is not None and last.rho < 1.0
+    def _better(self, attempt: _Attempt, tuned: nn.Module, dense: float | None) -> _Attempt:
+        """With the fine-tuned network, unless the metric says that it is worse; that is recorded as a round."""
+        found = self._metric(tuned)
+        if found is None or attempt.metric is None or dense is None or found >= attempt.metric:
+            return replace(attempt, final=tuned, final_metric=found)
+        decided = attempt.decided
+        rho = decided.rounds[-1].rho if decided.rounds else 1.0
+        lost = describe(decided.plan, "fine-tune", rho, found, dense, accepted=False)
+        return replace(attempt, decided=replace(decided, rounds=(*decided.rounds, lost)), worse=found)
 
     # -- the stages --------------------------------------------------------------------------------
 
     def _checked_budget(self) -> Budget | None:
-        if self.max_drop is not None and self.evaluate is None:
+        """The budget, once all that can be checked before the work is checked."""
+        for name, given in (("evaluate", self.evaluate), ("finetune", self.finetune)):
+            if given is not None and not callable(given):
+                raise DataError(
+                    f"{name} can't be called.",
+                    expected=f"a function {'model → metric' if name == 'evaluate' else 'of the model'}",
+                    got=repr(given),
+                    where=f"prune({name}=…)",
+                    hint="pass a function that takes the model as its one argument",
+                )
+        if self.max_drop is not None:
+            check_drop(self.max_drop)
+            self._check_drop_decides()
+        return None if self.keep is None or isinstance(self.keep, Mapping) else parse(self.keep)
+
+    def _check_drop_decides(self) -> None:
+        if self.evaluate is None:
             raise BudgetError(
                 "max_drop needs a metric.",
                 expected="evaluate=, a function model → metric on validation data",
@@ -276,10 +348,18 @@ class _Run:
                 where="prune(max_drop=…)",
                 hint="pass evaluate=, or a budget with keep=",
             )
-        return None if self.keep is None or isinstance(self.keep, Mapping) else parse(self.keep)
+        if isinstance(self.keep, Mapping):
+            raise BudgetError(
+                "max_drop has nothing to decide where all widths are given.",
+                expected="max_drop, or keep={group: units}",
+                got="both",
+                where="prune(keep=…, max_drop=…)",
+                hint="leave one of them out",
+            )
 
     def _captured(self) -> Graph:
         graph = capture(self.model, self.inputs)
+        graph = graph.without(cannot_follow(self.model, graph, self.inputs, seed=self.seed))
         if not graph.groups:
             raise UnsupportedModelError(
                 f"Nothing in {type(self.model).__name__} can be cut.",
@@ -289,6 +369,27 @@ class _Run:
                 hint=f"the account says why:\n{graph.account()}",
             )
         return graph
+
+    def _check_finite(self) -> None:
+        """Of one batch: methods without statistics look at no activations."""
+        outputs = run(self.graph.program, self.data.batches[0])
+        if not all(bool(torch.isfinite(out).all()) for out in outputs if isinstance(out, Tensor)):
+            if self.method.statistics:
+                collect(self.graph, self.data.subset(1))  # it names the first layer that is at fault
+            raise DataError(
+                f"{type(self.model).__name__} does not give finite outputs.",
+                expected="finite outputs on the calibration data",
+                got="NaN or infinite values",
+                where="the first calibration batch",
+                hint="look for NaN or infinite entries in the calibration data and in the weights",
+            )
+
+    def _freeze_what_fails(self, error: EquivalenceError) -> None:
+        """The class runs with the cut but computes something else: freeze the groups at fault, or give up."""
+        culprits = cannot_follow(self.model, self.graph, self.inputs, deep=True, seed=self.seed)
+        if not culprits or len(culprits) == len(self.graph.groups):
+            raise error
+        self.graph = self.graph.without(culprits)
 
     def _metric(self, model: nn.Module) -> float | None:
         if self.evaluate is None:
@@ -312,7 +413,7 @@ class _Run:
             base=_thresholded(self.graph, self.threshold) if self.name == "filter" else None,
         )
 
-    def _decide(self, budget: Budget | None, dense: float | None, least: float) -> Corrected:
+    def _decide(self, budget: Budget | None, dense: float | None) -> Corrected:
         """The plan: allocation, and where a metric is given, correction."""
         if isinstance(self.keep, Mapping) or (budget is None and self.max_drop is None):
             plan = allocate(self.graph, self.guide, keep=self.keep, protect=self.protect, round_to=self.round_to)
@@ -335,7 +436,7 @@ class _Run:
                 self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._metric_of, dense
             )
         lowest = least_keep(self.graph, wanted.cost, space.narrowest) if wanted.cost != "units" else 0.01
-        lowest = max(lowest, least, wanted.keep if budget is not None else 0.0)
+        lowest = max(lowest, wanted.keep if budget is not None else 0.0)
         first = lowest if budget is not None else max(lowest, 0.5)
         return within_drop(plan_for, self._metric_of, dense, self.max_drop, lowest, first)
 
@@ -371,13 +472,14 @@ class _Run:
                 yield make_plan(self.graph, self.guide.supports(widths), **plan.note)
 
     def _finetuned(self, small: nn.Module) -> nn.Module:
+        """A trained copy, in the modes of the original."""
         tuned = copy.deepcopy(small)
-        if isinstance(self.finetune, SGD):
-            self.finetune.run(tuned, self.model, lambda done, total, _: self._tell("fine-tune", done, total))
-            return tuned
-        if self.finetune is None:
-            return tuned
-        returned = self.finetune(tuned)
+        returned: Any = None
+        with preserved(tuned), torch.enable_grad():
+            if isinstance(self.finetune, SGD):
+                self.finetune.run(tuned, self.model, lambda done, total, _: self._tell("fine-tune", done, total))
+            elif self.finetune is not None:
+                returned = self.finetune(tuned)
         return returned if isinstance(returned, nn.Module) else tuned
 
     def _report(self, attempt: _Attempt, budget: Budget | None, dense: float | None) -> Report:
@@ -388,30 +490,54 @@ class _Run:
             latency = latency_ms(model, self.args, self.kwargs)
             return Stage(metric, costs.params, costs.macs, state_bytes(model), latency)
 
-        left_over = self.data.left_over
         return Report(
             model=type(self.model).__name__,
             method=self.name,
             allocation=str(plan.note.get("allocation")),
             compensation=self.method.compensate or "none",
-            budget=str(budget) if budget is not None else plan.note.get("budget"),
+            budget=self._goal(budget),
             dense=stage(self.model, dense, before),
             pruned=stage(small, attempt.metric, after),
             recovered=None,
-            finetuned=stage(final, attempt.tuned_metric, after) if final is not small else None,
+            finetuned=stage(final, attempt.final_metric, after) if self.finetune is not None else None,
             groups=self._rows(plan),
             proof=asdict(attempt.proof),
             rounds=tuple(asdict(one) for one in attempt.decided.rounds),
             calibration={
                 "samples": self.data.samples,
-                "left_over": left_over,
+                "left_over": self.data.left_over,
                 "batch_size": self.graph.program.batch_size,
             },
             seed=self.seed,
             seconds={name: round(value, 3) for name, value in self.seconds.items()},
             versions=versions(),
-            notes=(f"{left_over} calibration samples did not fill a batch and were not used.",) if left_over else (),
+            notes=tuple(self._notes(attempt, budget)),
         )
+
+    def _goal(self, budget: Budget | None) -> str | None:
+        """What was asked for, in one line."""
+        if isinstance(self.keep, Mapping):
+            return "explicit widths"
+        goals = [str(budget)] if budget is not None else []
+        goals += [f"max_drop={self.max_drop:g}"] if self.max_drop is not None else []
+        return ", ".join(goals) or None
+
+    def _notes(self, attempt: _Attempt, budget: Budget | None) -> Iterator[str]:
+        """What a reader of the figures must know."""
+        if self.data.left_over:
+            yield f"{self.data.left_over} calibration samples did not fill a batch and were not used."
+        if self.max_drop is not None and budget is not None and attempt.decided.plan.note["budget"] != str(budget):
+            yield f"{budget} would lose more than max_drop={self.max_drop:g}: {attempt.decided.plan.note['budget']}."
+        if attempt.worse is not None:
+            yield (
+                f"The fine-tune made the metric worse ({attempt.metric:.4g} → {attempt.worse:.4g}): the network before "
+                "it is returned."
+            )
+        refitted = [fit for fit in attempt.rewrite.record.get("consumers", {}).values() if "rows" in fit]
+        few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)
+        if few:
+            rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"
+            yield f"{few} of {len(refitted)} refitted layers had {rows}: more samples would help."
 
     def _rows(self, plan: Plan) -> tuple[GroupRow, ...]:
         choices = self.guide.choices(plan.widths)

@@ -12,6 +12,7 @@ import json
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -63,7 +64,7 @@ class Plan:
         """Group name → number of units that stay."""
         return {name: len(group.kept) for name, group in self.groups.items()}
 
-    @property
+    @cached_property
     def kept(self) -> dict[int, Indices]:
         """Leaf key → kept units, for `kept_indices`."""
         return {g.key: np.asarray(g.kept, dtype=np.int64) for g in self.groups.values() if len(g.kept) < g.width}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from actprune.allocation.budget import Budget, Keep, parse
@@ -11,11 +12,11 @@ from actprune.allocation.cost import cost
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
 from actprune.allocation.solve import improve, solve
-from actprune.allocation.space import Space, Widths, make_space
+from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, choose
-from actprune.errors import BudgetError
+from actprune.errors import BudgetError, DataError
 from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
 from actprune.methods import ALLOCATIONS, known, method
@@ -65,7 +66,8 @@ def allocate(
         calibration: held-out samples on which candidates are compared (for "sensitivity").
         keep: the budget, "macs=50%", "params=10%", "bytes=…", "units=70%" (of every group, at least one), a
             fraction of MACs, a `Budget`, explicit widths as a mapping, or None for the natural widths.
-        allocation: "sensitivity", "uniform", "layerwise", "spatial", "global", "natural"; None: the method's.
+        allocation: "sensitivity", "uniform", "layerwise", "spatial", "global", "natural"; None: the method's, and
+            "uniform" for a method that has natural widths only but is given a budget.
         rewrite: how a candidate plan becomes a network; None: zero columns, no compensation.
         protect: patterns of module paths whose units all stay.
         round_to: widths become multiples of it.
@@ -76,10 +78,11 @@ def allocate(
     Raises:
         BudgetError: a budget out of range or unreachable.
         PlanError: an unknown allocation, a pattern that matches nothing, nothing to cut.
+        DataError: a distance that is no finite number.
     """
-    name = known(allocation or method(guide.method).allocation, ALLOCATIONS, "allocation")
+    name = known(allocation or _preset(guide, keep), ALLOCATIONS, "allocation")
     if isinstance(keep, Mapping):
-        return _explicit(graph, guide, keep)
+        return _explicit(graph, guide, keep, protect)
     budget = Budget("macs", 1.0) if keep is None else parse(keep)
     space = make_space(graph, budget, protect=protect, round_to=round_to)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
@@ -128,7 +131,7 @@ def measure_all(
     def measure(widths: Widths) -> float:
         plan = make_plan(graph, guide.supports(widths))
         candidate = rewrite(plan).tensors if rewrite is not None else zero_columns(graph, plan)
-        return how(dense, run_all(graph.program, data.batches, candidate))
+        return _finite(how(dense, run_all(graph.program, data.batches, candidate)))
 
     return Measured(measure_curves(space, guide, measure, progress), measure)
 
@@ -141,26 +144,49 @@ def _by_sensitivity(space: Space, guide: Guide, measured: Measured, trials: int 
     return improve(space, widths, measured.curves, measured.measure, trials)
 
 
-def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int]) -> Plan:
+def _preset(guide: Guide, keep: Keep) -> str:
+    """The method's allocation; natural widths know of no budget."""
+    own = method(guide.method).allocation
+    return "uniform" if own == "natural" and keep is not None else own
+
+
+def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Sequence[str]) -> Plan:
     """Widths by name; groups that are not named stay whole."""
     names = [group.name for group in graph.groups]
+    untouched = protected(graph, protect)
     for name, k in widths.items():
         width = graph[known(name, names, "group")].width
-        if not 1 <= k <= width:
+        least = width if name in untouched else 1
+        if not isinstance(k, int) or not least <= k <= width:
             raise BudgetError(
-                f"Group {name!r} can't have {k} units.",
-                expected=f"1 to {width}",
-                got=str(k),
+                f"Group {name!r} can't have {k!r} units.",
+                expected=f"a whole number, {least} to {width}" if least < width else f"{width}: it is protected",
+                got=repr(k),
                 where="keep",
                 hint="graph.groups lists the widths of the dense network",
             )
     predicted = cost(graph, widths)
     note = {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes}
-    return make_plan(graph, guide.supports(widths), method=guide.method, allocation="explicit", budget=None, predicted=note)
+    return make_plan(
+        graph, guide.supports(widths), method=guide.method, allocation="explicit", budget=None, predicted=note
+    )
+
+
+def _finite(distance: float) -> float:
+    """A distance that is a number ≥ 0; everything that is decided by it would be arbitrary otherwise."""
+    if not (isfinite(distance) and distance >= 0):
+        raise DataError(
+            "The distance between the outputs of two networks is no finite number ≥ 0.",
+            expected="0 for equal outputs, more for others",
+            got=repr(distance),
+            where="distance",
+            hint="look for NaN in the model's outputs, or mend the function that was passed as distance=",
+        )
+    return distance
 
 
 def _check_met(space: Space, widths: Widths, name: str) -> None:
-    if name not in ("units", "natural") and not space.fits(widths):
+    if space.budget.cost != "units" and not space.fits(widths):
         raise BudgetError(
             "The allocation misses the budget.",
             expected=f"at most {space.target:,.0f} {space.budget.cost}",

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from actprune.errors import BudgetError
 
@@ -36,11 +37,12 @@ class Budget:
                 where="keep",
                 hint='write for example keep="macs=50%"',
             )
-        if not (math.isfinite(self.keep) and 0 < self.keep <= 1):
+        number = isinstance(self.keep, Real) and not isinstance(self.keep, bool)
+        if not (number and 0 < self.keep <= 1):  # NaN is neither
             raise BudgetError(
                 "The budget is out of range.",
                 expected="more than 0 and at most 100 % of the dense network",
-                got=f"{self.cost}={100 * self.keep:g}%",
+                got=f"{self.cost}={100 * self.keep:g}%" if number else f"{self.cost}={self.keep!r}",
                 where="keep",
                 hint='a bare number is a fraction: write 0.5 or "macs=50%" for one half',
             )
@@ -63,7 +65,7 @@ def parse(keep: Budget | str | float) -> Budget:
     """
     if isinstance(keep, Budget):
         return keep
-    if isinstance(keep, int | float) and not isinstance(keep, bool):
+    if isinstance(keep, Real) and not isinstance(keep, bool):
         return Budget("macs", float(keep))
     match = _FORM.fullmatch(keep) if isinstance(keep, str) else None
     try:
@@ -78,4 +80,4 @@ def parse(keep: Budget | str | float) -> Budget:
             where="keep",
             hint=f"the costs are {', '.join(COSTS)}",
         )
-    return Budget(match[1] or "macs", number / 100 if match[3] else number)
+    return Budget((match[1] or "macs").lower(), number / 100 if match[3] else number)

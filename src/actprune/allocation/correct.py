@@ -80,14 +80,7 @@ def within_drop(
     Raises:
         BudgetError: not even a hardly cut network stays within the drop.
     """
-    if not max_drop >= 0:
-        raise BudgetError(
-            "The allowed drop is out of range.",
-            expected="a number ≥ 0, in the units of evaluate",
-            got=repr(max_drop),
-            where="max_drop",
-            hint="0.005 is half a point where evaluate returns 0 to 1",
-        )
+    check_drop(max_drop)
     record: list[Round] = []
     low, high = least, 1.0  # at `high` the drop is known (or assumed) to be within bounds
     best: tuple[Plan, float] | None = None
@@ -112,6 +105,18 @@ def within_drop(
             hint="allow more, add a fine-tune, or give more calibration data",
         )
     return Corrected(*best, tuple(record))
+
+
+def check_drop(max_drop: Any) -> None:
+    """That it is a number ≥ 0."""
+    if not isinstance(max_drop, int | float) or not max_drop >= 0:
+        raise BudgetError(
+            "The allowed drop is out of range.",
+            expected="a number ≥ 0, in the units of evaluate",
+            got=repr(max_drop),
+            where="max_drop",
+            hint="0.005 is half a point where evaluate returns 0 to 1",
+        )
 
 
 def within_budget(

@@ -23,7 +23,7 @@ def layerwise(space: Space, guide: Guide) -> tuple[float, Widths]:
     def at(ratio: float) -> Widths:
         return {name: space.at_most(name, max(floor(ratio * o[-1] + 1e-9), 1)) for name, o in space.options.items()}
 
-    return _filled(space, at, {name: 1.0 for name in space.options})
+    return _filled(space, at, dict.fromkeys(space.options, 1.0))
 
 
 def spatial(space: Space, guide: Guide) -> tuple[float, Widths]:
@@ -41,7 +41,7 @@ def spatial(space: Space, guide: Guide) -> tuple[float, Widths]:
             for name, o in space.options.items()
         }
 
-    share, widths = _filled(space, at, {name: 1.0 for name in space.options})
+    share, widths = _filled(space, at, dict.fromkeys(space.options, 1.0))
     return exp(-(1 - share) * deepest), widths
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil, floor, log10
 
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import Cost, cost
@@ -33,7 +34,7 @@ class Space:
     @property
     def target(self) -> float:
         """The cost that must not be exceeded."""
-        return self.budget.keep * cost(self.graph)[self.budget.cost]
+        return self.budget.keep * cost(self.graph)[self.budget.cost] * (1 + 1e-12)  # 29 % of 100 is 29
 
     def cost(self, widths: Mapping[str, int]) -> int:
         """What the budget counts, for these widths."""
@@ -72,9 +73,13 @@ def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), rou
         PlanError: nothing can be cut, a pattern matches no module, or a bad `round_to`.
         BudgetError: even the narrowest network costs more than the budget.
     """
-    if round_to < 1:
+    if not isinstance(round_to, int) or round_to < 1:
         raise PlanError(
-            "Widths can't be rounded so.", expected="a whole number ≥ 1", got=str(round_to), where="round_to"
+            "Widths can't be rounded so.",
+            expected="a whole number ≥ 1",
+            got=repr(round_to),
+            where="round_to",
+            hint="round_to=8 makes every width that is cut a multiple of 8",
         )
     untouched = protected(graph, protect)
     options: dict[str, tuple[int, ...]] = {}
@@ -87,16 +92,16 @@ def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), rou
         raise PlanError(
             f"Nothing in {graph.program.model_name} can be cut.",
             expected="at least one prunable group that is not protected",
-            got=f"{len(graph.groups)} groups, {len(untouched)} of them protected",
+            got=f"{len(graph.groups)} groups, {len(untouched)} of them protected, with round_to={round_to}",
             where="plan",
-            hint="print(graph.account()) says for every dimension why it is frozen",
+            hint="print(graph.account()) says for every dimension why it is frozen; protect less, or lower round_to",
         )
     space = Space(graph, options, budget)
     if budget.cost != "units" and not space.fits(space.narrowest):
         least = space.cost(space.narrowest) / cost(graph)[budget.cost]
         raise BudgetError(
             "The budget can't be reached.",
-            expected=f"at least {budget.cost}={100 * least:.3g}%, the cost with one step of every group left",
+            expected=f"at least {budget.cost}={_rounded_up(100 * least)}%, the cost with one step of every group left",
             got=str(budget),
             where="keep",
             hint="ask for more, protect less, or lower round_to",
@@ -104,11 +109,18 @@ def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), rou
     return space
 
 
+def _rounded_up(percent: float) -> str:
+    """So that who asks for just that much gets it."""
+    digits = 2 - floor(log10(percent))
+    return f"{ceil(percent * 10**digits) / 10**digits:g}"
+
+
 def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
     """Names of the groups whose units are made by a module that matches one of the patterns."""
     names: set[str] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        known = {module for name in graph.program.aliases for module in _ancestors(name)}
+        known = {module for names in graph.program.aliases.values() for name in names for module in _ancestors(name)}
+        known |= {group.name for group in graph.groups}
         if not any(fnmatch.fnmatchcase(module, pattern) for module in known):
             raise PlanError(
                 f"The protect pattern {pattern!r} matches no module.",
@@ -117,16 +129,20 @@ def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
                 where="protect",
                 hint="patterns are matched against module paths such as layer1.0.conv1; * stands for anything",
             )
-        names |= {group.name for group in graph.groups if _makes(group, pattern)}
+        names |= {group.name for group in graph.groups if _makes(graph, group, pattern)}
     return names
 
 
-def _makes(group: Group, pattern: str) -> bool:
-    paths = {path for site in group.producers for path in (*_ancestors(f"{site.module}."), *_ancestors(site.weight))}
-    return any(fnmatch.fnmatchcase(path, pattern) for path in paths) or fnmatch.fnmatchcase(group.name, pattern)
+def _makes(graph: Graph, group: Group, pattern: str) -> bool:
+    """Whether a module that matches makes the group's units; a module may be known by several paths."""
+    weights = (alias for site in group.producers for alias in graph.program.aliases[site.weight])
+    paths = {path for weight in weights for path in _ancestors(weight)}
+    paths |= {path for site in group.producers for path in _ancestors(f"{site.module}.")}
+    return any(fnmatch.fnmatchcase(path, pattern) for path in (*paths, group.name))
 
 
 def _ancestors(name: str) -> list[str]:
+    """The modules around a tensor: `a.b.weight` → `a`, `a.b`."""
     parts = name.split(".")[:-1]
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 

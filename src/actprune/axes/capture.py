@@ -18,6 +18,11 @@ from actprune.errors import CaptureError
 from actprune.graph.program import Program
 from actprune.graph.trace import trace
 
+UNUSED = "not used by the forward pass"
+
+UNSEEN = f"{UNUSED} (that of training mode can't be captured with these inputs)"
+"""Said of parameters that only a training branch may use: it may no longer fit what is cut."""
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -57,6 +62,12 @@ class Graph:
         rows = [f"{g.name:<{width}}  {g.width:>6} {g.kind}" for g in self.groups]
         return "\n".join([f"{self.program.model_name}: {len(self.groups)} groups", *rows])
 
+    def without(self, reasons: Mapping[str, str]) -> Graph:
+        """The same graph with some groups frozen: group name → reason."""
+        frozen = {group.key: reasons[group.name] for group in self.groups if group.name in reasons}
+        kept = tuple(group for group in self.groups if group.name not in reasons)
+        return replace(self, groups=kept, frozen={**self.frozen, **frozen})
+
     def account(self) -> Account:
         """Every dimension of every tensor: which groups cut it, or why none does."""
         program = self.program
@@ -86,7 +97,8 @@ def capture(model: nn.Module, example_inputs: Any) -> Graph:
         found = (site for site in inference.sites[len(sites) :] if site.weight not in program.used)
         extra = tuple(replace(site, node=f"training/{site.node}") for site in found)  # names recur in two programs
     used = program.used if training is None else program.used | training.used
-    groups = find_groups(inference, (*sites, *extra), used)
+    unseen = training is None and bool(program.parameters - program.used)
+    groups = find_groups(inference, (*sites, *extra), used, UNSEEN if unseen else UNUSED)
     resolve = inference.algebra.resolve
     tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
     frozen = {

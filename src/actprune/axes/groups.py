@@ -41,11 +41,11 @@ class Group:
     consumers: tuple[Site, ...]
 
 
-def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str]) -> tuple[Group, ...]:
+def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str], unused: str) -> tuple[Group, ...]:
     """The groups of a finished inference, in the order of the forward pass.
 
-    Leaves that nothing in `used` reads, that no contraction makes or consumes, or that stand twice in one
-    product are frozen here, with that reason, so that afterwards every leaf is either a group's or frozen.
+    Leaves that nothing in `used` reads (for the reason `unused`), that no contraction makes or consumes, or that
+    stand twice in one product are frozen here, so that afterwards every leaf is either a group's or frozen.
     """
     algebra, tensors = inference.algebra, _resolved(inference)
     sites = list(sites)
@@ -65,7 +65,7 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
     order = {site: i for i, site in enumerate(sites)}
     for key, leaf in found.items():
         if not any(member.tensor in used for member in members[key]):
-            algebra.freeze(leaf, "not used by the forward pass")
+            algebra.freeze(leaf, unused)
         elif key not in consumers:
             algebra.freeze(leaf, "no linear layer or convolution consumes it")
         elif key not in producers:

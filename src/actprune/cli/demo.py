@@ -18,7 +18,8 @@ def demo(
         str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=25% or units=70%.", show_default="macs=50%")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Percentage points of accuracy that may be lost; the smallest network within.")
+        float | None,
+        typer.Option(min=0, help="Percentage points of accuracy that may be lost; the smallest network within."),
     ] = None,
     method: Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, activation, filter, …")] = "sgd-ap",
     allocation: Annotated[
@@ -42,20 +43,43 @@ def demo(
 
     Example: actprune demo --keep params=10% --finetune-epochs 1
     """
+    budget = keep
+    if keep is None and max_drop is None and threshold is None:
+        budget = "macs=50%"
+    _check(budget, method, allocation, threshold)
     from actprune.cli.progress import bars
     from actprune.demo.main_job import Options, run
 
-    if threshold is not None and keep is None:
-        budget = None
-    else:
-        budget = keep if keep is not None else (None if max_drop is not None else "macs=50%")
     options = Options(
         keep=budget, max_drop=max_drop, method=method, allocation=allocation, threshold=threshold,
-        finetune_epochs=finetune_epochs, epochs=epochs, seed=seed, data=data, out=out, overwrite=overwrite, device=device,
+        finetune_epochs=finetune_epochs, epochs=epochs, seed=seed, data=data, out=out, overwrite=overwrite,
+        device=device,
     )  # fmt: skip
     with bars() as progress:
         outcome = run(options, progress)
     _show(outcome)
+
+
+def _check(budget: str | None, method: str, allocation: str | None, threshold: float | None) -> None:
+    """A slip of the pen is told at once, not after minutes of training."""
+    from actprune.allocation.budget import parse
+    from actprune.errors import PlanError
+    from actprune.methods import ALLOCATIONS, known
+    from actprune.methods import method as preset
+
+    preset(method)
+    if allocation is not None:
+        known(allocation, ALLOCATIONS, "allocation")
+    if budget is not None:
+        parse(budget)
+    if method == "filter" and threshold is None:
+        raise PlanError(
+            "Method 'filter' needs a threshold.",
+            expected="--threshold",
+            got="none",
+            where="--method filter",
+            hint="--threshold 0.01, say: smaller weights count as zero",
+        )
 
 
 def _show(outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from actprune.cli.demo import demo
 from actprune.errors import ActpruneError
@@ -43,12 +44,8 @@ def main() -> None:
     try:
         app()
     except ActpruneError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
-
-
-def _escaped(error: ActpruneError) -> str:
-    return str(error).replace("[", "\\[")

@@ -8,7 +8,8 @@ whose dense value v is ≤ 0 is only what is left above zero (compare the asymme
 
 with θ the output at which the ReLU switches on. That is convex. It is minimised by majorisation: put the
 target of a switched-off sample to min(ŷ, θ) and refit, with the same Gram matrix every time; Nesterov's (1983)
-extrapolation makes a dozen rounds enough.
+extrapolation makes a dozen rounds enough. It may overshoot, so every point is judged, output by output, and the
+best one is the result: never worse than the plain fit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actprune.compensation.ridge import Fit, Normal, normal, solve
+from actprune.compensation.ridge import Fit, Normal, solve
 from actprune.stats.moments import Moments, cross, merge
 
 
@@ -45,8 +46,12 @@ class Rectified:
         return torch.where(self.off, beyond, self.target)
 
 
+Rows = Callable[[], Iterable[Tensor]]
+"""Gives the input rows (n, k) of every batch, again on every call."""
+
+
 def rectified_fit(
-    rows: Callable[[], Iterable[Tensor]],
+    rows: Rows,
     targets: Sequence[Rectified],
     equations: Normal,
     first: Fit,
@@ -58,26 +63,42 @@ def rectified_fit(
     """Improve `first` for outputs that a ReLU reads.
 
     Args:
-        rows: gives the input rows (n, k) of every batch, again on every call.
-        targets: one per batch.
+        targets: one per batch of `rows`.
         equations: of all rows; only their inner part is used.
         start, ridge, intercept: as for `solve`.
         rounds: of majorisation.
     """
-    now, at, t = first, first, 1.0
+    best, lowest = first, torch.full_like(first.bias, float("inf"))
+    now, at, t, before = first, first, 1.0, float("inf")
     for _ in range(rounds):
-        outer: Moments | None = None
-        for x, wanted in zip(rows(), targets, strict=True):
-            value = torch.addmm(at.bias.to(x.dtype), x, at.weight.T.to(x.dtype))
-            outer = merge(outer, cross(wanted.reachable(value), x))
-        if outer is None:
-            return first
+        loss, outer = _majorise(rows, targets, at)
+        best, lowest = _better(best, lowest, at, loss)
         new = solve(Normal(equations.inner, outer), start, ridge, intercept)
+        total = float(loss.sum())
+        t = t if total <= before else 1.0  # overshot: the extrapolation starts afresh
         following = (1 + (1 + 4 * t * t) ** 0.5) / 2
         step = (t - 1) / following
         at = Fit(new.weight + step * (new.weight - now.weight), new.bias + step * (new.bias - now.bias))
-        now, t = new, following
-    return now
+        now, t, before = new, following, total
+    return _better(best, lowest, now, _majorise(rows, targets, now)[0])[0]
 
 
-__all__ = ["Rectified", "normal", "rectified_fit"]
+def _majorise(rows: Rows, targets: Sequence[Rectified], at: Fit) -> tuple[Tensor, Moments]:
+    """(o,) the loss of a fit, and the cross moments of what its outputs should rather be with the rows."""
+    loss = torch.zeros_like(at.bias)
+    outer: Moments | None = None
+    for x, wanted in zip(rows(), targets, strict=True):
+        value = torch.addmm(at.bias.to(x.dtype), x, at.weight.T.to(x.dtype))
+        right = wanted.reachable(value)
+        loss += ((value - right) ** 2).sum(0, dtype=loss.dtype)
+        outer = merge(outer, cross(right, x))
+    if outer is None:
+        raise ValueError("no rows to fit")
+    return loss, outer
+
+
+def _better(best: Fit, lowest: Tensor, other: Fit, loss: Tensor) -> tuple[Fit, Tensor]:
+    """The better fit of every output: the outputs do not depend on each other."""
+    lower = loss < lowest
+    fit = Fit(torch.where(lower[:, None], other.weight, best.weight), torch.where(lower, other.bias, best.bias))
+    return fit, torch.where(lower, loss, lowest)

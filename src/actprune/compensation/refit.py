@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from actprune.axes.capture import Graph
-from actprune.compensation.batchnorm import reestimate
+from actprune.compensation.batchnorm import reestimate, running_statistics
 from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, choose
@@ -52,7 +52,8 @@ def compensate(
             beyond the zero columns.
         target: "sum" aims at the sum that an output joins, "own" at the output itself.
         rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
-        batchnorm: re-estimate the running statistics: True, False, or "auto" where held-out samples say it helps.
+        batchnorm: re-estimate the running statistics of the BatchNorms behind a cut: True, False, or "auto" where
+            held-out samples say it helps.
         distance: what "auto" is judged by, see `actprune.distance`.
         scope: "all" refits every consumer whose input changed, "cut" only those that lose columns.
         base: overrides that hold before compensation (used by the method "filter").
@@ -64,8 +65,11 @@ def compensate(
     name = known(method or "none", COMPENSATIONS, "compensation")
     known(target, ("sum", "own"), "target")
     known(scope, ("all", "cut"), "scope")
+    if not isinstance(batchnorm, bool):
+        known(batchnorm, ("auto",), "choice for batchnorm besides True and False")
     overrides = zero_columns(graph, plan, Rewrite(base or {}))
-    if name == "none" and batchnorm is not True:
+    norms = batchnorm is not False and any(running_statistics(graph.program, node) for node in graph.program.nodes)
+    if name == "none" and not norms:
         return Rewrite(overrides, {"method": "none"})
     data = fit(graph.program, calibration)
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
@@ -73,7 +77,7 @@ def compensate(
         walk = Walk(graph, plan, data, overrides, Settings(name, target == "sum", scope == "all", rounds))
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
-    if batchnorm is True or (batchnorm == "auto" and name == "least_squares"):
+    if norms:
         judge = choose(graph.program, distance)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
     return Rewrite(overrides, record)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actprune.stats.moments import Moments, cross, merge_all, moments
+from actprune.stats.moments import Moments, cross, merge, merge_all, moments
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
@@ -32,7 +32,12 @@ def normal(x: Tensor, t: Tensor) -> Normal:
     return Normal(moments(x), cross(t, x))
 
 
-def merged(parts: Sequence[Normal]) -> Normal:
+def merged(a: Normal | None, b: Normal) -> Normal:
+    """Of the samples of both together."""
+    return b if a is None else Normal(merge(a.inner, b.inner), merge(a.outer, b.outer))
+
+
+def merged_all(parts: Sequence[Normal]) -> Normal:
     """Of all samples together."""
     return Normal(merge_all(part.inner for part in parts), merge_all(part.outer for part in parts))
 
@@ -69,7 +74,7 @@ def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> flo
         return RIDGES[2]
     errors = dict.fromkeys(RIDGES, 0.0)
     for held, fold in enumerate(folds):
-        rest = merged([part for i, part in enumerate(folds) if i != held])
+        rest = merged_all([part for i, part in enumerate(folds) if i != held])
         for ridge in RIDGES:
             errors[ridge] += _error(fold, solve(rest, start, ridge, intercept))
     return min(errors, key=errors.__getitem__)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
+from actprune.axes.inference import _by_name
+from actprune.compensation.streams import writes
 from actprune.graph.program import op_name, shape
 from actprune.guidance.problem import following_norm, output_gain
 
@@ -53,7 +56,7 @@ def schedule(graph: Graph, join: bool = True) -> Schedule:
     """
     nodes = [node for node in graph.program.nodes if node.op == "call_function"]
     by_name = {node.name: node for node in nodes}
-    in_place = any(op_name(node).split(".")[1].endswith("_") for node in nodes if op_name(node).count(".") == 2)
+    in_place = any(map(writes, nodes))
     extra: dict[Node, Node] = {}
     paths: dict[Node, Path] = {}
     for site in graph.sites:
@@ -70,8 +73,10 @@ def schedule(graph: Graph, join: bool = True) -> Schedule:
 
 def follow(graph: Graph, node: Node) -> Path:
     """The path of a result, while it has one reader and stays affine per channel."""
-    norm = following_norm(node)
     gain = output_gain(graph, node)
+    norm = following_norm(node)
+    if norm is not None and not _is_affine(norm):
+        return Path(torch.ones_like(gain), None, None, False)
     last, partner = norm or node, None
     while len(last.users) == 1:
         (user,) = last.users
@@ -87,6 +92,12 @@ def follow(graph: Graph, node: Node) -> Path:
             break
         last = user
     return Path(gain, norm, partner, False)
+
+
+def _is_affine(norm: Node) -> bool:
+    """A norm with the statistics of its own batch is not: what one sample gives depends on the others."""
+    settings = _by_name(norm)
+    return settings["running_mean"] is not None and settings["training"] is not True
 
 
 def _depends(node: Node, on: Node, extra: dict[Node, Node]) -> bool:

@@ -32,6 +32,8 @@ class Streams:
         self.overrides: dict[str, Tensor] = {}
         self._dense: dict[Node, Values] = {}
         self._cut: dict[Node, Values] = {}
+        # a write into a view would change, through the shared tensors, the other stream too
+        self._apart = any(writes(node) for node in order)
         for batch in batches:
             for node, value in bound_values(program, batch, {}):
                 self._dense.setdefault(node, []).append(value)
@@ -41,69 +43,59 @@ class Streams:
         for source, node in last.items():
             if source not in returned and source.op == "call_function":
                 self._dying.setdefault(node, []).append(source)
-        self._held: dict[Node, int] = {}
 
     def dense(self, node: Node) -> Values:
         return self._dense[node]
 
     def cut(self, node: Node) -> Values:
         """The cut stream's values; the dense ones where the streams agree."""
-        return self._cut.get(node, self._dense[node])
+        return self._cut[node] if node in self._cut else self._dense[node]
 
     def differs(self, node: Node) -> bool:
         return node in self._cut
 
-    def hold(self, node: Node) -> None:
-        """Keep a value beyond its last reader, until `release`."""
-        self._held[node] = self._held.get(node, 0) + 1
-
-    def release(self, node: Node) -> None:
-        self._held[node] -= 1
-
     def step(self, node: Node) -> None:
         """Run one call in both streams, and forget what nothing reads any more."""
-        self._dense[node] = [self._call(node, self._dense, i) for i in range(self.count)]
+        self.step_dense(node)
         self.step_cut(node)
-        for dead in self._dying.get(node, ()):
-            if not self._held.get(dead):
-                self._dense.pop(dead, None)
-                self._cut.pop(dead, None)
+        self.forget(node)
 
     def step_dense(self, node: Node) -> None:
-        """Run one call in the dense stream only; `step_cut` must follow."""
-        self._dense[node] = [self._call(node, self._dense, i) for i in range(self.count)]
+        """Run one call in the dense stream only; `step_cut` and `forget` must follow."""
+        self._dense[node] = [self.peek(node, i) for i in range(self.count)]
 
     def step_cut(self, node: Node) -> None:
         """Run one call in the cut stream, where it can differ."""
         sources = node.all_input_nodes
-        overridden = {s for s in sources if self.program.bindings.get(s.name) in self.overrides}
-        if not overridden and not any(source in self._cut for source in sources):
+        if self._apart or any(source in self._cut or self._overridden(source) for source in sources):
+            self._cut[node] = [self._call(node, {s: self._now(s, i) for s in sources}) for i in range(self.count)]
+        else:
             self._cut.pop(node, None)
-            return
-        values: list[Any] = []
-        for i in range(self.count):
-            own: dict[Node, Any] = {}
-            for source in sources:
-                name = self.program.bindings.get(source.name)
-                own[source] = self.overrides[name] if name in self.overrides else self.cut(source)[i]
-            args, kwargs = arguments(node, own)
-            with torch.no_grad():
-                values.append(call(node, args, kwargs))
-        self._cut[node] = values
 
     def forget(self, node: Node) -> None:
         """Drop what `node` was the last reader of."""
         for dead in self._dying.get(node, ()):
-            if not self._held.get(dead):
-                self._dense.pop(dead, None)
-                self._cut.pop(dead, None)
+            self._dense.pop(dead, None)
+            self._cut.pop(dead, None)
 
     def peek(self, node: Node, i: int) -> Any:
         """The dense value of a call on batch i, not kept."""
-        return self._call(node, self._dense, i)
+        return self._call(node, {source: self._dense[source][i] for source in node.all_input_nodes})
 
-    def _call(self, node: Node, values: Mapping[Node, Values], i: int) -> Any:
-        own = {source: values[source][i] for source in node.all_input_nodes}
-        args, kwargs = arguments(node, own)
+    def _overridden(self, node: Node) -> bool:
+        return self.program.bindings.get(node.name) in self.overrides
+
+    def _now(self, node: Node, i: int) -> Any:
+        """What the cut stream reads from `node` on batch i."""
+        return self.overrides[self.program.bindings[node.name]] if self._overridden(node) else self.cut(node)[i]
+
+    def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        args, kwargs = arguments(node, values)
         with torch.no_grad():
             return call(node, args, kwargs)
+
+
+def writes(node: Node) -> bool:
+    """Whether a call changes one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)

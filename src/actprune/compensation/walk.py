@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site, _by_name
+from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
-from actprune.compensation.ridge import Normal, choose_ridge, merged, normal, solve
+from actprune.compensation.ridge import Normal, choose_ridge, merged, merged_all, normal, solve
 from actprune.compensation.schedule import Path, schedule
 from actprune.compensation.streams import Streams
 from actprune.data import Calibration
@@ -60,12 +61,10 @@ class Walk:
         self.zeroed = set(zeros)
         self.sites = {site.node: site for site in graph.sites}
         self.record: dict[str, dict[str, Any]] = {}
-        self.placeholders = {
-            name: node for node in graph.program.nodes if (name := graph.program.bindings.get(node.name)) is not None
-        }
-        for path in self.paths.values():
-            if path.partner is not None:
-                self.streams.hold(path.partner)
+        self.placeholders: dict[str, list[Node]] = {}
+        for node in graph.program.nodes:
+            if node.name in graph.program.bindings:  # tied tensors have one each
+                self.placeholders.setdefault(graph.program.bindings[node.name], []).append(node)
 
     @property
     def overrides(self) -> dict[str, Tensor]:
@@ -82,12 +81,10 @@ class Walk:
             if self._wanted(site, node, path):
                 self._refit(site, node, path)
             self.streams.step_cut(node)
-            if path.partner is not None:
-                self.streams.release(path.partner)
             self.streams.forget(node)
 
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
-        if not exclusive(self.placeholders.get(site.weight), node):
+        if not exclusive(self.placeholders.get(site.weight, ()), node) or not _is_plain(node):
             return False
         if site.weight in self.zeroed:
             return True
@@ -103,22 +100,24 @@ class Walk:
         matrix = weight_matrix(site, weight).double()
         columns = self._columns(site, weight)
         stride = self._stride(site, node, len(columns))
-        targets = [t.flatten(0, 1) for t in self._thinned(self._targets(site, node, path), stride)]
+        targets = self._thinned(self._targets(site, node, path, slot is None), stride)
         rows = _Rows(self, site, node, weight, columns, stride)
         folds = self._folds(rows, targets)
-        equations = merged(folds)
+        equations = merged_all(folds)
         start = weight_matrix(site, self.overrides.get(site.weight, weight)).double()[:, columns]
         ridge = choose_ridge(folds, start, slot is not None)
         fit = solve(equations, start, ridge, slot is not None)
         if path.rectified and self.settings.rounds:
             wanted = self._rectified(site, node, path, targets, stride)
-            fit = rectified_fit(rows, wanted, equations, fit, start, ridge, slot is not None, self.settings.rounds)
+            fit = rectified_fit(rows.flat, wanted, equations, fit, start, ridge, slot is not None, self.settings.rounds)
         full = torch.zeros_like(matrix)
         full[:, columns] = fit.weight
         self.overrides[site.weight] = as_weight(site, full, weight)
         if slot is not None:
             self._put(slot, fit.bias)
-        self.record[site.node] = {"module": site.module, "ridge": ridge, "rows": equations.inner.count}
+        self.record[site.node] = {
+            "module": site.module, "ridge": ridge, "rows": equations.inner.count, "columns": len(columns),
+        }  # fmt: skip
 
     # -- what a refit is made of -------------------------------------------------------------------
 
@@ -140,36 +139,47 @@ class Walk:
         return [value[:, (7 * i) % stride :: stride] for i, value in enumerate(values)]
 
     def _folds(self, rows: _Rows, targets: list[Tensor]) -> list[Normal]:
-        """Normal equations of the samples, dealt to the folds by batch; by row where there are few batches."""
-        parts: list[list[Normal]] = [[] for _ in range(FOLDS)]
+        """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
+
+        By batch where there are many, by position where there are few samples.
+        """
+        parts: list[Normal | None] = [None] * FOLDS
+        alone = sum(len(t) for t in targets) < 2 * FOLDS
+        seen = 0
         for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
             if len(targets) >= 2 * FOLDS:
-                parts[i % FOLDS].append(normal(x, t))
-            else:
-                for f, part in enumerate(parts):
-                    if len(x) > f:
-                        part.append(normal(x[f::FOLDS], t[f::FOLDS]))
-        return [merged(part) for part in parts if part]
+                parts[i % FOLDS] = merged(parts[i % FOLDS], normal(x.flatten(0, 1), t.flatten(0, 1)))
+                continue
+            x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)
+            for f in range(FOLDS):
+                own = slice((f - seen) % FOLDS, None, FOLDS)
+                parts[f] = merged(parts[f], normal(x[own].flatten(0, 1), t[own].flatten(0, 1)))
+            seen += len(x)
+        return [part for part in parts if part is not None and part.inner.count]
 
-    def _targets(self, site: Site, node: Node, path: Path) -> list[Tensor]:
-        """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it."""
-        dense = [output_rows(site, y) for y in self.streams.dense(node)]
-        if path.partner is None or not self.streams.differs(path.partner):
-            return dense
-        inverse = self._inverse_gain(path, dense[0])
-        streams = zip(self.streams.dense(path.partner), self.streams.cut(path.partner), strict=True)
-        return [y + output_rows(site, a - b) * inverse for y, (a, b) in zip(dense, streams, strict=True)]
+    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool) -> list[Tensor]:
+        """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it.
 
-    def _rectified(
-        self, site: Site, node: Node, path: Path, targets: list[Tensor], stride: int
-    ) -> list[Rectified]:
+        Without the bias where that one can't change.
+        """
+        own = [output_rows(site, y) for y in self.streams.dense(node)]
+        if path.partner is not None and self.streams.differs(path.partner):
+            inverse = self._inverse_gain(path, own[0])
+            streams = zip(self.streams.dense(path.partner), self.streams.cut(path.partner), strict=True)
+            own = [y + output_rows(site, a - b) * inverse for y, (a, b) in zip(own, streams, strict=True)]
+        if keeps_bias and site.bias is not None:
+            bias = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
+            own = [y - bias for y in own]
+        return own
+
+    def _rectified(self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int) -> list[Rectified]:
         """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner."""
         inputs = [output_rows(site, v) for v in self._relu_inputs(node, path)]
         inverse = self._inverse_gain(path, inputs[0])
         sign = torch.where(inverse >= 0, 1.0, -1.0)
         found: list[Rectified] = []
         for v, t in zip(self._thinned(inputs, stride), targets, strict=True):
-            v = v.flatten(0, 1)
+            v, t = v.flatten(0, 1), t.flatten(0, 1)
             found.append(Rectified(t, (v <= 0) & (inverse != 0), t - v * inverse, sign))
         return found
 
@@ -181,14 +191,14 @@ class Walk:
     def _inverse_gain(self, path: Path, like: Tensor) -> Tensor:
         """(o,) 1 / gain; 0 where the gain is too small to aim through."""
         gain = path.gain.to(like.device, like.dtype)
-        small = gain.abs() < SMALL_GAIN * gain.abs().max()
+        small = gain.abs() <= SMALL_GAIN * gain.abs().max()  # all of them, where every gain is zero
         return torch.where(small, 0, 1 / torch.where(small, 1, gain))
 
     def _restore_mean(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
         if slot is None:
             return
-        targets = self._targets(site, node, path)
+        targets = self._targets(site, node, path, False)
         total = torch.zeros(targets[0].shape[-1], dtype=torch.float64, device=targets[0].device)
         count = sum(t.shape[0] * t.shape[1] for t in targets)
         self.streams.step_cut(node)
@@ -203,12 +213,12 @@ class Walk:
     def _slot(self, site: Site, node: Node) -> tuple[str, float] | None:
         """Where a new bias goes: the consumer's own, or with opposite sign the following norm's running mean."""
         if site.bias is not None:
-            return (site.bias, 1.0) if exclusive(self.placeholders.get(site.bias), node) else None
+            held = self.graph.program.tensors[site.bias]
+            suits = held.dim() == 1 and len(held) == self.graph.program.tensors[site.weight].shape[site.out_dim]
+            return (site.bias, 1.0) if suits and exclusive(self.placeholders[site.bias], node) else None
         norm = self.paths[node].norm
-        mean = _by_name(norm)["running_mean"] if norm is not None else None
-        if norm is None or not isinstance(mean, Node) or not exclusive(mean, norm):
-            return None
-        return self.graph.program.bindings[mean.name], -1.0
+        names = running_statistics(self.graph.program, norm) if norm is not None else None
+        return None if names is None or not exclusive(self.placeholders[names[0]], norm) else (names[0], -1.0)
 
     def _put(self, slot: tuple[str, float], bias: Tensor) -> None:
         name, sign = slot
@@ -221,24 +231,27 @@ class _Rows:
     """The kept input columns of a consumer in the cut stream, batch by batch, as often as they are asked for."""
 
     def __init__(self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int) -> None:
-        self.walk, self.site, self.node, self.weight = walk, site, node, weight
+        self.site, self.node, self.weight = site, node, weight
         self.columns, self.stride = columns, stride
+        self.inputs = walk.streams.cut(contracted(node))
         self.held: list[Tensor] = []
-        self.hold: bool | None = None
 
     def __call__(self) -> Iterator[Tensor]:
-        if self.hold and self.held:
+        """(n, positions, columns) of every batch, at least float32."""
+        if self.held:
             yield from self.held
             return
-        inputs = self.walk.streams.cut(contracted(self.node))
-        for i, x in enumerate(inputs):
+        for i, x in enumerate(self.inputs):
             rows = input_rows(self.site, self.node, x, self.weight)[:, (7 * i) % self.stride :: self.stride]
-            rows = rows[..., self.columns].flatten(0, 1)
-            if self.hold is None:
-                self.hold = rows.numel() * len(inputs) <= HELD
-            if self.hold:
+            rows = rows[..., self.columns]
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            if rows.numel() * len(self.inputs) <= HELD:
                 self.held.append(rows)
             yield rows
+
+    def flat(self) -> Iterator[Tensor]:
+        """(n · positions, columns) of every batch."""
+        return (rows.flatten(0, 1) for rows in self())
 
 
 def contracted(node: Node) -> Node:
@@ -247,9 +260,15 @@ def contracted(node: Node) -> Node:
     return next(settings[key] for key in ("input", "mat1", "self") if isinstance(settings.get(key), Node))
 
 
-def exclusive(placeholder: Node | None, reader: Node) -> bool:
-    """Whether a tensor is read by this call alone (through a transpose perhaps), so that it may change."""
-    node = placeholder
+def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
+    """Whether a tensor is read by this call alone (through a transpose perhaps), so that it may change.
+
+    Args:
+        placeholders: all that stand for the tensor.
+    """
+    node = next((p for p in placeholders if p.users), None)
+    if sum(len(p.users) for p in placeholders) != 1:
+        return False
     while node is not None and len(node.users) == 1:
         (node,) = node.users
         if node is reader:
@@ -257,3 +276,9 @@ def exclusive(placeholder: Node | None, reader: Node) -> bool:
         if not any(word in str(node.target) for word in ("aten.t.", "aten.transpose", "aten.permute", "numpy_T")):
             return False
     return False
+
+
+def _is_plain(node: Node) -> bool:
+    """`addmm` may scale the product or the bias; refitting knows no such factors."""
+    settings = _by_name(node)
+    return settings.get("alpha", 1) == 1 and settings.get("beta", 1) == 1

@@ -104,7 +104,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     ready = time.perf_counter()
     result = prune(
         dense,
-        split.train.images[:CALIBRATION].split(64),
+        split.train.images[:CALIBRATION].split(256),
         keep=options.keep,
         max_drop=None if options.max_drop is None else options.max_drop / 100,
         evaluate=lambda model: accuracy(model, split.validation.images, split.validation.labels),

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 
 from actprune.errors import CaptureError, DataError
 from actprune.graph.inline import inline
-from actprune.graph.program import Program, architecture, op_name
+from actprune.graph.program import Program, architecture, op_name, place
 from actprune.graph.purify import make_pure
+from actprune.graph.quiet import quiet
 
 _NOISE = {
     "aten.alias.default",
@@ -62,10 +63,12 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         for module in model.modules():
             module.training = training
         try:
-            exported = torch.export.export(model, args, kwargs, strict=False)
+            with quiet():
+                exported = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:  # export raises whatever the model or the tracer raises
             raise _refusal(model, tensors, error) from error
     graph = exported.graph
+    _check_static(model, graph)
     inline(graph, exported.graph_module)
     _drop_noise(graph)
     make_pure(graph)
@@ -197,6 +200,21 @@ def _drop_noise(graph: Graph) -> None:
         elif name in _NOISE and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _check_static(model: nn.Module, graph: Graph) -> None:
+    """Export follows `nonzero` and boolean masks with sizes that it doesn't know; the axes need to know them."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        for result in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(result, Tensor) and not all(isinstance(n, int) for n in result.shape):
+                raise CaptureError(
+                    f"{type(model).__name__} could not be captured.",
+                    expected="sizes that do not depend on the values of tensors",
+                    got=f"a result of shape ({', '.join(map(str, result.shape))})",
+                    where=place(node),
+                    hint="replace nonzero, unique or indexing with a mask by torch.where, or export a part without it",
+                )
 
 
 def _refusal(model: nn.Module, tensors: list[Tensor], error: Exception) -> CaptureError:

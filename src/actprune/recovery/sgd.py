@@ -1,15 +1,16 @@
 """The SGD fine-tune: Nesterov momentum, warm-up and cosine, distillation from the dense network.
 
-Knowledge distillation after Hinton, Vinyals and Dean (2015); schedule after Loshchilov and Hutter (2017, SGDR) without restarts;
-no weight decay on norms and biases, as is usual since He et al. 2019 (Bag of Tricks).
+Knowledge distillation after Hinton, Vinyals and Dean (2015); schedule after Loshchilov and Hutter (2017, SGDR) without
+restarts; no weight decay on norms and biases, as is usual since He et al. 2019 (Bag of Tricks).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import cos, pi
+from itertools import islice
+from math import cos, isfinite, pi
 from typing import Any
 
 import torch
@@ -29,18 +30,18 @@ class SGD:
     """A fine-tune by stochastic gradient descent; also a callable `finetune(model)`.
 
     Attributes:
-        loader: batches (inputs, targets), iterated once per epoch.
+        loader: batches (inputs, targets), iterated once per epoch; what a generator gives is kept for all epochs.
         loss: (outputs, targets) → scalar, for example `F.cross_entropy`.
         lr: peak learning rate; 0.1 to 0.5 times the rate of the original training is usual.
         epochs: passes over the loader.
         momentum, nesterov, weight_decay: as in `torch.optim.SGD`; norms and biases are not decayed.
-        warmup: share of the steps in which the rate rises from 0; then it falls along a cosine.
+        warmup: share of the steps in which the rate rises from near 0; then it falls along a cosine.
         distill: weight of the distillation loss against `loss`, where the dense network is known; 0 for none.
         temperature: of the distillation.
         dropout: whether dropout stays on. A cut network has little to spare: off by default.
         batchnorm: re-estimate the running statistics at the end.
         clip: largest gradient norm; None for no limit.
-        forward: (model, batch) → outputs, where `model(batch[0])` is not right; targets are then `batch[1]`.
+        forward: (model, batch) → outputs, where `model(batch[0])` is not right. Targets are `batch[1]`.
     """
 
     loader: Iterable[Any]
@@ -71,42 +72,66 @@ class SGD:
             The same model, in the modes that it came in.
 
         Raises:
-            DataError: an empty loader, or a loss that is not finite.
+            DataError: an empty loader, batches without targets, nothing to train, or a loss that is not finite.
         """
-        steps = self.epochs * _length(self.loader)
-        optimizer = torch.optim.SGD(
-            _parameter_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov
-        )
+        if self.epochs == 0:
+            return model
+        loader = list(self.loader) if isinstance(self.loader, Iterator) else self.loader
+        steps = self.epochs * _length(loader)
+        optimizer = self._optimizer(model)
         device = next(model.parameters()).device
         done = 0
-        with training(model, self.dropout), _evaluating(teacher):
+        with training(model, self.dropout), _evaluating(teacher), torch.enable_grad():
             for epoch in range(self.epochs):
-                for batch in self.loader:
-                    batch = _to(batch, device)
-                    for group in optimizer.param_groups:
-                        group["lr"] = self.lr * _rate(done, steps, self.warmup)
-                    loss = self._loss(model, teacher, batch)
-                    if not bool(torch.isfinite(loss)):
-                        raise _diverged(epoch, float(loss), self.lr)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if self.clip is not None:
-                        torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
-                    optimizer.step()
+                for batch in loader:
+                    rate = self.lr * _rate(done, steps, self.warmup)
+                    loss = self._step(model, teacher, _checked(_to(batch, device)), optimizer, rate)
+                    if not isfinite(loss):
+                        raise _diverged(epoch, loss, self.lr)
                     done += 1
                     if progress is not None and (done % 50 == 0 or done == steps):
-                        progress(done, steps, f"epoch {epoch + 1}, loss {float(loss.detach()):.4f}")
-            if done == 0 and self.epochs > 0:
-                raise DataError(
-                    "The fine-tune loader is empty.",
-                    expected="at least one batch (inputs, targets)",
-                    got="none",
-                    where="SGD.loader",
-                    hint="a generator can be used only once: pass a list or a data loader",
-                )
-        if self.batchnorm and done:
-            reestimate_batchnorm(model, (self._outputs, self.loader, device))
+                        progress(done, steps, f"epoch {epoch + 1}, loss {loss:.4f}")
+        optimizer.zero_grad(set_to_none=True)
+        if done == 0:
+            raise DataError(
+                "The fine-tune loader is empty.",
+                expected="at least one batch (inputs, targets)",
+                got="none",
+                where="SGD.loader",
+                hint="a generator that was used up before gives nothing: pass a list or a data loader",
+            )
+        if self.batchnorm:
+            reestimate_batchnorm(model, (self._outputs, loader, device))
         return model
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        groups = _parameter_groups(model, self.weight_decay)
+        if not any(group["params"] for group in groups):
+            raise DataError(
+                "There is nothing to fine-tune.",
+                expected="a model with at least one parameter that requires gradients",
+                got=f"{type(model).__name__} without one",
+                where="SGD",
+                hint="call model.requires_grad_(True) before pruning, or leave finetune out",
+            )
+        nesterov = self.nesterov and self.momentum > 0
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
+
+    def _step(
+        self, model: nn.Module, teacher: nn.Module | None, batch: Any, optimizer: torch.optim.SGD, rate: float
+    ) -> float:
+        """One step; not taken where the loss is not finite. Returns the loss before it."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss(model, teacher, batch)
+        value = float(loss.detach())
+        if isfinite(value):
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            optimizer.step()
+        return value
 
     def _outputs(self, model: nn.Module, batch: Any) -> Any:
         return self.forward(model, batch) if self.forward is not None else model(batch[0])
@@ -118,11 +143,16 @@ class SGD:
             return loss
         with torch.no_grad():
             wanted = self._outputs(teacher, batch)
-        return (1 - self.distill) * loss + self.distill * distillation(outputs, wanted, self.temperature)
+        classes = isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
+        return (1 - self.distill) * loss + self.distill * distillation(outputs, wanted, self.temperature, classes)
 
 
-def distillation(outputs: Any, wanted: Any, temperature: float) -> Tensor:
-    """T² · KL at temperature T for matrices of logits, mean squared error for anything else."""
+def distillation(outputs: Any, wanted: Any, temperature: float, classes: bool = True) -> Tensor:
+    """T² · KL at temperature T for matrices of logits, mean squared error for anything else.
+
+    Args:
+        classes: whether a matrix of outputs is one of logits; targets that are class numbers say so.
+    """
     if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
         raise DataError(
             "Distillation needs outputs that are one tensor.",
@@ -131,7 +161,7 @@ def distillation(outputs: Any, wanted: Any, temperature: float) -> Tensor:
             where="SGD.distill",
             hint="pass distill=0, or forward= that returns the logits",
         )
-    if outputs.dim() == 2 and outputs.shape[1] > 1:
+    if classes and outputs.dim() == 2 and outputs.shape[1] > 1:
         student = F.log_softmax(outputs / temperature, -1)
         dense = F.log_softmax(wanted / temperature, -1)
         return temperature**2 * F.kl_div(student, dense, log_target=True, reduction="batchmean")
@@ -143,8 +173,6 @@ def reestimate_batchnorm(
 ) -> None:
     """Population statistics of every BatchNorm as plain averages over up to `batches` training batches."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
     outputs, loader, device = how
     momenta = [norm.momentum for norm in norms]
     with training(model, dropout=False), torch.no_grad():
@@ -152,9 +180,7 @@ def reestimate_batchnorm(
             norm.reset_running_stats()
             norm.momentum = None  # the cumulative average
         try:
-            for i, batch in enumerate(loader):
-                if i == batches:
-                    break
+            for batch in islice(loader, batches) if norms else ():
                 outputs(model, _to(batch, device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -165,12 +191,12 @@ def reestimate_batchnorm(
 def training(model: nn.Module, dropout: bool) -> Iterator[None]:
     """Training mode, with dropout only if asked for; the modes are put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    if not dropout:
-        for module in model.modules():
-            if isinstance(module, _DropoutNd):
-                module.eval()
     try:
+        model.train()
+        if not dropout:
+            for module in model.modules():
+                if isinstance(module, _DropoutNd):
+                    module.eval()
         yield
     finally:
         for module, mode in modes:
@@ -179,12 +205,10 @@ def training(model: nn.Module, dropout: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module | None) -> Iterator[None]:
-    if model is None:
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    modes = [] if model is None else [(module, module.training) for module in model.modules()]
     try:
+        if model is not None:
+            model.eval()
         yield
     finally:
         for module, mode in modes:
@@ -217,11 +241,25 @@ def _length(loader: Iterable[Any]) -> int:
 def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _to(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_to(item, device) for item in value)
+        items = [_to(item, device) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value
+
+
+def _checked(batch: Any) -> Any:
+    """A tensor alone would pass for a pair: its first sample for the inputs, its second for the targets."""
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch
+    raise DataError(
+        "A fine-tune batch has no targets.",
+        expected="(inputs, targets)",
+        got=f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__,
+        where="SGD.loader",
+        hint="pass a loader of pairs, or a function of your own as finetune",
+    )
 
 
 def _diverged(epoch: int, loss: float, lr: float) -> DataError:

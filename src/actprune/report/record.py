@@ -15,7 +15,7 @@ class Stage:
     """One network of the run.
 
     Attributes:
-        accuracy: the metric of `evaluate`, None where there is none.
+        accuracy: the metric of `evaluate`, 0–1 where it is an accuracy; None where there is none.
         params: parameters, tied ones once.
         macs: multiply-adds per sample.
         bytes: bytes of parameters and buffers.
@@ -57,7 +57,18 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Report:
-    """The record of one run; `print` shows it as a table."""
+    """The record of one run; `print` shows it as a table.
+
+    Attributes:
+        dense, pruned, recovered, finetuned: the network before, after cut and compensation, after recovery without
+            labels, and as it is returned after the fine-tune; None for what was not asked for.
+        groups: in the order of the forward pass.
+        proof: the fields of `Proof`.
+        rounds: those of correction, see `actprune.allocation.correct.Round`.
+        seconds: stage → time.
+        notes: what a reader of the figures must know.
+        rivals: name → the same widths cut in another way, for comparison.
+    """
 
     model: str
     method: str

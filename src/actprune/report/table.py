@@ -7,38 +7,34 @@ import io
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from actprune.report.record import Report, Stage
 
 
 def tables(report: Report) -> Group:
     """Before and after of the whole network, then widths layer by layer."""
-    return Group(_summary(report), _groups(report), *report.notes)
+    return Group(_summary(report), _groups(report), *map(Text, report.notes))
 
 
-def render(report: Report, width: int = 110) -> str:
-    """The tables as plain text."""
+def render(report: Report, width: int = 160) -> str:
+    """The tables as plain text; wide enough that no figure is cut off."""
     out = io.StringIO()
-    Console(file=out, width=width, highlight=False).print(tables(report))
-    return out.getvalue().rstrip()
+    Console(file=out, width=width, highlight=False, color_system=None).print(tables(report))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip()
 
 
 def _summary(report: Report) -> Table:
     budget = f", {report.budget}" if report.budget else ""
     table = _table(f"{report.model}: {report.method}{budget}")
     table.add_column("network", no_wrap=True)
-    for name in ("accuracy", "params", "", "MACs", "", "bytes", "ms"):
+    stages = [stage for stage in _stages(report).values() if stage is not None]
+    percent = all(stage.accuracy is None or 0 <= stage.accuracy <= 1 for stage in stages)
+    for name in ("accuracy" if percent else "metric", "params", "", "MACs", "", "bytes", "ms"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows: list[tuple[str, Stage | None]] = [
-        ("dense", report.dense),
-        *((f"{name}, same widths", stage) for name, stage in report.rivals.items()),
-        ("after cut", report.pruned),
-        ("after recovery", report.recovered),
-        ("after fine-tune", report.finetuned),
-    ]
-    for name, stage in rows:
+    for name, stage in _stages(report).items():
         if stage is not None:
-            table.add_row(name, *_cells(stage, report.dense))
+            table.add_row(name, *_cells(stage, report.dense, percent))
     proof = report.proof
     state = "proved" if proof["passed"] else "NOT PROVED"
     table.caption = f"{state}: relative error {proof['max_rel_error']:.1e} in float64; ms: one forward pass of a batch"
@@ -46,13 +42,23 @@ def _summary(report: Report) -> Table:
     return table
 
 
+def _stages(report: Report) -> dict[str, Stage | None]:
+    return {
+        "dense": report.dense,
+        **{f"{name}, same widths": stage for name, stage in report.rivals.items()},
+        "after cut": report.pruned,
+        "after recovery": report.recovered,
+        "after fine-tune": report.finetuned,
+    }
+
+
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def _cells(stage: Stage, dense: Stage) -> list[str]:
+def _cells(stage: Stage, dense: Stage, percent: bool) -> list[str]:
     return [
-        "–" if stage.accuracy is None else f"{100 * stage.accuracy:.2f} %",
+        _metric(stage.accuracy, percent),
         f"{stage.params:,}",
         f"{100 * stage.params / max(dense.params, 1):.1f} %",
         f"{stage.macs:,}",
@@ -60,6 +66,12 @@ def _cells(stage: Stage, dense: Stage) -> list[str]:
         f"{stage.bytes:,}",
         "–" if stage.latency_ms is None else f"{stage.latency_ms:.2f}",
     ]
+
+
+def _metric(value: float | None, percent: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
 
 
 def _groups(report: Report) -> Table:

@@ -39,13 +39,19 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     _check_fits(model, plan, overrides)
     target = model if inplace else _copied(model)
     slots = tensor_slots(target)
+    holders: dict[int, list[str]] = {}
+    for name, slot in slots.items():
+        holders.setdefault(id(_held(slot)), []).append(name)
     changes: list[tuple[list[str], Tensor]] = []
     for name in dict.fromkeys((*plan.dims, *overrides)):
         indices = plan.indices(name)
         if name in overrides or any(index is not None for index in indices):
             old = _held(slots[name])
             source = overrides.get(name, old)
-            changes.append((_names(name, old, slots, plan), _replacement(old, source, indices)))
+            # every name: those the capture found to share its memory, and those that hold this very object
+            known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
+            names = list(dict.fromkeys([*known, *holders[id(old)]]))
+            changes.append((names, _replacement(old, source, indices)))
     touched = {id(slots[name][0]): name.rpartition(".")[0] for names, _ in changes for name in names}
     modules = [(target.get_submodule(path), path) for path in touched.values()]
     agreeing = [stated(module) for module, _ in modules]
@@ -84,12 +90,6 @@ def _held(slot: Slot) -> Tensor:
 def _assign(slot: Slot, new: Tensor) -> None:
     module, attribute = slot
     (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new  # type: ignore[assignment]
-
-
-def _names(name: str, old: Tensor, slots: Mapping[str, Slot], plan: Plan) -> list[str]:
-    """Every name of a tensor: those that the capture found to share its memory, and those that hold this object."""
-    known = plan.aliases.get(name, ())
-    return [alias for alias, slot in slots.items() if alias in known or _held(slot) is old]
 
 
 def _replacement(old: Tensor, source: Tensor, indices: Iterable[Indices | None]) -> Tensor:

@@ -111,8 +111,27 @@ def stack(call: Call) -> Dims:
     return (*parts[0][:dim], call.fixed(len(parts), "stacked"), *parts[0][dim:])
 
 
-@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
+@rule("aten.split", "aten.split_with_sizes", "aten.tensor_split.indices")
 def split(call: Call) -> list[Dims]:
+    """The parts of a Concat, of the sizes that the call gave."""
+    return _sections(call)
+
+
+@rule("aten.chunk", "aten.tensor_split.sections")
+def chunk(call: Call) -> list[Dims]:
+    """So many equal parts, whatever the size: only parts that lose the same units are equal afterwards."""
+    results = _sections(call)
+    dim = call.dim(len(results[0]))
+    first = results[0][dim]
+    for dims in results[1:]:
+        if size(dims[dim]) == size(first):
+            call.unify(first, dims[dim])
+        else:
+            call.freeze(call.axes(call.values[0])[dim], "divided unevenly")
+    return results
+
+
+def _sections(call: Call) -> list[Dims]:
     source = call.axes(call.values[0])
     dim = call.dim(len(source))
     sizes = [int(value.shape[dim]) for value in call.node.meta["val"]]

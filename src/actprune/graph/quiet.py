@@ -1,0 +1,28 @@
+"""What torch says on stderr while an export fails is said again, shorter, by our own error: it is held back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold torch's log and stderr back; what a model that succeeds writes there is passed on."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [logger.disabled for logger in loggers]
+    text = io.StringIO()
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with contextlib.redirect_stderr(text):
+            yield
+        sys.stderr.write(text.getvalue())
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled

@@ -1,0 +1,100 @@
+"""A trial before the work: can the eager class follow every cut that the axes allow?
+
+A forward pass may write down a size (`view(b, 12, 64)`, `x[:, :32]`, an attribute) that a cut makes wrong. Where it then raises,
+a cheap trial finds out before statistics are gathered; where it runs and computes something else, the proof does. Either
+way the groups at fault are found by bisection and frozen, with the reason, and the plan is made without them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from actprune.axes.capture import Graph
+from actprune.graph.trace import call_arguments, preserved
+from actprune.plan import Plan, make_plan
+from actprune.proof.check import verify
+from actprune.surgery.slicing import cut
+
+Test = Callable[[Sequence[str]], str | None]
+"""Names of groups to cut → what goes wrong, or None."""
+
+
+def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = False, seed: int = 0) -> dict[str, str]:
+    """The groups that `model`'s class can't follow: name → reason.
+
+    Args:
+        inputs: as for `capture`.
+        deep: prove every trial cut, instead of only running it on two samples.
+    """
+
+    def test(names: Sequence[str]) -> str | None:
+        plan = trial_plan(graph, names, seed)
+        small = cut(model, plan)
+        if deep:
+            return verify(model, small, plan, inputs, graph=graph, check=False, seed=seed).failure
+        return _runs(model, small, _two_samples(inputs, graph.program.batch_size))
+
+    culprits: dict[str, str] = {}
+    names = [group.name for group in graph.groups]
+    while names and (failure := test(names)) is not None:
+        name, reason = _bisect(test, names, failure)
+        culprits[name] = f"the model's class can't follow a cut here: {reason}"
+        names.remove(name)
+    return culprits
+
+
+def trial_plan(graph: Graph, names: Sequence[str], seed: int = 0) -> Plan:
+    """Each named group loses between one unit and half of them; different counts, so that ties show."""
+    draw = random.Random(seed)
+    kept: dict[str, list[int]] = {}
+    for group in graph.groups:
+        count = draw.randint(max(1, group.width // 2), group.width - 1)
+        units = sorted(draw.sample(range(group.width), count))
+        if group.name in names:
+            kept[group.name] = units
+    return make_plan(graph, kept)
+
+
+def _bisect(test: Test, names: Sequence[str], failure: str) -> tuple[str, str]:
+    """One group that fails, and how: halves are tried; where only both together fail, one of them is blamed."""
+    while len(names) > 1:
+        half = len(names) // 2
+        for part in (names[:half], names[half:]):
+            found = test(part)
+            if found is not None:
+                names, failure = part, found
+                break
+        else:
+            return names[-1], failure
+    return names[0], failure
+
+
+def _runs(model: nn.Module, small: nn.Module, inputs: Any) -> str | None:
+    """Why `small` does not run, or gives outputs of another shape than `model`."""
+    args, kwargs = call_arguments(model, inputs)
+    shapes: list[list[tuple[int, ...]]] = []
+    for network in (model, small):
+        with preserved(network), torch.no_grad():
+            network.eval()
+            try:
+                outputs = pytree.tree_leaves(network(*args, **kwargs))
+            except Exception as error:  # whatever a user's forward raises on sizes it did not expect
+                return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        shapes.append([tuple(out.shape) for out in outputs if isinstance(out, Tensor)])
+    return None if shapes[0] == shapes[1] else f"the outputs would have shapes {shapes[1]} instead of {shapes[0]}"
+
+
+def _two_samples(inputs: Any, batch: int) -> Any:
+    """The first two samples of an example batch."""
+
+    def short(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+        return value[:2] if batched else value
+
+    return pytree.tree_map(short, inputs)

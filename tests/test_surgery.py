@@ -1,0 +1,361 @@
+"""Surgery: the same class, smaller; ties stay tied; the original is untouched, or nothing is changed at all."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actprune.axes.capture import Graph, capture
+from actprune.errors import PlanError, UnsupportedModelError
+from actprune.plan import Plan, make_plan
+from actprune.rewrite import Rewrite
+from actprune.surgery.modules import attributes, stated
+from actprune.surgery.slicing import cut, sliced, tensor_slots
+from nets import NETS, build
+
+
+def random_plan(graph: Graph, seed: int = 0) -> Plan:
+    """A random half of every group."""
+    chosen = random.Random(seed)
+    return make_plan(graph, {g.name: chosen.sample(range(g.width), (g.width + 1) // 2) for g in graph.groups})
+
+
+def smaller(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace: bool = False) -> Any:
+    """`cut`, whose result a test may look into."""
+    return cut(model, plan, rewrite, inplace=inplace)
+
+
+def content(model: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors(model).items()}
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+# ---- what comes back
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_smaller_model_of_the_same_class(name: str) -> None:
+    model, inputs = build(name)
+    plan = random_plan(capture(model, inputs))
+    before = content(model)
+    small = smaller(model, plan)
+    assert type(small) is type(model)
+    assert list(small.state_dict()) == list(model.state_dict())
+    assert [m.training for m in small.modules()] == [m.training for m in model.modules()]
+    assert [name for name, _ in small.named_modules()] == [name for name, _ in model.named_modules()]
+    assert content(model) == before
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    for tensor, own in tensors(small).items():
+        canonical = next((n for n, names in plan.aliases.items() if tensor in names), None)
+        assert tuple(own.shape) == (plan.shape(canonical) if canonical else tuple(tensors(model)[tensor].shape))
+        assert own.is_contiguous()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_torch_module_states_its_true_sizes(name: str) -> None:
+    model, inputs = build(name)
+    small = smaller(model, random_plan(capture(model, inputs)))
+    for module in small.modules():
+        assert set(stated(module)) == set(attributes(module))
+
+
+def test_in_place_and_copy_agree() -> None:
+    model, inputs = build("residual")
+    plan = random_plan(capture(model, inputs))
+    copied = smaller(model, plan)
+    assert copied is not model
+    assert smaller(model, plan, inplace=True) is model
+    assert content(model) == content(copied)
+
+
+def test_slices_by_hand() -> None:
+    model, inputs = build("channel_fastest")
+    small = smaller(model, make_plan(capture(model, inputs), {"conv": [1, 3]}))
+    assert torch.equal(small.conv.weight, model.conv.weight[[1, 3]])
+    assert torch.equal(small.conv.bias, model.conv.bias[[1, 3]])
+    columns = model.fc.weight.view(5, 9, 4)[:, :, [1, 3]].reshape(5, 18)
+    assert torch.equal(small.fc.weight, columns)
+    assert torch.equal(small.fc.bias, model.fc.bias)
+
+
+def test_a_plan_that_keeps_everything_changes_nothing() -> None:
+    model, inputs = build("dense")
+    small = smaller(model, make_plan(capture(model, inputs), {}))
+    assert content(small) == content(model)
+
+
+def test_grouped_convolutions_lose_groups() -> None:
+    model, inputs = build("grouped")
+    small = smaller(model, make_plan(capture(model, inputs), {"conv1#2": [1], "conv1#1": [0, 1, 3]}))
+    assert (small.conv2.groups, small.conv2.in_channels, small.conv2.out_channels) == (1, 3, 6)
+    assert (small.conv1.out_channels, small.conv3.in_channels) == (3, 6)
+
+
+def test_a_depthwise_convolution_with_two_names_is_updated_once() -> None:
+    model, inputs = build("reused_depthwise")
+    small = smaller(model, make_plan(capture(model, inputs), {"stem": [0, 1, 4, 5, 7]}))
+    assert small.again is small.block
+    assert (small.block.groups, small.block.in_channels, small.block.out_channels) == (5, 5, 5)
+    assert small(inputs).shape == (4, 3, 5, 5)
+
+
+class Mixed(nn.Module):
+    """Groups of a convolution and of a norm over the concatenation of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.conv, self.norm, self.head = nn.Conv2d(8, 8, 3, groups=4), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(torch.cat([self.a(x), self.b(x)], 1)))))
+
+
+def test_groups_across_a_concatenation_are_counted() -> None:
+    """4 groups are 2 of a's and 2 of b's; keep one of a's and both of b's, in the norm as well."""
+    model, x = Mixed().eval(), torch.randn(2, 3, 5, 5)
+    graph = capture(model, x)
+    of_a = next(g for g in graph.groups if g.width == 2 and "a.weight" in str(g.members) and "norm" in str(g.members))
+    small = smaller(model, make_plan(graph, {of_a.name: [1]}))
+    assert (small.conv.groups, small.norm.num_groups, small.norm.num_channels) == (3, 3, 6)
+    assert small(x).shape == (2, 2, 3, 3)
+
+
+# ---- ties
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("tied", "encoder.weight", "decoder_weight"),
+        ("tied_heads", "left.weight", "right.weight"),
+        ("reused", "block.weight", "again.weight"),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_ties_stay_tied(name: str, first: str, second: str, inplace: bool) -> None:
+    model, inputs = build(name)
+    small = smaller(model, random_plan(capture(model, inputs)), inplace=inplace)
+    assert tensors(small)[first] is tensors(small)[second]
+
+
+def test_a_rewrite_keeps_ties_of_tensors_that_are_not_cut() -> None:
+    """The two heads' outputs can't be cut, so the plan doesn't know their biases."""
+    model, inputs = build("tied_heads")
+    model.right.bias = model.left.bias
+    graph = capture(model, inputs)
+    small = smaller(model, random_plan(graph), Rewrite({"left.bias": torch.tensor([1.0, 2, 3])}))
+    assert small.left.bias is small.right.bias
+    assert small.right.bias.tolist() == [1, 2, 3]
+
+
+def test_two_parameters_that_share_their_memory_become_one() -> None:
+    model, inputs = build("tied_heads")
+    model.right.weight = nn.Parameter(model.left.weight.data)
+    small = smaller(model, random_plan(capture(model, inputs)), inplace=True)
+    assert small.right.weight is small.left.weight
+
+
+# ---- what a tensor carries along
+
+
+def test_flags_dtypes_and_marks_stay() -> None:
+    model, inputs = build("residual")
+    model.conv1.weight.requires_grad_(False)
+    model.conv1.weight.decay = 0.1
+    model.half()
+    small = smaller(model, random_plan(capture(model, inputs.half())), inplace=True)
+    assert not small.conv1.weight.requires_grad
+    assert small.conv2.weight.requires_grad
+    assert small.conv1.weight.decay == 0.1
+    assert {t.dtype for t in small.state_dict().values()} == {torch.float16, torch.int64}
+    assert isinstance(small.bn.running_mean, Tensor) and not isinstance(small.bn.running_mean, nn.Parameter)
+
+
+def test_strided_complex_and_whole_tensors() -> None:
+    class Kinds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.fc1.weight = nn.Parameter(torch.randn(6, 8).t())
+            self.phases = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+            self.levels = nn.Parameter(torch.arange(8), requires_grad=False)
+            self.register_buffer("steps", torch.tensor(2.5))
+            self.mask = nn.Buffer(torch.arange(8) % 2 > 0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.where(self.mask, self.fc1(x) * self.steps + self.levels, 0.5)
+            return self.fc2((x * self.phases).abs())
+
+    model = Kinds().eval()
+    small = smaller(model, make_plan(capture(model, torch.randn(4, 6)), {"fc1": [1, 2, 6]}))
+    assert torch.equal(small.fc1.weight, model.fc1.weight[[1, 2, 6]])
+    assert torch.equal(small.phases, model.phases[[1, 2, 6]])
+    assert small.levels.tolist() == [1, 2, 6]
+    assert small.levels.dtype == torch.int64 and not small.levels.requires_grad
+    assert small.mask.tolist() == [True, False, False]
+    assert small.steps.shape == ()
+
+
+def test_modes_and_hooks_stay() -> None:
+    model, inputs = build("residual")
+    plan = random_plan(capture(model, inputs))
+    model.train()
+    model.bn1.eval()
+    seen: list[int] = []
+    model.fc.register_forward_hook(lambda *_: seen.append(1))
+    small = smaller(model, plan)
+    assert (small.training, small.bn.training, small.bn1.training) == (True, True, False)
+    small(inputs)
+    assert seen == [1]
+
+
+def test_a_subclass_with_its_own_idea_of_sizes_keeps_it() -> None:
+    class Packed(nn.Linear):
+        """Says it has as many features as the user thinks, not as many as its weight."""
+
+        def __init__(self) -> None:
+            super().__init__(6, 8)
+            self.out_features = 80
+
+    model = nn.Sequential(Packed(), nn.Linear(8, 3)).eval()
+    small = smaller(model, make_plan(capture(model, torch.randn(4, 6)), {"0": [0, 1]}))
+    assert (small[0].out_features, small[0].in_features, small[1].in_features) == (80, 6, 2)
+
+
+# ---- rewrites
+
+
+def test_a_rewrite_is_sliced_instead() -> None:
+    model, inputs = build("chain")
+    graph = capture(model, inputs)
+    weight, bias = torch.randn(7, 8, dtype=torch.float64), torch.randn(7)
+    small = smaller(model, make_plan(graph, {"fc1": [0, 5]}), Rewrite({"fc2.weight": weight, "fc2.bias": bias}))
+    assert torch.equal(small.fc2.weight, weight[:, [0, 5]].float())
+    assert torch.equal(small.fc2.bias, bias)
+    assert torch.equal(small.fc1.weight, model.fc1.weight[[0, 5]])
+
+
+@pytest.mark.parametrize("tensors", [{"fc9.weight": torch.zeros(7, 8)}, {"fc2.weight": torch.zeros(7, 2)}])
+def test_a_rewrite_for_another_model_is_refused(tensors: dict[str, Tensor]) -> None:
+    model, inputs = build("chain")
+    before = content(model)
+    with pytest.raises(PlanError, match="The rewrite does not fit this model") as caught:
+        smaller(model, random_plan(capture(model, inputs)), Rewrite(tensors), inplace=True)
+    assert next(iter(tensors)) in str(caught.value.got)
+    assert content(model) == before
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_another_model_is_refused(inplace: bool) -> None:
+    plan = random_plan(capture(*build("chain")))
+    other, _ = build("unused")
+    before = content(other)
+    with pytest.raises(PlanError, match="The plan does not fit this model") as caught:
+        smaller(other, plan, inplace=inplace)
+    assert caught.value.expected == "a dense Chain with the parameter names, shapes and dtypes of the plan"
+    assert caught.value.got == "Unused with other ones"
+    assert content(other) == before
+
+
+def test_a_model_that_was_cut_before_is_refused() -> None:
+    model, inputs = build("chain")
+    plan = random_plan(capture(model, inputs))
+    with pytest.raises(PlanError, match="The plan does not fit this model"):
+        smaller(smaller(model, plan), plan)
+
+
+def test_a_plan_with_other_axes_is_refused() -> None:
+    """Edited by hand: the names and the hash are those of the model, the axes are not."""
+    model, inputs = build("chain")
+    plan = random_plan(capture(model, inputs))
+    edited = copy.deepcopy(dict(plan.dims))
+    edited["fc2.weight"] = edited["fc2.weight"][::-1]
+    with pytest.raises(PlanError, match="The plan does not fit this model") as caught:
+        smaller(model, Plan(plan.groups, edited, plan.aliases, plan.architecture))
+    assert caught.value.got == "axes of sizes (8, 7) for fc2.weight"
+
+
+def test_a_group_that_no_tensor_holds_is_refused() -> None:
+    model, inputs = build("chain")
+    plan = random_plan(capture(model, inputs))
+    with pytest.raises(PlanError) as caught:
+        smaller(model, Plan(plan.groups, {}, {}, plan.architecture))
+    assert caught.value.got == "a group fc1 of 8 units that no tensor holds"
+
+
+def test_a_model_that_can_not_be_copied() -> None:
+    class Attached(nn.Module):
+        """Keeps a tensor that belongs to a graph, which deepcopy refuses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.cache: Any = (self.fc1.weight * 2,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.fc1(x))
+
+    model = Attached().eval()
+    plan = random_plan(capture(model, torch.randn(4, 6)))
+    with pytest.raises(UnsupportedModelError, match="Attached can't be copied") as caught:
+        smaller(model, plan)
+    assert "deepcopy" in str(caught.value.expected)
+    assert "inplace=True" in str(caught.value.hint)
+    assert smaller(model, plan, inplace=True)(torch.randn(2, 6)).shape == (2, 3)
+
+
+# ---- parts
+
+
+def test_sliced_copies() -> None:
+    tensor = torch.arange(12.0).view(3, 4).t()
+    found = sliced(tensor, [torch.tensor([0, 2]).numpy(), None])
+    assert found.tolist() == [[0, 4, 8], [2, 6, 10]]
+    assert sliced(tensor, []).is_contiguous()
+    assert sliced(tensor, []).data_ptr() != tensor.data_ptr()
+
+
+def test_slots_cover_every_name() -> None:
+    model, _ = build("reused")
+    assert set(tensor_slots(model)) == set(model.state_dict())
+
+
+def test_slots_leave_out_what_is_absent() -> None:
+    assert set(tensor_slots(nn.Sequential(nn.Linear(2, 3, bias=False)))) == {"0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.Linear(2, 3), {"in_features": 2, "out_features": 3}),
+        (nn.Bilinear(2, 3, 4), {"in1_features": 2, "in2_features": 3, "out_features": 4}),
+        (nn.Conv1d(4, 6, 3, groups=2), {"in_channels": 4, "out_channels": 6}),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), {"in_channels": 4, "out_channels": 6}),
+        (nn.BatchNorm2d(5), {"num_features": 5}),
+        (nn.BatchNorm2d(5, affine=False), {"num_features": 5}),
+        (nn.InstanceNorm1d(5), {}),
+        (nn.LayerNorm([2, 3]), {"normalized_shape": (2, 3)}),
+        (nn.LayerNorm(3, elementwise_affine=False), {}),
+        (nn.RMSNorm(4), {"normalized_shape": (4,)}),
+        (nn.GroupNorm(2, 6), {"num_channels": 6}),
+        (nn.GroupNorm(2, 6, affine=False), {}),
+        (nn.Embedding(7, 5), {"num_embeddings": 7, "embedding_dim": 5}),
+        (nn.PReLU(4), {"num_parameters": 4}),
+        (nn.ReLU(), {}),
+    ],
+)
+def test_size_attributes(module: nn.Module, expected: dict[str, Any]) -> None:
+    assert attributes(module) == expected
+    assert set(stated(module)) == set(expected)
