@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -28,6 +28,10 @@ lint: $(VENV)/.stamp-dev ## style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.stamp-dev ## measure again the figures of the README (about 20 minutes)
+	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/torchvision_nets.py
 
 clean: ## remove the environment, build outputs and caches (not runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 """The main job over five seeds: `python benchmarks/main_job.py [--seeds 5] [--keep macs=50% --keep params=10%]`.
 
-Writes `benchmarks/results/main_job.json`, one row per seed, budget and stage, and a Markdown table beside it. A run that was
-interrupted goes on where it stopped.
+Writes `benchmarks/results/main_job.json`, one row per seed, budget and stage, and a Markdown table beside it. A run
+that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -50,8 +50,17 @@ def rows_of(seed: int, keep: str) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds, one line per budget."""
-    lines = ["| budget | seeds | dense | L2 norm, same widths | ours, before fine-tune | ours, 3 epochs | parameters | MACs |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    columns = (
+        "budget",
+        "seeds",
+        "dense",
+        "L2 norm, same widths",
+        "ours, no fine-tune",
+        "ours, 3 epochs",
+        "params",
+        "MACs",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for keep in dict.fromkeys(row["keep"] for row in rows):
         cells = []
         for stage in STAGES:

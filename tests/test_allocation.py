@@ -535,9 +535,9 @@ def brute_force(space: Space, curves: Mapping[str, Curve]) -> float:
     return best
 
 
-@pytest.mark.parametrize(("name", "most"), [("chain", 0.03), ("dense", 0.06), ("residual", 0.03)])
-def test_the_solver_comes_near_the_best_widths(name: str, most: float) -> None:
-    """Mean gap over random convex curves, as a share of the worst sum of curves there is."""
+@pytest.mark.parametrize("name", ["chain", "dense", "residual"])
+def test_the_solver_comes_near_the_best_widths(name: str) -> None:
+    """The gap over random convex curves, as a share of the worst sum of curves: 0 in nine cases of ten."""
     graph, gaps = graph_of(name), []
     for seed in range(12):
         for keep in (0.3, 0.5, 0.7):
@@ -549,8 +549,9 @@ def test_the_solver_comes_near_the_best_widths(name: str, most: float) -> None:
             worst = sum(curve.costs[0] for curve in curves.values())
             gaps.append((found - brute_force(space, curves)) / worst)
     assert min(gaps) > -1e-9
-    assert np.mean(gaps) < most
-    assert np.max(gaps) < 0.25
+    assert np.mean(np.array(gaps) < 1e-9) > 0.8
+    assert np.mean(gaps) < 0.01
+    assert np.max(gaps) < 0.15
 
 
 def test_the_solver_beats_the_uniform_rule() -> None:
@@ -572,7 +573,9 @@ def test_flat_curves_leave_widths_balanced_and_the_budget_used() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(["chain", "dense", "residual", "lenet"]), seed=st.integers(0, 1000), keep=st.floats(0.2, 0.9))
+@given(
+    name=st.sampled_from(["chain", "dense", "residual", "lenet"]), seed=st.integers(0, 1000), keep=st.floats(0.2, 0.9)
+)
 def test_improving_never_worsens(name: str, seed: int, keep: float) -> None:
     """Whatever is measured, the result fits, is no worse, and no more trials were made than allowed."""
     graph = graph_of(name)
@@ -635,7 +638,7 @@ def test_the_smallest_network_within_the_drop(needed: float) -> None:
 
     found = within_drop(planner(), evaluate, 0.9, 0.05, 0.06, 0.5)
     assert found.metric == 0.9
-    smallest = next(keep for keep in np.arange(0.06, 1.001, 0.002) if share(planner()(keep)) >= needed)
+    smallest = next(keep for keep in np.arange(0.06, 1.001, 0.01) if share(planner()(keep)) >= needed)
     assert share(found.plan) >= needed
     rhos = [one.rho for one in found.rounds]
     assert rhos[0] == 0.5 and len(rhos) <= 10
@@ -644,7 +647,7 @@ def test_the_smallest_network_within_the_drop(needed: float) -> None:
         assert one.action == ("lower ρ" if one.accepted else "raise ρ")
         assert one.drop == pytest.approx(0.9 - one.metric)
     last = min((one for one in found.rounds if one.accepted), key=lambda one: one.rho)
-    assert last.widths == found.plan.widths and last.rho < smallest + 0.01
+    assert last.widths == found.plan.widths and last.rho < smallest + 0.02
 
 
 def test_a_round_records_the_prune_states_of_the_seed() -> None:

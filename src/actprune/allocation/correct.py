@@ -102,7 +102,7 @@ def within_drop(
             expected=f"a drop of at most {max_drop:g}",
             got=f"{min(r.drop for r in record):.4g} with {100 * record[-1].rho:.0f} % kept",
             where="max_drop",
-            hint="allow more, add a fine-tune, or give more calibration data",
+            hint="allow more, give more calibration data, or choose another method",
         )
     return Corrected(*best, tuple(record))
 

@@ -9,7 +9,7 @@ Decisions look only at the training split and its validation part; the test set 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from actprune.allocation.budget import Keep
+from actprune.allocation.budget import Keep, parse
 from actprune.allocation.cost import cost
 from actprune.artifacts.checkpoint import check_output, save
 from actprune.compensation.refit import compensate
 from actprune.demo.lenet5 import Split, accuracy, dense_checkpoint, minibatches, tensors
 from actprune.demo.mnist import cache_folder, load_mnist
+from actprune.errors import PlanError
 from actprune.guidance.guide import guide
+from actprune.methods import ALLOCATIONS, known, method
 from actprune.pipeline import Result, prune
 from actprune.plan import make_plan
 from actprune.recovery.sgd import SGD
@@ -90,6 +92,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     """
     tell = progress or (lambda stage, done, total: None)
     check_output(options.out, overwrite=options.overwrite)
+    _check(options)
     started = time.perf_counter()
     split = tensors(load_mnist(options.data, options.cache))
     loaded = time.perf_counter()
@@ -125,12 +128,31 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     return Outcome(result, report, folder)
 
 
+def _check(options: Options) -> None:
+    """What can be known to be wrong before anything is loaded or trained."""
+    method(options.method)
+    if options.allocation is not None:
+        known(options.allocation, ALLOCATIONS, "allocation")
+    if options.keep is not None and not isinstance(options.keep, Mapping):
+        parse(options.keep)
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that this machine lacks
+        raise PlanError(
+            "The device can't be used.",
+            expected="cpu, or a device that torch finds on this machine",
+            got=f"{options.device!r}: {str(error).splitlines()[0]}",
+            where="device",
+            hint="leave the device out to run on the CPU",
+        ) from error
+
+
 def _finetune(split: Split, options: Options) -> SGD | None:
     if options.finetune_epochs == 0:
         return None
     generator = torch.Generator().manual_seed(options.seed)
     loader = minibatches(split.train.images, split.train.labels, 64, generator)
-    return SGD(loader, loss=F.cross_entropy, lr=0.02, epochs=options.finetune_epochs)
+    return SGD(loader, loss=F.cross_entropy, lr=0.05, epochs=options.finetune_epochs)
 
 
 def _tested(result: Result, dense: nn.Module, split: Split, options: Options) -> Report:

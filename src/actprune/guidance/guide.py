@@ -102,7 +102,7 @@ class Guide:
         groups nearest to the outputs decide first, and the others serve the units that those keep.
         """
         found: dict[str, Choice] = {}
-        for name in reversed(self.groups):
+        for name in reversed(list(self.groups)):
             n = len(self.groups[name].scores)
             decided = {other: choice.units for other, choice in found.items() if choice.criterion != WHOLE}
             found[name] = self._choice(name, widths.get(name, n), decided)

@@ -1,8 +1,9 @@
 """A trial before the work: can the eager class follow every cut that the axes allow?
 
-A forward pass may write down a size (`view(b, 12, 64)`, `x[:, :32]`, an attribute) that a cut makes wrong. Where it then raises,
-a cheap trial finds out before statistics are gathered; where it runs and computes something else, the proof does. Either
-way the groups at fault are found by bisection and frozen, with the reason, and the plan is made without them.
+A forward pass may write down a size (`view(b, 12, 64)`, `x[:, :32]`, an attribute) that a cut makes wrong. Where it
+then raises, a cheap trial finds out before statistics are gathered; where it runs and computes something else, the
+proof does. Either way the groups at fault are found by bisection and frozen, with the reason, and the plan is made
+without them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
-from actprune.graph.trace import call_arguments, preserved
+from actprune.graph.trace import call_arguments, kept_buffers, preserved
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.surgery.slicing import cut
@@ -80,7 +81,7 @@ def _runs(model: nn.Module, small: nn.Module, inputs: Any) -> str | None:
     args, kwargs = call_arguments(model, inputs)
     shapes: list[list[tuple[int, ...]]] = []
     for network in (model, small):
-        with preserved(network), torch.no_grad():
+        with preserved(network), kept_buffers(network), torch.no_grad():
             network.eval()
             try:
                 outputs = pytree.tree_leaves(network(*args, **kwargs))

@@ -52,7 +52,7 @@ class SGD:
     nesterov: bool = True
     weight_decay: float = 0.0
     warmup: float = 0.05
-    distill: float = 0.9
+    distill: float = 0.5
     temperature: float = 4.0
     dropout: bool = False
     batchnorm: bool = True
