@@ -14,7 +14,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.compensation.batchnorm import reestimate
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.refit import compensate
-from actprune.compensation.ridge import RIDGES, Fit, choose_ridge, normal, solve
+from actprune.compensation.ridge import RIDGES, Fit, Ridge, choose_ridge, normal, solve
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.data import fit
@@ -441,14 +441,15 @@ def test_the_rectified_loss_is_minimised(intercept: bool) -> None:
     x, wanted = problem()
     equations = normal(x, wanted.target)
     start = torch.zeros(5, 6, dtype=torch.float64)
-    plain = solve(equations, start, 1e-9, intercept)
+    ridge = Ridge(equations.inner, 1e-9, intercept)
+    plain = ridge.fit(equations.outer, start)
 
     def fitted(rounds: int, batches: int = 4) -> Tensor:
         parts = [
             Rectified(t, o, b, wanted.sign)
             for t, o, b in zip(*(v.chunk(batches) for v in (wanted.target, wanted.off, wanted.bound)), strict=True)
         ]
-        found = rectified_fit(lambda: x.chunk(batches), parts, equations, plain, start, 1e-9, intercept, rounds)
+        found = rectified_fit(lambda: x.chunk(batches), parts, ridge, plain, start, rounds)
         assert intercept or not found.bias.any()
         return loss_of(x, wanted, found.weight, found.bias)
 
@@ -465,8 +466,10 @@ def test_the_rectified_loss_is_minimised(intercept: bool) -> None:
 
 def test_a_rectified_fit_of_no_rounds_or_no_rows() -> None:
     x, wanted = problem()
-    plain = solve(normal(x, wanted.target), torch.zeros(5, 6, dtype=torch.float64), 1e-3, True)
-    found = rectified_fit(lambda: [x], [wanted], normal(x, wanted.target), plain, plain.weight, 1e-3, True, 0)
+    equations = normal(x, wanted.target)
+    ridge = Ridge(equations.inner, 1e-3, True)
+    plain = ridge.fit(equations.outer, torch.zeros(5, 6, dtype=torch.float64))
+    found = rectified_fit(lambda: [x], [wanted], ridge, plain, plain.weight, 0)
     assert torch.equal(found.weight, plain.weight) and torch.equal(found.bias, plain.bias)
 
 

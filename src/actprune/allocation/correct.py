@@ -137,9 +137,13 @@ def within_budget(
     """
     metric = checked(evaluate(start))
     best, record = start, [describe(start, "plan", budget.keep, metric, dense, True)]
+    tried = [start.widths]
     while dense - metric > tolerance and len(record) <= rounds:
         improved = False
         for candidate in trades(best):
+            if candidate.widths in tried:  # trades of two sizes may come to the same
+                continue
+            tried.append(candidate.widths)
             found = checked(evaluate(candidate))
             accepted = found > metric
             record.append(describe(candidate, "regrow and shrink", budget.keep, found, dense, accepted))

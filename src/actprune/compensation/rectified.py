@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actprune.compensation.ridge import Fit, Normal, solve
+from actprune.compensation.ridge import Fit, Ridge
 from actprune.stats.moments import Moments, cross, merge
 
 
@@ -51,21 +51,15 @@ Rows = Callable[[], Iterable[Tensor]]
 
 
 def rectified_fit(
-    rows: Rows,
-    targets: Sequence[Rectified],
-    equations: Normal,
-    first: Fit,
-    start: Tensor,
-    ridge: float,
-    intercept: bool,
-    rounds: int,
+    rows: Rows, targets: Sequence[Rectified], ridge: Ridge, first: Fit, start: Tensor, rounds: int
 ) -> Fit:
     """Improve `first` for outputs that a ReLU reads.
 
     Args:
         targets: one per batch of `rows`.
-        equations: of all rows; only their inner part is used.
-        start, ridge, intercept: as for `solve`.
+        ridge: of all rows.
+        first: its fit of the targets as they are.
+        start: what the weights shrink to.
         rounds: of majorisation.
     """
     best, lowest = first, torch.full_like(first.bias, float("inf"))
@@ -73,7 +67,7 @@ def rectified_fit(
     for _ in range(rounds):
         loss, outer = _majorise(rows, targets, at)
         best, lowest = _better(best, lowest, at, loss)
-        new = solve(Normal(equations.inner, outer), start, ridge, intercept)
+        new = ridge.fit(outer, start)
         total = float(loss.sum())
         t = t if total <= before else 1.0  # overshot: the extrapolation starts afresh
         following = (1 + (1 + 4 * t * t) ** 0.5) / 2

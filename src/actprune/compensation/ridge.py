@@ -14,6 +14,10 @@ RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
 
 
+MAX_CHOSEN = 1024
+"""With more columns than this λ is the middle candidate: each choice costs fifteen factorisations."""
+
+
 @dataclass(frozen=True, eq=False)
 class Normal:
     """The normal equations of one set of samples.
@@ -50,27 +54,43 @@ class Fit:
     bias: Tensor
 
 
-def solve(equations: Normal, start: Tensor, ridge: float, intercept: bool) -> Fit:
-    """The minimum of E|t − W x̃ − b|² + λ‖W − start‖².
+class Ridge:
+    """The minimum of E|t − W x̃ − b|² + λ‖W − start‖² for one set of inputs and any targets.
+
+    The Gram matrix is factorised once; where it is singular beyond what λ mends, λ is raised.
 
     Args:
-        start: (o, k) what the weights shrink to.
+        inner: moments of the inputs.
         ridge: λ as a fraction of the mean variance of the columns.
         intercept: whether there is a bias; without one the moments are not centred.
     """
-    inner, outer = equations.inner, equations.outer
-    gram = inner.covariance if intercept else inner.second
-    right = outer.covariance if intercept else outer.second
-    size = max(ridge * float(gram.diagonal().mean()), 1e-12)
-    gram = gram + size * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    weight = torch.linalg.solve(gram, (right + size * start).T).T
-    bias = outer.mean - weight @ inner.mean if intercept else torch.zeros_like(outer.mean)
-    return Fit(weight, bias)
+
+    def __init__(self, inner: Moments, ridge: float, intercept: bool) -> None:
+        self._inner, self._intercept = inner, intercept
+        gram = inner.covariance if intercept else inner.second
+        unit = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        self._size = max(ridge * float(gram.diagonal().mean()), 1e-12)
+        self._factor, failed = torch.linalg.cholesky_ex(gram + self._size * unit)
+        while bool(failed):
+            self._size *= 10
+            self._factor, failed = torch.linalg.cholesky_ex(gram + self._size * unit)
+
+    def fit(self, outer: Moments, start: Tensor) -> Fit:
+        """For targets with these cross moments, shrunk to `start` (o, k)."""
+        right = (outer.covariance if self._intercept else outer.second) + self._size * start
+        weight = torch.cholesky_solve(right.T, self._factor).T
+        bias = outer.mean - weight @ self._inner.mean if self._intercept else torch.zeros_like(outer.mean)
+        return Fit(weight, bias)
+
+
+def solve(equations: Normal, start: Tensor, ridge: float, intercept: bool) -> Fit:
+    """One fit, see `Ridge`."""
+    return Ridge(equations.inner, ridge, intercept).fit(equations.outer, start)
 
 
 def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> float:
     """The λ whose fits have the smallest error on the folds that they were not made on."""
-    if len(folds) < 2:
+    if len(folds) < 2 or start.shape[1] > MAX_CHOSEN:
         return RIDGES[2]
     errors = dict.fromkeys(RIDGES, 0.0)
     for held, fold in enumerate(folds):

@@ -15,7 +15,7 @@ from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site, _by_name
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
-from actprune.compensation.ridge import Normal, choose_ridge, merged, merged_all, normal, solve
+from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged, merged_all, normal
 from actprune.compensation.schedule import Path, schedule
 from actprune.compensation.streams import Streams
 from actprune.data import Calibration
@@ -105,18 +105,19 @@ class Walk:
         folds = self._folds(rows, targets)
         equations = merged_all(folds)
         start = weight_matrix(site, self.overrides.get(site.weight, weight)).double()[:, columns]
-        ridge = choose_ridge(folds, start, slot is not None)
-        fit = solve(equations, start, ridge, slot is not None)
+        size = choose_ridge(folds, start, slot is not None)
+        ridge = Ridge(equations.inner, size, slot is not None)
+        fit = ridge.fit(equations.outer, start)
         if path.rectified and self.settings.rounds:
             wanted = self._rectified(site, node, path, targets, stride)
-            fit = rectified_fit(rows.flat, wanted, equations, fit, start, ridge, slot is not None, self.settings.rounds)
+            fit = rectified_fit(rows.flat, wanted, ridge, fit, start, self.settings.rounds)
         full = torch.zeros_like(matrix)
         full[:, columns] = fit.weight
         self.overrides[site.weight] = as_weight(site, full, weight)
         if slot is not None:
             self._put(slot, fit.bias)
         self.record[site.node] = {
-            "module": site.module, "ridge": ridge, "rows": equations.inner.count, "columns": len(columns),
+            "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
 
     # -- what a refit is made of -------------------------------------------------------------------

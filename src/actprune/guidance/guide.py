@@ -28,6 +28,10 @@ SWAPS = 8
 SWAP_COLUMNS = 1024
 """Supports are refined by up to so many exchanges, where no consumer has more columns than this."""
 
+JUDGED_COLUMNS = 2048
+"""Where a consumer has more columns, supports are not compared on held-out folds (each comparison solves systems of that
+size): the first criterion decides, and the natural width is read off its curve."""
+
 
 @dataclass(frozen=True, eq=False)
 class GroupGuide:
@@ -121,7 +125,7 @@ class Guide:
         own, group = self.groups[name], self.problems[name]
         if k == len(own.scores):
             return Choice(tuple(range(k)), WHOLE, None)
-        small = all(problem.weight.shape[1] <= SWAP_COLUMNS for problem in group)
+        small = _widest(group) <= SWAP_COLUMNS
         candidates: dict[tuple[int, ...], str] = {}
         if decided and "greedy" in own.orders:
             group = tuple(problem.without(decided) for problem in group)
@@ -130,7 +134,7 @@ class Guide:
         for criterion, order in own.orders.items():
             units = own.path_support.get(k, order[:k]) if criterion == "lasso" else order[:k]
             candidates.setdefault(tuple(sorted(units)), criterion)
-        if not group:
+        if not group or _widest(group) > JUDGED_COLUMNS:
             units, criterion = next(iter(candidates.items()))
             return Choice(units, criterion, None)
         judge = Judge(group)
@@ -211,9 +215,9 @@ def _group_guide(ask: _Question, criteria: Sequence[str]) -> GroupGuide:
     if "lasso" not in criteria:
         return GroupGuide(orders, scores, curve, None, None, {})
     if path is None:
-        return GroupGuide(orders, scores, curve, None, _natural_width(ask.problems, main.order, {}), {})
+        return GroupGuide(orders, scores, curve, None, _natural_width(ask.problems, main.order, {}, curve), {})
     supports = {k: tuple(s) for k in range(1, ask.group.width) if (s := path.support(k)) is not None}
-    natural = _natural_width(ask.problems, orders["lasso"], supports)
+    natural = _natural_width(ask.problems, orders["lasso"], supports, curve)
     return GroupGuide(orders, scores, curve, tuple(path.guide(natural).tolist()), natural, supports)
 
 
@@ -227,7 +231,8 @@ def _answer(ask: _Question, criterion: str) -> _Answer | None:
         return _searched(ask.problems)
     if criterion == "greedy-unweighted":
         plain = [p.with_rows(torch.ones_like(p.rows)) for p in ask.problems]
-        return None if all(bool((p.rows == 1).all()) for p in ask.problems) else _searched(plain)
+        same = all(bool((p.rows == 1).all()) for p in ask.problems)
+        return None if same or _widest(ask.problems) > JUDGED_COLUMNS else _searched(plain)
     if ask.group.width > MAX_UNITS:
         return None
     path = lasso_path(contribution_gram(ask.problems))
@@ -268,10 +273,14 @@ def _lost(scores: Tensor, order: Sequence[int]) -> tuple[float, ...]:
     return (*lost.tolist(), 0.0)
 
 
-def _natural_width(group: Sequence[Problem], order: Sequence[int], supports: Mapping[int, tuple[int, ...]]) -> int:
+def _natural_width(
+    group: Sequence[Problem], order: Sequence[int], supports: Mapping[int, tuple[int, ...]], curve: Sequence[float]
+) -> int:
     """By bisection: the error falls with the width but for noise. All units where nothing says that fewer will do."""
     if not group:
         return len(order)
+    if _widest(group) > JUDGED_COLUMNS:
+        return max(1, next(k for k, lost in enumerate(curve) if lost <= NATURAL))
     judge = Judge(group)
     low, high = 1, len(order)
     while low < high:
@@ -281,6 +290,11 @@ def _natural_width(group: Sequence[Problem], order: Sequence[int], supports: Map
         else:
             low = middle + 1
     return high
+
+
+def _widest(group: Sequence[Problem]) -> int:
+    """Columns of the widest consumer."""
+    return max((problem.weight.shape[1] for problem in group), default=0)
 
 
 def _filter_guide(graph: Graph, group: Group, threshold: float) -> GroupGuide:
