@@ -67,7 +67,7 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     rows = [measure(name) for name in NAMES]
-    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "actprune")}
+    versions = {"actprune": ap.__version__, **{name: metadata.version(name) for name in ("torch", "torchvision")}}
     data = {"command": " ".join(["python", *sys.argv]), "versions": versions, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "torchvision_nets.json").write_text(json.dumps(data, indent=1) + "\n")

@@ -429,14 +429,14 @@ ERRORS: dict[str, tuple[type[BaseException], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("kind", ERRORS)
-def test_the_callers_model_stays_as_it_was_after_an_error(kind: str, inplace: bool, tmp_path: Path) -> None:
+def test_the_callers_model_stays_as_it_was_after_an_error(kind: str, tmp_path: Path) -> None:
+    """Also where it was to be changed, and a folder to be written."""
     error, how = ERRORS[kind]
     model = callers_model()
     before = Snapshot(model)
     with pytest.raises(error):
-        prune(model, data_of("residual"), inplace=inplace, save_to=tmp_path / "run", **how)
+        prune(model, data_of("residual"), inplace=True, save_to=tmp_path / "run", **how)
     before.check()
     assert list(tmp_path.iterdir()) == []
 
@@ -550,9 +550,7 @@ def test_a_forward_with_arguments_of_both_kinds() -> None:
     results = [prune(model, batches, forward=forward, keep="macs=50%", method="flap") for forward in forwards]
     for result in results:
         assert result.plan.groups == results[0].plan.groups
-        assert result.graph.program.kwarg_names == ("x", "y", "gain", "square") or set(
-            result.graph.program.kwarg_names
-        ) == {"x", "y", "gain", "square"}
+        assert set(result.graph.program.kwarg_names) == {"x", "y", "gain", "square"}
     small = results[0].model
     assert small(batches[0]["x"], batches[0]["y"]).shape == (8, 3)
 
@@ -704,9 +702,9 @@ def test_a_shuffled_loader_draws_the_same_samples() -> None:
     ("method", "allocation"),
     [("sgd-ap", "sensitivity"), ("sgd-ap", "uniform"), ("flap", None), ("l2", None), ("activation", "spatial")],
 )
-@pytest.mark.parametrize("name", ["residual", "dense"])
-def test_stage_by_stage_gives_the_same_network(name: str, method: str, allocation: str | None) -> None:
+def test_stage_by_stage_gives_the_same_network(method: str, allocation: str | None) -> None:
     """As the issue writes it down; sensitivity is measured on a held-out part, and refits are quick."""
+    name = "dense" if method == "flap" else "residual"
     model, inputs = build(name, 8)
     calibration = data_of(name)
     graph = ap.capture(model, inputs)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actprune.errors import PlanError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -46,7 +48,14 @@ def demo(
     budget = keep
     if keep is None and max_drop is None and threshold is None:
         budget = "macs=50%"
-    _check(budget, method, allocation, threshold)
+    if method == "filter" and threshold is None:  # told at once, not after minutes of training
+        raise PlanError(
+            "Method 'filter' needs a threshold.",
+            expected="--threshold",
+            got="none",
+            where="--method filter",
+            hint="--threshold 0.01, say: smaller weights count as zero",
+        )
     from actprune.cli.progress import bars
     from actprune.demo.main_job import Options, run
 
@@ -58,28 +67,6 @@ def demo(
     with bars() as progress:
         outcome = run(options, progress)
     _show(outcome)
-
-
-def _check(budget: str | None, method: str, allocation: str | None, threshold: float | None) -> None:
-    """A slip of the pen is told at once, not after minutes of training."""
-    from actprune.allocation.budget import parse
-    from actprune.errors import PlanError
-    from actprune.methods import ALLOCATIONS, known
-    from actprune.methods import method as preset
-
-    preset(method)
-    if allocation is not None:
-        known(allocation, ALLOCATIONS, "allocation")
-    if budget is not None:
-        parse(budget)
-    if method == "filter" and threshold is None:
-        raise PlanError(
-            "Method 'filter' needs a threshold.",
-            expected="--threshold",
-            got="none",
-            where="--method filter",
-            hint="--threshold 0.01, say: smaller weights count as zero",
-        )
 
 
 def _show(outcome: Outcome) -> None:

@@ -29,8 +29,8 @@ SWAP_COLUMNS = 1024
 """Supports are refined by up to so many exchanges, where no consumer has more columns than this."""
 
 JUDGED_COLUMNS = 2048
-"""Where a consumer has more columns, supports are not compared on held-out folds (each comparison solves systems of that
-size): the first criterion decides, and the natural width is read off its curve."""
+"""Where a consumer has more columns, supports are not compared on held-out folds (each comparison solves systems of
+that size): the first criterion decides, and the natural width is read off its curve."""
 
 
 @dataclass(frozen=True, eq=False)

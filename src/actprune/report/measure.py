@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+import actprune
 from actprune.graph.trace import preserved
 
 
@@ -37,8 +38,8 @@ def state_bytes(model: nn.Module) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
-    found = {"python": platform.python_version(), "platform": platform.machine()}
-    for name in ("actprune", "torch", "numpy", "scikit-learn", "safetensors"):
+    found = {"actprune": actprune.__version__, "python": platform.python_version(), "platform": platform.machine()}
+    for name in ("torch", "numpy", "scikit-learn", "safetensors"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
