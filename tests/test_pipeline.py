@@ -23,16 +23,18 @@ from actprune.compensation.refit import compensate
 from actprune.data import fit
 from actprune.errors import ActpruneError, ArtifactError, BudgetError, DataError, EquivalenceError, PlanError
 from actprune.methods import METHODS
-from actprune.pipeline import QUICK_ROUNDS, Result, prune
+from actprune.pipeline import prune
 from actprune.recovery.sgd import reestimate_batchnorm
 from actprune.report.measure import latency_ms
+from actprune.result import Result
+from actprune.stages import QUICK_ROUNDS
 from nets import NETS, build
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is measured for 0.2 s otherwise, three times a call."""
-    monkeypatch.setattr("actprune.pipeline.latency_ms", partial(latency_ms, seconds=1e-3))
+    monkeypatch.setattr("actprune.stages.latency_ms", partial(latency_ms, seconds=1e-3))
 
 
 @cache
@@ -445,7 +447,7 @@ def test_a_failed_proof_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def fails(*args: Any, **how: Any) -> Any:
         raise EquivalenceError("The cut does not compute what the plan promises.")
 
-    monkeypatch.setattr("actprune.pipeline.verify", fails)
+    monkeypatch.setattr("actprune.stages.verify", fails)
     model = callers_model()
     before = Snapshot(model)
     with pytest.raises(EquivalenceError):
@@ -485,7 +487,7 @@ def test_a_folder_that_can_not_be_written_leaves_the_model_uncut(
     def full(*args: Any, **how: Any) -> Any:
         raise ArtifactError("The run folder can't be written.", got="No space left on device")
 
-    monkeypatch.setattr("actprune.pipeline.save", full)
+    monkeypatch.setattr("actprune.result.save", full)
     model = callers_model()
     before = Snapshot(model)
     with pytest.raises(ArtifactError):

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     )
     from actprune.guidance.guide import Guide, guide
     from actprune.methods import METHODS
-    from actprune.pipeline import Result, prune
+    from actprune.pipeline import prune
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
     from actprune.recovery.sgd import SGD
+    from actprune.result import Result
     from actprune.rewrite import Rewrite
     from actprune.stats.collect import Stats, collect
     from actprune.surgery.slicing import cut
@@ -54,7 +55,7 @@ _HOMES = {
     "Plan": "plan",
     "PlanError": "errors",
     "Proof": "proof.check",
-    "Result": "pipeline",
+    "Result": "result",
     "Rewrite": "rewrite",
     "Stats": "stats.collect",
     "UnsupportedModelError": "errors",

@@ -58,3 +58,13 @@ def zero_columns(graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> di
         shape[site.in_dim] = -1
         overrides[site.weight] = weight.detach() * mask.view(shape)
     return overrides
+
+
+def thresholded(graph: Graph, threshold: float) -> dict[str, Tensor]:
+    """The seed's filter pruning: the producers' weights with every |w| below `threshold` set to zero."""
+    found: dict[str, Tensor] = {}
+    for group in graph.groups:
+        for site in group.producers:
+            weight = graph.program.tensors[site.weight].detach()
+            found[site.weight] = torch.where(weight.abs() < threshold, torch.zeros_like(weight), weight)
+    return found

@@ -27,11 +27,12 @@ from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.errors import PlanError
 from actprune.guidance.guide import guide
 from actprune.methods import ALLOCATIONS, known, method
-from actprune.pipeline import Result, prune
+from actprune.pipeline import prune
 from actprune.plan import make_plan
 from actprune.recovery.sgd import SGD
 from actprune.report.measure import latency_ms, state_bytes
 from actprune.report.record import Report, Stage
+from actprune.result import Result
 from actprune.surgery.slicing import cut
 
 CALIBRATION = 8192

@@ -1,0 +1,50 @@
+"""What `prune` gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from actprune.artifacts.checkpoint import save
+from actprune.axes.capture import Graph
+from actprune.guidance.guide import Guide
+from actprune.plan import Plan
+from actprune.proof.check import Proof
+from actprune.report.record import Report
+from actprune.rewrite import Rewrite
+from actprune.stats.collect import Stats
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` gives back.
+
+    Attributes:
+        model: the user's own class, smaller (fine-tuned, if that was asked for).
+        plan: which units stay.
+        proof: that the cut is right; of the network before any gradient step.
+        report: all figures; `print(result.report)` is a table.
+        before_finetune: the cut and compensated network, where `model` was trained further; None where there was no
+            fine-tune, or where `evaluate` found it to be worse and `model` is the network before it.
+        graph, stats, guide, rewrite: what the stages found.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: Plan
+    proof: Proof
+    report: Report = field(repr=False)
+    before_finetune: nn.Module | None = field(repr=False)
+    graph: Graph = field(repr=False)
+    stats: Stats | None = field(repr=False)
+    guide: Guide = field(repr=False)
+    rewrite: Rewrite = field(repr=False)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `weights.safetensors`, `plan.json` and `report.json` into a new folder, all or nothing.
+
+        Raises:
+            ArtifactError: the folder exists (and isn't to be overwritten), or can't be written.
+        """
+        return save(folder, self.model, self.plan, self.report.to_data(), overwrite=overwrite)
