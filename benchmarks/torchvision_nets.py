@@ -66,7 +66,10 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = [measure(name) for name in NAMES]
+    rows: list[dict[str, Any]] = []
+    for name in NAMES:
+        rows.append(measure(name))
+        sys.stderr.write(f"{rows[-1]}\n")
     versions = {"actprune": ap.__version__, **{name: metadata.version(name) for name in ("torch", "torchvision")}}
     data = {"command": " ".join(["python", *sys.argv]), "versions": versions, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
