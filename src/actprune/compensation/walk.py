@@ -97,25 +97,24 @@ class Walk:
         if self.settings.method == "bias" or not has_rows(site, weight):
             self._restore_mean(site, node, path, slot)
             return
-        matrix = weight_matrix(site, weight).double()
-        columns = self._columns(site, weight)
+        full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
+        columns, outputs = self._columns(site, weight), self._outputs(site, weight)
         stride = self._stride(site, node, len(columns))
-        targets = self._thinned(self._targets(site, node, path, slot is None), stride)
+        targets = [t[..., outputs] for t in self._thinned(self._targets(site, node, path, slot is None), stride)]
         rows = _Rows(self, site, node, weight, columns, stride)
         folds = self._folds(rows, targets)
         equations = merged_all(folds)
-        start = weight_matrix(site, self.overrides.get(site.weight, weight)).double()[:, columns]
+        start = full[outputs][:, columns]
         size = choose_ridge(folds, start, slot is not None)
         ridge = Ridge(equations.inner, size, slot is not None)
         fit = ridge.fit(equations.outer, start)
         if path.rectified and self.settings.rounds:
-            wanted = self._rectified(site, node, path, targets, stride)
+            wanted = self._rectified(site, node, path, targets, stride, outputs)
             fit = rectified_fit(rows.flat, wanted, ridge, fit, start, self.settings.rounds)
-        full = torch.zeros_like(matrix)
-        full[:, columns] = fit.weight
+        full[outputs[:, None], columns] = fit.weight
         self.overrides[site.weight] = as_weight(site, full, weight)
         if slot is not None:
-            self._put(slot, fit.bias)
+            self._put(slot, fit.bias, outputs)
         self.record[site.node] = {
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
@@ -127,6 +126,11 @@ class Walk:
         kept = torch.as_tensor(kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept))
         each = weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
         return (kept[:, None] * each + torch.arange(each)).reshape(-1).to(weight.device)
+
+    def _outputs(self, site: Site, weight: Tensor) -> Tensor:
+        """The rows of the weight matrix that stay: what is cut itself needs no fit."""
+        kept = kept_indices(self.graph.tensor_axes[site.weight][site.out_dim], self.kept)
+        return torch.as_tensor(kept, device=weight.device)
 
     def _stride(self, site: Site, node: Node, columns: int) -> int:
         """Every how many-th position of a map is used."""
@@ -173,14 +177,16 @@ class Walk:
             own = [y - bias for y in own]
         return own
 
-    def _rectified(self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int) -> list[Rectified]:
+    def _rectified(
+        self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int, outputs: Tensor
+    ) -> list[Rectified]:
         """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner."""
         inputs = [output_rows(site, v) for v in self._relu_inputs(node, path)]
-        inverse = self._inverse_gain(path, inputs[0])
+        inverse = self._inverse_gain(path, inputs[0])[outputs]
         sign = torch.where(inverse >= 0, 1.0, -1.0)
         found: list[Rectified] = []
         for v, t in zip(self._thinned(inputs, stride), targets, strict=True):
-            v, t = v.flatten(0, 1), t.flatten(0, 1)
+            v, t = v[..., outputs].flatten(0, 1), t.flatten(0, 1)
             found.append(Rectified(t, (v <= 0) & (inverse != 0), t - v * inverse, sign))
         return found
 
@@ -221,11 +227,13 @@ class Walk:
         names = running_statistics(self.graph.program, norm) if norm is not None else None
         return None if names is None or not exclusive(self.placeholders[names[0]], norm) else (names[0], -1.0)
 
-    def _put(self, slot: tuple[str, float], bias: Tensor) -> None:
+    def _put(self, slot: tuple[str, float], bias: Tensor, outputs: Tensor | slice = slice(None)) -> None:
+        """Set the bias of these outputs."""
         name, sign = slot
         own = self.graph.program.tensors[name].detach()
-        old = self.overrides.get(name, own)
-        self.overrides[name] = (bias if sign > 0 else old.double() - bias).to(own.dtype)
+        new = self.overrides.get(name, own).double().clone()
+        new[outputs] = bias if sign > 0 else new[outputs] - bias
+        self.overrides[name] = new.to(own.dtype)
 
 
 class _Rows:

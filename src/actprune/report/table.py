@@ -60,9 +60,9 @@ def _cells(stage: Stage, dense: Stage, percent: bool) -> list[str]:
     return [
         _metric(stage.accuracy, percent),
         f"{stage.params:,}",
-        f"{100 * stage.params / max(dense.params, 1):.1f} %",
+        f"{100 * stage.params / max(dense.params, 1):.1f}%",
         f"{stage.macs:,}",
-        f"{100 * stage.macs / max(dense.macs, 1):.1f} %",
+        f"{100 * stage.macs / max(dense.macs, 1):.1f}%",
         f"{stage.bytes:,}",
         "–" if stage.latency_ms is None else f"{stage.latency_ms:.2f}",
     ]
@@ -76,16 +76,16 @@ def _metric(value: float | None, percent: bool) -> str:
 
 def _groups(report: Report) -> Table:
     table = _table("widths")
-    for name in ("group", "before → after", "kept", "natural", "mean", "std", "held-out error"):
+    for name in ("group", "before → after", "kept", "natural", "mean", "std", "held-out"):
         table.add_column(name, justify="left" if name == "group" else "right", no_wrap=True)
     table.add_column("support by", no_wrap=True)
     for row in report.groups:
         table.add_row(
             row.name,
             f"{row.before} → {row.after}",
-            f"{100 * row.after / row.before:.0f} %",
+            f"{100 * row.after / row.before:.0f}%",
             *(("–" if value is None else f"{value:.3g}") for value in (row.natural, row.mean, row.std)),
-            "–" if row.error is None else f"{100 * row.error:.2f} %",
+            "–" if row.error is None else f"{100 * row.error:.2f}%",
             row.criterion,
         )
     return table
