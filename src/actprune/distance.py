@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.inference import _by_name
 from actprune.errors import PlanError
-from actprune.graph.program import Program, op_name
+from actprune.graph.program import Program, named_arguments, op_name
 from actprune.methods import known
 
 TEMPERATURE = 4.0
@@ -52,7 +51,7 @@ def output_kind(program: Program) -> str:
         return "values"
     last, name = outputs[0], op_name(outputs[0])
     if "softmax" in name:
-        if _by_name(last).get("dim") not in (-1, 1):
+        if named_arguments(last).get("dim") not in (-1, 1):
             return "values"
         return "log_probabilities" if "log_softmax" in name else "probabilities"
     return "logits" if name.startswith(("aten.linear", "aten.addmm", "aten.flatten", "aten.view")) else "values"

@@ -24,8 +24,6 @@ Dims: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = "Callable[[Call], Dims | list[Dims]]"
 """A rule may raise one of `NOT_COVERED` on a use that it doesn't know: what the call touches is then frozen."""
 
-_by_name = named_arguments
-
 NOT_COVERED = (IndexError, ValueError, TypeError, ZeroDivisionError)
 
 RULES: dict[str, Rule] = {}

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.inference import _by_name
 from actprune.compensation.streams import Streams
-from actprune.graph.program import Batch, Program, op_name
+from actprune.graph.program import Batch, Program, named_arguments, op_name
 from actprune.stats.moments import spread
 
 
@@ -35,7 +34,7 @@ def reestimate(program: Program, batches: Sequence[Batch], overrides: Mapping[st
     streams.overrides = dict(overrides)
     found: dict[str, Tensor] = {}
     for node in nodes:
-        source = _by_name(node)["input"] if node in norms else None
+        source = named_arguments(node)["input"] if node in norms else None
         if source is not None and streams.differs(source):
             for name, value in zip(norms[node], _statistics(streams.cut(source)), strict=True):
                 found[name] = value.to(program.tensors[name].dtype)
@@ -48,7 +47,7 @@ def running_statistics(program: Program, node: Node) -> tuple[str, str] | None:
     """The names of the running mean and variance of a BatchNorm, where no other call reads them."""
     if not op_name(node).startswith("aten.batch_norm"):
         return None
-    settings = _by_name(node)
+    settings = named_arguments(node)
     held = [settings[key] for key in ("running_mean", "running_var")]
     if settings["training"] is True or any(not isinstance(value, Node) or len(value.users) != 1 for value in held):
         return None

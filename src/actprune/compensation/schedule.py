@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.inference import _by_name
 from actprune.compensation.streams import writes
-from actprune.graph.program import op_name, shape
+from actprune.graph.program import named_arguments, op_name, shape
 from actprune.guidance.problem import following_norm, output_gain
 
 _PASS = ("aten.contiguous", "aten.clone", "aten.dropout")
@@ -96,7 +95,7 @@ def follow(graph: Graph, node: Node) -> Path:
 
 def _is_affine(norm: Node) -> bool:
     """A norm with the statistics of its own batch is not: what one sample gives depends on the others."""
-    settings = _by_name(norm)
+    settings = named_arguments(norm)
     return settings["running_mean"] is not None and settings["training"] is not True
 
 

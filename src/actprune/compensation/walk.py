@@ -12,13 +12,14 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
-from actprune.axes.inference import Site, _by_name
+from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged, merged_all, normal
 from actprune.compensation.schedule import Path, schedule
 from actprune.compensation.streams import Streams
 from actprune.data import Calibration
+from actprune.graph.program import named_arguments
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
 from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
@@ -265,7 +266,7 @@ class _Rows:
 
 def contracted(node: Node) -> Node:
     """The activation that a contraction gets."""
-    settings = _by_name(node)
+    settings = named_arguments(node)
     return next(settings[key] for key in ("input", "mat1", "self") if isinstance(settings.get(key), Node))
 
 
@@ -289,5 +290,5 @@ def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
 
 def _is_plain(node: Node) -> bool:
     """`addmm` may scale the product or the bias; refitting knows no such factors."""
-    settings = _by_name(node)
+    settings = named_arguments(node)
     return settings.get("alpha", 1) == 1 and settings.get("beta", 1) == 1

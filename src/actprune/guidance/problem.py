@@ -21,8 +21,8 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
-from actprune.axes.inference import Site, _by_name
-from actprune.graph.program import op_name
+from actprune.axes.inference import Site
+from actprune.graph.program import named_arguments, op_name
 from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments, merge_all
 from actprune.stats.patches import has_rows, weight_matrix
@@ -157,7 +157,7 @@ def output_gain(graph: Graph, node: Node) -> Tensor:
     gain = torch.ones(node.meta["val"].shape[_output_dim(node)], dtype=torch.float64)
     if norm is None:
         return gain
-    settings = _by_name(norm)
+    settings = named_arguments(norm)
     tensors = {
         key: graph.program.tensors[graph.program.bindings[settings[key].name]].detach().double().cpu()
         for key in ("weight", "running_var")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.inference import Site, _by_name
+from actprune.axes.inference import Site
+from actprune.graph.program import named_arguments
 
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
@@ -28,7 +29,7 @@ def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor) -> Tensor:
     """
     if site.kind == "linear":
         return x.reshape(x.shape[0], -1, x.shape[-1])
-    settings = _by_name(node)
+    settings = named_arguments(node)
     kernel = weight.shape[2:]
     count = len(kernel)
     stride, dilation = (_each(settings[name], count) for name in ("stride", "dilation"))
