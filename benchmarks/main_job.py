@@ -18,7 +18,7 @@ from typing import Any
 from actprune.demo.main_job import Options, run
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("dense", "L2", "pruned", "finetuned")
+STAGES = ("dense", "L2 norm", "pruned", "finetuned")
 
 
 def rows_of(seed: int, keep: str) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def rows_of(seed: int, keep: str) -> list[dict[str, Any]]:
         {
             "seed": seed,
             "keep": keep,
-            "method": "l2" if name == "L2" else "sgd-ap",
+            "method": "l2" if name == "L2 norm" else "sgd-ap",
             "stage": name,
             "accuracy": stage.accuracy,
             "params": stage.params,

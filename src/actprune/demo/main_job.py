@@ -166,7 +166,7 @@ def _tested(result: Result, dense: nn.Module, split: Split, options: Options) ->
     report, small = result.report, result.before_finetune or result.model
     rivals: dict[str, Stage] = {}
     if options.method != "l2":
-        rivals["L2"] = _rival(result, dense, split)
+        rivals["L2 norm"] = _rival(result, dense, split)
     return replace(
         report,
         dense=tested(dense, report.dense),
