@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import ceil, floor, log10
 
 from actprune.allocation.budget import Budget
-from actprune.allocation.cost import Cost, cost
+from actprune.allocation.cost import cost
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import BudgetError, PlanError
@@ -196,6 +196,3 @@ def trim(space: Space, widths: Widths, loss: Callable[[str, int, int], float]) -
             return space.narrowest
         widths[best[1]] = best[2]
     return widths
-
-
-__all__ = ["Cost", "Space", "Widths", "fill", "largest", "make_space", "protected", "trim"]

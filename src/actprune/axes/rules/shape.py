@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch.fx import Node
@@ -26,8 +27,8 @@ def reshape(call: Call) -> Dims:
     while i < len(target):
         ins, outs = [source.pop(0)], [target[i]]
         i += 1
-        while size(product(ins)) != _product(outs):
-            if size(product(ins)) < _product(outs):
+        while size(product(ins)) != prod(outs):
+            if size(product(ins)) < prod(outs):
                 ins.append(source.pop(0))
             else:
                 outs.append(target[i])
@@ -207,13 +208,6 @@ def repeat(call: Call) -> Dims:
 )  # fmt: skip
 def creation(call: Call) -> Dims:
     return tuple(call.fixed(n, "made with a fixed size") for n in call.shape())
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for n in sizes:
-        total *= n
-    return total
 
 
 def _index(start: Any, n: int) -> int:
