@@ -39,7 +39,7 @@ def kept_units(graph: Graph, plan: Plan) -> dict[int, Indices]:
 
 
 def zero_columns(graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> dict[str, Tensor]:
-    """The overrides that stand for `plan` on the dense graph: `rewrite`, and zeros where units are cut.
+    """The overrides that stand for `plan` on the dense graph: `rewrite`, and zeros where units are read or mixed.
 
     Returns:
         tensor name → tensor of the dense shape; only tensors that differ from the model's own.
@@ -57,7 +57,18 @@ def zero_columns(graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> di
         shape = [1] * weight.dim()
         shape[site.in_dim] = -1
         overrides[site.weight] = weight.detach() * mask.view(shape)
+    for name, factor in graph.masks.items():
+        if factor.touches(kept):
+            overrides[name] = factor.values(kept, _ones(graph, name))
     return overrides
+
+
+def _ones(graph: Graph, name: str) -> Tensor:
+    held = graph.program.tensors.get(name)
+    if held is None and graph.training is not None:
+        held = graph.training.tensors[name]
+    assert held is not None  # every mask is a tensor of one of the two programs
+    return held
 
 
 def thresholded(graph: Graph, threshold: float) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from actprune.axes.account import Account, account
 from actprune.axes.expr import Axis, leaves
 from actprune.axes.groups import Group, find_groups
 from actprune.axes.inference import Dims, Inference, Site, Term
+from actprune.axes.masks import Mask, with_masks
 from actprune.errors import CaptureError
 from actprune.graph.program import Program
 from actprune.graph.trace import trace
@@ -39,6 +40,7 @@ class Graph:
         unknown_ops: ops without a rule; what they touch is frozen.
         training: the forward pass of training mode, where parameters exist that only it uses
             (auxiliary heads); else None.
+        masks: tensor name → the factor of ones under that name, which takes away units that no weight reads.
         training_sites: the contractions with those parameters; `training/` precedes their nodes' names.
     """
 
@@ -52,6 +54,7 @@ class Graph:
     unknown_ops: tuple[str, ...] = ()
     training: Program | None = field(default=None, repr=False)
     training_sites: tuple[Site, ...] = field(default=(), repr=False)
+    masks: Mapping[str, Mask] = field(default_factory=dict[str, Mask], repr=False)
 
     def __getitem__(self, name: str) -> Group:
         """The group of that name; a KeyError where there is none."""
@@ -71,7 +74,7 @@ class Graph:
     def account(self) -> Account:
         """Every dimension of every tensor: which groups cut it, or why none does."""
         program = self.program
-        sizes = {name: tuple(int(n) for n in tensor.shape) for name, tensor in program.tensors.items()}
+        sizes = {name: tuple(int(n) for n in program.tensors[name].shape) for name in self.tensor_axes}
         return account(self.tensor_axes, sizes, program.parameters, self.groups, self.frozen)
 
 
@@ -88,17 +91,24 @@ def capture(model: nn.Module, example_inputs: Any) -> Graph:
     program = trace(model, example_inputs)
     inference = Inference()
     inference.walk(program)
-    sites, terms = tuple(inference.sites), tuple(inference.terms)
+    every, terms = tuple(inference.sites), tuple(inference.terms)
+    mixings = list(inference.mixings)
     nodes = dict(inference.axes)
     training = _training_branches(model, program) if program.parameters - program.used else None
     extra: tuple[Site, ...] = ()
     if training is not None:
         inference.walk(training)
-        found = (site for site in inference.sites[len(sites) :] if site.weight not in program.used)
+        found = (site for site in inference.sites[len(every) :] if site.weight not in program.used)
         extra = tuple(replace(site, node=f"training/{site.node}") for site in found)  # names recur in two programs
     used = program.used if training is None else program.used | training.used
     unseen = training is None and bool(program.parameters - program.used)
-    groups = find_groups(inference, (*sites, *extra), used, UNSEEN if unseen else UNUSED)
+    groups = find_groups(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
+    keys = {group.key for group in groups}
+    program, masks = with_masks(program, mixings, inference.operand_axis, keys)
+    if training is not None:
+        later = inference.mixings[len(mixings) :]
+        training, more = with_masks(training, later, inference.operand_axis, keys, "training/")
+        masks |= more
     resolve = inference.algebra.resolve
     tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
     frozen = {
@@ -111,14 +121,15 @@ def capture(model: nn.Module, example_inputs: Any) -> Graph:
     return Graph(
         program=program,
         groups=groups,
-        sites=sites,
-        tensor_axes={name: tensors[name] for name in program.tensors},
+        sites=tuple(site for site in every if site.reads),
+        tensor_axes={name: tensors[name] for name in program.tensors if name in tensors},
         node_axes={node.name: _resolved(dims, resolve) for node, dims in nodes.items()},
         terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
         frozen=frozen,
         unknown_ops=tuple(sorted(inference.unknown)),
         training=training,
-        training_sites=extra,
+        training_sites=tuple(site for site in extra if site.reads),
+        masks=masks,
     )
 
 

@@ -26,10 +26,12 @@ class Group:
         name: the module that makes these units first, e.g. `layer1.0.conv1`.
         key: the leaf's key in axis expressions.
         width: number of units in the dense network.
-        kind: "channels" (made by a convolution) or "neurons".
+        kind: "channels" (made by a convolution), "neurons", "heads" (they run beside each other through an
+            attention; with grouped queries one unit is a key-value head with its queries), or "head dims" (what
+            the products of an attention sum over).
         members: every tensor dimension that holds them.
         producers: the contractions whose output they are.
-        consumers: the contractions that sum over them.
+        consumers: the contractions with a parameter that sum over them; none where only masked products do.
     """
 
     name: str
@@ -43,6 +45,9 @@ class Group:
 
 def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str], unused: str) -> tuple[Group, ...]:
     """The groups of a finished inference, in the order of the forward pass.
+
+    A group's units are made by some parameter, and removed at every sum over them: by zero columns of a weight, or
+    by a mask.
 
     Leaves that nothing in `used` reads (for the reason `unused`), that no contraction makes or consumes, or that
     stand twice in one product are frozen here, so that afterwards every leaf is either a group's or frozen.
@@ -60,19 +65,22 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
             for leaf in _squared(axis):  # one index would belong to two units of it
                 algebra.freeze(leaf, f"stands twice in a dimension of {name}")
     producers = _by_leaf((site, tensors[site.weight][site.out_dim]) for site in sites)
-    consumers = _by_leaf((site, tensors[site.weight][site.in_dim]) for site in sites)
+    consumers = _by_leaf((site, tensors[site.weight][site.in_dim]) for site in sites if site.reads)
+    mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
+    parallel = _leaves_of(inference, inference.parallel)
     groups: list[Group] = []
     order = {site: i for i, site in enumerate(sites)}
     for key, leaf in found.items():
         if not any(member.tensor in used for member in members[key]):
             algebra.freeze(leaf, unused)
-        elif key not in consumers:
+        elif key not in consumers and key not in mixed:
             algebra.freeze(leaf, "no linear layer or convolution consumes it")
         elif key not in producers:
             algebra.freeze(leaf, "no linear layer or convolution makes it")
         if algebra.frozen(leaf) is None:
-            made, read = producers[key], consumers[key]
+            made, read = producers[key], consumers.get(key, [])
             kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
+            kind = "heads" if key in parallel else "head dims" if key in mixed else kind
             name = made[0].module or made[0].weight
             groups.append(Group(name, key, leaf.size, kind, tuple(members[key]), tuple(made), tuple(read)))
     groups.sort(key=lambda group: (order[group.producers[0]], group.key))
@@ -88,6 +96,10 @@ def _squared(axis: Axis) -> Iterator[Leaf]:
         if isinstance(axis, Product):
             others = {leaf.key for other in axis.parts[:i] for leaf in leaves(other)}
             yield from (leaf for leaf in leaves(part) if leaf.key in others)
+
+
+def _leaves_of(inference: Inference, axes: Iterable[Axis]) -> set[int]:
+    return {leaf.key for axis in axes for leaf in leaves(inference.algebra.resolve(axis))}
 
 
 def _by_leaf(pairs: Iterable[tuple[Site, Axis]]) -> dict[int, list[Site]]:

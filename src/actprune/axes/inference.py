@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.algebra import Algebra
-from actprune.axes.expr import Axis, leaves, size
+from actprune.axes.expr import ONE, Axis, leaves, size
 from actprune.graph.program import Program, module_path, named_arguments, op_name, place, shape
 
 Dims: TypeAlias = tuple[Axis, ...]
@@ -55,10 +55,13 @@ class Site:
     Attributes:
         node: name of the ATen call.
         module: path of the module it was called in.
-        kind: "linear" or "conv".
+        kind: "linear", "conv", "conv_transpose", "recurrent", "embedding" or "computed" (its weight is made of
+            `weight` in the forward pass, as in weight normalisation).
         weight, bias: tensor names; `bias` is None where there is none.
         in_dim, out_dim: the weight's dimensions that are contracted, and kept.
         groups: number of groups of a grouped convolution.
+        reads: whether zero columns in `in_dim` take units away. An embedding only makes units; what a computed
+            weight reads is masked.
     """
 
     node: str
@@ -69,6 +72,7 @@ class Site:
     in_dim: int
     out_dim: int
     groups: int = 1
+    reads: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,25 @@ class Term:
 
     axes: Dims
     factor: float
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A sum over an axis of an activation with no parameter whose columns could be set to zero (q · k in attention).
+
+    Units of that axis are removed by a mask in front of the call: see `axes/masks.py`.
+
+    Attributes:
+        node: the ATen call.
+        operand: the argument that is summed over.
+        dim: which of its dimensions.
+        gain: (dense size, kept size) → what the call multiplies the kept entries with once it is cut, if not 1.
+    """
+
+    node: Node
+    operand: Node
+    dim: int
+    gain: Callable[[int, int], float] | None = None
 
 
 class Call:
@@ -122,18 +145,29 @@ class Call:
         """A new axis that can't be cut, such as a spatial one."""
         return self.algebra.leaf(units, f"{why} by {self.where}")
 
-    def site(self, kind: str, weight: Any, bias: Any, in_dim: int, out_dim: int, groups: int = 1) -> None:
+    def site(
+        self, kind: str, weight: Any, bias: Any, in_dim: int, out_dim: int, groups: int = 1, source: Any = None
+    ) -> None:
         """Note that this call contracts over a parameter.
 
         `in_dim` and `out_dim` are dimensions of `weight` as it reaches this call; transposes between the
-        parameter and the call are undone. A weight that is computed first (weight norm, a product of two
-        parameters) has no columns that could be set to zero, so what it contracts is frozen.
+        parameter and the call are undone. Zero columns in a weight that is computed first (weight norm, a product
+        of two parameters) might not stay zero, so there the input is masked.
+
+        Args:
+            source: the input and the dimension of it that is contracted; needed for a weight that may be computed.
         """
-        stored = self.inference.stored(weight)
-        if stored is None:
-            self.freeze(self.axes(weight)[in_dim], "contracted with a computed weight")
+        found = self.inference.stored(weight)
+        kind, reads = (kind, True) if found is not None else ("computed", False)
+        found = found or self.inference.made_of(weight)
+        if not reads:
+            if source is None:
+                self.freeze(self.axes(weight)[in_dim], "contracted with a computed weight")
+            else:
+                self.mixes(*source)
+        if found is None:
             return
-        name, order = stored
+        name, order = found
         held = self.inference.stored(bias)
         self.inference.sites.append(
             Site(
@@ -145,8 +179,30 @@ class Call:
                 order[in_dim],
                 order[out_dim],
                 groups,
+                reads,
             )
         )
+
+    def makes(self, kind: str, weight: Any, out_dim: int) -> None:
+        """Note that units are made of the rows of a parameter that is not contracted, such as an embedding."""
+        stored = self.inference.stored(weight)
+        if stored is not None:
+            name, order = stored
+            out = order[out_dim]
+            self.inference.sites.append(
+                Site(self.node.name, module_path(self.node), kind, name, None, out, out, reads=False)
+            )
+
+    def mixes(self, value: Any, dim: int, gain: Callable[[int, int], float] | None = None) -> None:
+        """Note that this call sums over dimension `dim` of an activation, against another activation.
+
+        Of two operands that meet in a product it is enough to name one: what is zero in it counts for nothing.
+        """
+        self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), gain))
+
+    def attends(self, axes: Iterable[Axis]) -> None:
+        """Note the axes that run beside each other through a product of two activations, such as heads."""
+        self.inference.parallel += axes
 
     def macs(self, axes: Iterable[Axis], factor: float = 1.0) -> None:
         """This call costs `factor` × the product of the sizes of `axes` multiply-adds."""
@@ -162,6 +218,8 @@ class Inference:
         tensors: tensor name → axes of its dimensions.
         sites: every contraction with a parameter, in order.
         terms: every cost.
+        mixings: every sum over an axis of an activation without a parameter.
+        parallel: axes that run beside each other through such sums (heads).
         unknown: op names without a rule.
     """
 
@@ -171,6 +229,8 @@ class Inference:
         self.tensors: dict[str, Dims] = {}
         self.sites: list[Site] = []
         self.terms: list[Term] = []
+        self.mixings: list[Mixing] = []
+        self.parallel: list[Axis] = []
         self.unknown: set[str] = set()
         self._names: dict[Node, str] = {}
 
@@ -227,6 +287,21 @@ class Inference:
             order[a], order[b] = order[b], order[a]
             return name, order
         return name, order[::-1]
+
+    def operand_axis(self, mixing: Mixing) -> Axis:
+        """What a mixing sums over."""
+        found = self.axes[mixing.operand]
+        return self.algebra.resolve(found[mixing.dim]) if isinstance(found, tuple) else ONE
+
+    def made_of(self, value: Any) -> tuple[str, list[int]] | None:
+        """The tensor of the state dict that a computed weight is made of, entry by entry, as `stored` gives it."""
+        while isinstance(value, Node):
+            found = self.stored(value)
+            if found is not None:
+                return found
+            alike = [n for n in value.all_input_nodes if shape(n) == shape(value)]
+            value = alike[0] if alike else None
+        return None
 
     def _apply(self, node: Node) -> Dims | list[Dims]:
         if node.target is operator.getitem:

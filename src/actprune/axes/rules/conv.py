@@ -24,7 +24,9 @@ def convolution(call: Call) -> Dims:
         call.unify(group, group_out)
         call.unify(within, weight[1])
     _bias(call, weight[0])
-    call.site("conv", call["weight"], call["bias"], in_dim=1, out_dim=0, groups=groups)
+    call.site(
+        "conv", call["weight"], call["bias"], in_dim=1, out_dim=0, groups=groups, source=(call["input"], len(batch))
+    )
     result = (*batch, out, *spatial)
     kernel = prod(size(axis) for axis in weight[2:])
     call.macs([*batch, weight[0], *spatial, weight[1]], kernel)
@@ -43,7 +45,15 @@ def transposed_convolution(call: Call) -> Dims:
         group, _ = call.algebra.split(channels, [groups, size(channels) // groups], call.where)
         out = product([group, weight[1]])
     _bias(call, out)
-    call.site("conv_transpose", call["weight"], call["bias"], in_dim=0, out_dim=1, groups=groups)
+    call.site(
+        "conv_transpose",
+        call["weight"],
+        call["bias"],
+        in_dim=0,
+        out_dim=1,
+        groups=groups,
+        source=(call["input"], len(batch)),
+    )
     kernel = prod(size(axis) for axis in weight[2:])
     inputs = call.axes(call["input"])
     call.macs([*inputs, weight[1]], kernel)

@@ -15,7 +15,7 @@ def linear(call: Call) -> Dims:
     call.unify(source[-1], weight[-1])
     if bias:
         call.unify(bias[0], weight[0])
-    call.site("linear", call["weight"], call["bias"], in_dim=1, out_dim=0)
+    call.site("linear", call["weight"], call["bias"], in_dim=1, out_dim=0, source=(call["input"], -1))
     call.macs([*source[:-1], weight[0], weight[1]])
     return (*source[:-1], *weight[:-1])
 
@@ -47,8 +47,9 @@ def _contract(call: Call, a: Dims, right: Any, b: Dims, bias: Any) -> Dims:
     if len(b) == 2 and call.inference.stored(right) is not None:
         call.site("linear", right, bias, in_dim=0, out_dim=1)
     else:
-        # two activations, or a parameter on the left: zeroing columns of a weight would not be the cut
-        call.freeze(inner_a, "contracted between two activations")
+        # two activations, or a parameter on the left: there are no columns of a weight that could be set to zero
+        call.mixes(call.values[0], -1)
+        call.attends(batch)
     call.macs([*batch, *rows, inner_a, *columns])
     return (*batch, *rows, *columns)
 

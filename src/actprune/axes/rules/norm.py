@@ -60,4 +60,5 @@ def embedding(call: Call) -> Dims:
     """weight (V, D), indices (…) → (…, D)."""
     weight = call.axes(call["weight"])
     call.freeze(weight[0], "looked up by index")
+    call.makes("embedding", call["weight"], 1)
     return (*call.axes(call["indices"]), weight[1])

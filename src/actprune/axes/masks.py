@@ -1,0 +1,92 @@
+"""Masks: how the dense graph computes what a cut network would, where no weight could be set to zero.
+
+A group's units are usually removed by zero columns in the weights that read them. Where an activation meets another
+one instead (q · k, a linear attention), a factor of ones is put in front of the call, as one more tensor of the
+program. A candidate network then overrides it with zeros for the units that are cut. So a candidate stays what it
+was: the captured program, and other tensors under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from actprune.axes.expr import Axis, Indices, kept_indices, leaves
+from actprune.axes.inference import Mixing
+from actprune.graph.program import Program, shape
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One factor of ones in the program.
+
+    Attributes:
+        axis: what it runs over.
+        trailing: how many dimensions follow that one.
+        gain: (dense size, kept size) → factor of the kept entries, if not 1.
+    """
+
+    axis: Axis
+    trailing: int
+    gain: Callable[[int, int], float] | None = None
+
+    def values(self, kept: Mapping[int, Indices], like: Tensor) -> Tensor:
+        """The override that removes all but the `kept` units: (size, 1, …) as `like`."""
+        index = torch.as_tensor(kept_indices(self.axis, kept), device=like.device)
+        factor = 1.0 if self.gain is None else self.gain(like.shape[0], len(index))
+        return torch.zeros_like(like).index_fill_(0, index, factor)
+
+    def touches(self, keys: Iterable[int]) -> bool:
+        """Whether some group of these keys runs along it."""
+        return not set(keys).isdisjoint(leaf.key for leaf in leaves(self.axis))
+
+
+def with_masks(
+    program: Program, mixings: Iterable[Mixing], axis_of: Callable[[Mixing], Axis], keys: set[int], prefix: str = ""
+) -> tuple[Program, dict[str, Mask]]:
+    """The program with a mask in front of every sum over an axis that holds one of the groups `keys`.
+
+    Args:
+        mixings: those of this program.
+        axis_of: mixing → the axis that it sums over.
+        prefix: of the masks' names.
+    """
+    masks: dict[str, Mask] = {}
+    tensors: dict[str, Tensor] = {}
+    bindings: dict[str, str] = {}
+    for i, mixing in enumerate(mixings):
+        trailing = len(shape(mixing.operand)) - mixing.dim - 1
+        mask = Mask(axis_of(mixing), trailing, mixing.gain)
+        if mask.touches(keys):
+            name = f"{prefix}mask:{mixing.node.name}.{i}"
+            value = mixing.operand.meta["val"]
+            tensors[name] = torch.ones(
+                (value.shape[mixing.dim], *[1] * trailing), dtype=value.dtype, device=value.device
+            )
+            bindings[_insert(program, mixing, tensors[name])] = name
+            masks[name] = mask
+    if not masks:
+        return program, masks
+    return replace(
+        program,
+        tensors={**program.tensors, **tensors},
+        aliases={**program.aliases, **{name: (name,) for name in masks}},
+        bindings={**program.bindings, **bindings},
+    ), masks
+
+
+def _insert(program: Program, mixing: Mixing, ones: Tensor) -> str:
+    """Multiply the operand with a new placeholder; its name is returned."""
+    graph = program.graph
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
+        placeholder = graph.placeholder("mask")
+    placeholder.meta = {"val": ones.to("meta")}
+    with graph.inserting_before(mixing.node):
+        masked = graph.call_function(torch.ops.aten.mul.Tensor, (mixing.operand, placeholder))
+    masked.meta = {**mixing.node.meta, "val": mixing.operand.meta["val"]}
+    mixing.node.replace_input_with(mixing.operand, masked)
+    return placeholder.name
