@@ -438,7 +438,6 @@ def loose_groups(m: Any, x: Tensor) -> Tensor:
     ("middle", "reason"),
     [
         (sorted_values, "frozen by aten.sort.default at the model, test_capture.py:"),
-        (computed_weight, "contracted with a computed weight by aten.linear.default"),
         (scaled_product, "scaled and contracted by aten.addmm.default"),
         (bilinear_pooling, "stands twice in a dimension of wide"),
         (loose_groups, "grouped without a weight by aten.group_norm.default"),
@@ -449,6 +448,13 @@ def test_what_is_not_understood_is_frozen(middle: Callable[[Any, Tensor], Tensor
     graph = assert_runs_like(model, torch.randn(4, 6))
     frozen = {f"{e.tensor}[{e.dim}]": e.frozen for e in graph.account()}["fc1.weight[0]"]
     assert [text for text in frozen if reason in text]
+
+
+def test_the_input_of_a_computed_weight_is_masked() -> None:
+    model = Around(computed_weight, square=torch.randn(8, 8)).eval()
+    graph = assert_runs_like(model, torch.randn(4, 6))
+    assert [group.name for group in graph.groups][0] == "fc1"
+    assert len(graph.masks) == 1
 
 
 def test_a_rule_that_does_not_cover_a_use_freezes() -> None:

@@ -260,6 +260,12 @@ def _(m: Any, x: Tensor) -> Tensor:
     return x + m.table(torch.arange(5))
 
 
+@case("scaled_dot_product_attention", kind="tokens")
+def _(m: Any, x: Tensor) -> Tensor:
+    """The default scale is that of the tensors as they are, so it changes with the cut."""
+    return F.scaled_dot_product_attention(x.unsqueeze(1), 2 * x.unsqueeze(1), x.unsqueeze(1)).squeeze(1)
+
+
 # -- reductions: over the tokens the units pass, over the units they freeze
 
 REDUCTIONS: dict[str, Op] = {
@@ -451,7 +457,12 @@ USES: dict[str, Case] = {
     "zero channels in a sum": Case(padded_sum, "maps", False, parts=layer(nn.Conv2d, UNITS, 13, 1, 2)),
     "in place on a view": Case(masked_in_place, "maps", False),
     "blocks of four, the outer factor": Case(lambda m, x: x.view(x.shape[0], -1, 4).softmax(-1).flatten(1)),
-    "one value on the right": Case(lambda m, x: x * (x @ m.v).sigmoid().unsqueeze(1) + x, parts=VECTOR, frozen=True),
+    "one value on the right": Case(lambda m, x: x * (x @ m.v).sigmoid().unsqueeze(1) + x, parts=VECTOR),
+    "a scale of one's own": Case(
+        lambda m, x: F.scaled_dot_product_attention(x.unsqueeze(1), x.unsqueeze(1), x.unsqueeze(1), scale=0.3)[:, 0],
+        "tokens",
+    ),
+    "a product of activations": Case(lambda m, x: torch.relu(x) @ (x.transpose(1, 2) @ x), "tokens"),
     "attention over tokens": Case(
         attended, "tokens", parts=lambda: {"q": nn.Linear(UNITS, 4), "k": nn.Linear(UNITS, 4)}
     ),
