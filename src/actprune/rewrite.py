@@ -38,8 +38,13 @@ def kept_units(graph: Graph, plan: Plan) -> dict[int, Indices]:
     return {group.key: by_name[group.name] for group in graph.groups if group.name in by_name}
 
 
-def zero_columns(graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> dict[str, Tensor]:
+def zero_columns(
+    graph: Graph, plan: Plan, rewrite: Rewrite | None = None, *, lifted: bool = False
+) -> dict[str, Tensor]:
     """The overrides that stand for `plan` on the dense graph: `rewrite`, and zeros where units are read or mixed.
+
+    Args:
+        lifted: for a run in float64; the gain of a mask is then not rounded.
 
     Returns:
         tensor name → tensor of the dense shape; only tensors that differ from the model's own.
@@ -59,7 +64,8 @@ def zero_columns(graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> di
         overrides[site.weight] = weight.detach() * mask.view(shape)
     for name, factor in graph.masks.items():
         if factor.touches(kept):
-            overrides[name] = factor.values(kept, _ones(graph, name))
+            ones = _ones(graph, name)
+            overrides[name] = factor.values(kept, ones.double() if lifted else ones)
     return overrides
 
 

@@ -40,7 +40,7 @@ def redrawn(program: Program, base: Mapping[str, Tensor], seed: int) -> dict[str
 
 def pruned_reference(graph: Graph, plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Overrides of the dense graph that compute what the cut network must compute with `tensors`."""
-    return {**tensors, **zero_columns(graph, plan, Rewrite(tensors))}
+    return {**tensors, **zero_columns(graph, plan, Rewrite(tensors), lifted=True)}
 
 
 def cut_tensors(
