@@ -453,7 +453,7 @@ def test_what_is_not_understood_is_frozen(middle: Callable[[Any, Tensor], Tensor
 def test_the_input_of_a_computed_weight_is_masked() -> None:
     model = Around(computed_weight, square=torch.randn(8, 8)).eval()
     graph = assert_runs_like(model, torch.randn(4, 6))
-    assert [group.name for group in graph.groups][0] == "fc1"
+    assert "fc1" in {group.name for group in graph.groups}
     assert len(graph.masks) == 1
 
 

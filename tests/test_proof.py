@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import TOLERANCE, Proof, verify
 from actprune.proof.compare import relative_error
 from actprune.proof.reference import cut_tensors, redrawn
+from actprune.repair.edits import Edits
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import cut
 from nets import NETS, build
@@ -385,7 +387,7 @@ def test_an_attribute_that_changes_the_computation_in_silence() -> None:
     graph = capture(model, x)
     (group,) = graph.groups
     assert group.width == 4
-    plan = make_plan(graph, {group.name: [1, 2]})
+    plan = replace(make_plan(graph, {group.name: [1, 2]}), edits=Edits())
     small: Any = cut(model, plan)
     assert small(x).shape == (4, 3)
     proof = verify(model, small, plan, x, graph=graph, check=False)
@@ -410,6 +412,9 @@ def test_a_slice_by_number() -> None:
     graph = capture(model, x)
     first = graph.groups[0]
     plan = make_plan(graph, {first.name: [1]})
+    assert [(edit.text, edit.value) for edit in plan.edits.sources] == [("3", 1), ("4", 2)]
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+    plan = replace(plan, edits=Edits())
     proof = verify(model, cut(model, plan), plan, x, graph=graph, check=False)
     assert "aten.slice.Tensor at the model, test_proof.py:" in str(proof.failure)
 

@@ -20,6 +20,8 @@ import numpy as np
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, kept_indices, leaves, size
 from actprune.errors import PlanError
+from actprune.repair.edits import Edits
+from actprune.repair.solve import repair
 
 SCHEMA = "actprune.plan/1"
 
@@ -49,6 +51,7 @@ class Plan:
         aliases: tensor name → every name that the model knows the tensor by.
         architecture: hash of the dense state dict's names, shapes and dtypes.
         model: class name of the dense model, for messages.
+        edits: what must change in the class beside its tensors.
         note: how the plan came about (method, allocation, budget, predicted costs); JSON values only.
     """
 
@@ -57,6 +60,7 @@ class Plan:
     aliases: Mapping[str, tuple[str, ...]] = field(repr=False)
     architecture: str = field(repr=False)
     model: str = ""
+    edits: Edits = field(default_factory=Edits, repr=False)
     note: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property
@@ -103,6 +107,7 @@ class Plan:
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "dims": {name: [_axis_data(axis) for axis in dims] for name, dims in self.dims.items()},
             "aliases": {name: list(names) for name, names in self.aliases.items()},
+            "edits": self.edits.as_data(),
             "note": dict(self.note),
         }
 
@@ -144,6 +149,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         units = _unit_numbers(group.name, kept.get(group.name, range(group.width)))
         groups[group.name] = _checked(group.name, GroupPlan(group.key, group.width, units), "plan")
     keys = {group.key for group in groups.values()}
+    units = {g.key: np.asarray(g.kept, dtype=np.int64) for g in groups.values() if len(g.kept) < g.width}
     dims = {
         name: axes
         for name, axes in graph.tensor_axes.items()
@@ -155,6 +161,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         aliases={name: graph.program.aliases[name] for name in dims},
         architecture=graph.program.architecture,
         model=graph.program.model_name,
+        edits=repair(graph, units).edits,
         note=note,
     )
 
@@ -221,8 +228,16 @@ def _read_plan(data: Any, where: str) -> Plan:
         aliases={name: tuple(_read_names(names, f"{where}: aliases/{name}")) for name, names in aliases.items()},
         architecture=_text(*_field(fields, "architecture", where)),
         model=_text(*_field(fields, "model", where)),
+        edits=_read_edits(*_field(fields, "edits", where)),
         note=_object(*_field(fields, "note", where)),
     )
+
+
+def _read_edits(data: Any, where: str) -> Edits:
+    try:
+        return Edits.from_data(_object(data, where))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _malformed(where, "the edits that Plan.to_json writes", f"{type(error).__name__}: {error}") from error
 
 
 def _read_group(name: str, data: Any, where: str) -> GroupPlan:

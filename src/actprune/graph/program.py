@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError
+from actprune.graph.sizes import Sizes
 
 Batch = tuple[Any, ...]
 """The model's inputs for one batch, flattened: one entry per input placeholder of the program."""
@@ -59,6 +60,7 @@ class Program:
     batch_size: int
     model_name: str
     architecture: str
+    sizes: Sizes = field(default_factory=Sizes, repr=False)
     subgraphs: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property

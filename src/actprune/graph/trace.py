@@ -22,6 +22,7 @@ from actprune.graph.inline import inline
 from actprune.graph.program import Program, architecture, op_name, place
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
+from actprune.graph.sizes import Recorder, Sizes, recording
 
 _NOISE = {
     "aten.alias.default",
@@ -63,8 +64,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         for module in model.modules():
             module.training = training
         try:
-            with quiet():
-                exported = torch.export.export(model, args, kwargs, strict=False)
+            exported, recorder = _exported(model, args, kwargs)
         except Exception as error:  # export raises whatever the model or the tracer raises
             raise _refusal(model, tensors, error) from error
     graph = exported.graph
@@ -107,8 +107,17 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         batch_size=int(batch),
         model_name=type(model).__name__,
         architecture=architecture(model.state_dict()),
+        sizes=recorder.result(graph) if recorder is not None else Sizes(),
         subgraphs={node.name: node.meta["subgraph"] for node in graph.nodes if node.op == "get_attr"},
     )
+
+
+def _exported(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | None]:
+    """The export, with the sizes that the forward pass writes down; without them where recording is in the way."""
+    with quiet():
+        with contextlib.suppress(Exception), recording(model) as recorder:
+            return torch.export.export(model, args, kwargs, strict=False), recorder
+        return torch.export.export(model, args, kwargs, strict=False), None
 
 
 def call_arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

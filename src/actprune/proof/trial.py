@@ -9,6 +9,7 @@ without them.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
+from actprune.errors import PlanError
+from actprune.graph.sizes import SizeUse
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
+from actprune.repair.solve import repair
 from actprune.surgery.slicing import cut
 
 Test = Callable[[Sequence[str]], str | None]
@@ -36,18 +40,64 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = F
 
     def test(names: Sequence[str]) -> str | None:
         plan = trial_plan(graph, names, seed)
-        small = cut(model, plan)
+        try:
+            small = cut(model, plan)
+        except PlanError as error:  # a size in the source that can't be rewritten
+            return f"{error.where}: {error.got}"
         if deep:
             return verify(model, small, plan, inputs, graph=graph, check=False, seed=seed).failure
         return _runs(model, small, _two_samples(inputs, graph.program.batch_size))
 
-    culprits: dict[str, str] = {}
-    names = [group.name for group in graph.groups]
+    culprits = {name: _blamed(reason) for name, reason in beyond_repair(graph, seed).items()}
+    names = [group.name for group in graph.groups if group.name not in culprits]
+    alike = _alike(model, graph)
+    blamed: Counter[tuple[str, ...]] = Counter()
     while names and (failure := test(names)) is not None:
         name, reason = _bisect(test, names, failure)
-        culprits[name] = f"the model's class can't follow a cut here: {reason}"
-        names.remove(name)
+        blamed[alike[name]] += 1
+        # where the same code failed twice, its other instances are not tried one by one
+        every = [n for n in names if alike[n] == alike[name]] if blamed[alike[name]] > 1 else [name]
+        culprits |= dict.fromkeys(every, _blamed(reason))
+        names = [n for n in names if n not in every]
     return culprits
+
+
+def beyond_repair(graph: Graph, seed: int = 0) -> dict[str, str]:
+    """The groups that depend on a size which neither an attribute nor the source can change: name → reason."""
+    by_key = {group.key: group.name for group in graph.groups}
+    found: dict[str, str] = {}
+    while True:
+        names = [name for name in by_key.values() if name not in found]
+        stuck = repair(graph, trial_plan(graph, names, seed).kept).stuck
+        new = {by_key[key]: _size_at(use) for use, keys in stuck for key in keys if by_key[key] not in found}
+        if not new:
+            return found
+        found |= new
+
+
+def _size_at(use: SizeUse) -> str:
+    place = use.place
+    where = f"{place.code.co_name}, {place.code.co_filename.rpartition('/')[2]}:{place.span[0]}"
+    return f"{use.op} is given a size of {use.value} that can't be changed, in {where}"
+
+
+def _blamed(reason: str) -> str:
+    return f"the model's class can't follow a cut here: {reason}"
+
+
+def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Group name → what two groups share that the same code makes."""
+    found: dict[str, tuple[str, ...]] = {}
+    for group in graph.groups:
+        module = group.producers[0].module
+        parent = model.get_submodule(module.rpartition(".")[0])
+        found[group.name] = (
+            group.kind,
+            type(parent).__qualname__,
+            module.rpartition(".")[2],
+            group.name.partition("#")[2],
+        )
+    return found
 
 
 def trial_plan(graph: Graph, names: Sequence[str], seed: int = 0) -> Plan:

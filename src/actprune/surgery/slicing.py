@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.program import architecture
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
+from actprune.surgery.attention import adapt_attention
+from actprune.surgery.attributes import edit_attributes
 from actprune.surgery.modules import stated, update
+from actprune.surgery.source import edit_sources
 
 Slot: TypeAlias = "tuple[nn.Module, str]"
 """Where a parameter or buffer lives: the module that holds it, and its attribute there."""
@@ -29,7 +32,8 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
         inplace: change `model` itself instead of a deep copy; nothing is changed where an error is raised.
 
     Returns:
-        A model of the same class, modes and devices; tied parameters stay tied.
+        A model of the same class, modes and devices; tied parameters stay tied. Sizes that its modules write down
+        (`num_heads`, a literal in a reshape) are changed as the plan's edits say.
 
     Raises:
         PlanError: the plan or the rewrite is for a model with other names, shapes or dtypes.
@@ -52,6 +56,8 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
             names = list(dict.fromkeys([*known, *holders[id(old)]]))
             changes.append((names, _replacement(old, source, indices)))
+    _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse
+    _repair(target, plan.edits.attributes, edit_attributes)
     touched = {id(slots[name][0]): name.rpartition(".")[0] for names, _ in changes for name in names}
     modules = [(target.get_submodule(path), path) for path in touched.values()]
     agreeing = [stated(module) for module, _ in modules]
@@ -60,6 +66,7 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             _assign(slots[name], new)
     for (module, path), known in zip(modules, agreeing, strict=True):
         update(module, f"{path}." if path else "", plan, known)
+    adapt_attention(target, plan)
     return target
 
 
@@ -130,6 +137,19 @@ def _misfit(plan: Plan, got: str) -> PlanError:
         where="cut",
         hint="pass the dense model that was captured, built with the same arguments",
     )
+
+
+def _repair(model: nn.Module, edits: Sequence[Any], make: Callable[[nn.Module, Any], None]) -> None:
+    try:
+        make(model, edits)
+    except (AttributeError, KeyError, IndexError) as error:
+        raise PlanError(
+            "The plan does not fit this model.",
+            expected="the attributes that the plan changes",
+            got=f"{type(error).__name__}: {error}",
+            where="cut",
+            hint="pass the dense model that was captured, built with the same code and arguments",
+        ) from error
 
 
 def _copied(model: nn.Module) -> nn.Module:

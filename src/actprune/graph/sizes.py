@@ -1,0 +1,407 @@
+"""What sizes a forward pass writes down, and where: recorded while the model is captured.
+
+Every call that takes sizes (`reshape`, `split`, `x[:, :n]`, `zeros`, …) is noted with the expression of each size and
+what the axes have to say about it: the size of a result's dimension, or a bound within a dimension. From these,
+`actprune.repair` finds what must change in the user's class once tensors have become smaller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import CodeType, FrameType
+from typing import Any, TypeAlias, cast
+
+import torch
+import torch.fx.traceback as annotations
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from actprune.graph.traced import Expr, Traced, expression
+
+Key: TypeAlias = tuple[int, int]
+"""A tensor of the recording: the number of the call that gave it, and which of its results it is."""
+
+CALL = "actprune_call"
+"""Under this name a node's annotations hold the number of the call that made it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the user's source a call stands.
+
+    Attributes:
+        module: path of the module whose method runs; None where no module's does.
+        code: the function that makes the call.
+        callers: the functions between that module's method and `code`, outermost first; empty if they are the same.
+        span: first line, first column, last line, last column of the call.
+    """
+
+    module: str | None
+    code: CodeType = field(repr=False, compare=False)
+    callers: tuple[CodeType, ...] = field(repr=False, compare=False)
+    span: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class SizeUse:
+    """One size that a call was given.
+
+    Attributes:
+        value: the size in the dense model.
+        expr: what it was computed from; its "shape" leaves name nodes, or "@" and a tensor of the model.
+        role: ("size", node, dim): the size of that dimension of a result; ("bound", node, dim): a place in that
+            dimension of the tensor that is sliced; ("times", node, source, dim): how often that dimension of the
+            source is repeated; ("fixed",): a number that no cut may change; ("unknown",).
+        op: the name of the function that was called.
+        slot: which argument of the call it is, counted over all of its sizes; `count` of them there are.
+        place: the call.
+    """
+
+    value: int
+    expr: Expr
+    role: tuple[Any, ...]
+    op: str
+    slot: int
+    count: int
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """The record of one capture.
+
+    Attributes:
+        uses: every size, in order.
+        attributes: ("attr", holder, path) → its value in the dense model. A holder is a module's path, or the number
+            of an object that modules share, such as a configuration.
+        owners: number of a shared object → (module path, attribute) of every module that holds it.
+    """
+
+    uses: tuple[SizeUse, ...] = field(default=(), repr=False)
+    attributes: Mapping[tuple[Any, ...], int] = field(default_factory=dict[tuple[Any, ...], int], repr=False)
+    owners: Mapping[int, tuple[tuple[str, str], ...]] = field(
+        default_factory=dict[int, tuple[tuple[str, str], ...]], repr=False
+    )
+
+
+class Recorder(TorchFunctionMode):
+    """Notes every call inside one forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.calls = 0
+        self.attributes: dict[tuple[Any, ...], int] = {}
+        self.owners: dict[int, tuple[tuple[str, str], ...]] = {}
+        self._uses: list[SizeUse] = []
+        self._known: dict[int, tuple[Key, Tensor]] = {}
+        self._came_from: dict[int, Key] = {}
+        self._parameters: dict[int, str] | None = None
+        self._paths = {id(vars(module)): path for path, module in model.named_modules()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and func == Tensor.shape.__get__:  # type: ignore[attr-defined]
+            return self._traced_shape(args[0], func(*args))
+        if name == "size" and func == Tensor.size:
+            result = func(*args, **kwargs)
+            return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
+        self.calls += 1
+        call = self.calls
+        with annotations.annotate({CALL: call}):
+            result = func(*args, **kwargs)
+        self._note_results(call, args, result)
+        for slot, count, value, role in _sizes(name, args, kwargs, result):
+            self._note(call, name, slot, count, value, role, args)
+        return result
+
+    def _traced_shape(self, tensor: Tensor, shape: Any, *dim: int) -> Any:
+        key = self._key(tensor)
+        if key is None or any(not isinstance(n, int) for n in tensor.shape):
+            return shape
+        if dim:
+            return Traced(shape, ("shape", key, dim[0] % tensor.dim()))
+        return torch.Size([Traced(n, ("shape", key, d)) for d, n in enumerate(shape)])
+
+    def _key(self, tensor: Tensor) -> Any:
+        """(call, output) of a computed tensor, or "@" and the name of a parameter."""
+        known = self._known.get(id(tensor))
+        if known is not None:
+            return known[0]
+        if self._parameters is None:
+            named = [*self.model.named_parameters(), *self.model.named_buffers()]
+            self._parameters = {id(held): name for name, held in named}
+        name = self._parameters.get(id(tensor))
+        return None if name is None else f"@{name}"
+
+    def _note_results(self, call: int, args: Any, result: Any) -> None:
+        several = cast("list[Any]", result) if isinstance(result, tuple | list) else [result]
+        first = next((a for a in pytree.tree_leaves(args) if isinstance(a, Tensor)), None)
+        source = self._known.get(id(first)) if first is not None else None
+        if source is not None:
+            self._came_from[call] = source[0]
+        for i, value in enumerate(several):
+            if isinstance(value, Tensor):
+                # the tensor is held, so that its id can't be given to another one
+                self._known[id(value)] = ((call, i), value)
+
+    def _note(self, call: int, op: str, slot: int, count: int, value: int, role: tuple[Any, ...], args: Any) -> None:
+        kind, *rest = role
+        if kind == "size":
+            role = ("size", (call, rest[0]), rest[1])
+        elif kind in ("bound", "times"):
+            source = self._key(args[0])
+            role = ("bound", source, rest[0]) if kind == "bound" else ("times", (call, 0), source, rest[0])
+            if source is None:
+                role = ("fixed",)
+        self._uses.append(SizeUse(int(value), expression(value), role, op, slot, count, self._place()))
+
+    def _place(self) -> Place:
+        """The nearest frame of the user's, and the module that it runs for."""
+        frame: FrameType | None = sys._getframe(3)
+        first, between = frame, list[CodeType]()
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module):
+                path = self._paths.get(id(vars(owner)))  # the tracer's stand-ins share their module's attributes
+                callers = (*reversed(between[1:]),) if between else ()
+                callers = (frame.f_code, *callers) if between else ()
+                return Place(path, first.f_code, callers, _span(first))  # type: ignore[union-attr]
+            between.append(frame.f_code)
+            frame = frame.f_back
+        return Place(None, first.f_code, (), _span(first))  # type: ignore[union-attr]
+
+    def result(self, graph: Graph) -> Sizes:
+        """The record, with nodes of the captured graph in the place of call numbers; the graph gets plain numbers."""
+        for node in graph.nodes:
+            node.args, node.kwargs = map_aggregate(node.args, _plain), map_aggregate(node.kwargs, _plain)
+        nodes: dict[Key, Node] = {}
+        for node in graph.nodes:
+            call = (node.meta.get("custom") or {}).get(CALL)
+            if call is None or node.op != "call_function":
+                continue
+            if getattr(node.target, "__name__", "") == "getitem":
+                nodes[call, int(node.args[1])] = node
+            else:
+                nodes[call, 0] = node
+
+        calls = {call for call, _ in nodes}
+
+        def named(key: Any) -> Any:
+            """Of a call that left no node (dropout), the argument that it returned."""
+            while isinstance(key, tuple) and key[0] not in calls and key[0] in self._came_from:
+                key = self._came_from[key[0]]
+            return key if isinstance(key, str) else nodes[key].name if key in nodes else None
+
+        uses: list[SizeUse] = []
+        for use in self._uses:
+            role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
+            uses.append(replace(use, expr=_renamed(use.expr, named), role=role if None not in role else ("unknown",)))
+        return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, Traced) else value
+
+
+def _renamed(expr: Expr, named: Any) -> Expr:
+    if isinstance(expr, int):
+        return expr
+    if expr[0] == "shape":
+        return ("shape", named(expr[1]), expr[2])
+    return expr if expr[0] == "attr" else (expr[0], _renamed(expr[1], named), _renamed(expr[2], named))
+
+
+def _span(frame: FrameType) -> tuple[int, int, int, int]:
+    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    line, end, column, end_column = (p if p is not None else -1 for p in positions)
+    return (line, column, end, end_column)
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module) -> Iterator[Recorder]:
+    """Record the forward pass of `model` inside this context; its attributes are put back, also after an error."""
+    recorder = Recorder(model)
+    original = type(model)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with recorder:  # inside the tracer's own mode, so that ours sees the call first
+            return original.forward(self, *args, **kwargs)
+
+    # a subclass, not an attribute: the tracer calls it on a stand-in for the model that knows modules by their names
+    space = {"forward": functools.wraps(original.forward)(forward), "__module__": original.__module__}
+    with _traced_attributes(model, recorder), _uncached_einops(), annotations.preserve_node_meta():
+        model.__class__ = type(original)(original.__name__, (original,), space)
+        try:
+            yield recorder
+        finally:
+            model.__class__ = original
+
+
+@contextlib.contextmanager
+def _traced_attributes(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Traced integers in the place of the sizes in every module's attributes, and in the objects that they share."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    shared: dict[int, list[tuple[str, str]]] = {}
+    objects: dict[int, Any] = {}
+
+    def trace(space: dict[str, Any], holder: Any) -> None:
+        for name, value in list(space.items()):
+            new = _traced(value, holder, (name,), recorder.attributes)
+            if new is not value:
+                undo.append((space, name, value))
+                space[name] = new
+
+    for path, module in model.named_modules():
+        if _is_builtin(module):
+            continue
+        for name, value in list(vars(module).items()):
+            if not name.startswith("_") and _is_record(value):
+                shared.setdefault(id(value), []).append((path, name))
+                objects[id(value)] = value
+        trace(vars(module), path)
+    for number, (key, value) in enumerate(objects.items()):
+        trace(vars(value), number)
+        recorder.owners[number] = tuple(shared[key])
+    try:
+        yield
+    finally:
+        for space, name, value in reversed(undo):
+            space[name] = value
+
+
+def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: dict[tuple[Any, ...], int]) -> Any:
+    if type(value) is int and value > 1:
+        leaf = ("attr", holder, path)
+        found[leaf] = value
+        return Traced(value, leaf)
+    if type(value) in (list, tuple) and len(path) < 3:
+        held: list[Any] = [*value]  # type: ignore[misc]
+        if not all(type(v) in (int, list, tuple) for v in held):
+            return value
+        items = [_traced(v, holder, (*path, i), found) for i, v in enumerate(held)]
+        return type(value)(items) if any(a is not b for a, b in zip(items, held, strict=True)) else value
+    if type(value) is dict and value and all(type(v) is int for v in value.values()) and len(path) < 3:
+        return {k: _traced(v, holder, (*path, k), found) for k, v in value.items()}
+    return value
+
+
+def _is_builtin(module: nn.Module) -> bool:
+    """A layer of torch itself: what its attributes must say is known from its tensors."""
+    own = next(module.parameters(recurse=False), None) is not None
+    return own and type(module).__module__.startswith("torch.nn.")
+
+
+def _is_record(value: Any) -> bool:
+    """A plain object of the user's with fields, such as a configuration."""
+    simple = isinstance(value, nn.Module | Tensor | type | torch.dtype | torch.device) or callable(value)
+    return (
+        not simple
+        and hasattr(value, "__dict__")
+        and type(value).__module__.partition(".")[0] not in ("torch", "builtins")
+    )
+
+
+@contextlib.contextmanager
+def _uncached_einops() -> Iterator[None]:
+    """einops keeps the shapes of earlier calls; a number found there would name another module as its origin."""
+    library: Any = sys.modules.get("einops.einops")
+    plain = getattr(library, "_reconstruct_from_shape_uncached", None)
+    if plain is None:
+        yield
+        return
+    held = library._reconstruct_from_shape
+    library._reconstruct_from_shape = plain
+    try:
+        yield
+    finally:
+        library._reconstruct_from_shape = held
+
+
+# -- which sizes a call is given ---------------------------------------------------------------------
+
+_RESULT = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
+_FULL = {"full", "new_full"}
+_REPEAT = {"repeat", "tile"}
+
+Found: TypeAlias = "tuple[int, int, int, tuple[Any, ...]]"
+"""(slot, number of slots, value, role) with calls' own results and arguments left out of the role."""
+
+
+def _sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
+    if name in _RESULT | _FULL | _REPEAT and isinstance(result, Tensor):
+        return _shape_of_result(name, args, kwargs, result)
+    if name == "unflatten":
+        dim, sizes = (*args[1:], *kwargs.values())[:2]
+        dim %= args[0].dim()
+        return [(i, len(sizes), n, ("size", 0, dim + i)) for i, n in enumerate(sizes) if n != -1]
+    if name in ("split", "split_with_sizes"):
+        return _split(args, kwargs)
+    if name == "narrow":
+        dim, start, length = (*args[1:], *kwargs.values())[:3]
+        dim %= args[0].dim()
+        found: list[Found] = [(1, 3, start, ("bound", dim))] if isinstance(start, int) else []
+        return [*found, (2, 3, length, ("size", 0, dim))]
+    if name == "__getitem__":
+        return _bounds(args[0], args[1])
+    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Traced)]
+    return [(-1, 0, value, ("fixed",)) for value in traced]
+
+
+def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[Found]:
+    given = list(args[1:] if args and isinstance(args[0], Tensor) else args)
+    given = given or [value for key, value in kwargs.items() if key in ("size", "shape", "sizes", "repeats")]
+    if given and isinstance(given[0], tuple | list):
+        given = list(given[0])
+    elif name in _FULL:
+        return []
+    sizes = [n for n in given if isinstance(n, int)]
+    if len(sizes) != len(given) or len(sizes) != result.dim():
+        return []
+    role = "times" if name in _REPEAT else "size"
+    first = len(sizes) - (args[0].dim() if role == "times" else len(sizes))
+    return [
+        (i, len(sizes), n, ("size", 0, i) if role == "size" else ("times", i - first) if i >= first else ("size", 0, i))
+        for i, n in enumerate(sizes)
+        if n != -1
+    ]
+
+
+def _split(args: Any, kwargs: Any) -> list[Found]:
+    names = ("split_size", "split_size_or_sections", "split_sizes")
+    sizes = args[1] if len(args) > 1 else next((kwargs[n] for n in names if n in kwargs), None)
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    dim %= args[0].dim()
+    if isinstance(sizes, int):
+        return [(0, 1, sizes, ("size", 0, dim))]
+    parts: list[Any] = list(sizes or ())
+    return [(i, len(parts), n, ("size", i, dim)) for i, n in enumerate(parts) if isinstance(n, int)]
+
+
+def _bounds(tensor: Tensor, index: Any) -> list[Found]:
+    """The bounds of the slices in `x[…]`: slots count all of them, start before stop."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(item, Tensor | list) for item in items):
+        return []
+    taken = sum(isinstance(item, int | slice) and not isinstance(item, bool) for item in items)
+    found: list[Found] = []
+    dim = 0
+    for position, item in enumerate(items):
+        if item is Ellipsis:
+            dim += tensor.dim() - taken
+        elif isinstance(item, slice):
+            for side, bound in enumerate((item.start, item.stop)):
+                if isinstance(bound, int) and bound != 0:
+                    found.append((2 * position + side, 2 * len(items), bound, ("bound", dim)))
+            dim += 1
+        elif isinstance(item, int):
+            dim += 1
+    return found

@@ -1,0 +1,98 @@
+"""What must change in a user's class beside its tensors: attributes, and sizes written into its source. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AttributeEdit:
+    """A number in an attribute.
+
+    Attributes:
+        module: path of the module.
+        path: the attribute's name, then fields and positions within it: ("num_heads",), ("sizes", 2), or
+            ("config", "num_attention_heads").
+        value: what it becomes.
+        shared: whether the attribute is an object that other modules hold too; this module then gets a copy of it.
+    """
+
+    module: str
+    path: tuple[str | int, ...]
+    value: int
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class SourceEdit:
+    """One size argument in the source of a method, or of a function that it calls; it becomes a number.
+
+    Attributes:
+        module: path of the module; only this instance gets the new method.
+        functions: the method's name, then those of the functions down to the one with the argument.
+        line, column: of the argument, from the function's first line (1) and in bytes within it.
+        text: the argument as it stands there.
+        value: the number.
+        digest: SHA-256 of the function's source.
+    """
+
+    module: str
+    functions: tuple[str, ...]
+    line: int
+    column: int
+    text: str
+    value: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Edits:
+    """All edits of one plan."""
+
+    attributes: tuple[AttributeEdit, ...] = ()
+    sources: tuple[SourceEdit, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.attributes or self.sources)
+
+    def as_data(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"attributes": [asdict(e) for e in self.attributes], "sources": [asdict(e) for e in self.sources]}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Edits:
+        """What `as_data` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        attributes = [
+            AttributeEdit(_text(e["module"]), tuple(map(_step, e["path"])), _size(e["value"]), bool(e["shared"]))
+            for e in data["attributes"]
+        ]
+        sources = [
+            SourceEdit(
+                _text(e["module"]), tuple(map(_text, e["functions"])), _size(e["line"]), _size(e["column"]),
+                _text(e["text"]), _size(e["value"]), _text(e["digest"]),
+            )
+            for e in data["sources"]
+        ]  # fmt: skip
+        return cls(tuple(attributes), tuple(sources))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a text, not {value!r}")
+    return value
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"a whole number, not {value!r}")
+    return value
+
+
+def _step(value: Any) -> str | int:
+    return value if isinstance(value, str) else _size(value)

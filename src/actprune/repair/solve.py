@@ -1,0 +1,285 @@
+"""Which attributes and sizes of the user's class must change so that it fits its smaller tensors.
+
+The recorded sizes say what every call would be given, the axes what it should be given. Where the two differ, the
+attributes in the size's expression are solved for; one is changed where fewer sizes are wrong afterwards. What is left
+(a size read from another tensor, a literal) becomes a number in the source. What can't be mended is reported with
+the axes that it forbids to cut.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
+from actprune.graph.sizes import SizeUse
+from actprune.graph.traced import Expr, evaluate, variables
+from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
+from actprune.repair.source import argument, source_of
+
+Variable = tuple[Any, ...]
+"""("attr", holder, path), and for a shared object the path of the module that gets a copy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """What has to be done, and what can't be.
+
+    Attributes:
+        edits: the changes.
+        stuck: the sizes that no change mends, each with the groups (by leaf key) that it depends on.
+    """
+
+    edits: Edits
+    stuck: tuple[tuple[SizeUse, frozenset[int]], ...] = field(repr=False)
+
+
+def repair(graph: Graph, kept: Mapping[int, Indices]) -> Repair:
+    """Find the edits for keeping the units `kept` (by leaf key) of some groups, and all of the others."""
+    if not kept or not graph.program.sizes.uses:
+        return Repair(Edits(), ())
+    return _Solver(graph, kept).solve()
+
+
+class _Solver:
+    """One repair: the values that attributes take, and the sizes that follow."""
+
+    def __init__(self, graph: Graph, kept: Mapping[int, Indices]) -> None:
+        self.graph = graph
+        self.kept = kept
+        self.widths = {key: len(units) for key, units in kept.items()}
+        self.sizes = graph.program.sizes
+        self.values: dict[Variable, int] = {}
+        self.targets: dict[int, int] = {}
+        self.reading: dict[Variable, list[int]] = {}
+        for i, use in enumerate(self.sizes.uses):
+            target = self._target(use)
+            if target is not None:
+                self.targets[i] = target
+                for leaf in variables(use.expr):
+                    if leaf[0] == "attr":
+                        self.reading.setdefault(self._variable(use, leaf), []).append(i)
+
+    def solve(self) -> Repair:
+        wrong = {i for i in self.targets if not self._holds(i)}
+        self._set_attributes(wrong)
+        self._set_unread()
+        sources: dict[tuple[Any, ...], SourceEdit] = {}
+        stuck: list[tuple[SizeUse, frozenset[int]]] = []
+        for i in sorted(wrong):
+            use = self.sizes.uses[i]
+            edit = self._source_edit(use, self.targets[i])
+            place = None if edit is None else (edit.module, edit.functions, edit.line, edit.column)
+            if edit is None or sources.setdefault(place, edit) != edit:  # type: ignore[arg-type]
+                stuck.append((use, self._concerns(use)))
+        return Repair(Edits(tuple(self._attribute_edits()), tuple(sources.values())), tuple(stuck))
+
+    # -- what each size is, and should be ----------------------------------------------------------
+
+    def _target(self, use: SizeUse) -> int | None:
+        kind, *where = use.role
+        if kind == "fixed":
+            return use.value
+        if kind == "unknown":
+            return None
+        if kind == "times":
+            name, source_name, dim = where
+            source = self._axis(source_name, dim)
+            result = self._axis(name, dim + self._rank(name) - self._rank(source_name))
+            if source is None or result is None:
+                return None
+            return size(result, self.widths) // size(source, self.widths)
+        axis = self._axis(where[0], where[1])
+        if axis is None:
+            return None
+        return self._bound(axis, use.value) if kind == "bound" else size(axis, self.widths)
+
+    def _bound(self, axis: Axis, bound: int) -> int:
+        """How many units stay in front of a place in a dimension; behind it, for one counted from the end."""
+        if not any(leaf.key in self.kept for leaf in leaves(axis)):
+            return bound
+        n = size(axis)
+        staying = kept_indices(axis, self.kept)
+        if bound >= n:
+            return max(bound - n + len(staying), len(staying))
+        if bound < 0:
+            return -int(np.count_nonzero(staying >= n + bound))
+        return int(np.count_nonzero(staying < bound))
+
+    def _axis(self, name: str, dim: int) -> Axis | None:
+        if name.startswith("@"):
+            dims: Any = self.graph.tensor_axes.get(name[1:])
+        else:
+            dims = self.graph.node_axes.get(name)
+        return dims[dim] if isinstance(dims, tuple) and dim < len(dims) else None
+
+    def _rank(self, name: str) -> int:
+        dims = self.graph.tensor_axes.get(name[1:]) if name.startswith("@") else self.graph.node_axes.get(name)
+        return len(dims) if isinstance(dims, tuple) else 0
+
+    def _variable(self, use: SizeUse, leaf: tuple[Any, ...]) -> Variable:
+        return leaf if isinstance(leaf[1], str) else (*leaf, use.place.module)
+
+    def _value(self, use: SizeUse, expr: Expr, assumed: Mapping[Variable, int]) -> int | None:
+        def of(leaf: tuple[Any, ...]) -> int | None:
+            if leaf[0] == "shape":
+                axis = self._axis(leaf[1], leaf[2]) if leaf[1] is not None else None
+                return None if axis is None else size(axis, self.widths)
+            variable = self._variable(use, leaf)
+            found = assumed.get(variable, self.values.get(variable))
+            return self.sizes.attributes[leaf] if found is None else found
+
+        return evaluate(expr, of)
+
+    def _holds(self, i: int, assumed: Mapping[Variable, int] | None = None) -> bool:
+        """A size of which a part isn't known is left to the proof."""
+        use = self.sizes.uses[i]
+        value = self._value(use, use.expr, assumed or {})
+        if value is None or value == self.targets[i]:
+            return True
+        axis = self._axis(use.role[1], use.role[2]) if use.role[0] == "bound" else None
+        # a slice clamps what lies behind the end
+        return axis is not None and use.value >= size(axis) and value >= self.targets[i]
+
+    # -- changing attributes -----------------------------------------------------------------------
+
+    def _set_attributes(self, wrong: set[int]) -> None:
+        """Change one attribute after another, each time the one that mends most; `wrong` shrinks on the way."""
+        while True:
+            best: tuple[int, Variable, int] | None = None
+            for i in sorted(wrong):
+                use = self.sizes.uses[i]
+                for leaf in sorted(variables(use.expr), key=str):
+                    variable = self._variable(use, leaf)
+                    if leaf[0] == "shape" or variable in self.values or not self._may_change(variable):
+                        continue
+                    for value in self._solutions(use, leaf, self.targets[i]):
+                        gain = self._gain(variable, value, wrong)
+                        if gain > 0 and (best is None or gain > best[0]):
+                            best = gain, variable, value
+            if best is None:
+                return
+            _, variable, value = best
+            self.values[variable] = value
+            for i in self.reading[variable]:
+                (wrong.discard if self._holds(i) else wrong.add)(i)
+
+    def _may_change(self, variable: Variable) -> bool:
+        """A shared object can be copied only for a module that holds it."""
+        return len(variable) == 3 or any(path == variable[3] for path, _ in self.sizes.owners[variable[1]])
+
+    def _gain(self, variable: Variable, value: int, wrong: set[int]) -> int:
+        readers = self.reading[variable]
+        before = sum(i in wrong for i in readers)
+        return before - sum(not self._holds(i, {variable: value}) for i in readers)
+
+    def _solutions(self, use: SizeUse, leaf: tuple[Any, ...], target: int) -> list[int]:
+        """Values of one attribute with which the expression gives the target."""
+        found = list(self._invert(use, use.expr, leaf, target))
+        variable = self._variable(use, leaf)
+        return [v for v in found if v > 0 and self._value(use, use.expr, {variable: v}) == target]
+
+    def _invert(self, use: SizeUse, expr: Expr, leaf: tuple[Any, ...], target: int) -> Iterator[int]:
+        if expr == leaf:
+            yield target
+        elif isinstance(expr, tuple) and expr[0] not in ("attr", "shape"):
+            op, left, right = expr
+            for part, other, first in ((left, right, True), (right, left, False)):
+                if leaf in variables(part):
+                    known = self._value(use, other, {})
+                    if known is not None:
+                        for needed in _operand(op, known, target, first):
+                            yield from self._invert(use, part, leaf, needed)
+
+    def _set_unread(self) -> None:
+        """Attributes that the captured path ignores but other back ends may read, such as `all_head_size`.
+
+        One that is the product of a changed one and another. Nothing proves what it means, so its name has to speak of
+        heads: `dim` may be the size of the stream as well.
+        """
+        by_holder: dict[Any, list[Variable]] = {}
+        for variable in self.values:
+            by_holder.setdefault((variable[1], *variable[3:]), []).append(variable)
+        for (holder, *module), changed in by_holder.items():
+            own = {leaf: n for leaf, n in self.sizes.attributes.items() if leaf[1] == holder and len(leaf[2]) == 1}
+            for leaf, dense in own.items():
+                variable = (*leaf, *module)
+                if variable in self.values or variable in self.reading or "head" not in str(leaf[2][0]):
+                    continue
+                for other in changed:
+                    was = self.sizes.attributes[other[:3]]
+                    factors = [q for q, n in own.items() if q != leaf and q != other[:3] and was * n == dense]
+                    if factors and was > 1:
+                        factor = (*factors[0], *module)
+                        held = self.values.get(factor, own[factors[0]])
+                        self.values[variable] = self.values[other] * held
+                        break
+
+    def _attribute_edits(self) -> Iterator[AttributeEdit]:
+        for variable, value in self.values.items():
+            _, holder, path, *module = variable
+            if not module:
+                if value != self.sizes.attributes[variable]:
+                    yield AttributeEdit(holder, path, value)
+                continue
+            for owner, attribute in self.sizes.owners[holder]:
+                if owner == module[0]:
+                    yield AttributeEdit(owner, (attribute, *path), value, shared=True)
+
+    # -- changing the source -----------------------------------------------------------------------
+
+    def _source_edit(self, use: SizeUse, target: int) -> SourceEdit | None:
+        place = use.place
+        if use.role[0] == "fixed" or place.module is None or "/torch/" in place.code.co_filename:
+            return None
+        source, found = source_of(place.code), argument(use)
+        if source is None or found is None or isinstance(found, ast.Starred):
+            return None
+        callers = [code for code in place.callers if "/torch/" not in code.co_filename]  # of the tracer
+        names = tuple(code.co_name for code in (*callers, place.code))
+        text = ast.unparse(found)
+        return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, source.digest)
+
+    def _concerns(self, use: SizeUse) -> frozenset[int]:
+        """The groups on which a size depends, or its target."""
+        axes: list[Axis | None] = [
+            self._axis(leaf[1], leaf[2]) for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None
+        ]
+        if use.role[0] in ("size", "bound"):
+            axes.append(self._axis(use.role[1], use.role[2]))
+        if use.role[0] == "times":
+            axes.append(self._axis(use.role[2], use.role[3]))
+        keys = {leaf.key for axis in axes if axis is not None for leaf in leaves(axis)}
+        for leaf in variables(use.expr):
+            if leaf[0] == "attr":
+                for i in self.reading[self._variable(use, leaf)]:
+                    keys |= self._own_keys(self.sizes.uses[i])
+        return frozenset(keys & set(self.kept))
+
+    def _own_keys(self, use: SizeUse) -> set[int]:
+        axis = self._axis(use.role[1], use.role[2]) if use.role[0] in ("size", "bound") else None
+        return set() if axis is None else {leaf.key for leaf in leaves(axis)}
+
+
+def _operand(op: str, known: int, target: int, first: bool) -> Iterable[int]:
+    """What the other operand of `op` may be so that the result is `target`; `first` if it is the left one."""
+    match op, first:
+        case "+", _:
+            return [target - known]
+        case "-", True:
+            return [target + known]
+        case "-", False:
+            return [known - target]
+        case "*", _:
+            return [target // known] if known and target % known == 0 else []
+        case "//", True:
+            return [target * known]
+        case "//", False:
+            return [known // target] if target else []
+        case _:
+            return []

@@ -1,0 +1,146 @@
+"""Finding the argument of a call in the user's source, and replacing it by a number."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
+
+from actprune.graph.sizes import SizeUse
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source of one function.
+
+    Attributes:
+        text: dedented.
+        tree: its definition.
+        first: line number of its first line in the file.
+        indent: columns that the dedent took away.
+        digest: SHA-256 of the text.
+    """
+
+    text: str
+    tree: ast.FunctionDef
+    first: int
+    indent: int
+    digest: str
+
+
+@cache
+def source_of(code: CodeType) -> Source | None:
+    """None where the source isn't available, or is not a plain function's."""
+    try:
+        lines, first = inspect.getsourcelines(code)
+    except (OSError, TypeError):
+        return None
+    text = textwrap.dedent("".join(lines))
+    try:
+        body = ast.parse(text).body
+    except SyntaxError:
+        return None
+    if len(body) != 1 or not isinstance(body[0], ast.FunctionDef):
+        return None
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return Source(text, body[0], first, indent, hashlib.sha256(text.encode()).hexdigest())
+
+
+def argument(use: SizeUse) -> ast.expr | None:
+    """The expression of a size in the source of the call that took it; None where it can't be told."""
+    source = source_of(use.place.code)
+    if source is None:
+        return None
+    line, column, end, end_column = use.place.span
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call | ast.Subscript) and node.end_lineno is not None:
+            span = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+            place = (
+                line - source.first + 1,
+                column - source.indent,
+                end - source.first + 1,
+                end_column - source.indent,
+            )
+            if span == place:
+                return _slice_bound(node, use) if isinstance(node, ast.Subscript) else _size_argument(node, use, source)
+    return None
+
+
+def _slice_bound(node: ast.Subscript, use: SizeUse) -> ast.expr | None:
+    items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    position, side = divmod(use.slot, 2)
+    if len(items) * 2 != use.count or not isinstance(item := items[position], ast.Slice):
+        return None
+    return item.upper if side else item.lower
+
+
+def _size_argument(node: ast.Call, use: SizeUse, source: Source) -> ast.expr | None:
+    """Of `x.view(a, b)`, `x.view((a, b))`, `torch.zeros(a, b)`, `torch.split(x, a)` and the like."""
+    given: list[ast.expr] = list(node.args)
+    named = [
+        k.value for k in node.keywords if k.arg in ("size", "shape", "sizes", "split_size_or_sections", "split_size")
+    ]
+    if use.op in ("split", "split_with_sizes", "unflatten", "narrow"):
+        # a call of the function, not of the method, has the tensor in front; only a list or a number is a size
+        skip = _is_function(node) + (use.op == "unflatten")
+        given = named or given[skip:]
+        if use.op == "narrow":
+            return given[use.slot] if len(given) == use.count else None
+        if use.count == 1 and given and not isinstance(given[0], ast.Tuple | ast.List):
+            return given[0]
+        return _item(given[0], use.slot, use.count, source) if given else None
+    given = named or given
+    if len(given) > 1 and _is_function(node) and use.op in ("reshape", "tile"):
+        given = given[1:]
+    if len(given) == 1 and (use.count > 1 or isinstance(given[0], ast.Tuple | ast.List)):
+        return _item(given[0], use.slot, use.count, source)
+    return _among(given, use.slot, use.count, source)
+
+
+def _is_function(node: ast.Call) -> bool:
+    """`torch.split(x, …)` rather than `x.split(…)`."""
+    return isinstance(node.func, ast.Name) or (
+        isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+    )
+
+
+def _item(expr: ast.expr, slot: int, count: int, source: Source) -> ast.expr | None:
+    """Item `slot` of `count` of an expression that gives a tuple."""
+    match expr:
+        case ast.Tuple(elts) | ast.List(elts):
+            return _among(elts, slot, count, source)
+        case ast.BinOp(_, ast.Add(), ast.Tuple(elts)) if slot >= count - len(elts):
+            return _among(elts, slot - (count - len(elts)), len(elts), source)
+        case ast.BinOp(ast.Tuple(elts), ast.Add(), _) if slot < len(elts):
+            return _among(elts, slot, len(elts), source)
+        case ast.Starred(value):
+            return _item(value, slot, count, source)
+        case ast.Name(name):
+            values = [
+                node.value
+                for node in ast.walk(source.tree)
+                if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
+            ]
+            return _item(values[0], slot, count, source) if len(values) == 1 else None
+        case _:
+            return None
+
+
+def _among(items: Sequence[ast.expr], slot: int, count: int, source: Source) -> ast.expr | None:
+    """Item `slot` where one item may be starred and stand for several."""
+    stars = [i for i, item in enumerate(items) if isinstance(item, ast.Starred)]
+    if not stars:
+        return items[slot] if len(items) == count else None
+    if len(stars) > 1:
+        return None
+    star, behind = stars[0], len(items) - stars[0] - 1
+    if slot < star:
+        return items[slot]
+    if slot >= count - behind:
+        return items[slot - count]
+    return _item(items[star], slot - star, count - star - behind, source)

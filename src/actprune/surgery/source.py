@@ -1,0 +1,138 @@
+"""Source edits: one instance gets a subclass of its class, in which a size argument of a method is a number.
+
+Only a number is ever put in, at a place whose text and whose function's digest agree with the plan; so a plan stays
+data. The class keeps its name, the instance its tensors, and no other instance notices.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from actprune.errors import PlanError
+from actprune.repair.edits import SourceEdit
+from actprune.repair.source import Source, source_of
+
+
+def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
+    """Make the edits in `model`.
+
+    Raises:
+        PlanError: a function's source isn't the one that the plan was made for.
+    """
+    for path in dict.fromkeys(edit.module for edit in edits):
+        module = model.get_submodule(path)
+        own = [edit for edit in edits if edit.module == path]
+        module.__class__ = _subclass(type(module), own)
+
+
+def _subclass(cls: type, edits: Sequence[SourceEdit]) -> type:
+    methods: dict[str, Any] = {}
+    for name in dict.fromkeys(edit.functions[0] for edit in edits):
+        held = inspect.getattr_static(cls, name, None)
+        inner = held.__func__ if isinstance(held, staticmethod | classmethod) else held
+        function = inspect.unwrap(inner) if callable(inner) else None
+        if not isinstance(function, FunctionType):
+            raise _changed(cls, name, "no plain method of that name")
+        own = [(edit.functions[1:], edit) for edit in edits if edit.functions[0] == name]
+        methods[name] = _rebuilt(function, own)
+    space = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, **methods}
+    return type(cls)(cls.__name__, (cls,), space)
+
+
+def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], SourceEdit]]) -> Any:
+    """The function with its own edits made, calling rebuilt versions of the functions that have further ones."""
+    overlay = dict(function.__globals__)
+    for name in dict.fromkeys(below[0] for below, _ in edits if below):
+        called = inspect.unwrap(overlay[name]) if callable(overlay.get(name)) else None
+        if not isinstance(called, FunctionType):
+            raise _changed(function, name, "no plain function of that name among its globals")
+        overlay[name] = _rebuilt(called, [(below[1:], edit) for below, edit in edits if below[:1] == (name,)])
+    own = [edit for below, edit in edits if not below]
+    if own:
+        return _recompiled(function, own, overlay)
+    made = FunctionType(function.__code__, overlay, function.__name__, function.__defaults__, function.__closure__)
+    return _dressed(made, function)
+
+
+def _recompiled(function: FunctionType, edits: Sequence[SourceEdit], overlay: dict[str, Any]) -> Any:
+    source = source_of(function.__code__)
+    if source is None or any(edit.digest != source.digest for edit in edits):
+        raise _changed(function, function.__name__, "another source than the plan was made for")
+    tree = _Replace({(edit.line, edit.column, edit.text): edit.value for edit in edits}).visit(_bare(source))
+    ast.increment_lineno(tree, source.first - 1)
+    free = function.__code__.co_freevars
+    if free:  # `super()` needs the cell of its class: the definition is put into a function that has these variables
+        outer = ast.parse(f"def _outer({', '.join(free)}):\n  return {tree.name}").body[0]
+        assert isinstance(outer, ast.FunctionDef)
+        outer.body.insert(0, tree)
+        tree, name = outer, "_outer"
+    else:
+        name = tree.name
+    module = ast.fix_missing_locations(ast.Module([tree], []))
+    code = compile(module, function.__code__.co_filename, "exec", flags=0, dont_inherit=True)
+    space = overlay
+    exec(code, space)  # the user's own function, with numbers for some of its sizes
+    made = space.pop(name)
+    if free:
+        made = made(*(cell.cell_contents for cell in function.__closure__ or ()))
+    inner = made.__func__ if isinstance(made, staticmethod | classmethod) else made
+    _dressed(inspect.unwrap(inner), function)
+    return made
+
+
+def _bare(source: Source) -> ast.FunctionDef:
+    """The definition without annotations and defaults, which are taken from the function as it is."""
+    tree = copy.deepcopy(source.tree)
+    arguments = tree.args
+    for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+        if argument is not None:
+            argument.annotation = None
+    arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
+    arguments.kw_defaults = [None if default is None else ast.Constant(None) for default in arguments.kw_defaults]
+    tree.returns = None
+    return tree
+
+
+def _dressed(made: Any, like: FunctionType) -> Any:
+    made.__defaults__, made.__kwdefaults__ = like.__defaults__, like.__kwdefaults__
+    made.__qualname__, made.__doc__, made.__module__ = like.__qualname__, like.__doc__, like.__module__
+    made.__annotations__ = dict(like.__annotations__)
+    return made
+
+
+class _Replace(ast.NodeTransformer):
+    """Expressions → numbers: those at the given places, and every other occurrence of the same arithmetic.
+
+    `C // num_heads` in a reshape often stands again in a scale. A bare name may mean something else elsewhere.
+    """
+
+    def __init__(self, at: Mapping[tuple[int, int, str], int]) -> None:
+        self.at = at
+        self.values = {text: value for (_, _, text), value in at.items()}
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.expr) and hasattr(node, "lineno"):
+            text = ast.unparse(node)
+            value = self.at.get((node.lineno, node.col_offset, text))
+            if value is None and isinstance(node, ast.BinOp):
+                value = self.values.get(text)
+            if value is not None and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+                return ast.copy_location(ast.Constant(value), node)
+        return super().visit(node)
+
+
+def _changed(owner: Any, name: str, got: str) -> PlanError:
+    return PlanError(
+        "A size in the source can't be rewritten.",
+        expected=f"{name} as it was when the plan was made",
+        got=got,
+        where=getattr(owner, "__qualname__", str(owner)),
+        hint="use the version of the code that the plan was made with, or plan again",
+    )
