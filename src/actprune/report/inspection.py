@@ -28,9 +28,12 @@ SCHEMA = "actprune.inspection/1"
 ROOT = "the model"
 """The name of the module that holds the others, as in messages."""
 
-NO_UNITS = ("it has a single unit", "it is a single number", "a kernel size", "a spatial size")
-"""How reasons start that say of a dimension that it holds no units: a parameter is told under them only if it has
-no other. Else all frozen convolutions would be there because of their kernels."""
+GIVEN = (
+    "it has a single unit", "it is a single number", "a kernel size", "a spatial size", "looked up by index",
+    "model input", "model output",
+)  # fmt: skip
+"""How reasons start that say of a dimension that its size is given, whatever the model does inside. A parameter is
+told under them only if it has no other: else all frozen convolutions would be there because of their kernels."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,7 @@ def _attribute(frozen: dict[str, int], holds: dict[str, set[str]], reasons: list
         for tensor, count in left.items():
             held.update(dict.fromkeys(holds[tensor], count))
         tells = [reason for reason in reasons if held[reason]]  # in their order, so that ties go to the first
-        best = max(tells, key=lambda reason: (not reason.startswith(NO_UNITS), held[reason]))
+        best = max(tells, key=lambda reason: (not reason.startswith(GIVEN), held[reason]))
         counted[best] = held[best]
         left = {tensor: count for tensor, count in left.items() if best not in holds[tensor]}
     return counted

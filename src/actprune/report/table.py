@@ -12,6 +12,10 @@ from rich.text import Text
 from actprune.report.inspection import Inspection
 from actprune.report.record import Report, Stage
 
+_COUNTED_TWICE = "group: params and MACs that would go with all of it; a weight between two groups counts for both"
+
+_COUNTED_ONCE = "frozen: each parameter counted once, under the reason that holds the most; dims: those of parameters"
+
 
 def tables(report: Report) -> Group:
     """Before and after of the whole network, then widths layer by layer."""
@@ -25,7 +29,7 @@ def render(report: Report, width: int = 160) -> str:
 
 def inspection_tables(found: Inspection) -> Group:
     """What can be cut, what is frozen and why, and the share of the parameters as a last line."""
-    notes = [f"ops without a rule: {', '.join(found.unknown_ops)}"] if found.unknown_ops else []
+    notes = [_COUNTED_TWICE, _COUNTED_ONCE, *(f"op without a rule: {name}" for name in found.unknown_ops)]
     return Group(_governed(found), _frozen(found), *map(Text, [*notes, found.summary]))
 
 
@@ -108,7 +112,8 @@ def _groups(report: Report) -> Table:
 
 
 def _governed(found: Inspection) -> Table:
-    table = _table(f"{found.model}: {found.params:,} parameters, {found.macs:,} MACs, {len(found.groups)} groups")
+    groups = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
+    table = _table(f"{found.model}: {found.params:,} parameters, {found.macs:,} MACs, {groups}")
     table.add_column("group", overflow="fold")
     table.add_column("kind", no_wrap=True)
     for name in ("width", "params", "", "MACs", ""):
@@ -125,8 +130,6 @@ def _governed(found: Inspection) -> Table:
             f"{100 * group.macs / max(found.macs, 1):.1f}%",
             Text(several(group.consumers)),
         )
-    table.caption = "params and MACs: what would go with the whole group; a weight between two groups counts for both"
-    table.caption_justify = "left"
     return table
 
 
@@ -145,8 +148,6 @@ def _frozen(found: Inspection) -> Table:
             str(reason.places or "–"),
             Text(reason.first),
         )
-    table.caption = "params: each counted once, under the reason that holds the most; dims: of parameters"
-    table.caption_justify = "left"
     return table
 
 
