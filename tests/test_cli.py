@@ -87,10 +87,11 @@ def test_the_version(run: Run) -> None:
     assert run("--version")[:2] == (0, f"actprune {__version__}\n")
 
 
-def test_help_loads_no_torch() -> None:
+@pytest.mark.parametrize("command", ["demo", "inspect"])
+def test_help_loads_no_torch(command: str) -> None:
     """It takes two seconds to import."""
     code = (
-        "import sys; sys.argv = ['actprune', 'demo', '--help']; sys.path.insert(0, 'src')\n"
+        f"import sys; sys.argv = ['actprune', '{command}', '--help']; sys.path.insert(0, 'src')\n"
         "from actprune.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: print('torch' in sys.modules)"

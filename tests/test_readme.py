@@ -99,7 +99,8 @@ def test_arguments_and_options_exist() -> None:
     arguments = set(inspect.signature(actprune.prune).parameters)
     named = set(re.findall(r"`(\w+)=[^`]*`", TEXT))
     assert named - {"check", "macs", "params"} <= arguments
-    shown = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    helps = [[command.callback.__name__, "--help"] for command in app.registered_commands if command.callback]
+    shown = "".join(CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERM": "dumb"}).output for words in helps)
     options = set(re.findall(r"(--[a-z][a-z-]+)", TEXT)) - {"--help"}
     assert options and all(option in shown for option in options)
 

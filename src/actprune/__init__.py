@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
     from actprune.recovery.sgd import SGD
+    from actprune.report.inspection import inspect
     from actprune.result import Result
     from actprune.rewrite import Rewrite
     from actprune.stats.collect import Stats, collect
@@ -66,6 +67,7 @@ _HOMES = {
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
     "guide": "guidance.guide",
+    "inspect": "report.inspection",
     "load": "artifacts.checkpoint",
     "make_plan": "plan",
     "prune": "pipeline",
@@ -98,6 +100,7 @@ __all__ = [
     "cost",
     "cut",
     "guide",
+    "inspect",
     "load",
     "make_plan",
     "prune",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
-from actprune.axes.expr import leaves
+from actprune.axes.expr import leaves, size
 from actprune.axes.groups import Group
 from actprune.axes.inference import Dims
 
@@ -37,7 +38,7 @@ class Account:
     Attributes:
         entries: one per dimension; an entry without groups has a reason.
         parameters: number of parameters of the model.
-        prunable: number of them that lie in a dimension which some group cuts.
+        prunable: number of them that some group can take; a frozen part of a concatenation is not counted.
     """
 
     entries: tuple[Entry, ...]
@@ -74,20 +75,17 @@ def account(
         frozen: leaf key → reason.
     """
     by_key = {group.key: group.name for group in groups}
+    gone = dict.fromkeys(by_key, 0)
     entries: list[Entry] = []
     total = prunable = 0
     for name, dims in tensors.items():
-        own: list[Entry] = []
         for d, axis in enumerate(dims):
             keys = list(dict.fromkeys(leaf.key for leaf in leaves(axis)))
             reasons = [frozen.get(key, "it has a single unit") for key in keys if key not in by_key]
             mine = tuple(by_key[key] for key in keys if key in by_key)
-            own.append(Entry(name, d, sizes[name][d], mine, tuple(dict.fromkeys(reasons))))
-        entries += own
+            entries.append(Entry(name, d, sizes[name][d], mine, tuple(dict.fromkeys(reasons))))
         if name in parameters:
-            count = 1
-            for n in sizes[name]:
-                count *= n
+            count = prod(sizes[name])
             total += count
-            prunable += count if any(entry.prunable for entry in own) else 0
+            prunable += count - prod(size(axis, gone) for axis in dims)  # all but what would stay without any unit
     return Account(tuple(entries), total, prunable)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from actprune.cli.demo import demo
+from actprune.cli.inspect import inspect
 from actprune.errors import ActpruneError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(inspect)
 
 
 def _version(value: bool) -> None:

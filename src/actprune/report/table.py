@@ -1,4 +1,4 @@
-"""The report as two tables for a terminal."""
+"""The report as two tables for a terminal, and the inspection likewise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from actprune.report.inspection import Inspection
 from actprune.report.record import Report, Stage
+
+_COUNTED_TWICE = "group: params and MACs that would go with all of it; a weight between two groups counts for both"
+
+_COUNTED_ONCE = "frozen: each parameter counted once, under the reason that holds the most; dims: those of parameters"
 
 
 def tables(report: Report) -> Group:
@@ -19,8 +24,23 @@ def tables(report: Report) -> Group:
 
 def render(report: Report, width: int = 160) -> str:
     """The tables as plain text; wide enough that no figure is cut off."""
+    return _plain(tables(report), width)
+
+
+def inspection_tables(found: Inspection) -> Group:
+    """What can be cut, what is frozen and why, and the share of the parameters as a last line."""
+    notes = [_COUNTED_TWICE, _COUNTED_ONCE, *(f"op without a rule: {name}" for name in found.unknown_ops)]
+    return Group(_governed(found), _frozen(found), *map(Text, [*notes, found.summary]))
+
+
+def render_inspection(found: Inspection, width: int = 160) -> str:
+    """Those tables as plain text."""
+    return _plain(inspection_tables(found), width)
+
+
+def _plain(shown: Group, width: int) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, highlight=False, color_system=None).print(tables(report))
+    Console(file=out, width=width, highlight=False, color_system=None).print(shown)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip()
 
 
@@ -89,3 +109,49 @@ def _groups(report: Report) -> Table:
             row.criterion,
         )
     return table
+
+
+def _governed(found: Inspection) -> Table:
+    groups = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
+    table = _table(f"{found.model}: {found.params:,} parameters, {found.macs:,} MACs, {groups}")
+    table.add_column("group", overflow="fold")
+    table.add_column("kind", no_wrap=True)
+    for name in ("width", "params", "", "MACs", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("read by", overflow="fold")
+    for group in found.groups:
+        table.add_row(
+            Text(group.name),  # names of modules are not markup
+            group.kind,
+            str(group.width),
+            f"{group.params:,}",
+            f"{100 * group.share:.1f}%",
+            f"{group.macs:,}",
+            f"{100 * group.macs / max(found.macs, 1):.1f}%",
+            Text(several(group.consumers)),
+        )
+    return table
+
+
+def _frozen(found: Inspection) -> Table:
+    table = _table(f"frozen: {found.frozen:,} parameters")
+    table.add_column("reason", overflow="fold")
+    for name in ("params", "", "dims", "places"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("first", overflow="fold")
+    for reason in found.reasons:
+        table.add_row(
+            Text(reason.reason),
+            f"{reason.params:,}",
+            f"{100 * reason.params / max(found.params, 1):.1f}%",
+            f"{reason.dims:,}",
+            str(reason.places or "–"),
+            Text(reason.first),
+        )
+    return table
+
+
+def several(names: tuple[str, ...], most: int = 2) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" + {rest}" if rest > 0 else "")

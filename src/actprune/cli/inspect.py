@@ -1,0 +1,91 @@
+"""`actprune inspect`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actprune.errors import ArtifactError, CaptureError
+
+if TYPE_CHECKING:
+    from actprune.report.inspection import Inspection
+
+DRAWINGS = (".dot", ".html")
+
+
+def inspect(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="package.module:name or path/to/file.py:name.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of an input, batch first: 1,3,224,224; int64:1,16; input_ids=int64:1,16."),
+    ] = None,
+    draw: Annotated[Path | None, typer.Option(help="Draw the groups: a file that ends in .dot or .html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")] = False,
+) -> None:
+    """Show what can be cut in a model, what that would take with it, and why the rest is frozen.
+
+    SPEC names a model, or a class or function that makes one; arguments are Python literals. A function may return
+    the pair (model, example inputs), then no --input is needed.
+
+    Example: actprune inspect "torchvision.models:resnet18(num_classes=10)" --input 1,3,224,224
+    """
+    from actprune.cli.inputs import make_inputs, parse_inputs
+    from actprune.cli.spec import load_spec, parse_spec
+
+    if draw is not None and draw.suffix not in DRAWINGS:
+        raise typer.BadParameter(f"a file that ends in {' or '.join(DRAWINGS)}, not {draw}", param_hint="--draw")
+    wanted, shapes = parse_spec(spec), parse_inputs(inputs or [])
+
+    from actprune.axes.capture import capture
+    from actprune.report.inspection import inspect as inspect_graph
+
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+        model, example = load_spec(wanted)
+        if shapes:
+            example = make_inputs(shapes, model)
+        if example is None:
+            raise CaptureError(
+                f"{type(model).__name__} needs inputs to be captured with.",
+                expected="--input with a shape, once for each input",
+                got="none",
+                where=spec,
+                hint="--input 1,3,224,224 for images, --input int64:1,16 for tokens, or return (model, example inputs)",
+            )
+        found = inspect_graph(capture(model, example))
+    _show(found, as_json)
+    if draw is not None:
+        _draw(found, draw)
+
+
+def _show(found: Inspection, as_json: bool) -> None:
+    if as_json:
+        typer.echo(found.to_json())
+        return
+    from rich.console import Console
+
+    from actprune.report.table import inspection_tables
+
+    Console(highlight=False).print(inspection_tables(found))
+
+
+def _draw(found: Inspection, path: Path) -> None:
+    from actprune.artifacts.files import new_file
+
+    text = found.to_dot() if path.suffix == ".dot" else found.to_html()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as scratch:
+            scratch.write_text(text, "utf-8")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path.name} can't be written.",
+            expected="a place for a new file",
+            got=error.strerror or str(error),
+            where=str(path),
+            hint="choose another --draw",
+        ) from error
+    typer.echo(f"written to {path}", err=True)
