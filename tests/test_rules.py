@@ -198,6 +198,49 @@ def _(m: Any, x: Tensor) -> Tensor:
     return torch.bmm(m.mix, x)
 
 
+def reading(*shape: int) -> Callable[[], dict[str, Any]]:
+    """A parameter `w` of this shape."""
+    return lambda: {"w": torch.randn(*shape)}
+
+
+case("einsum", parts=reading(6, UNITS))(lambda m, x: torch.einsum("ni,oi->no", x, m.w))
+case("bilinear", parts=lambda: {"layer": nn.Bilinear(UNITS, UNITS, 6)})(lambda m, x: m.layer(x, x.relu()))
+case("baddbmm", kind="tokens")(lambda m, x: torch.baddbmm(x, x @ x.mT, x, beta=2, alpha=0.5))
+case("addbmm", kind="tokens")(lambda m, x: torch.addbmm(x[0], x @ x.mT, x))
+case("mv", parts=VECTOR)(lambda m, x: x * torch.mv(x, m.v)[:, None])
+case("addmv", parts=VECTOR)(lambda m, x: x * torch.addmv(x[:, :1].sum(1), x, m.v)[:, None])
+case("dot", parts=VECTOR)(lambda m, x: x * torch.dot(x[1], m.v))
+case("vdot", parts=VECTOR)(lambda m, x: x * torch.vdot(m.v, x[1]))
+case("outer", parts=VECTOR)(lambda m, x: torch.outer(x @ m.v, m.v) + torch.outer(torch.ones(4), x[1]))
+case("ger", parts=VECTOR)(lambda m, x: x + torch.ger(x @ m.v, m.v))
+case("inner", parts=VECTOR)(lambda m, x: torch.inner(torch.inner(x, x), x.t()))
+case("linalg_vecdot", kind="tokens", parts=VECTOR)(lambda m, x: x * torch.linalg.vecdot(x, m.v)[:, :, None])
+case("tensordot", parts=reading(UNITS, 6))(lambda m, x: torch.tensordot(x, m.w, dims=([1], [0])))
+case("kron")(lambda m, x: torch.kron(x, torch.ones(1, 3)))
+case("cdist", kind="tokens")(lambda m, x: torch.cdist(x, x.flip(1)) @ x)
+
+EINSUMS: dict[str, Case] = {
+    "the product of two activations": Case(lambda m, x: torch.einsum("nti,nsi->nts", x, x.relu()) @ x, "tokens"),
+    "two letters of one operand": Case(lambda m, x: x * torch.einsum("nti,nti->n", x, x)[:, None, None], "tokens"),
+    "an ellipsis": Case(lambda m, x: torch.einsum("...i,io->...o", x, m.w), "tokens", parts=reading(UNITS, 6)),
+    "an ellipsis on both sides": Case(lambda m, x: torch.einsum("...ti,...si->...ts", x, x) @ x, "tokens"),
+    "an implicit output": Case(lambda m, x: torch.einsum("bi,ia", x, m.w).t(), parts=reading(UNITS, 6)),
+    "three operands": Case(lambda m, x: torch.einsum("ni,io,ni->no", x, m.w, x.relu()), parts=reading(UNITS, 6)),
+    "a sum": Case(lambda m, x: x * torch.einsum("nti->t", x)[:, None], "tokens"),
+    "heads of one parameter": Case(
+        lambda m, x: torch.einsum("bthk,hkd->btd", torch.einsum("bti,ihk->bthk", x, m.w).relu(), m.u), "tokens",
+        parts=lambda: {"w": torch.randn(UNITS, 4, 6), "u": torch.randn(4, 6, 10)},
+    ),
+    "a layer per head": Case(
+        lambda m, x: torch.einsum("bthi,hio->btho", x.view(2, 5, *m.w.shape[:2]), m.w).flatten(2), "tokens",
+        parts=reading(4, 2, 3),
+    ),
+    "a diagonal": Case(
+        lambda m, x: torch.einsum("tii->ti", (x[:, :, None] + x[:, None])), frozen=True,
+    ),
+}  # fmt: skip
+
+
 # -- convolutions and pooling
 
 
@@ -444,6 +487,7 @@ def attended(m: Any, x: Tensor) -> Tensor:
 
 
 USES: dict[str, Case] = {
+    **EINSUMS,
     "depthwise on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=16)),
     "grouped on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=8)),
     "a group across a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 12, 3, groups=2)),

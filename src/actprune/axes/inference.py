@@ -55,8 +55,8 @@ class Site:
     Attributes:
         node: name of the ATen call.
         module: path of the module it was called in.
-        kind: "linear", "conv", "conv_transpose", "recurrent", "embedding" or "computed" (its weight is made of
-            `weight` in the forward pass, as in weight normalisation).
+        kind: "linear", "conv", "conv_transpose", "recurrent", "product" (an einsum, a bilinear form), "embedding" or
+            "computed" (its weight is made of `weight` in the forward pass, as in weight normalisation).
         weight, bias: tensor names; `bias` is None where there is none.
         in_dim, out_dim: the weight's dimensions that are contracted, and kept.
         groups: number of groups of a grouped convolution.

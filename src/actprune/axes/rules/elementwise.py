@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, Axis, size
@@ -35,10 +37,18 @@ def broadcasting(call: Call) -> Dims:
 
 def broadcast(call: Call, operands: list[Node]) -> Dims:
     """The axes of an element-wise result, its operands' axes unified from the last dimension on."""
-    rank = len(call.shape())
+    return _meet(call, [call.axes(operand) for operand in operands], len(call.shape()))
+
+
+def broadcast_with(call: Call, dims: Dims, value: Any) -> Dims:
+    """The axes of a result that `value` is added to; it may be a number."""
+    return _meet(call, [dims, call.axes(value)], len(dims))
+
+
+def _meet(call: Call, operands: list[Dims], rank: int) -> Dims:
     result: list[Axis] = []
     for back in range(rank, 0, -1):
-        meeting = [call.axes(operand)[-back] for operand in operands if len(call.axes(operand)) >= back]
+        meeting = [axes[-back] for axes in operands if len(axes) >= back]
         wide = [axis for axis in meeting if size(axis) != 1]
         for other in wide[1:]:
             call.unify(wide[0], other)
