@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -41,11 +42,17 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def rule_of(name: str) -> Rule | None:
-    """The rule of an op: of this overload, of all its overloads, or of the pure op that it does in place."""
+def rule_of(name: str, target: Any = None) -> Rule | None:
+    """The rule of an op: of this overload, of all its overloads, or of the pure op that it does in place.
+
+    An op without one that torch itself tags as element-wise, such as most special functions, has that of `add`.
+    """
     packet = name.rpartition(".")[0]
     pure = packet[:-1] if packet.endswith("_") and not packet.endswith("__") else packet
-    return next((RULES[key] for key in (name, packet, pure) if key in RULES), None)
+    found = next((RULES[key] for key in (name, packet, pure) if key in RULES), None)
+    if found is None and torch.Tag.pointwise in getattr(target, "tags", ()):
+        return RULES["aten.add"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -310,7 +317,7 @@ class Inference:
             several = self.axes[source]
             return several[int(index)] if isinstance(several, list) else several
         name = op_name(node)
-        found = rule_of(name)
+        found = rule_of(name, node.target)
         if found is None:
             self.unknown.add(name)
             return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")
