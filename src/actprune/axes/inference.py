@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,16 +25,18 @@ Dims: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = "Callable[[Call], Dims | list[Dims]]"
 """A rule may raise one of `NOT_COVERED` on a use that it doesn't know: what the call touches is then frozen."""
 
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
 NOT_COVERED = (IndexError, ValueError, TypeError, ZeroDivisionError)
 
 RULES: dict[str, Rule] = {}
 """Op name, e.g. `aten.conv2d.default` or, for every overload, `aten.conv2d` → its rule."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[AnyRule], AnyRule]:
     """Register one function as the rule of these ops."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         for name in names:
             RULES[name] = function
         return function
