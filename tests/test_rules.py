@@ -123,6 +123,8 @@ def _unary(name: str) -> Op:
 
     def op(m: Any, x: Tensor) -> Tensor:
         x = torch.sigmoid(x)  # between 0 and 1, where all of them are defined
+        if name == "arccosh":
+            return function(1 + x)
         if name == "bitwise_not":
             return x * function(x > 0.5)
         if name == "type_as":
@@ -142,6 +144,12 @@ def _broadcasting(name: str) -> Op:
         x, v = torch.sigmoid(x), torch.sigmoid(m.v)
         if name.startswith(("logical", "bitwise", "__")):
             return x * function(x > 0.5, v > 0.5)
+        if name == "complex":
+            return function(x, v).abs()
+        if name == "polar":
+            return function(x, v + 0 * x).abs()
+        if name == "isclose" or name.startswith(("greater", "less", "not_equal")):
+            return x * function(x, v)
         if name == "where":
             return function(x > 0.5, x, v)
         if name == "masked_fill":
@@ -155,6 +163,54 @@ def _broadcasting(name: str) -> Op:
 
 VECTOR: Callable[[], dict[str, Any]] = lambda: {"v": torch.randn(UNITS)}  # noqa: E731
 ELEMENTWISE = {name: _unary(name) for name in UNARY} | {name: _broadcasting(name) for name in BROADCASTING}
+
+
+def tagged() -> list[Any]:
+    """Every op that torch tags as element-wise, is pure and gives a tensor (`equal` gives a bool)."""
+    names = [name[6:] for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    ops = (getattr(getattr(ATEN, n.partition(".")[0]), n.partition(".")[2] or "default") for n in sorted(names))
+    pure = [op for op in ops if torch.Tag.pointwise in op.tags and not op._schema.is_mutable]
+    return [op for op in pure if str(op._schema.returns[0].type) == "Tensor"]
+
+
+def slot(argument: Any, tensors: list[Tensor], whole: bool) -> Any:
+    """A value for one argument of a schema; tensors are taken from the list."""
+    kind = str(argument.type)
+    if kind in ("Tensor", "Optional[Tensor]"):
+        return tensors.pop(0)
+    if kind == "int":
+        return 1
+    if kind in ("number", "float", "Optional[number]", "Optional[float]"):
+        return argument.default_value if argument.default_value is not None else 1 if whole else 0.5
+    return argument.default_value if argument.default_value is not None else {"bool": False}.get(kind)
+
+
+def elementwise(op: Any, dtype: torch.dtype) -> bool | None:
+    """Whether a slice of the op's result is the op of the slices; None where it doesn't take such tensors."""
+    torch.manual_seed(0)
+    drawn = [torch.rand(4, 6), torch.rand(4, 6), torch.rand(6), torch.rand(4, 6)]
+    tensors = [(2 * x).to(dtype) if dtype != torch.bool else x > 0.5 for x in drawn]
+    results: list[Any] = []
+    for given in ([*tensors], [x[..., ::2] for x in tensors]):
+        values = {a.name: slot(a, given, not dtype.is_floating_point) for a in op._schema.arguments}
+        named = {a.name: values.pop(a.name) for a in op._schema.arguments if a.kwarg_only}
+        try:
+            results.append(op(*values.values(), **named))
+        except (RuntimeError, IndexError):
+            return None
+    full, some = ([result] if isinstance(result, Tensor) else result for result in results)
+    return all(torch.allclose(a[..., ::2], b, equal_nan=True) for a, b in zip(full, some, strict=True))
+
+
+def test_what_torch_tags_as_elementwise_is() -> None:
+    """The rule for ops without one rests on that tag: every op that has it is tried."""
+    untried: set[str] = set()
+    for op in tagged():
+        results = [elementwise(op, dtype) for dtype in (torch.float32, torch.int64, torch.bool)]
+        assert False not in results, op
+        if results == [None] * 3:
+            untried.add(str(op))
+    assert untried == set()
 
 
 @pytest.mark.parametrize("start", range(0, len(ELEMENTWISE), 9))
@@ -196,6 +252,49 @@ def _(m: Any, x: Tensor) -> Tensor:
 @case("bmm", parts=lambda: {"mix": torch.randn(2, 5, 5)}, kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     return torch.bmm(m.mix, x)
+
+
+def reading(*shape: int) -> Callable[[], dict[str, Any]]:
+    """A parameter `w` of this shape."""
+    return lambda: {"w": torch.randn(*shape)}
+
+
+case("einsum", parts=reading(6, UNITS))(lambda m, x: torch.einsum("ni,oi->no", x, m.w))
+case("bilinear", parts=lambda: {"layer": nn.Bilinear(UNITS, UNITS, 6)})(lambda m, x: m.layer(x, x.relu()))
+case("baddbmm", kind="tokens")(lambda m, x: torch.baddbmm(x, x @ x.mT, x, beta=2, alpha=0.5))
+case("addbmm", kind="tokens")(lambda m, x: torch.addbmm(x[0], x @ x.mT, x))
+case("mv", parts=VECTOR)(lambda m, x: x * torch.mv(x, m.v)[:, None])
+case("addmv", parts=VECTOR)(lambda m, x: x * torch.addmv(x[:, :1].sum(1), x, m.v)[:, None])
+case("dot", parts=VECTOR)(lambda m, x: x * torch.dot(x[1], m.v))
+case("vdot", parts=VECTOR)(lambda m, x: x * torch.vdot(m.v, x[1]))
+case("outer", parts=VECTOR)(lambda m, x: torch.outer(x @ m.v, m.v) + torch.outer(torch.ones(4), x[1]))
+case("ger", parts=VECTOR)(lambda m, x: x + torch.ger(x @ m.v, m.v))
+case("inner", parts=VECTOR)(lambda m, x: torch.inner(torch.inner(x, x), x.t()))
+case("linalg_vecdot", kind="tokens", parts=VECTOR)(lambda m, x: x * torch.linalg.vecdot(x, m.v)[:, :, None])
+case("tensordot", parts=reading(UNITS, 6))(lambda m, x: torch.tensordot(x, m.w, dims=([1], [0])))
+case("kron")(lambda m, x: torch.kron(x, torch.ones(1, 3)))
+case("cdist", kind="tokens")(lambda m, x: torch.cdist(x, x.flip(1)) @ x)
+
+EINSUMS: dict[str, Case] = {
+    "the product of two activations": Case(lambda m, x: torch.einsum("nti,nsi->nts", x, x.relu()) @ x, "tokens"),
+    "two letters of one operand": Case(lambda m, x: x * torch.einsum("nti,nti->n", x, x)[:, None, None], "tokens"),
+    "an ellipsis": Case(lambda m, x: torch.einsum("...i,io->...o", x, m.w), "tokens", parts=reading(UNITS, 6)),
+    "an ellipsis on both sides": Case(lambda m, x: torch.einsum("...ti,...si->...ts", x, x) @ x, "tokens"),
+    "an implicit output": Case(lambda m, x: torch.einsum("bi,ia", x, m.w).t(), parts=reading(UNITS, 6)),
+    "three operands": Case(lambda m, x: torch.einsum("ni,io,ni->no", x, m.w, x.relu()), parts=reading(UNITS, 6)),
+    "a sum": Case(lambda m, x: x * torch.einsum("nti->t", x)[:, None], "tokens"),
+    "heads of one parameter": Case(
+        lambda m, x: torch.einsum("bthk,hkd->btd", torch.einsum("bti,ihk->bthk", x, m.w).relu(), m.u), "tokens",
+        parts=lambda: {"w": torch.randn(UNITS, 4, 6), "u": torch.randn(4, 6, 10)},
+    ),
+    "a layer per head": Case(
+        lambda m, x: torch.einsum("bthi,hio->btho", x.view(2, 5, *m.w.shape[:2]), m.w).flatten(2), "tokens",
+        parts=reading(4, 2, 3),
+    ),
+    "a diagonal": Case(
+        lambda m, x: torch.einsum("tii->ti", (x[:, :, None] + x[:, None])), frozen=True,
+    ),
+}  # fmt: skip
 
 
 # -- convolutions and pooling
@@ -249,10 +348,38 @@ NORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "group_norm": layer(nn.GroupNorm, 4, UNITS),
     "layer_norm": layer(nn.LayerNorm, 6),
     "rms_norm": layer(nn.RMSNorm, (6, 6)),
+    "_weight_norm": lambda: {"layer": nn.utils.parametrizations.weight_norm(nn.Conv2d(UNITS, 6, 3))},
     "prelu": layer(nn.PReLU, UNITS),
 }
 for _name, _parts in NORMS.items():
     case(_name, **_maps, parts=_parts)(through_layer)
+
+
+CHANNELS: Callable[[], dict[str, Any]] = lambda: {"w": torch.rand(UNITS), "b": torch.rand(UNITS)}  # noqa: E731
+
+case("native_batch_norm", **_maps, parts=CHANNELS)(
+    lambda m, x: ATEN.native_batch_norm(x, m.w, None, m.b.detach(), m.w.detach(), False, 0.1, 1e-5)[0]
+)
+case("_native_batch_norm_legit", **_maps, parts=CHANNELS)(
+    lambda m, x: ATEN._native_batch_norm_legit.no_stats(x, m.w, m.b, True, 0.1, 1e-5)[0]
+)
+case("_native_batch_norm_legit_no_training", **_maps, parts=CHANNELS)(
+    lambda m, x: ATEN._native_batch_norm_legit_no_training(x, m.w, m.b, m.b.detach(), m.w.detach(), 0.1, 1e-5)[0]
+)
+case("_batch_norm_with_update", **_maps, parts=CHANNELS)(
+    lambda m, x: ATEN._batch_norm_with_update(x, m.w, m.b, m.b.detach().clone(), m.w.detach().clone(), 0.1, 1e-5)[0]
+)
+case("native_layer_norm", **_maps)(lambda m, x: ATEN.native_layer_norm(x, [6, 6], None, None, 1e-5)[0])
+case("_fused_rms_norm", **_maps)(lambda m, x: ATEN._fused_rms_norm(x, [6, 6], None, 1e-5)[0])
+case("native_group_norm", **_maps, parts=CHANNELS)(
+    lambda m, x: ATEN.native_group_norm(x, m.w, m.b, len(x), x.shape[1], 36, x.shape[1] // 2, 1e-5)[0]
+)
+case("native_dropout")(lambda m, x: ATEN.native_dropout(x, 0.5, False)[0])
+
+
+@case("_weight_norm_interface", parts=lambda: {"v": torch.randn(6, UNITS), "g": torch.rand(6, 1)})
+def _(m: Any, x: Tensor) -> Tensor:
+    return F.linear(x, ATEN._weight_norm_interface(m.v, m.g, 0)[0])
 
 
 @case("embedding", kind="tokens", parts=lambda: {"table": nn.Embedding(10, UNITS)})
@@ -268,39 +395,81 @@ def _(m: Any, x: Tensor) -> Tensor:
 
 # -- reductions: over the tokens the units pass, over the units they freeze
 
+SUMS: dict[str, Op] = {
+    "sum.dim_IntList": lambda d, x: x.sum(d),
+    "nansum": lambda d, x: x.nansum(d),
+    "count_nonzero": lambda d, x: x.relu().count_nonzero(d),
+    "any.dim": lambda d, x: (x > 0.5).any(d),
+    "any.dims": lambda d, x: ATEN.any.dims(x > 0.5, [d]),
+    "linalg_vector_norm": lambda d, x: torch.linalg.vector_norm(x, dim=d),
+    "norm": lambda d, x: ATEN.norm.ScalarOpt_dim(x, 2, [d]),
+    "linalg_norm.default": lambda d, x: torch.linalg.norm(x, dim=d),
+    "linalg_matrix_norm.str_ord": lambda d, x: torch.linalg.matrix_norm(x.unsqueeze(0), dim=(0, d + 1)),
+    "frobenius_norm": lambda d, x: ATEN.frobenius_norm.dim(x, [d]),
+}
+"""Units of zero count for nothing in these, so they are cut whatever the sum runs over."""
 REDUCTIONS: dict[str, Op] = {
     "mean.dim": lambda d, x: x.mean(d),
-    "sum.dim_IntList": lambda d, x: x.sum(d),
+    "nanmean": lambda d, x: x.nanmean(d),
     "amax": lambda d, x: x.amax(d),
     "amin": lambda d, x: x.amin(d),
     "var": lambda d, x: x.var(d),
     "std": lambda d, x: x.std(d, correction=0),
-    "linalg_vector_norm": lambda d, x: torch.linalg.vector_norm(x, dim=d),
-    "norm.ScalarOpt_dim": lambda d, x: ATEN.norm.ScalarOpt_dim(x, 2, [d]),
     "logsumexp": lambda d, x: x.logsumexp(d),
+    "special_logsumexp": lambda d, x: torch.special.logsumexp(x, d),
     "prod.dim_int": lambda d, x: x.prod(d),
     "argmax": lambda d, x: x.argmax(d),
     "argmin": lambda d, x: x.argmin(d),
-    "any.dim": lambda d, x: (x > 0.5).any(d),
     "all.dim": lambda d, x: (x > -0.5).all(d),
+    "all.dims": lambda d, x: ATEN.all.dims(x > -0.5, [d]),
     "max.dim": lambda d, x: x.max(d).values,
     "min.dim": lambda d, x: x.min(d).values,
     "median.dim": lambda d, x: x.median(d).values,
+    "nanmedian.dim": lambda d, x: x.nanmedian(d).values,
+    "mode": lambda d, x: x.mode(d).values,
+    "kthvalue": lambda d, x: x.kthvalue(2, d).values,
     "var_mean": lambda d, x: torch.var_mean(x, d)[0],
+    "std_mean": lambda d, x: torch.std_mean(x, d)[1],
+    "aminmax": lambda d, x: torch.aminmax(x, dim=d)[1],
+    "quantile.scalar": lambda d, x: x.quantile(0.3, d),
+    "nuclear_norm": lambda d, x: ATEN.nuclear_norm.dim(x.unsqueeze(0), [0, d + 1]),
+    "linalg_matrix_norm.default": lambda d, x: torch.linalg.matrix_norm(x.unsqueeze(0), 2, dim=(0, d + 1)),
+    "linalg_norm.ord_str": lambda d, x: torch.linalg.norm(x.unsqueeze(0), "nuc", dim=(0, d + 1)),
 }
 ALONG: dict[str, Op] = {
     "softmax": lambda d, x: x.softmax(d),
     "log_softmax": lambda d, x: x.log_softmax(d),
     "_softmax": lambda d, x: ATEN._softmax(x, d, False),
     "_log_softmax": lambda d, x: ATEN._log_softmax(x, d, False),
-    "cumsum": lambda d, x: x.cumsum(d),
+    "_safe_softmax": lambda d, x: ATEN._safe_softmax(x, d),
+    "special_softmax": lambda d, x: torch.special.softmax(x, d),
+    "special_log_softmax": lambda d, x: torch.special.log_softmax(x, d),
+    "cumprod": lambda d, x: x.cumprod(d),
+    "logcumsumexp": lambda d, x: x.logcumsumexp(d),
+    "cummax": lambda d, x: x.cummax(d).values,
+    "cummin": lambda d, x: x.cummin(d).values,
+    "sort": lambda d, x: x.sort(d).values,
+    "argsort": lambda d, x: x.argsort(d),
     "flip": lambda d, x: x.flip(d),
     "roll": lambda d, x: x.roll(1, d),
 }
-for _name, _op in {**REDUCTIONS, **ALONG}.items():
+for _name, _op in {**SUMS, **REDUCTIONS, **ALONG}.items():
     case(_name, kind="tokens")(lambda m, x, f=_op: f(1, x))
-case("mean.default", frozen=True)(lambda m, x: x * x.mean())
-case("sum.default", frozen=True)(lambda m, x: x * x.sum())
+case("cumsum", kind="tokens")(lambda m, x: x.cumsum(1) + x.cumsum(2))
+case("renorm", kind="tokens", frozen=True)(lambda m, x: x.renorm(2, 1, 0.1))
+case("fliplr", kind="tokens")(lambda m, x: x.fliplr())
+case("flipud")(lambda m, x: x.flipud())
+case("msort")(lambda m, x: x.msort())
+case("sum.default")(lambda m, x: x * x.sum())
+case("any.default")(lambda m, x: x * (x > 9).any())
+for _name in ("mean", "max", "min", "median", "prod", "all"):
+    case(f"{_name}.default", frozen=True)(lambda m, x, f=_name: x * getattr(x if f != "all" else x > 0, f)())
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_units_that_are_summed_are_masked(name: str) -> None:
+    model = Between(Case(lambda m, x: x * SUMS[name](2, x).unsqueeze(2), kind="tokens")).eval()
+    assert len(assert_cut(model, model.x).masks) == 1
 
 
 @pytest.mark.parametrize("name", [*REDUCTIONS, *ALONG])
@@ -443,7 +612,14 @@ def attended(m: Any, x: Tensor) -> Tensor:
     return torch.softmax(q @ k.mT, -1) @ x
 
 
+def standardised(m: Any, x: Tensor) -> Tensor:
+    """Weight standardisation by a batch norm over the weight."""
+    weight = F.batch_norm(m.w.reshape(1, 6, -1), None, None, training=True)
+    return F.conv2d(x, weight.reshape_as(m.w))
+
+
 USES: dict[str, Case] = {
+    **EINSUMS,
     "depthwise on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=16)),
     "grouped on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=8)),
     "a group across a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 12, 3, groups=2)),
@@ -480,6 +656,15 @@ USES: dict[str, Case] = {
     "a choice per unit": Case(lambda m, x: torch.where(m.v > 0, x, 0.5), parts=VECTOR),
     "one slope": Case(through_layer, parts=layer(nn.PReLU)),
     "a norm without weights": Case(through_layer, "maps", False, parts=layer(nn.BatchNorm2d, UNITS, affine=False)),
+    "a norm of negative order": Case(lambda m, x: x * x.norm(-1, 1, keepdim=True), frozen=True),
+    "a spectral norm": Case(lambda m, x: x / torch.linalg.norm(x, 2), frozen=True),
+    "normalised": Case(lambda m, x: F.normalize(x, dim=1)),
+    "a standardised weight": Case(standardised, "maps", False, frozen=True, parts=reading(6, UNITS, 1, 1)),
+    "a weight of norm one": Case(
+        lambda m, x: F.linear(x, torch._weight_norm(m.v, m.g, -1)),
+        parts=lambda: {"v": torch.randn(6, UNITS), "g": torch.tensor(2.0)},
+    ),
+    "response normalised": Case(lambda m, x: F.local_response_norm(x, 3), "maps", False, frozen=True),
     "statistics of the batch": Case(through_layer, parts=layer(nn.BatchNorm1d, UNITS, track_running_stats=False)),
 }
 

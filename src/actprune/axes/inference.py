@@ -9,8 +9,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -24,16 +25,18 @@ Dims: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = "Callable[[Call], Dims | list[Dims]]"
 """A rule may raise one of `NOT_COVERED` on a use that it doesn't know: what the call touches is then frozen."""
 
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
 NOT_COVERED = (IndexError, ValueError, TypeError, ZeroDivisionError)
 
 RULES: dict[str, Rule] = {}
 """Op name, e.g. `aten.conv2d.default` or, for every overload, `aten.conv2d` → its rule."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[AnyRule], AnyRule]:
     """Register one function as the rule of these ops."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         for name in names:
             RULES[name] = function
         return function
@@ -41,11 +44,17 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def rule_of(name: str) -> Rule | None:
-    """The rule of an op: of this overload, of all its overloads, or of the pure op that it does in place."""
+def rule_of(name: str, target: Any = None) -> Rule | None:
+    """The rule of an op: of this overload, of all its overloads, or of the pure op that it does in place.
+
+    An op without one that torch itself tags as element-wise, such as most special functions, has that of `add`.
+    """
     packet = name.rpartition(".")[0]
     pure = packet[:-1] if packet.endswith("_") and not packet.endswith("__") else packet
-    return next((RULES[key] for key in (name, packet, pure) if key in RULES), None)
+    found = next((RULES[key] for key in (name, packet, pure) if key in RULES), None)
+    if found is None and torch.Tag.pointwise in getattr(target, "tags", ()):
+        return RULES["aten.add"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ class Site:
     Attributes:
         node: name of the ATen call.
         module: path of the module it was called in.
-        kind: "linear", "conv", "conv_transpose", "recurrent", "embedding" or "computed" (its weight is made of
-            `weight` in the forward pass, as in weight normalisation).
+        kind: "linear", "conv", "conv_transpose", "recurrent", "product" (an einsum, a bilinear form), "embedding" or
+            "computed" (its weight is made of `weight` in the forward pass, as in weight normalisation).
         weight, bias: tensor names; `bias` is None where there is none.
         in_dim, out_dim: the weight's dimensions that are contracted, and kept.
         groups: number of groups of a grouped convolution.
@@ -310,7 +319,7 @@ class Inference:
             several = self.axes[source]
             return several[int(index)] if isinstance(several, list) else several
         name = op_name(node)
-        found = rule_of(name)
+        found = rule_of(name, node.target)
         if found is None:
             self.unknown.add(name)
             return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")

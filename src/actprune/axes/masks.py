@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from actprune.axes.expr import Axis, Indices, kept_indices, leaves
 from actprune.axes.inference import Mixing
@@ -57,6 +58,7 @@ def with_masks(
     masks: dict[str, Mask] = {}
     tensors: dict[str, Tensor] = {}
     bindings: dict[str, str] = {}
+    masked: dict[tuple[Node, Node], Node] = {}
     for i, mixing in enumerate(mixings):
         trailing = len(shape(mixing.operand)) - mixing.dim - 1
         mask = Mask(axis_of(mixing), trailing, mixing.gain)
@@ -66,7 +68,7 @@ def with_masks(
             tensors[name] = torch.ones(
                 (value.shape[mixing.dim], *[1] * trailing), dtype=value.dtype, device=value.device
             )
-            bindings[_insert(program, mixing, tensors[name])] = name
+            bindings[_insert(program, mixing, tensors[name], masked)] = name
             masks[name] = mask
     if not masks:
         return program, masks
@@ -78,15 +80,22 @@ def with_masks(
     ), masks
 
 
-def _insert(program: Program, mixing: Mixing, ones: Tensor) -> str:
-    """Multiply the operand with a new placeholder; its name is returned."""
+def _insert(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
+    """Multiply the operand with a new placeholder; its name is returned.
+
+    Args:
+        masked: (call, operand) → what the call reads instead of it: a call may sum over several axes of one operand.
+    """
     graph = program.graph
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
         placeholder = graph.placeholder("mask")
     placeholder.meta = {"val": ones.to("meta")}
+    key = mixing.node, mixing.operand
+    operand = masked.get(key, mixing.operand)
     with graph.inserting_before(mixing.node):
-        masked = graph.call_function(torch.ops.aten.mul.Tensor, (mixing.operand, placeholder))
-    masked.meta = {**mixing.node.meta, "val": mixing.operand.meta["val"]}
-    mixing.node.replace_input_with(mixing.operand, masked)
+        product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, placeholder))
+    product.meta = {**mixing.node.meta, "val": mixing.operand.meta["val"]}
+    mixing.node.replace_input_with(operand, product)
+    masked[key] = product
     return placeholder.name

@@ -17,6 +17,7 @@ from actprune.axes.capture import Graph
 from actprune.compensation.streams import writes
 from actprune.graph.program import named_arguments, op_name, shape
 from actprune.guidance.problem import following_norm, output_gain
+from actprune.stats.patches import LAYERS
 
 _PASS = ("aten.contiguous", "aten.clone", "aten.dropout")
 _RECTIFIERS = ("aten.relu.", "aten.relu6.", "aten.hardtanh.")
@@ -58,7 +59,7 @@ def schedule(graph: Graph, join: bool = True) -> Schedule:
     in_place = any(map(writes, nodes))
     extra: dict[Node, Node] = {}
     paths: dict[Node, Path] = {}
-    for site in graph.sites:
+    for site in (site for site in graph.sites if site.kind in LAYERS):
         node = by_name[site.node]
         path = follow(graph, node)
         if path.partner is not None:

@@ -22,7 +22,7 @@ from actprune.data import Calibration
 from actprune.graph.program import named_arguments
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
-from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
+from actprune.stats.patches import LAYERS, as_weight, has_rows, input_rows, output_rows, weight_matrix
 
 SMALL_GAIN = 1e-3
 """Outputs whose gain is below this share of the largest keep their own output as target."""
@@ -60,7 +60,7 @@ class Walk:
         self.streams = Streams(graph.program, data.batches, order.nodes)
         self.streams.overrides = dict(zeros)
         self.zeroed = set(zeros)
-        self.sites = {site.node: site for site in graph.sites}
+        self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.record: dict[str, dict[str, Any]] = {}
         self.placeholders: dict[str, list[Node]] = {}
         for node in graph.program.nodes:

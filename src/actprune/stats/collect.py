@@ -26,7 +26,7 @@ from actprune.errors import DataError
 from actprune.graph.program import op_name, place
 from actprune.graph.run import run
 from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
-from actprune.stats.patches import has_rows, input_rows
+from actprune.stats.patches import LAYERS, has_rows, input_rows
 
 FOLDS = 5
 WIDE = 1024
@@ -187,7 +187,7 @@ class _Collector:
         self.layers: dict[str, Moments] = {}
         self.maps: dict[str, Spread] = {}
         self.samples = 0
-        self._sites = {site.node: site for site in graph.sites}
+        self._sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self._consumers = {site for group in graph.groups for site in group.consumers}
         self._batch = _batch_key(graph)
         self._first: dict[str, list[Group]] = {}

@@ -15,6 +15,10 @@ MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
 
 
+LAYERS = ("linear", "conv", "conv_transpose")
+"""Kinds of sites that are one call of one weight on one input. Others (an LSTM has many weights) only make and read."""
+
+
 def has_rows(site: Site, weight: Tensor) -> bool:
     """Whether the consumer's output is one matrix product of rows with its whole weight."""
     columns = weight.numel() // weight.shape[site.out_dim]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, Axis, size
@@ -12,14 +14,19 @@ UNARY = """
     log_sigmoid exp log log2 log10 log1p expm1 sqrt rsqrt reciprocal neg abs sign ceil floor round trunc sin cos tan
     asin acos atan sinh cosh erf erfc square threshold clone contiguous to _to_copy type_as logical_not bitwise_not
     isnan isinf isfinite nan_to_num logit hardshrink softshrink rrelu positive zeros_like ones_like full_like
-    empty_like fill zero
+    empty_like fill zero absolute negative arctan arcsin arccos arcsinh arccosh arctanh fix special_expit special_erf
+    special_erfc special_expm1 special_exp2 special_log1p special_round special_digamma special_gammaln special_logit
+    special_sinc special_i0 isreal resolve_conj resolve_neg real conj
 """.split()
-"""Their first argument decides the shape; a second tensor, if any, only gives a dtype or one value."""
+"""Ops that torch's own tag for element-wise ops leaves out, or that are met often.
+
+Their first argument decides the shape; a second tensor, if any, only gives a dtype or one value."""
 
 BROADCASTING = """
     add sub mul div rsub pow maximum minimum fmod remainder floor_divide atan2 where eq ne lt le gt ge logical_and
     logical_or logical_xor bitwise_and bitwise_or __and__ __or__ masked_fill lerp addcmul addcdiv min.other max.other
-    copysign hypot xlogy clamp clamp_min clamp_max copy
+    copysign hypot xlogy clamp clamp_min clamp_max copy divide multiply subtract true_divide greater greater_equal less
+    less_equal not_equal clip special_xlogy isclose complex polar __xor__ _prelu_kernel
 """.split()
 
 
@@ -35,10 +42,18 @@ def broadcasting(call: Call) -> Dims:
 
 def broadcast(call: Call, operands: list[Node]) -> Dims:
     """The axes of an element-wise result, its operands' axes unified from the last dimension on."""
-    rank = len(call.shape())
+    return _meet(call, [call.axes(operand) for operand in operands], len(call.shape()))
+
+
+def broadcast_with(call: Call, dims: Dims, value: Any) -> Dims:
+    """The axes of a result that `value` is added to; it may be a number."""
+    return _meet(call, [dims, call.axes(value)], len(dims))
+
+
+def _meet(call: Call, operands: list[Dims], rank: int) -> Dims:
     result: list[Axis] = []
     for back in range(rank, 0, -1):
-        meeting = [call.axes(operand)[-back] for operand in operands if len(call.axes(operand)) >= back]
+        meeting = [axes[-back] for axes in operands if len(axes) >= back]
         wide = [axis for axis in meeting if size(axis) != 1]
         for other in wide[1:]:
             call.unify(wide[0], other)

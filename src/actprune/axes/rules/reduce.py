@@ -1,4 +1,8 @@
-"""Ops that mix the entries of an axis without a weight: removing an entry changes the result, so the axis freezes."""
+"""Ops that mix the entries of an axis without a weight.
+
+Where an entry of zero counts for nothing (a sum, a norm), units can be taken away by a mask in front of the call.
+Anywhere else (a mean, a maximum, a softmax) removing an entry changes the result, so the axis freezes.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,36 @@ from actprune.axes.inference import Call, Dims, rule
 
 
 @rule(
-    "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax", "aten.amin", "aten.var", "aten.std",
-    "aten.linalg_vector_norm", "aten.norm.ScalarOpt_dim", "aten.logsumexp", "aten.prod.dim_int", "aten.argmax",
-    "aten.argmin", "aten.any.dim", "aten.all.dim", "aten.mean.default", "aten.sum.default",
+    "aten.sum.default", "aten.sum.dim_IntList", "aten.nansum", "aten.count_nonzero", "aten.any.default",
+    "aten.any.dim", "aten.any.dims", "aten.linalg_vector_norm", "aten.norm", "aten.linalg_norm.default",
+    "aten.linalg_matrix_norm.str_ord", "aten.frobenius_norm",
+)  # fmt: skip
+def total(call: Call) -> Dims:
+    """A sum, or the norm of a vector, over `dim`, or over everything where none is given."""
+    source = call.axes(call.values[0])
+    dims = _dims(call["dim"], len(source))
+    for d in dims:
+        if _counts_zeros(call, len(dims)):
+            call.freeze(source[d], "reduced")
+        else:
+            call.mixes(call.values[0], d)
+    return _reduced(source, dims, len(call.shape()) == len(source))
+
+
+def _counts_zeros(call: Call, dims: int) -> bool:
+    """Norms of negative order, and those of a matrix but Frobenius', change with an entry of zero."""
+    order = call["p"] if call["ord"] is None else call["ord"]
+    if "linalg_norm" in str(call.node.target) and order is not None and dims == 2:
+        return True
+    return order not in (None, "fro") and not float(order) >= 0
+
+
+@rule(
+    "aten.mean.default", "aten.mean.dim", "aten.nanmean", "aten.amax", "aten.amin", "aten.max.default",
+    "aten.min.default", "aten.median.default", "aten.var", "aten.std", "aten.logsumexp", "aten.special_logsumexp",
+    "aten.prod.default", "aten.prod.dim_int", "aten.argmax", "aten.argmin", "aten.all.default", "aten.all.dim",
+    "aten.all.dims", "aten.quantile.scalar", "aten.nuclear_norm", "aten.linalg_matrix_norm.default",
+    "aten.linalg_norm.ord_str",
 )  # fmt: skip
 def reduction(call: Call) -> Dims:
     """Over `dim`, or over everything where none is given."""
@@ -19,32 +50,59 @@ def reduction(call: Call) -> Dims:
     dims = _dims(call["dim"], len(source))
     for d in dims:
         call.freeze(source[d], "reduced")
-    if len(call.shape()) == len(source):
-        return tuple(ONE if d in dims else axis for d, axis in enumerate(source))
-    return tuple(axis for d, axis in enumerate(source) if d not in dims)
+    return _reduced(source, dims, len(call.shape()) == len(source))
 
 
-@rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.var_mean")
+@rule(
+    "aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim", "aten.mode", "aten.kthvalue",
+    "aten.var_mean", "aten.std_mean", "aten.aminmax",
+)  # fmt: skip
 def reduction_with_indices(call: Call) -> list[Dims]:
+    """Two results of one shape."""
     source = call.axes(call.values[0])
     dims = _dims(call["dim"], len(source))
     for d in dims:
         call.freeze(source[d], "reduced")
-    if call["keepdim"]:
-        result = tuple(ONE if d in dims else axis for d, axis in enumerate(source))
-    else:
-        result = tuple(axis for d, axis in enumerate(source) if d not in dims)
-    return [result, result]
+    return [_reduced(source, dims, call["keepdim"])] * 2
 
 
-@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumsum", "aten.flip", "aten.roll")
+def _reduced(source: Dims, dims: set[int], keepdim: bool) -> Dims:
+    if keepdim:
+        return tuple(ONE if d in dims else axis for d, axis in enumerate(source))
+    return tuple(axis for d, axis in enumerate(source) if d not in dims)
+
+
+@rule("aten.cumsum")
+def cumsum(call: Call) -> Dims:
+    """Each entry is a sum of those before it, so that one of zero counts for nothing."""
+    call.mixes(call.values[0], int(call["dim"]))
+    return call.axes(call.values[0])
+
+
+@rule(
+    "aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten._safe_softmax",
+    "aten.special_softmax", "aten.special_log_softmax", "aten.cumprod", "aten.logcumsumexp", "aten.renorm",
+    "aten.flip", "aten.fliplr", "aten.flipud", "aten.roll", "aten.argsort", "aten.msort",
+)  # fmt: skip
 def along(call: Call) -> Dims:
-    """Same shape, every entry along `dim` sees the others."""
+    """Same shape, every entry along `dim` sees the others or changes places with them."""
     source = call.axes(call.values[0])
-    dims = call["dim"] if call["dim"] is not None else call["dims"]
-    for d in _dims(dims, len(source)):
+    for d in _along(call, len(source)):
         call.freeze(source[d], "mixed")
     return source
+
+
+@rule("aten.cummax", "aten.cummin", "aten.sort")
+def along_with_indices(call: Call) -> list[Dims]:
+    return [along(call)] * 2
+
+
+def _along(call: Call, rank: int) -> set[int]:
+    fixed = {"aten.fliplr": 1, "aten.flipud": 0, "aten.msort": 0}
+    dim = fixed.get(str(call.node.target).rpartition(".")[0], call["dim"])
+    if "renorm" in str(call.node.target):  # every slice along `dim` is scaled by its norm
+        return set(range(rank)) - _dims(dim, rank)
+    return _dims(call["dims"] if dim is None else dim, rank)
 
 
 def _dims(dim: Any, rank: int) -> set[int]:
