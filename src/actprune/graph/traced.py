@@ -1,0 +1,37 @@
+"""What a tracer gives, whichever it was: a graph, and what its placeholders stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.fx import Graph
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A graph of ATen calls as it comes from the tracer.
+
+    Attributes:
+        graph: the calls; every tensor comes in through a placeholder.
+        module: what the names of its subgraphs refer to.
+        inputs: the placeholders of the user's inputs, flattened.
+        bindings: the other placeholders → tensor names.
+        constants: name → tensor, for those that are not the model's.
+        out_spec: pytree of the outputs.
+        source: the tracer, "export" or "real".
+    """
+
+    graph: Graph
+    module: nn.Module
+    inputs: tuple[str, ...]
+    bindings: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    out_spec: pytree.TreeSpec
+    source: str
+
+
+class Refused(Exception):
+    """Raised by a tracer that takes the model, but whose graph is of no use; the message says why."""
