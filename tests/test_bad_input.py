@@ -57,8 +57,8 @@ def planted(tensor: str, value: float, **how: Any) -> Act:
     return act
 
 
-class Branching(nn.Module):
-    """What it computes depends on the values of a tensor."""
+class Hidden(nn.Module):
+    """A branch on values, which export refuses, and a vmap, which can't be recorded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.a(x))
-        return self.b(x if float(x.sum()) > 0 else -x)
+        return self.b(torch.vmap(torch.sin)(x if float(x.sum()) > 0 else -x))
 
 
 class Broken(nn.Module):
@@ -160,7 +160,10 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "a weight of NaN": (DataError, planted("conv1.weight", NAN), ("got: NaN values in the output", "at conv1")),
     "an infinite weight": (DataError, planted("fc.weight", INF, method="l2"), ("does not give finite outputs",)),
     # models
-    "a branch on values": (CaptureError, other(Branching()), ("Branching could not be captured", "torch.export")),
+    "a branch and a vmap": (
+        CaptureError, other(Hidden()),
+        ("Hidden could not be captured", "out of sight", "torch.export: "),
+    ),
     "a forward that raises": (CaptureError, other(Broken()), ("got: RuntimeError: the tokenizer is missing",)),
     "nothing to cut": (
         UnsupportedModelError, other(Lonely()),

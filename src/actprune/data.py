@@ -14,14 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError
+from actprune.graph.arguments import Arguments, by_name, call_arguments
 from actprune.graph.program import Batch, Program
-from actprune.graph.trace import call_arguments
 
 Forward = Callable[[Any, Any], Any]
 """`forward(model, batch)` calls the model on a batch; actprune notes what the model is called with."""
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""`(args, kwargs)` of a call."""
 
 SIZE = 2048
 """Samples that are taken where nothing else is asked for."""
@@ -321,9 +318,8 @@ def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
 
 def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """A call with both kinds of arguments as one with keywords alone, which is how the model is then captured."""
-    first = list(inspect.signature(model.forward).parameters.values())[: len(args)]
-    names = [p.name for p in first if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if len(names) < len(args) or set(names) & kwargs.keys():
+    named = by_name(model, args)
+    if named is None or named.keys() & kwargs.keys():
         raise DataError(
             f"forward= calls the model in a way that {type(model).__name__}.forward can't be captured with.",
             expected=f"each argument of forward{inspect.signature(model.forward)} once",
@@ -331,7 +327,7 @@ def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             where="forward",
             hint="pass all of them by position, or all of them by name",
         )
-    return (), {**dict(zip(names, args, strict=True)), **kwargs}
+    return (), {**named, **kwargs}
 
 
 def _program_arguments(program: Program, inputs: Any) -> Arguments:
@@ -347,8 +343,11 @@ def _program_arguments(program: Program, inputs: Any) -> Arguments:
                 where="calibration",
                 hint="capture the model with a dict of these keys, or pass batches like the example inputs",
             )
-        return (), kwargs
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+        return (), {**program.added, **kwargs}
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if program.added and len(args) <= len(program.kwarg_names):  # then the capture has named them all
+        return (), {**program.added, **dict(zip(program.kwarg_names, args, strict=False))}
+    return args, {}
 
 
 # -- against the capture ---------------------------------------------------------------------------

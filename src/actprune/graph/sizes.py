@@ -23,7 +23,7 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from actprune.graph.traced import Expr, Traced, expression
+from actprune.graph.integers import Expr, TracedInt, expression
 
 Key: TypeAlias = tuple[int, int]
 """A tensor of the recording: the number of the call that gave it, and which of its results it is."""
@@ -128,8 +128,8 @@ class Recorder(TorchFunctionMode):
         if key is None or any(not isinstance(n, int) for n in tensor.shape):
             return shape
         if dim:
-            return Traced(shape, ("shape", key, dim[0] % tensor.dim()))
-        return torch.Size([Traced(n, ("shape", key, d)) for d, n in enumerate(shape)])
+            return TracedInt(shape, ("shape", key, dim[0] % tensor.dim()))
+        return torch.Size([TracedInt(n, ("shape", key, d)) for d, n in enumerate(shape)])
 
     def _key(self, tensor: Tensor) -> Any:
         """(call, output) of a computed tensor, or "@" and the name of a parameter."""
@@ -209,7 +209,7 @@ class Recorder(TorchFunctionMode):
 
 
 def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, Traced) else value
+    return int(value) if isinstance(value, TracedInt) else value
 
 
 def _renamed(expr: Expr, named: Any) -> Expr:
@@ -282,7 +282,7 @@ def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: dict[tuple[An
     if type(value) is int and value > 1:
         leaf = ("attr", holder, path)
         found[leaf] = value
-        return Traced(value, leaf)
+        return TracedInt(value, leaf)
     if type(value) in (list, tuple) and len(path) < 3:
         held: list[Any] = [*value]  # type: ignore[misc]
         if not all(type(v) in (int, list, tuple) for v in held):
@@ -352,7 +352,7 @@ def _sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         return [*found, (2, 3, length, ("size", 0, dim))]
     if name == "__getitem__":
         return _bounds(args[0], args[1])
-    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Traced)]
+    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, TracedInt)]
     return [(-1, 0, value, ("fixed",)) for value in traced]
 
 

@@ -1,28 +1,35 @@
-"""Model → Program, through `torch.export`.
+"""Model → Program: through `torch.export`, else by recording a run on real tensors.
 
-The export is taken without decomposition, so that one `linear` stays one node. In-place calls are turned into
-their pure twins where they can be (`graph/purify.py`). The model is left as it was: modes, hooks, random state.
+In-place calls are turned into their pure twins where they can be (`graph/purify.py`). The model is left as it was:
+modes, hooks, buffers, cached attributes, random state.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from actprune.errors import CaptureError, DataError
+from actprune.errors import CaptureError
+from actprune.graph.arguments import added, call_arguments
+from actprune.graph.data_calls import DataCalls
+from actprune.graph.export import exported
 from actprune.graph.inline import inline
-from actprune.graph.program import Program, architecture, op_name, place
+from actprune.graph.keep import kept_buffers, preserved, refresh
+from actprune.graph.names import Names
+from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
-from actprune.graph.sizes import Recorder, Sizes, recording
+from actprune.graph.real import recorded
+from actprune.graph.sizes import Sizes
+from actprune.graph.traced import Refused, Traced
+
+__all__ = ["call_arguments", "kept_buffers", "preserved", "trace"]
 
 _NOISE = {
     "aten.alias.default",
@@ -41,16 +48,19 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
     """Capture `model` as it computes on `example_inputs`.
 
     Args:
-        model: any module that `torch.export` takes.
+        model: any module that runs on them.
         example_inputs: a tensor (the one argument), a tuple or list (positional arguments) or a dict
-            (keyword arguments; keys that are not in the signature of `forward` are dropped).
+            (keyword arguments; keys that are not in the signature of `forward` are dropped). Arguments may be
+            nested, and some of them may be numbers, strings or None.
         training: capture the branches of training mode instead of those of eval mode.
 
     Raises:
-        CaptureError: the inputs are not tensors, or export refuses the model.
+        CaptureError: the inputs are not tensors, or the model does not run on them.
     """
+    _check_ready(model)
     args, kwargs = call_arguments(model, example_inputs)
     flat, in_spec = pytree.tree_flatten((args, kwargs))
+    flat = [value.detach() if isinstance(value, Tensor) else value for value in flat]
     tensors = [value for value in flat if isinstance(value, Tensor)]
     if not tensors:
         raise CaptureError(
@@ -60,145 +70,76 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             where="example_inputs",
             hint="pass one batch of inputs, as the model gets them in use",
         )
-    with preserved(model), torch.no_grad():
+    names = Names(model)
+    with preserved(model), kept_buffers(model), torch.no_grad():
+        refresh(model, training)
         for module in model.modules():
             module.training = training
-        try:
-            exported, recorder = _exported(model, args, kwargs)
-        except Exception as error:  # export raises whatever the model or the tracer raises
-            raise _refusal(model, tensors, error) from error
-    graph = exported.graph
-    _check_static(model, graph)
-    inline(graph, exported.graph_module)
-    _drop_noise(graph)
-    make_pure(graph)
-    names = _names(model)
-    bindings: dict[str, str] = {}
-    inputs: list[str] = []
-    found: dict[str, Tensor] = {}
-    for spec in exported.graph_signature.input_specs:
-        placeholder = spec.arg.name
-        if spec.kind == InputKind.USER_INPUT:
-            inputs.append(placeholder)
-            continue
-        target = spec.target or placeholder
-        value = names.tensors.get(target)
-        if value is None:  # a constant that export lifted out of the forward
-            value = exported.constants[target]
-        name = names.canonical(target, value)
-        bindings[placeholder] = name
-        found[name] = value if isinstance(value, Tensor) else torch.tensor(0)
-    every = {name: tensor for name, tensor in names.tensors.items() if names.canonical(name, tensor) == name}
+        args, kwargs = pytree.tree_unflatten(flat, in_spec)
+        traced = _traced(model, args, kwargs, names)
+        graph = traced.graph
+        inline(graph, traced.module)
+        _drop_noise(graph)
+        make_pure(graph)
+    every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
     return Program(
         graph=graph,
-        tensors={**every, **found},
-        aliases={name: names.all_names(name) for name in {**every, **found}},
-        bindings=bindings,
+        tensors={**every, **traced.constants},
+        aliases={name: names.all_names(name) for name in {**every, **traced.constants}},
+        bindings=traced.bindings,
         parameters=frozenset(name for name in every if isinstance(every[name], nn.Parameter)),
         persistent=frozenset(
             name for name in every if any(alias in names.persistent for alias in names.all_names(name))
         ),
-        inputs=tuple(inputs),
+        inputs=traced.inputs,
         kwarg_names=tuple(kwargs),
         in_spec=in_spec,
-        out_spec=exported.call_spec.out_spec or pytree.tree_structure(()),
+        out_spec=traced.out_spec,
         example=tuple(flat),
         batch_size=int(batch),
         model_name=type(model).__name__,
         architecture=architecture(model.state_dict()),
-        sizes=recorder.result(graph) if recorder is not None else Sizes(),
+        sizes=traced.recorder.result(graph) if traced.recorder is not None else Sizes(),
         subgraphs={node.name: node.meta["subgraph"] for node in graph.nodes if node.op == "get_attr"},
+        source=traced.source,
+        added={name: value for name, value in added(model).items() if kwargs.get(name, value) is value},
     )
 
 
-def _exported(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | None]:
-    """The export, with the sizes that the forward pass writes down; without them where recording is in the way."""
-    with quiet():
-        with contextlib.suppress(Exception), recording(model) as recorder:
-            return torch.export.export(model, args, kwargs, strict=False), recorder
-        return torch.export.export(model, args, kwargs, strict=False), None
-
-
-def call_arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What to call `model` with: `(args, kwargs)`.
-
-    A tensor is the one argument, a tuple or list are the positional ones, a mapping the keyword ones; of a
-    mapping only the keys that `forward` takes are used (a batch of a data loader often carries labels too).
-    """
-    if isinstance(inputs, Mapping):
-        parameters = inspect.signature(model.forward).parameters
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            return (), dict(inputs)
-        kwargs = {name: value for name, value in inputs.items() if name in parameters}
-        if not kwargs:
-            raise DataError(
-                f"No key of the batch is an argument of {type(model).__name__}.forward.",
-                expected=f"keys among {', '.join(parameters)}",
-                got=", ".join(map(str, inputs)),
-                where="batch",
-                hint="say with forward= how to call the model on a batch",
-            )
-        return (), kwargs
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    return (inputs,), {}
-
-
-@contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back every module's train/eval mode and the global random state, also after an error."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
+    """By export, else by a run on real tensors."""
+    reasons: dict[str, Exception] = {}
+    for name, tracer in (("torch.export", exported), ("recording a run", recorded)):
         try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            with kept_buffers(model), quiet(), DataCalls():
+                return tracer(model, args, kwargs, names)
+        except Exception as error:  # a tracer raises whatever the model raises, and more
+            reasons[name] = error
+    tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    raise _refusal(model, tensors, reasons) from reasons["recording a run"]
 
 
-@contextlib.contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Put back every buffer that a call of the model changes or replaces, also after an error."""
-    held = [(module, dict(module._buffers)) for module in model.modules()]
-    copies = {id(b): b.clone() for _, buffers in held for b in buffers.values() if b is not None}
-    try:
-        yield
-    finally:
-        for module, buffers in held:
-            module._buffers.update(buffers)
-            for buffer in buffers.values():
-                if buffer is not None and not torch.equal(buffer, copies[id(buffer)]):
-                    with torch.no_grad():
-                        buffer.copy_(copies[id(buffer)])
-
-
-class _names:
-    """The model's tensors under all their names, one of them canonical for each storage."""
-
-    def __init__(self, model: nn.Module) -> None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self.tensors: dict[str, Tensor] = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
-        self.persistent = set(model.state_dict(keep_vars=True)) | set(parameters)
-        self._groups: dict[tuple[Any, ...], list[str]] = {}
-        for name, tensor in self.tensors.items():
-            self._groups.setdefault(_identity(tensor), []).append(name)
-
-    def canonical(self, name: str, tensor: Any) -> str:
-        group = self._groups.get(_identity(tensor)) if isinstance(tensor, Tensor) else None
-        return group[0] if group else name
-
-    def all_names(self, name: str) -> tuple[str, ...]:
-        tensor = self.tensors.get(name)
-        return (name,) if tensor is None else tuple(self._groups[_identity(tensor)])
-
-
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for two tensors that are the same memory seen the same way; meta tensors only equal themselves."""
-    if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided:
-        return (id(tensor),)
-    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+def _check_ready(model: nn.Module) -> None:
+    """A lazy layer gets its sizes at the first call, which would change the model; compiled code keeps its sizes."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
+            raise CaptureError(
+                f"{type(model).__name__} can't be cut: it holds TorchScript.",
+                expected="modules of Python classes",
+                got=f"{type(module).__name__} of {module.original_name}",
+                where=path or "model",
+                hint="pass the module that it was scripted or traced from",
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise CaptureError(
+                f"{type(model).__name__} has a lazy layer that was never called.",
+                expected="parameters with shapes",
+                got=f"{name} is uninitialised",
+                where="model",
+                hint="call the model once on a batch of inputs before it is captured",
+            )
 
 
 def _drop_noise(graph: Graph) -> None:
@@ -211,28 +152,18 @@ def _drop_noise(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _check_static(model: nn.Module, graph: Graph) -> None:
-    """Export follows `nonzero` and boolean masks with sizes that it doesn't know; the axes need to know them."""
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        for result in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(result, Tensor) and not all(isinstance(n, int) for n in result.shape):
-                raise CaptureError(
-                    f"{type(model).__name__} could not be captured.",
-                    expected="sizes that do not depend on the values of tensors",
-                    got=f"a result of shape ({', '.join(map(str, result.shape))})",
-                    where=place(node),
-                    hint="replace nonzero, unique or indexing with a mask by torch.where, or export a part without it",
-                )
-
-
-def _refusal(model: nn.Module, tensors: list[Tensor], error: Exception) -> CaptureError:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exception]) -> CaptureError:
+    said = [_first_line(error) for error in reasons.values()]
+    also = [f"{name}: {line}" for name, line in zip(reasons, said, strict=True) if line != said[-1]]
     return CaptureError(
         f"{type(model).__name__} could not be captured.",
-        expected="a forward pass that torch.export can follow",
-        got=f"{type(error).__name__}: {first[:300]}",
+        expected="a forward pass that runs on these inputs",
+        got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
         where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
-        hint="check that the model runs on these inputs; replace a branch that depends on tensor values, "
-        "or export a part of the model that has none",
+        hint="check that the model runs on these inputs; if it does, capture the part of it that computes on tensors",
     )
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return line[:300] if isinstance(error, Refused) else f"{type(error).__name__}: {line[:300]}"

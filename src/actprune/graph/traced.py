@@ -1,97 +1,41 @@
-"""Integers that remember where they came from.
-
-While a model is captured, the sizes written down in its modules and the shapes that it reads are replaced by `Traced`
-integers. They are what they were, and carry an expression through arithmetic: `C // self.num_heads` arrives at a
-reshape as ("//", ("shape", …), ("attr", …)). So it is known what every size would be once tensors and attributes have
-changed, and which attribute has to change.
-"""
+"""What a tracer gives, whichever it was: a graph, and what its placeholders stand for."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-Expr: TypeAlias = "int | tuple[Any, ...]"
-"""A number; ("attr", holder, path); ("shape", tensor, dim); or (op, left, right)."""
+from torch import Tensor, nn
+from torch.fx import Graph
+from torch.utils import _pytree as pytree
 
-_Operator: TypeAlias = Callable[[int, int], int]
-
-_OPS: dict[str, tuple[str, Any]] = {
-    "add": ("+", operator.add),
-    "sub": ("-", operator.sub),
-    "mul": ("*", operator.mul),
-    "floordiv": ("//", operator.floordiv),
-    "mod": ("%", operator.mod),
-}
+from actprune.graph.sizes import Recorder
 
 
-class Traced(int):
-    """An int with the expression that it came from."""
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A graph of ATen calls as it comes from the tracer.
 
-    expr: Expr
-
-    def __new__(cls, value: int, expr: Expr) -> Traced:
-        made = int.__new__(cls, value)
-        made.expr = expr
-        return made
-
-    def __neg__(self) -> Traced:
-        return Traced(-int(self), ("-", 0, self.expr))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return int(self)  # a copy of a module made in the meantime must not keep it
-
-    def __reduce__(self) -> Any:
-        return (int, (int(self),))
-
-
-def expression(value: Any) -> Expr:
-    """What a size was computed from; itself where that isn't known."""
-    return value.expr if isinstance(value, Traced) else int(value)
-
-
-def _forward(name: str, symbol: str, compute: _Operator) -> None:
-    def method(self: Traced, other: Any) -> Any:
-        if not isinstance(other, int):
-            return getattr(int, f"__{name}__")(self, other)
-        return Traced(compute(int(self), int(other)), (symbol, self.expr, expression(other)))
-
-    def reflected(self: Traced, other: Any) -> Any:
-        if not isinstance(other, int):
-            return getattr(int, f"__r{name}__")(self, other)
-        return Traced(compute(int(other), int(self)), (symbol, expression(other), self.expr))
-
-    setattr(Traced, f"__{name}__", method)
-    setattr(Traced, f"__r{name}__", reflected)
-
-
-for _name, (_symbol, _compute) in _OPS.items():
-    _forward(_name, _symbol, _compute)
-
-_COMPUTE: dict[str, _Operator] = dict(_OPS.values())
-
-
-def evaluate(expr: Expr, value_of: Callable[[tuple[Any, ...]], int | None]) -> int | None:
-    """The value of an expression; None where some part of it isn't known.
-
-    Args:
-        value_of: an ("attr", …) or ("shape", …) leaf → its value.
+    Attributes:
+        graph: the calls; every tensor comes in through a placeholder.
+        module: what the names of its subgraphs refer to.
+        inputs: the placeholders of the user's inputs, flattened.
+        bindings: the other placeholders → tensor names.
+        constants: name → tensor, for those that are not the model's.
+        out_spec: pytree of the outputs.
+        source: the tracer, "export" or "real".
+        recorder: what noted the sizes that the forward pass writes down, if it did.
     """
-    if isinstance(expr, int):
-        return expr
-    if expr[0] in ("attr", "shape"):
-        return value_of(expr)
-    left, right = evaluate(expr[1], value_of), evaluate(expr[2], value_of)
-    if left is None or right is None or (right == 0 and expr[0] in ("//", "%")):
-        return None
-    return _COMPUTE[expr[0]](left, right)
+
+    graph: Graph
+    module: nn.Module
+    inputs: tuple[str, ...]
+    bindings: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    out_spec: pytree.TreeSpec
+    source: str
+    recorder: Recorder | None = None
 
 
-def variables(expr: Expr) -> set[tuple[Any, ...]]:
-    """The ("attr", …) and ("shape", …) leaves of an expression."""
-    if isinstance(expr, int):
-        return set()
-    if expr[0] in ("attr", "shape"):
-        return {expr}
-    return variables(expr[1]) | variables(expr[2])
+class Refused(Exception):
+    """Raised by a tracer that takes the model, but whose graph is of no use; the message says why."""

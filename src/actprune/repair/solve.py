@@ -17,8 +17,8 @@ import numpy as np
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
+from actprune.graph.integers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
-from actprune.graph.traced import Expr, evaluate, variables
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
 from actprune.repair.source import argument, source_of
 

@@ -1,0 +1,113 @@
+"""Leaving a model as it was: modes, buffers, attributes, and the random state, also after an error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put back every module's train/eval mode and the global random state, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
+    """Put back every buffer and attribute that a call of the model changes or replaces, also after an error.
+
+    Caches, counters and the last input count: a tracer would leave fake tensors there, and a run leaves tensors
+    of one batch size. Dicts and lists among the attributes get their contents back, tensors their values; the
+    values of parameters only where `parameters` asks for it (some models clip their weights as they run).
+    """
+    own = [(vars(module), _entries(vars(module))) for module in model.modules()]
+    inner = [(box, _entries(box)) for _, entries in own for box in entries.values() if isinstance(box, dict | list)]
+    held: list[tuple[Any, dict[Any, Any]]] = [*own, *inner]
+    copies = _copies(
+        v for _, entries in held for v in entries.values() if parameters or not isinstance(v, nn.Parameter)
+    )
+    try:
+        yield
+    finally:
+        for box, entries in held:
+            _put_back(box, entries)
+        _write_back(copies)
+
+
+def refresh(model: nn.Module, training: bool) -> None:
+    """Make modules that cache something in eval mode (a position bias) forget it.
+
+    They do so in a `train()` of their own, which is called where a class has one. What it does to parameters
+    (merged low-rank weights) is undone. The caller sets the modes afterwards: a `train()` may keep some modules in
+    eval mode.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) or type(module).train is nn.Module.train:
+            continue
+        before, parameters = _entries(vars(module)), _entries(module._parameters)
+        copies = _copies(parameters.values())
+        with contextlib.suppress(Exception):  # whatever the class raises; then the module is captured as it is
+            module.train(not training)
+            module.train(training)
+        if _write_back(copies) or parameters != module._parameters:
+            _put_back(vars(module), before)
+            _put_back(module._parameters, parameters)
+
+
+def _entries(box: Any) -> dict[Any, Any]:
+    return dict(cast("dict[Any, Any]", box)) if isinstance(box, dict) else dict(enumerate(box))
+
+
+def _put_back(box: Any, entries: dict[Any, Any]) -> None:
+    """Make a dict or list hold these entries again; one that still does isn't touched."""
+    now = _entries(box)
+    if list(now) == list(entries) and all(now[key] is value for key, value in entries.items()):
+        return
+    box.clear()
+    if isinstance(box, dict):
+        cast("dict[Any, Any]", box).update(entries)
+    else:
+        box.extend(entries.values())
+
+
+def _copies(values: Iterable[Any]) -> list[_Copy]:
+    """Copies of the tensors among `values`; those without memory of their own have no values to keep."""
+    distinct = {id(v): v for v in values if isinstance(v, Tensor)}
+    kept = (t for t in distinct.values() if t.device.type != "meta" and t.layout == torch.strided)
+    return [_Copy(tensor, tensor.detach(), tensor.detach().clone()) for tensor in kept]
+
+
+def _write_back(copies: list[_Copy]) -> bool:
+    """Give every tensor its memory and values again; whether some had changed."""
+    changed = [copy for copy in copies if not copy.holds()]
+    for copy in changed:
+        copy.tensor.data = copy.memory
+        copy.memory.copy_(copy.values)
+    return bool(changed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """A tensor, the memory it had (`tensor.data = …` gives it other memory), and the values in that."""
+
+    tensor: Tensor
+    memory: Tensor
+    values: Tensor
+
+    def holds(self) -> bool:
+        if self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.values.shape:
+            return False
+        a, b = self.memory, self.values
+        return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN to NaN

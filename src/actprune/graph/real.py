@@ -1,0 +1,199 @@
+"""The second tracer, for what export refuses: the model runs once on real tensors, and its calls are recorded.
+
+Branches on values, sizes read from tensors and masks are followed as the example takes them, so the graph is
+specialised to it. Where Python code reads a whole tensor (`.numpy()`, `.tolist()`) what it computes from that
+can't be seen: a call without a rule is left there, which freezes the axes of what was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import operator
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._export.passes.replace_autocast_with_hop_pass import replace_autocast_with_hop_pass
+from torch.fx import Graph, GraphModule, Node
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
+
+from actprune.graph.keep import kept_buffers
+from actprune.graph.names import Names
+from actprune.graph.outputs import register_containers
+from actprune.graph.program import op_name, place, shape
+from actprune.graph.traced import Refused, Traced
+
+_IDLE = {"_set_grad_enabled", "aten.item.default", "aten._assert_async.default", "aten._assert_async.msg"}
+"""Calls that compute nothing here: gradients are off, what was read is a number by now, and the checks held."""
+
+
+def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
+    """Trace the call `model(*args, **kwargs)` by running it once.
+
+    Raises:
+        Refused: the outputs hide tensors where nobody can compare them.
+        Exception: whatever the model or the tracer raises.
+    """
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    positions = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
+    tensors = [flat[i].clone() for i in positions]  # the model may write into its inputs
+    returned: list[Any] = []
+    out_spec = pytree.tree_structure(())
+
+    def call(*given: Tensor) -> tuple[Tensor, ...]:
+        nonlocal out_spec
+        whole = list(flat)
+        for i, tensor in zip(positions, given, strict=True):
+            whole[i] = tensor
+        inner_args, inner_kwargs = pytree.tree_unflatten(whole, spec)
+        outputs = model(*inner_args, **inner_kwargs)
+        register_containers(outputs)
+        leaves, out_spec = pytree.tree_flatten(outputs)
+        returned[:] = leaves
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    existing = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
+    with kept_buffers(model, parameters=True), _module_paths(model):
+        tracer = make_fx(
+            call, tracing_mode="real", pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False
+        )
+        module = tracer(*tensors)
+    _check_seen(module, names, existing)
+    _tidy(module.graph)
+    inputs = _every_input(module.graph, flat)
+    bindings, constants = _bound(module, names)
+    module = _with_regions(module)
+    _return_all(module.graph, returned)
+    return Traced(module.graph, module, inputs, bindings, constants, out_spec, "real")
+
+
+@contextlib.contextmanager
+def _module_paths(model: nn.Module) -> Iterator[None]:
+    """Note in every node the modules that it was called in, as export does."""
+    paths = {id(module): path for path, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    stack: list[tuple[str, str]] = []
+
+    def note() -> None:
+        fx_traceback.current_meta["nn_module_stack"] = {str(i): place for i, place in enumerate(stack)}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        outer = stack[-1][0] if stack else ""
+        stack.append((paths.get(id(module), outer), type(module).__qualname__))
+        note()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+        note()
+
+    with fx_traceback.preserve_node_meta():
+        hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _check_seen(module: GraphModule, names: Names, existing: list[Tensor]) -> None:
+    """A constant of the graph is the model's, existed before the run, or was written down as numbers.
+
+    Any other one was computed where no call could be recorded, and depends on who knows what.
+    """
+    known = {id(tensor) for tensor in existing}
+    for node in module.graph.nodes:
+        value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and id(value) not in known and names.canonical("", value) == "":
+            unseen = [user for user in node.users if op_name(user) != "aten.lift_fresh_copy.default"]
+            if unseen:
+                raise Refused(f"what {place(unseen[0])} reads is computed out of sight (vmap, an extension)")
+
+
+def read_by_python(value: Tensor) -> Tensor:
+    """Stands in a graph where `.numpy()` or `.tolist()` was called. No rule knows it, so it freezes."""
+    return value
+
+
+def _tidy(graph: Graph) -> None:
+    """Remove what computes nothing and what nobody uses; put `read_by_python` where a whole tensor was read."""
+    for node in reversed(list(graph.nodes)):
+        name = op_name(node)
+        if name == "aten.resolve_neg.default" and shape(node):  # `.numpy()` and `.tolist()` call it, and little else
+            with graph.inserting_after(node):
+                read = graph.call_function(read_by_python, (node.args[0],))
+            read.meta = dict(node.meta)
+        if name in ("aten.resolve_neg.default", "aten.resolve_conj.default"):
+            node.replace_all_uses_with(node.args[0])
+        if name in _IDLE or _is_idle_autocast(node) or (not node.users and _is_pure(node)):
+            graph.erase_node(node)
+
+
+def _is_idle_autocast(node: Node) -> bool:
+    """Whether a node enters or leaves an autocast that is switched off; leaving comes first in the reversed graph."""
+    entry = node.args[0] if op_name(node) == "_exit_autocast" else node
+    return isinstance(entry, Node) and op_name(entry) == "_enter_autocast" and entry.args[2] is False
+
+
+def _is_pure(node: Node) -> bool:
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+
+
+def _with_regions(module: GraphModule) -> GraphModule:
+    """Autocast that is switched on becomes a call that holds a subgraph, as in an exported graph."""
+    if not any(op_name(node) == "_enter_autocast" for node in module.graph.nodes):
+        return module
+    try:
+        return replace_autocast_with_hop_pass(module, None)[0]
+    except Exception as error:
+        raise Refused("autocast is switched on and off in a way that can't be followed") from error
+
+
+def _return_all(graph: Graph, leaves: list[Any]) -> None:
+    """The output gets the constants back that stand between its tensors."""
+    output = graph.output_node()
+    tensors = iter(cast("tuple[Node, ...]", output.args[0]))
+    output.args = (tuple(next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves),)
+
+
+def _every_input(graph: Graph, flat: list[Any]) -> tuple[str, ...]:
+    """One placeholder per flat input, also for those that are not tensors."""
+    found = [node for node in graph.nodes if node.op == "placeholder"]
+    tensors, last = iter(found), found[-1]
+    names: list[str] = []
+    for value in flat:
+        if isinstance(value, Tensor):
+            node = next(tensors)
+        else:
+            with graph.inserting_after(last):
+                node = graph.placeholder("constant")
+            node.meta["val"] = value
+        names.append(node.name)
+    return tuple(names)
+
+
+def _bound(module: GraphModule, names: Names) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Tensors come as attributes of the graph's module: each becomes a placeholder, the model's under its name."""
+    graph = module.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    placeholders: dict[str, Node] = {}
+    constants: dict[str, Tensor] = {}
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        value = getattr(module, str(node.target), None)
+        if not isinstance(value, Tensor):
+            continue  # a subgraph
+        name = names.canonical(f"{node.target} of the forward pass", value)
+        if name not in names.tensors:
+            constants[name] = value.detach()
+        if name not in placeholders:
+            with graph.inserting_after(last):
+                placeholders[name] = graph.placeholder("tensor")
+            placeholders[name].meta = dict(node.meta)
+        node.replace_all_uses_with(placeholders[name])
+        graph.erase_node(node)
+    return {node.name: name for name, node in placeholders.items()}, constants
