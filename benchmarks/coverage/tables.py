@@ -1,0 +1,5 @@
+"""tables"""
+
+
+def markdown(rows):
+    return str(len(rows))
