@@ -28,6 +28,7 @@ def main(job_file: str, row_file: str) -> None:
     warnings.filterwarnings("ignore")
     folder = Path(job["eval_folder"]) if job["eval_folder"] else None
     from benchmarks.coverage.suites import build
+    from benchmarks.coverage.words import said
 
     def save(row: dict[str, Any]) -> None:
         _write(out, {**row, "peak_gb": round(peak_gb(), 3)})
@@ -39,7 +40,7 @@ def main(job_file: str, row_file: str) -> None:
         case = build(job["suite"], job["model"], folder)
         row = _measurement(job["what"], job, folder)(case, save)
     except Exception as error:  # a model that can't be built is a row too
-        row |= {"failure": f"{row['stage']}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+        row |= {"failure": f"{row['stage']}: {said(error)}"}
     row["total_seconds"] = round(time.perf_counter() - started, 2)
     save(row)
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.coverage.attention import heads
 from benchmarks.coverage.exercise import outputs_of, train_step
 from benchmarks.coverage.frozen import frozen_reasons
 from benchmarks.coverage.suites.case import Case
+from benchmarks.coverage.words import said
 from torch import nn
 
 import actprune as ap
@@ -37,7 +39,7 @@ def measure(case: Case, save: Save = lambda row: None) -> Row:
     try:
         _measure(case, row, save)
     except Exception as error:  # whatever a model, torch or actprune raises is a result here
-        row["failure"] = f"{row['stage']}: {type(error).__name__}: {_first_lines(error)}"
+        row["failure"] = f"{row['stage']}: {said(error)}"
     row["ok"] = row["failure"] is None
     save(row)
     return row
@@ -46,7 +48,7 @@ def measure(case: Case, save: Save = lambda row: None) -> Row:
 def _measure(case: Case, row: Row, save: Save) -> None:
     model, inputs = case.model, case.inputs(BATCH)
     row["model_params"] = sum(p.numel() for p in model.parameters())
-    row["has_heads"] = _has_heads(model)
+    row["has_heads"] = any(heads(module) > 1 for module in model.modules())
     with _stage(row, "capture", save):
         captured = ap.capture(model, inputs)
     row["capture"] = getattr(captured.program, "source", "export")
@@ -151,7 +153,7 @@ def _problem(check: Callable[[nn.Module], Any], model: nn.Module) -> str | None:
     try:
         check(model)
     except Exception as error:
-        return f"{type(error).__name__}: {_first_lines(error)}"
+        return said(error)
     return None
 
 
@@ -172,21 +174,11 @@ def _one_head_less(model: nn.Module, captured: Graph, graph: Graph, inputs: Any)
             small = ap.cut(model, plan)
             failed = ap.verify(model, small, plan, inputs, graph=captured, check=False).failure
         except Exception as error:
-            failed = f"{type(error).__name__}: {_first_lines(error)}"
+            failed = said(error)
         if failed is None:
             return True, None
         failure = failure or f"{name}: {failed}"
     return False, failure
-
-
-def _has_heads(model: nn.Module) -> bool:
-    """Whether some module says so, by the attribute that most attention classes have."""
-    known = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-    return any(
-        isinstance(value := getattr(module, name, None), int) and value > 1
-        for module in model.modules()
-        for name in known
-    )
 
 
 # -- small things ----------------------------------------------------------------------------------
@@ -208,7 +200,3 @@ def _stage(row: Row, name: str, save: Save) -> Iterator[None]:
     finally:
         seconds = row.setdefault("seconds", {})
         seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 3)
-
-
-def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]

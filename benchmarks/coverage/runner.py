@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.child import OUT_OF_MEMORY
+from benchmarks.coverage.words import plain
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +47,9 @@ class Cache:
             path.unlink(missing_ok=True)
         if path.exists():
             self.rows = {(row["suite"], row["model"]): row for row in _whole_lines(path.read_text().splitlines())}
+            part = path.with_suffix(".part")  # without half lines, to which the next one would be appended
+            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()))
+            part.replace(path)
 
     def add(self, row: Row) -> None:
         self.rows[row["suite"], row["model"]] = row
@@ -73,13 +79,29 @@ def run_all(
     Args:
         one: (suite, model) and its row of an earlier run, or None → its new row, or None where the old one is complete.
     """
-    wanted = list(wanted)
-    with ThreadPoolExecutor(jobs) as pool:
-        rows = pool.map(lambda key: one(key, cache.rows.get(key)), wanted)
-        for i, (key, row) in enumerate(zip(wanted, rows, strict=True), start=1):
+    wanted, lock = list(wanted), threading.Lock()
+    counted = itertools.count(1)
+
+    def finish(key: Key) -> None:
+        row = one(key, cache.rows.get(key))
+        with lock:
             if row is not None:
                 cache.add(row)
-            tell(f"[{i}/{len(wanted)}] {line_of(key, cache.rows[key])}{'' if row else ' (measured before)'}")
+            known = "" if row else " (measured before)"
+            tell(f"[{next(counted)}/{len(wanted)}] {line_of(key, cache.rows[key])}{known}")
+
+    if jobs == 1:  # an interrupt then ends the running process too
+        for key in wanted:
+            finish(key)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(finish, key) for key in wanted]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:  # what runs is finished, what waits is not started
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def line_of(key: Key, row: Row) -> str:
@@ -124,7 +146,7 @@ def in_process(what: str, key: Key, limits: Limits, eval_folder: Path | None = N
         row: Row = json.loads(row_file.read_text()) if row_file.exists() else {"ok": False, "stage": "start"}
         row.setdefault("total_seconds", round(time.perf_counter() - started, 2))
         if ended != 0:
-            last = " ".join(log.read_text(errors="replace").split())[-300:]
+            last = plain(log.read_text(errors="replace"))[-300:]
             reason = {
                 None: f"more than {limits.seconds:g} s",
                 OUT_OF_MEMORY: f"more than {limits.memory_gb:g} GB",
@@ -138,7 +160,14 @@ def _ended(command: list[str], seconds: float, output: Any) -> int | None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [*_paths(), os.environ.get("PYTHONPATH")]))}
     try:
         return subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=seconds, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            timeout=seconds,
+            check=False,
+            start_new_session=True,  # an interrupt from the terminal is no failure of the model
         ).returncode
     except subprocess.TimeoutExpired:
         return None
