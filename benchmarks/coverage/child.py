@@ -1,0 +1,82 @@
+"""One measurement in a process of its own: `python -m benchmarks.coverage.child JOB.json ROW.json`.
+
+A process can be ended when it takes too long, gives its peak memory, and takes nobody with it where it crashes. It
+writes its row after every stage, so that the parent knows how far it got.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+OUT_OF_MEMORY = 77
+"""Exit code of a process that ended itself at its memory limit."""
+
+
+def main(job_file: str, row_file: str) -> None:
+    """The job: {"what", "suite", "model", "eval_folder", "memory_gb"}; the row goes to `row_file`, by a rename."""
+    job, out = json.loads(Path(job_file).read_text()), Path(row_file)
+    _watch_memory(job["memory_gb"])
+    warnings.filterwarnings("ignore")
+    folder = Path(job["eval_folder"]) if job["eval_folder"] else None
+    from benchmarks.coverage.suites import build
+    from benchmarks.coverage.words import said
+
+    def save(row: dict[str, Any]) -> None:
+        _write(out, {**row, "peak_gb": round(peak_gb(), 3)})
+
+    started = time.perf_counter()
+    row: dict[str, Any] = {"ok": False, "failure": None, "stage": "build"}
+    save(row)
+    try:
+        case = build(job["suite"], job["model"], folder)
+        row = _measurement(job["what"], job, folder)(case, save)
+    except Exception as error:  # a model that can't be built is a row too
+        row |= {"failure": f"{row['stage']}: {said(error)}"}
+    row["total_seconds"] = round(time.perf_counter() - started, 2)
+    save(row)
+
+
+def _measurement(what: str, job: dict[str, Any], folder: Path | None) -> Callable[..., dict[str, Any]]:
+    if what == "ours":
+        from benchmarks.coverage.measure import measure
+
+        return measure
+    from benchmarks.coverage.rival import rival
+
+    return lambda case, save: rival(case, helped=what == "helped", save=save)
+
+
+def peak_gb() -> float:
+    """The largest resident memory of this process until now, in 2³⁰ bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def _watch_memory(limit_gb: float) -> None:
+    """End this process once it holds more; an address-space limit would also count what torch only reserves."""
+
+    def watch() -> None:
+        while peak_gb() < limit_gb:
+            time.sleep(0.1)
+        os._exit(OUT_OF_MEMORY)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(row))
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
