@@ -437,7 +437,7 @@ def loose_groups(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("middle", "reason"),
     [
-        (sorted_values, "frozen by aten.sort.default at the model, test_capture.py:"),
+        (sorted_values, "mixed by aten.sort.default at the model, test_capture.py:"),
         (scaled_product, "scaled and contracted by aten.addmm.default"),
         (bilinear_pooling, "stands twice in a dimension of wide"),
         (loose_groups, "grouped without a weight by aten.group_norm.default"),
