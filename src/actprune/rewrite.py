@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, leaves
+from actprune.graph.lift import lift
 from actprune.plan import Plan
 
 
@@ -65,7 +66,7 @@ def zero_columns(
     for name, factor in graph.masks.items():
         if factor.touches(kept):
             ones = _ones(graph, name)
-            overrides[name] = factor.values(kept, ones.double() if lifted else ones)
+            overrides[name] = factor.values(kept, lift(ones) if lifted else ones)
     return overrides
 
 
