@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from actprune.allocation.budget import Budget
     from actprune.allocation.cost import cost
     from actprune.artifacts.checkpoint import load
-    from actprune.axes.capture import Graph, capture
+    from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
     from actprune.errors import (
         ActpruneError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
     from actprune.recovery.sgd import SGD
+    from actprune.repair.adapt import capture
     from actprune.report.inspection import inspect
     from actprune.result import Result
     from actprune.rewrite import Rewrite
@@ -61,7 +62,7 @@ _HOMES = {
     "Stats": "stats.collect",
     "UnsupportedModelError": "errors",
     "allocate": "allocation.allocate",
-    "capture": "axes.capture",
+    "capture": "repair.adapt",
     "collect": "stats.collect",
     "compensate": "compensation.refit",
     "cost": "allocation.cost",

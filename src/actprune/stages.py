@@ -22,7 +22,7 @@ from actprune.allocation.correct import Corrected, check_drop, checked, describe
 from actprune.allocation.cost import Cost, cost
 from actprune.allocation.solve import trades
 from actprune.allocation.space import make_space
-from actprune.axes.capture import Graph, capture
+from actprune.axes.capture import Graph
 from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
 from actprune.data import Calibration, Forward, fit, take
@@ -36,6 +36,7 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import cannot_follow
 from actprune.recovery.sgd import SGD
+from actprune.repair.adapt import capture
 from actprune.report.groups import group_rows
 from actprune.report.measure import latency_ms, state_bytes, versions
 from actprune.report.record import Report, Stage

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
@@ -239,7 +240,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
     # a subclass, not an attribute: the tracer calls it on a stand-in for the model that knows modules by their names
     space = {"forward": functools.wraps(original.forward)(forward), "__module__": original.__module__}
     with _traced_attributes(model, recorder), _uncached_einops(), annotations.preserve_node_meta():
-        model.__class__ = type(original)(original.__name__, (original,), space)
+        model.__class__ = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(space))
         try:
             yield recorder
         finally:
@@ -288,7 +289,7 @@ def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: dict[tuple[An
         if not all(type(v) in (int, list, tuple) for v in held):
             return value
         items = [_traced(v, holder, (*path, i), found) for i, v in enumerate(held)]
-        return type(value)(items) if any(a is not b for a, b in zip(items, held, strict=True)) else value
+        return cast("Any", type(value))(items) if any(a is not b for a, b in zip(items, held, strict=True)) else value
     if type(value) is dict and value and all(type(v) is int for v in value.values()) and len(path) < 3:
         return {k: _traced(v, holder, (*path, k), found) for k, v in value.items()}
     return value

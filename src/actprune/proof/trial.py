@@ -8,7 +8,6 @@ without them.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,11 +18,10 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
-from actprune.graph.sizes import SizeUse
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
-from actprune.plan import Plan, make_plan
+from actprune.plan import make_plan
 from actprune.proof.check import verify
-from actprune.repair.solve import repair
+from actprune.repair.adapt import beyond_repair, trial_units
 from actprune.surgery.slicing import cut
 
 Test = Callable[[Sequence[str]], str | None]
@@ -39,7 +37,7 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = F
     """
 
     def test(names: Sequence[str]) -> str | None:
-        plan = trial_plan(graph, names, seed)
+        plan = make_plan(graph, trial_units(graph, names, seed))
         try:
             small = cut(model, plan)
         except PlanError as error:  # a size in the source that can't be rewritten
@@ -48,41 +46,18 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = F
             return verify(model, small, plan, inputs, graph=graph, check=False, seed=seed).failure
         return _runs(model, small, _two_samples(inputs, graph.program.batch_size))
 
-    culprits = {name: _blamed(reason) for name, reason in beyond_repair(graph, seed).items()}
+    culprits = beyond_repair(graph)
     names = [group.name for group in graph.groups if group.name not in culprits]
     alike = _alike(model, graph)
-    blamed: Counter[tuple[str, ...]] = Counter()
+    failures: Counter[tuple[str, ...]] = Counter()
     while names and (failure := test(names)) is not None:
         name, reason = _bisect(test, names, failure)
-        blamed[alike[name]] += 1
+        failures[alike[name]] += 1
         # where the same code failed twice, its other instances are not tried one by one
-        every = [n for n in names if alike[n] == alike[name]] if blamed[alike[name]] > 1 else [name]
-        culprits |= dict.fromkeys(every, _blamed(reason))
+        every = [n for n in names if alike[n] == alike[name]] if failures[alike[name]] > 1 else [name]
+        culprits |= dict.fromkeys(every, blamed(reason))
         names = [n for n in names if n not in every]
     return culprits
-
-
-def beyond_repair(graph: Graph, seed: int = 0) -> dict[str, str]:
-    """The groups that depend on a size which neither an attribute nor the source can change: name → reason."""
-    by_key = {group.key: group.name for group in graph.groups}
-    found: dict[str, str] = {}
-    while True:
-        names = [name for name in by_key.values() if name not in found]
-        stuck = repair(graph, trial_plan(graph, names, seed).kept).stuck
-        new = {by_key[key]: _size_at(use) for use, keys in stuck for key in keys if by_key[key] not in found}
-        if not new:
-            return found
-        found |= new
-
-
-def _size_at(use: SizeUse) -> str:
-    place = use.place
-    where = f"{place.code.co_name}, {place.code.co_filename.rpartition('/')[2]}:{place.span[0]}"
-    return f"{use.op} is given a size of {use.value} that can't be changed, in {where}"
-
-
-def _blamed(reason: str) -> str:
-    return f"the model's class can't follow a cut here: {reason}"
 
 
 def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -98,18 +73,6 @@ def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
             group.name.partition("#")[2],
         )
     return found
-
-
-def trial_plan(graph: Graph, names: Sequence[str], seed: int = 0) -> Plan:
-    """Each named group loses between one unit and half of them; different counts, so that ties show."""
-    draw = random.Random(seed)
-    kept: dict[str, list[int]] = {}
-    for group in graph.groups:
-        count = draw.randint(max(1, group.width // 2), group.width - 1)
-        units = sorted(draw.sample(range(group.width), count))
-        if group.name in names:
-            kept[group.name] = units
-    return make_plan(graph, kept)
 
 
 def _bisect(test: Test, names: Sequence[str], failure: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
+from actprune.axes.expr import Axis, Indices, Leaf, kept_indices, leaves, size
 from actprune.graph.integers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
@@ -26,17 +26,32 @@ Variable = tuple[Any, ...]
 """("attr", holder, path), and for a shared object the path of the module that gets a copy."""
 
 
+@dataclass(frozen=True)
+class Stuck:
+    """A size that no change mends.
+
+    Attributes:
+        use: where it stands.
+        keys: the groups (by leaf key) that it depends on.
+        ties: pairs of groups that the class can carry if both keep the same units.
+    """
+
+    use: SizeUse
+    keys: frozenset[int]
+    ties: frozenset[tuple[int, int]]
+
+
 @dataclass(frozen=True, eq=False)
 class Repair:
     """What has to be done, and what can't be.
 
     Attributes:
         edits: the changes.
-        stuck: the sizes that no change mends, each with the groups (by leaf key) that it depends on.
+        stuck: the sizes that no change mends.
     """
 
     edits: Edits
-    stuck: tuple[tuple[SizeUse, frozenset[int]], ...] = field(repr=False)
+    stuck: tuple[Stuck, ...] = field(repr=False)
 
 
 def repair(graph: Graph, kept: Mapping[int, Indices]) -> Repair:
@@ -54,6 +69,7 @@ class _Solver:
         self.kept = kept
         self.widths = {key: len(units) for key, units in kept.items()}
         self.sizes = graph.program.sizes
+        self._written: dict[Any, list[int]] | None = None
         self.values: dict[Variable, int] = {}
         self.targets: dict[int, int] = {}
         self.reading: dict[Variable, list[int]] = {}
@@ -70,14 +86,37 @@ class _Solver:
         self._set_attributes(wrong)
         self._set_unread()
         sources: dict[tuple[Any, ...], SourceEdit] = {}
-        stuck: list[tuple[SizeUse, frozenset[int]]] = []
+        stuck: list[Stuck] = []
         for i in sorted(wrong):
             use = self.sizes.uses[i]
             edit = self._source_edit(use, self.targets[i])
-            place = None if edit is None else (edit.module, edit.functions, edit.line, edit.column)
-            if edit is None or sources.setdefault(place, edit) != edit:  # type: ignore[arg-type]
-                stuck.append((use, self._concerns(use)))
+            rivals = [j for j in self._together(use) if self.targets[j] != self.targets[i]]
+            if edit is None or rivals:
+                stuck.append(Stuck(use, self._concerns(use), self._ties(i, rivals)))
+            else:
+                sources[edit.module, edit.functions, edit.line, edit.column] = edit
         return Repair(Edits(tuple(self._attribute_edits()), tuple(sources.values())), tuple(stuck))
+
+    def _together(self, use: SizeUse) -> list[int]:
+        """The sizes that stand at the same place in the source, which becomes one number for all of them."""
+        if self._written is None:
+            self._written = {}
+            for i in self.targets:
+                self._written.setdefault(_written_at(self.sizes.uses[i]), []).append(i)
+        return self._written[_written_at(use)]
+
+    def _ties(self, i: int, rivals: Iterable[int]) -> frozenset[tuple[int, int]]:
+        """Pairs of groups that would fit if both kept the same units: they are the same number in the class."""
+        own = self._lone(self.sizes.uses[i])
+        same = [j for j, use in enumerate(self.sizes.uses) if j in self.targets and use.expr == self.sizes.uses[i].expr]
+        others = {self._lone(self.sizes.uses[j]) for j in (*rivals, *same)}
+        pairs = [(own, other) for other in others if own is not None and other is not None and other.key != own.key]
+        return frozenset((a.key, b.key) for a, b in pairs if a.size == b.size)
+
+    def _lone(self, use: SizeUse) -> Leaf | None:
+        """The one leaf that a size is the size of."""
+        axis = self._axis(use.role[1], use.role[2]) if use.role[0] == "size" else None
+        return axis if isinstance(axis, Leaf) and axis.key in self.kept else None
 
     # -- what each size is, and should be ----------------------------------------------------------
 
@@ -264,6 +303,12 @@ class _Solver:
     def _own_keys(self, use: SizeUse) -> set[int]:
         axis = self._axis(use.role[1], use.role[2]) if use.role[0] in ("size", "bound") else None
         return set() if axis is None else {leaf.key for leaf in leaves(axis)}
+
+
+def _written_at(use: SizeUse) -> tuple[Any, ...]:
+    found = argument(use) if use.role[0] != "fixed" else None
+    place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset)
+    return use.place.module, use.place.code, *place
 
 
 def _operand(op: str, known: int, target: int, first: bool) -> Iterable[int]:

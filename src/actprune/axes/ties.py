@@ -1,0 +1,66 @@
+"""Tying groups: two that the user's class knows by one number keep the same units, and are one group from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Axis, Leaf, Product, concat, product
+from actprune.axes.groups import Group
+from actprune.axes.inference import Dims, Term
+
+
+def tied(graph: Graph, pairs: Iterable[tuple[int, int]]) -> Graph:
+    """The graph in which the groups of each pair of leaf keys, of equal width, are one.
+
+    It has the name of the earlier one, and the members, producers and consumers of both.
+    """
+    first: dict[int, int] = {}
+    order = {group.key: i for i, group in enumerate(graph.groups)}
+    for a, b in pairs:
+        a, b = sorted((_root(first, a), _root(first, b)), key=order.__getitem__)
+        if a != b:
+            first[b] = a
+    to = {key: _root(first, key) for key in first}
+    groups: dict[int, Group] = {}
+    for group in graph.groups:
+        key = to.get(group.key, group.key)
+        groups[key] = _joined(groups[key], group) if key in groups else group
+    return replace(
+        graph,
+        groups=tuple(groups.values()),
+        tensor_axes={name: _all(dims, to) for name, dims in graph.tensor_axes.items()},
+        node_axes={
+            name: [_all(one, to) for one in dims] if isinstance(dims, list) else _all(dims, to)
+            for name, dims in graph.node_axes.items()
+        },
+        terms=tuple(Term(_all(term.axes, to), term.factor) for term in graph.terms),
+        masks={name: replace(mask, axis=_renamed(mask.axis, to)) for name, mask in graph.masks.items()},
+    )
+
+
+def _root(first: dict[int, int], key: int) -> int:
+    while key in first:
+        key = first[key]
+    return key
+
+
+def _joined(a: Group, b: Group) -> Group:
+    return replace(
+        a,
+        members=tuple(dict.fromkeys((*a.members, *b.members))),
+        producers=tuple(dict.fromkeys((*a.producers, *b.producers))),
+        consumers=tuple(dict.fromkeys((*a.consumers, *b.consumers))),
+    )
+
+
+def _all(dims: Dims, to: dict[int, int]) -> Dims:
+    return tuple(_renamed(axis, to) for axis in dims)
+
+
+def _renamed(axis: Axis, to: dict[int, int]) -> Axis:
+    if isinstance(axis, Leaf):
+        return Leaf(axis.size, to[axis.key]) if axis.key in to else axis
+    parts = [_renamed(part, to) for part in axis.parts]
+    return product(parts) if isinstance(axis, Product) else concat(parts)

@@ -1,0 +1,90 @@
+"""Before any plan: which groups can the user's class carry a cut of, as far as its recorded sizes tell?
+
+Every group is cut a little on paper. Where a size can't be mended, two groups that are one number in the class are
+tied, and what is left is frozen with the place of that size as the reason.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from actprune.axes.capture import Graph
+from actprune.axes.capture import capture as captured
+from actprune.axes.expr import Indices
+from actprune.axes.ties import tied
+from actprune.graph.sizes import SizeUse
+from actprune.repair.solve import Stuck, repair
+
+
+def capture(model: nn.Module, example_inputs: Any) -> Graph:
+    """Capture `model` as a graph and find what can be cut in it.
+
+    Args:
+        model: any module; it is left as it was.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
+
+    Returns:
+        The graph. Its groups are those that the model's class can carry a cut of, as far as the sizes tell that it
+        writes down.
+
+    Raises:
+        CaptureError: the model can't be traced with these inputs.
+    """
+    return adapt(captured(model, example_inputs))
+
+
+def adapt(graph: Graph) -> Graph:
+    """The graph with groups tied or frozen where the class can't carry a cut."""
+    for _ in graph.groups:
+        pairs = {pair for stuck in _stuck(graph, ()) for pair in stuck.ties}
+        if not pairs:
+            break
+        graph = tied(graph, sorted(pairs))
+    return graph.without(beyond_repair(graph))
+
+
+def beyond_repair(graph: Graph) -> dict[str, str]:
+    """The groups that depend on a size which neither an attribute nor the source can change: name → reason."""
+    by_key = {group.key: group.name for group in graph.groups}
+    found: dict[str, str] = {}
+    while True:
+        stuck = _stuck(graph, found)
+        new = {by_key[k]: blamed(_size_at(s.use)) for s in stuck for k in s.keys if by_key[k] not in found}
+        if not new:
+            return found
+        found |= new
+
+
+def blamed(reason: str) -> str:
+    """The words for a group that the class can't follow."""
+    return f"the model's class can't follow a cut here: {reason}"
+
+
+def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, list[int]]:
+    """Each named group loses between one unit and half of them; different counts, so that ties show."""
+    draw, wanted = random.Random(seed), set(names)
+    kept: dict[str, list[int]] = {}
+    for group in graph.groups:
+        count = draw.randint(max(1, group.width // 2), group.width - 1)
+        units = sorted(draw.sample(range(group.width), count))
+        if group.name in wanted:
+            kept[group.name] = units
+    return kept
+
+
+def _stuck(graph: Graph, without: Iterable[str]) -> tuple[Stuck, ...]:
+    names = {group.name for group in graph.groups} - set(without)
+    keys = {group.name: group.key for group in graph.groups}
+    kept: dict[int, Indices] = {keys[n]: np.asarray(u) for n, u in trial_units(graph, names).items()}
+    return repair(graph, kept).stuck
+
+
+def _size_at(use: SizeUse) -> str:
+    place = use.place
+    where = f"{place.code.co_name}, {place.code.co_filename.rpartition('/')[2]}:{place.span[0]}"
+    return f"{use.op} is given a size of {use.value} that can't be changed, in {where}"
