@@ -21,7 +21,7 @@ from actprune.errors import PlanError
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
 from actprune.plan import make_plan
 from actprune.proof.check import verify
-from actprune.repair.adapt import beyond_repair, trial_units
+from actprune.repair.adapt import beyond_repair, blamed, trial_units
 from actprune.surgery.slicing import cut
 
 Test = Callable[[Sequence[str]], str | None]
