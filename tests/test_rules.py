@@ -394,6 +394,42 @@ def _(m: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(x.unsqueeze(1), 2 * x.unsqueeze(1), x.unsqueeze(1)).squeeze(1)
 
 
+# -- recurrent networks
+
+RECURRENT: dict[str, Callable[..., nn.Module]] = {
+    "lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN,
+    "rnn_relu": lambda *a, **k: nn.RNN(*a, **k, nonlinearity="relu"),
+}  # fmt: skip
+
+
+def stepped(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x)[0]
+
+
+for _name, _kind in RECURRENT.items():
+    case(f"{_name}.input", kind="tokens", parts=layer(_kind, UNITS, 6, batch_first=True))(stepped)
+case("lstm_cell", parts=layer(nn.LSTMCell, UNITS, 6))(lambda m, x: m.layer(x)[1])
+case("gru_cell", parts=layer(nn.GRUCell, UNITS, UNITS))(lambda m, x: m.layer(x, m.layer(x)))
+case("rnn_tanh_cell", parts=layer(nn.RNNCell, UNITS, 6, bias=False))(lambda m, x: m.layer(x))
+case("rnn_relu_cell", parts=layer(nn.RNNCell, UNITS, 6, nonlinearity="relu"))(lambda m, x: m.layer(x))
+
+DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+STEPPED: dict[str, Case] = {
+    "two layers in both directions": Case(stepped, "tokens", parts=layer(nn.LSTM, UNITS, 6, **DEEP)),
+    "a projection": Case(stepped, "tokens", parts=layer(nn.LSTM, UNITS, 6, proj_size=4, **DEEP)),
+    "no biases": Case(stepped, "tokens", parts=layer(nn.GRU, UNITS, 6, bias=False, **DEEP)),
+    "steps first": Case(stepped, "tokens", parts=layer(nn.LSTM, UNITS, 6)),
+    "the last state": Case(
+        lambda m, x: torch.cat(list(m.layer(x)[1]), -1)[-1], "tokens", parts=layer(nn.LSTM, UNITS, 6, **DEEP)
+    ),
+    "a state that a layer makes": Case(
+        lambda m, x: m.layer(x, m.state(x.sum(1)).unsqueeze(0))[0], "tokens",
+        parts=lambda: {"layer": nn.GRU(UNITS, 6, batch_first=True), "state": nn.Linear(UNITS, 6)},
+    ),
+    "steps of one sample": Case(lambda m, x: m.layer(x)[0], "rows", parts=layer(nn.GRU, UNITS, 6)),
+}  # fmt: skip
+
+
 # -- lookups and writes by number
 
 _tokens: dict[str, Any] = {"kind": "tokens"}
@@ -805,6 +841,7 @@ def standardised(m: Any, x: Tensor) -> Tensor:
 USES: dict[str, Case] = {
     **EINSUMS,
     **INDEXED,
+    **STEPPED,
     "two ones squeezed": Case(lambda m, x: ATEN.squeeze.dims(x.view(1, x.shape[0], 1, -1), [0, 2])),
     "zeros that follow": Case(lambda m, x: torch.cat([x, x.new_zeros(4, x.shape[1]).relu() + x.relu()], 1)),
     "columns of vectors": Case(lambda m, x: x * torch.column_stack([x[0], x[1]])[:, 0], frozen=True),
@@ -861,6 +898,7 @@ USES: dict[str, Case] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("use", USES)
 def test_use(use: str) -> None:
     model = Between(USES[use]).eval()
