@@ -245,6 +245,11 @@ def _(m: Any, x: Tensor) -> Tensor:
     return torch.mm(x, m.w)
 
 
+@case("linalg_matmul", parts=SQUARE, kind="tokens")
+def _(m: Any, x: Tensor) -> Tensor:
+    return torch.linalg.matmul(x, m.w)
+
+
 @case("matmul", parts=SQUARE, kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     return x @ m.w
@@ -335,9 +340,33 @@ for _n in (1, 2, 3):
 _maps = {"kind": "maps", "last": False}
 for _mode in ("bilinear", "bicubic"):
     case(f"_upsample_{_mode}2d_aa", **_maps)(called(F.interpolate, size=(4, 4), mode=_mode, antialias=True))
-for _name in ("max_pool2d_with_indices", "adaptive_max_pool2d"):
-    case(_name, **_maps)(called(getattr(ATEN, _name), [2, 2]))
-case("adaptive_max_pool1d", kind="maps1", last=False)(called(ATEN.adaptive_max_pool1d, [2]))
+for _n in (1, 2, 3):
+    _maps = {"kind": f"maps{_n}", "last": False}
+    _pads = [1, 0] * _n
+    for _name in ("reflection", "replication"):
+        case(f"{_name}_pad{_n}d", **_maps)(called(getattr(ATEN, f"{_name}_pad{_n}d"), _pads))
+    case(f"adaptive_max_pool{_n}d", **_maps)(called(getattr(ATEN, f"adaptive_max_pool{_n}d"), [2] * _n))
+    case(f"max_pool{_n}d_with_indices", **_maps)(called(getattr(ATEN, f"max_pool{_n}d_with_indices"), [2] * _n))
+    case(f"_upsample_nearest_exact{_n}d", **_maps)(called(F.interpolate, scale_factor=2, mode="nearest-exact"))
+    if _n > 1:
+        case(f"_adaptive_avg_pool{_n}d", **_maps)(called(getattr(ATEN, f"_adaptive_avg_pool{_n}d"), [2] * _n))
+        case(f"fractional_max_pool{_n}d", **_maps, frozen=True)(
+            called(getattr(F, f"fractional_max_pool{_n}d"), 2, output_size=[3] * _n)
+        )
+        case(f"max_unpool{_n}d", **_maps)(
+            lambda m, x, n=_n: getattr(F, f"max_unpool{n}d")(*getattr(F, f"max_pool{n}d")(x, 2, return_indices=True), 2)
+        )
+_maps = {"kind": "maps", "last": False}
+_weight = {"w": torch.randn(6, UNITS, 3, 3), "b": torch.randn(6)}
+case("convolution", **_maps, parts=lambda: _weight)(
+    lambda m, x: ATEN.convolution(x, m.w, m.b, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+)
+case("_convolution", **_maps, parts=lambda: {"w": _weight["w"].transpose(0, 1)})(
+    lambda m, x: ATEN._convolution(x, m.w, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1, False, False, False, False)
+)
+case("conv_tbc", kind="tokens", parts=lambda: {"w": torch.randn(3, UNITS, 6), "b": torch.randn(6)})(
+    lambda m, x: torch.conv_tbc(x, m.w, m.b)
+)
 
 
 # -- norms
@@ -841,6 +870,8 @@ def standardised(m: Any, x: Tensor) -> Tensor:
 USES: dict[str, Case] = {
     **EINSUMS,
     **INDEXED,
+    "a single row": Case(lambda m, x: x * F.linear(x, m.v).unsqueeze(1), parts=VECTOR),
+    "padded in a named way": Case(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="circular"), "maps", False),
     **STEPPED,
     "two ones squeezed": Case(lambda m, x: ATEN.squeeze.dims(x.view(1, x.shape[0], 1, -1), [0, 2])),
     "zeros that follow": Case(lambda m, x: torch.cat([x, x.new_zeros(4, x.shape[1]).relu() + x.relu()], 1)),
