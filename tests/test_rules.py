@@ -487,6 +487,12 @@ case("index_add", **_tokens)(lambda m, x: x.index_add(1, torch.tensor([3, 0]), x
 case("index_copy", **_tokens)(lambda m, x: x.index_copy(1, torch.tensor([3, 0]), x[:, :2]))
 case("index_fill", **_tokens)(lambda m, x: x.index_fill(1, torch.tensor([3, 0]), 0.5))
 case("select_scatter", **_tokens)(lambda m, x: x.select_scatter(x[:, 1], 1, 0))
+case("masked_scatter", **_tokens)(
+    lambda m, x: x.masked_scatter((torch.arange(5) < 2)[:, None].expand_as(x), x.flip(1) * 2)
+)
+case("repeat_interleave.self_Tensor", **_tokens)(
+    lambda m, x: x.repeat_interleave(torch.tensor([1, 0, 2, 0, 1]), 1, output_size=4)
+)
 case("topk", **_tokens)(lambda m, x: x.topk(2, 1).values)
 case("one_hot")(lambda m, x: x * F.one_hot((x[:, :1] > 0).long(), 3)[..., 1])
 case("isin")(lambda m, x: x + torch.isin(x.round(), torch.tensor([0.0, 1.0])))
@@ -594,6 +600,11 @@ case("renorm", kind="tokens", frozen=True)(lambda m, x: x.renorm(2, 1, 0.1))
 case("fliplr", kind="tokens")(lambda m, x: x.fliplr())
 case("flipud")(lambda m, x: x.flipud())
 case("msort")(lambda m, x: x.msort())
+case("cosine_similarity", kind="tokens", parts=VECTOR)(
+    lambda m, x: x * (F.cosine_similarity(x, x.relu(), -1) + F.cosine_similarity(x, x[:, :1], 2)).unsqueeze(2)
+)
+case("pairwise_distance", kind="tokens")(lambda m, x: F.pairwise_distance(x.mT, x.mT.relu()).unsqueeze(1))
+case("diff", kind="tokens")(lambda m, x: x.diff(dim=1, append=x[:, :1]))
 case("sum.default")(lambda m, x: x * x.sum())
 case("any.default")(lambda m, x: x * (x > 9).any())
 for _name in ("mean", "max", "min", "median", "prod", "all"):
@@ -703,6 +714,7 @@ case("tril", kind="maps", last=False)(lambda m, x: x.tril())
 case("triu", kind="maps", last=False)(lambda m, x: x.triu(1))
 case("rot90", kind="maps", last=False)(lambda m, x: x.rot90(1, (2, 3)))
 case("meshgrid", kind="rows")(lambda m, x: torch.meshgrid(x[:, :1].sum(1), x.sum(0), indexing="ij")[1])
+case("broadcast_tensors", parts=VECTOR)(lambda m, x: torch.broadcast_tensors(x[:1], m.v, x)[1] + x)
 case("glu")(lambda m, x: F.glu(x, 1))
 
 # -- windows and shuffles
@@ -747,6 +759,73 @@ case("stft", frozen=True)(
 case("view_as_real")(lambda m, x: torch.view_as_real(torch.complex(x, x.relu())).flatten(1))
 case("view_as_complex")(lambda m, x: torch.view_as_complex(torch.stack([x, x.relu()], -1)).abs())
 case("imag")(lambda m, x: torch.complex(x, x.relu()).imag)
+
+
+# -- what is frozen whole
+
+
+def square(x: Tensor) -> Tensor:
+    """(C, C) positive definite."""
+    return x.t() @ x + torch.eye(UNITS)
+
+
+WHOLE: dict[str, Callable[[Tensor], Any]] = {
+    "cross_entropy_loss": lambda x: F.cross_entropy(x, torch.arange(4)),
+    "nll_loss": lambda x: ATEN.nll_loss(x, torch.arange(4)),
+    "nll_loss_nd": lambda x: F.nll_loss(x, torch.arange(4)),
+    "nll_loss2d": lambda x: ATEN.nll_loss2d(x.view(4, -1, 1, 1), torch.arange(4).view(4, 1, 1)),
+    "poisson_nll_loss": lambda x: F.poisson_nll_loss(x, x),
+    "multi_margin_loss": lambda x: F.multi_margin_loss(x, torch.arange(4)),
+    "multilabel_margin_loss": lambda x: F.multilabel_margin_loss(x, torch.zeros(4, UNITS, dtype=torch.long)),
+    "ctc_loss": lambda x: F.ctc_loss(x.view(4, 1, -1), torch.ones(1, 2, dtype=torch.long), (4,), (2,)),
+    "cosine_embedding_loss": lambda x: F.cosine_embedding_loss(x, x.relu(), torch.ones(4)),
+    "triplet_margin_loss": lambda x: F.triplet_margin_loss(x, x.relu(), x.sin()),
+    "margin_ranking_loss": lambda x: F.margin_ranking_loss(x, x.relu(), x.sign()),
+    "hinge_embedding_loss": lambda x: F.hinge_embedding_loss(x, x.sign()),
+    "soft_margin_loss": lambda x: F.soft_margin_loss(x, x.detach().sign()),
+    "binary_cross_entropy": lambda x: F.binary_cross_entropy(x.sigmoid(), x.relu().tanh()),
+    "binary_cross_entropy_with_logits": lambda x: F.binary_cross_entropy_with_logits(x, x.sigmoid()),
+    "kl_div": lambda x: F.kl_div(x, x.sigmoid(), reduction="sum"),
+    "linalg_pinv": lambda x: torch.linalg.pinv(x),
+    "pinverse": lambda x: x.pinverse(),
+    "linalg_solve": lambda x: torch.linalg.solve(square(x), x.t()),
+    "linalg_solve_triangular": lambda x: torch.linalg.solve_triangular(square(x), x.t(), upper=True),
+    "linalg_lstsq": lambda x: torch.linalg.lstsq(square(x), x.t())[0],
+    "cholesky_solve": lambda x: torch.cholesky_solve(x.t(), square(x)),
+    "linalg_matrix_power": lambda x: torch.linalg.matrix_power(square(x), 2),
+    "matrix_power": lambda x: square(x).matrix_power(2),
+    "linalg_cross": lambda x: torch.linalg.cross(square(x)[:, :3], square(x)[:, 1:4]),
+    "histc": lambda x: x.histc(3),
+    "multinomial": lambda x: x.sigmoid().multinomial(2),
+    "nonzero_static": lambda x: ATEN.nonzero_static(x, size=4),
+    "as_strided": lambda x: x.as_strided((4, 2), (1, 1)),
+    "as_strided_copy": lambda x: ATEN.as_strided_copy(x, (4, 2), (1, 1)),
+    "as_strided_scatter": lambda x: ATEN.as_strided_scatter(x, x[:, 0], (4,), (1,)),
+    "combinations": lambda x: torch.combinations(x.sum(0)),
+    "cartesian_prod": lambda x: torch.cartesian_prod(x.sum(0), x.sum(1)),
+    "put": lambda x: ATEN.put(x, torch.tensor([0, 3]), x[:2, 0]),
+    "diag_embed": lambda x: torch.diag_embed(x),
+}
+for _name in ("mse", "l1", "smooth_l1", "huber"):
+    WHOLE[f"{_name}_loss"] = lambda x, f=f"{_name}_loss": getattr(F, f)(x, x.relu())
+for _name in ("inv", "inv_ex", "qr", "svd", "svdvals", "eigh", "eigvalsh", "cholesky", "cholesky_ex", "det", "slogdet",
+              "lu", "matrix_exp", "cond"):  # fmt: skip
+    WHOLE[f"linalg_{_name}"] = lambda x, f=_name: getattr(torch.linalg, f)(square(x))
+for _name in ("inverse", "det", "logdet", "slogdet", "cholesky_inverse", "svd", "matrix_exp", "cov",
+              "corrcoef"):  # fmt: skip
+    WHOLE[_name] = lambda x, f=_name: getattr(torch, f)(square(x))
+
+
+def touched(m: Any, x: Tensor, name: str) -> Tensor:
+    """x, and the sum of what the op gives."""
+    result = WHOLE[name](x)
+    several = result if isinstance(result, tuple) else [result]
+    return x + sum(one.float().sum() for one in several)
+
+
+for _name in WHOLE:
+    case(_name, frozen=True)(lambda m, x, f=_name: touched(m, x, f))
+
 
 # -- creation
 
@@ -870,6 +949,10 @@ def standardised(m: Any, x: Tensor) -> Tensor:
 USES: dict[str, Case] = {
     **EINSUMS,
     **INDEXED,
+    "entries written under a mask": Case(lambda m, x: x.masked_scatter(x > 0.5, x.relu()), frozen=True),
+    "differences of units": Case(lambda m, x: x.diff(dim=1), frozen=True),
+    "a distance between units": Case(lambda m, x: x * F.pairwise_distance(x, x.relu()).unsqueeze(1), frozen=True),
+    "similar to one number": Case(lambda m, x: x * F.cosine_similarity(x, x[:, :1]).unsqueeze(1), frozen=True),
     "a single row": Case(lambda m, x: x * F.linear(x, m.v).unsqueeze(1), parts=VECTOR),
     "padded in a named way": Case(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="circular"), "maps", False),
     **STEPPED,

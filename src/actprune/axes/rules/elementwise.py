@@ -62,6 +62,13 @@ def broadcast_axes(call: Call, operands: list[Dims], rank: int) -> Dims:
     return tuple(result)
 
 
+@rule("aten.broadcast_tensors")
+def broadcast_tensors(call: Call) -> list[Dims]:
+    several: list[Node] = list(call["tensors"])
+    rank = max(len(call.shape(value)) for value in several)
+    return [broadcast_axes(call, [call.axes(value) for value in several], rank)] * len(several)
+
+
 @rule("aten.glu")
 def glu(call: Call) -> Dims:
     """The first half of an axis, gated by the second."""

@@ -11,6 +11,7 @@ from torch.fx import Node
 from actprune.axes.expr import size
 from actprune.axes.inference import Call, Dims, rule
 from actprune.axes.rules.elementwise import broadcast_axes, broadcast_with
+from actprune.graph.program import op_name, shape
 
 LOOKED_UP = "looked up by index"
 WRITTEN = "written to by index"
@@ -161,6 +162,45 @@ def select_scatter(call: Call) -> Dims:
     for axis, own in zip((*source[:dim], *source[dim + 1 :]), call.axes(call["src"]), strict=True):
         call.unify(axis, own)
     return source
+
+
+@rule("aten.masked_scatter")
+def masked_scatter(call: Call) -> Dims:
+    """self with the entries of `source`, in their order, under a mask.
+
+    Where the mask is one value for all of the last dimensions, whole rows are written, whose entries keep their place.
+    """
+    target, source = call.axes(call["self"]), call.axes(call["source"])
+    whole = _constant_tail(call["mask"], len(target))
+    if [size(axis) for axis in target[len(target) - whole :]] != [size(axis) for axis in source[len(source) - whole :]]:
+        whole = 0
+    broadcast_axes(call, [target, call.axes(call["mask"])], len(target))
+    for axis in (*target[: len(target) - whole], *source[: len(source) - whole]):
+        call.freeze(axis, WRITTEN)
+    for axis, own in zip(target[len(target) - whole :], source[len(source) - whole :], strict=True):
+        call.unify(axis, own)
+    return target
+
+
+def _constant_tail(mask: Node, rank: int) -> int:
+    """Along how many of its last dimensions a mask was expanded from a single value."""
+    while op_name(mask).startswith(_PASSES) and isinstance(mask.args[0], Node):
+        mask = mask.args[0]
+    sizes = [*[1] * (rank - len(shape(mask))), *shape(mask)]
+    return next((i for i, n in enumerate(reversed(sizes)) if n != 1), rank)
+
+
+_PASSES = ("aten.expand", "aten.broadcast_to", "aten.to.", "aten._to_copy", "aten.contiguous", "aten.clone")
+
+
+@rule("aten.repeat_interleave.self_Tensor")
+def repeat_by_number(call: Call) -> Dims:
+    """Every entry along `dim` as often as the number at its place says."""
+    source = call.axes(call["self"])
+    dim = call.dim(len(source))
+    for axis in (source[dim], *call.axes(call["repeats"])):
+        call.freeze(axis, "repeated by number")
+    return (*source[:dim], call.fixed(call.shape()[dim], "repeated by number"), *source[dim + 1 :])
 
 
 @rule("aten.topk")
