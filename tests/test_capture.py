@@ -458,9 +458,8 @@ def test_the_input_of_a_computed_weight_is_masked() -> None:
 
 
 def test_a_rule_that_does_not_cover_a_use_freezes() -> None:
-    """A linear layer with a single row: its weight is a vector, which no site can name."""
-    row = torch.randn(8)
-    model = Around(lambda m, x: x + F.linear(x, m.row).unsqueeze(1), row=row).eval()
+    """Vectors that become the columns of a matrix: the rule is for matrices side by side."""
+    model = Around(lambda m, x: x + torch.column_stack([x.flatten(), x.flatten()]).sum()).eval()
     graph = assert_runs_like(model, torch.randn(4, 6))
     assert any("whose rule doesn't cover this use" in reason for reason in graph.frozen.values())
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from actprune.axes.capture import Graph, capture
 from actprune.axes.inference import RULES
 from actprune.axes.rules.elementwise import BROADCASTING, UNARY
+from actprune.axes.rules.spectral import FFT
 from actprune.graph.program import op_name
 from actprune.plan import make_plan
 from actprune.proof.check import verify
@@ -244,6 +245,11 @@ def _(m: Any, x: Tensor) -> Tensor:
     return torch.mm(x, m.w)
 
 
+@case("linalg_matmul", parts=SQUARE, kind="tokens")
+def _(m: Any, x: Tensor) -> Tensor:
+    return torch.linalg.matmul(x, m.w)
+
+
 @case("matmul", parts=SQUARE, kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     return x @ m.w
@@ -334,9 +340,33 @@ for _n in (1, 2, 3):
 _maps = {"kind": "maps", "last": False}
 for _mode in ("bilinear", "bicubic"):
     case(f"_upsample_{_mode}2d_aa", **_maps)(called(F.interpolate, size=(4, 4), mode=_mode, antialias=True))
-for _name in ("max_pool2d_with_indices", "adaptive_max_pool2d"):
-    case(_name, **_maps)(called(getattr(ATEN, _name), [2, 2]))
-case("adaptive_max_pool1d", kind="maps1", last=False)(called(ATEN.adaptive_max_pool1d, [2]))
+for _n in (1, 2, 3):
+    _maps = {"kind": f"maps{_n}", "last": False}
+    _pads = [1, 0] * _n
+    for _name in ("reflection", "replication"):
+        case(f"{_name}_pad{_n}d", **_maps)(called(getattr(ATEN, f"{_name}_pad{_n}d"), _pads))
+    case(f"adaptive_max_pool{_n}d", **_maps)(called(getattr(ATEN, f"adaptive_max_pool{_n}d"), [2] * _n))
+    case(f"max_pool{_n}d_with_indices", **_maps)(called(getattr(ATEN, f"max_pool{_n}d_with_indices"), [2] * _n))
+    case(f"_upsample_nearest_exact{_n}d", **_maps)(called(F.interpolate, scale_factor=2, mode="nearest-exact"))
+    if _n > 1:
+        case(f"_adaptive_avg_pool{_n}d", **_maps)(called(getattr(ATEN, f"_adaptive_avg_pool{_n}d"), [2] * _n))
+        case(f"fractional_max_pool{_n}d", **_maps, frozen=True)(
+            called(getattr(F, f"fractional_max_pool{_n}d"), 2, output_size=[3] * _n)
+        )
+        case(f"max_unpool{_n}d", **_maps)(
+            lambda m, x, n=_n: getattr(F, f"max_unpool{n}d")(*getattr(F, f"max_pool{n}d")(x, 2, return_indices=True), 2)
+        )
+_maps = {"kind": "maps", "last": False}
+_weight = {"w": torch.randn(6, UNITS, 3, 3), "b": torch.randn(6)}
+case("convolution", **_maps, parts=lambda: _weight)(
+    lambda m, x: ATEN.convolution(x, m.w, m.b, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+)
+case("_convolution", **_maps, parts=lambda: {"w": _weight["w"].transpose(0, 1)})(
+    lambda m, x: ATEN._convolution(x, m.w, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1, False, False, False, False)
+)
+case("conv_tbc", kind="tokens", parts=lambda: {"w": torch.randn(3, UNITS, 6), "b": torch.randn(6)})(
+    lambda m, x: torch.conv_tbc(x, m.w, m.b)
+)
 
 
 # -- norms
@@ -391,6 +421,116 @@ def _(m: Any, x: Tensor) -> Tensor:
 def _(m: Any, x: Tensor) -> Tensor:
     """The default scale is that of the tensors as they are, so it changes with the cut."""
     return F.scaled_dot_product_attention(x.unsqueeze(1), 2 * x.unsqueeze(1), x.unsqueeze(1)).squeeze(1)
+
+
+# -- recurrent networks
+
+RECURRENT: dict[str, Callable[..., nn.Module]] = {
+    "lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN,
+    "rnn_relu": lambda *a, **k: nn.RNN(*a, **k, nonlinearity="relu"),
+}  # fmt: skip
+
+
+def stepped(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x)[0]
+
+
+for _name, _kind in RECURRENT.items():
+    case(f"{_name}.input", kind="tokens", parts=layer(_kind, UNITS, 6, batch_first=True))(stepped)
+case("lstm_cell", parts=layer(nn.LSTMCell, UNITS, 6))(lambda m, x: m.layer(x)[1])
+case("gru_cell", parts=layer(nn.GRUCell, UNITS, UNITS))(lambda m, x: m.layer(x, m.layer(x)))
+case("rnn_tanh_cell", parts=layer(nn.RNNCell, UNITS, 6, bias=False))(lambda m, x: m.layer(x))
+case("rnn_relu_cell", parts=layer(nn.RNNCell, UNITS, 6, nonlinearity="relu"))(lambda m, x: m.layer(x))
+
+DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+STEPPED: dict[str, Case] = {
+    "two layers in both directions": Case(stepped, "tokens", parts=layer(nn.LSTM, UNITS, 6, **DEEP)),
+    "a projection": Case(stepped, "tokens", parts=layer(nn.LSTM, UNITS, 6, proj_size=4, **DEEP)),
+    "no biases": Case(stepped, "tokens", parts=layer(nn.GRU, UNITS, 6, bias=False, **DEEP)),
+    "steps first": Case(stepped, "tokens", parts=layer(nn.LSTM, UNITS, 6)),
+    "the last state": Case(
+        lambda m, x: torch.cat(list(m.layer(x)[1]), -1)[-1], "tokens", parts=layer(nn.LSTM, UNITS, 6, **DEEP)
+    ),
+    "a state that a layer makes": Case(
+        lambda m, x: m.layer(x, m.state(x.sum(1)).unsqueeze(0))[0], "tokens",
+        parts=lambda: {"layer": nn.GRU(UNITS, 6, batch_first=True), "state": nn.Linear(UNITS, 6)},
+    ),
+    "steps of one sample": Case(lambda m, x: m.layer(x)[0], "rows", parts=layer(nn.GRU, UNITS, 6)),
+}  # fmt: skip
+
+
+# -- lookups and writes by number
+
+_tokens: dict[str, Any] = {"kind": "tokens"}
+ROWS = torch.tensor([[0, 2], [1, 1], [4, 0]])
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(2, 3, C) numbers of tokens, the same for every unit."""
+    return torch.arange(3).view(1, 3, 1).expand(x.shape[0], 3, x.shape[2])
+
+
+case("index.Tensor", **_tokens)(lambda m, x: x[:, torch.tensor([3, 0, 0])])
+case("_unsafe_index.Tensor", **_tokens)(lambda m, x: ATEN._unsafe_index(x, [None, torch.tensor([3, 0])]))
+case("index_put", **_tokens)(lambda m, x: x.index_put((torch.tensor([0, 1]), torch.tensor([3, 0])), x[:, 1]))
+case("_unsafe_index_put", **_tokens)(
+    lambda m, x: ATEN._unsafe_index_put(x, [None, torch.tensor([3, 0])], x[:, :2], True)
+)
+case("gather", **_tokens)(lambda m, x: x.gather(1, rows_of(x)))
+case("take_along_dim", **_tokens)(lambda m, x: x.take_along_dim(torch.arange(3).view(1, 3, 1), 1))
+case("index_select", **_tokens)(lambda m, x: x.index_select(1, torch.tensor([3, 0])))
+case("take", **_tokens, frozen=True)(lambda m, x: x * x.take(torch.tensor([3, 0]))[0])
+case("scatter", **_tokens)(lambda m, x: x.scatter(1, rows_of(x), 2 * x) + x.scatter(1, rows_of(x), 0.5))
+case("scatter_add", **_tokens)(lambda m, x: x.scatter_add(1, rows_of(x), x))
+case("scatter_reduce", **_tokens)(lambda m, x: x.scatter_reduce(1, rows_of(x), x, "amax"))
+case("index_add", **_tokens)(lambda m, x: x.index_add(1, torch.tensor([3, 0]), x[:, :2]))
+case("index_copy", **_tokens)(lambda m, x: x.index_copy(1, torch.tensor([3, 0]), x[:, :2]))
+case("index_fill", **_tokens)(lambda m, x: x.index_fill(1, torch.tensor([3, 0]), 0.5))
+case("select_scatter", **_tokens)(lambda m, x: x.select_scatter(x[:, 1], 1, 0))
+case("masked_scatter", **_tokens)(
+    lambda m, x: x.masked_scatter((torch.arange(5) < 2)[:, None].expand_as(x), x.flip(1) * 2)
+)
+case("repeat_interleave.self_Tensor", **_tokens)(
+    lambda m, x: x.repeat_interleave(torch.tensor([1, 0, 2, 0, 1]), 1, output_size=4)
+)
+case("topk", **_tokens)(lambda m, x: x.topk(2, 1).values)
+case("one_hot")(lambda m, x: x * F.one_hot((x[:, :1] > 0).long(), 3)[..., 1])
+case("isin")(lambda m, x: x + torch.isin(x.round(), torch.tensor([0.0, 1.0])))
+case("bucketize")(lambda m, x: x + torch.bucketize(x, torch.tensor([0.0, 1.0])))
+case("searchsorted")(lambda m, x: x + torch.searchsorted(torch.tensor([0.0, 1.0]), x))
+
+
+@case("embedding_bag", parts=lambda: {"table": nn.EmbeddingBag(10, UNITS, mode="max")})
+def _(m: Any, x: Tensor) -> Tensor:
+    return x + m.table(torch.arange(9), torch.tensor([0, 3, 5, 6]))
+
+
+INDEXED: dict[str, Case] = {
+    "a relative position table": Case(
+        lambda m, x: x + m.w[torch.arange(25).view(5, 5) % 9].sum(1), "tokens", parts=reading(9, UNITS)
+    ),
+    "units of a table": Case(
+        lambda m, x: m.w.index_select(0, torch.tensor([0, 3, 5])).relu() @ m.layer(x).mT, "tokens",
+        parts=lambda: {"w": torch.randn(9, UNITS), "layer": nn.Linear(UNITS, UNITS)},
+    ),
+    "indices that a colon separates": Case(
+        lambda m, x: x.unsqueeze(1).expand(-1, 3, -1, -1)[torch.tensor([0, 1]), :, torch.tensor([3, 0])], "tokens"
+    ),
+    "indices side by side": Case(
+        lambda m, x: x.unsqueeze(1).expand(-1, 3, -1, -1)[:, torch.tensor([[0, 1]]), torch.tensor([[3], [0]])],
+        "tokens",
+    ),
+    "permuted units": Case(lambda m, x: x[:, torch.arange(7, -1, -1)], frozen=True),
+    "written under a mask": Case(lambda m, x: torch.index_put(x, (x > 0.5,), torch.tensor(0.1))),
+    "rows written under a mask": Case(lambda m, x: torch.index_put(x, (x.sum(1) > 0.5,), m.v), parts=VECTOR),
+    "gathered over units": Case(lambda m, x: x.gather(1, torch.arange(8).flip(0).expand(4, 8)), frozen=True),
+    "fewer units gathered": Case(lambda m, x: x.gather(0, torch.zeros(4, 7, dtype=torch.long)), frozen=True),
+    "taken along everything": Case(lambda m, x: x * x.take_along_dim(torch.tensor([1, 2]))[0], frozen=True),
+    "the largest units": Case(lambda m, x: x.topk(3, 1).values, frozen=True),
+    "rows of sorted units": Case(
+        lambda m, x: x + torch.searchsorted(x.detach().sort(1).values, x), frozen=True,
+    ),
+}  # fmt: skip
 
 
 # -- reductions: over the tokens the units pass, over the units they freeze
@@ -460,6 +600,11 @@ case("renorm", kind="tokens", frozen=True)(lambda m, x: x.renorm(2, 1, 0.1))
 case("fliplr", kind="tokens")(lambda m, x: x.fliplr())
 case("flipud")(lambda m, x: x.flipud())
 case("msort")(lambda m, x: x.msort())
+case("cosine_similarity", kind="tokens", parts=VECTOR)(
+    lambda m, x: x * (F.cosine_similarity(x, x.relu(), -1) + F.cosine_similarity(x, x[:, :1], 2)).unsqueeze(2)
+)
+case("pairwise_distance", kind="tokens")(lambda m, x: F.pairwise_distance(x.mT, x.mT.relu()).unsqueeze(1))
+case("diff", kind="tokens")(lambda m, x: x.diff(dim=1, append=x[:, :1]))
 case("sum.default")(lambda m, x: x * x.sum())
 case("any.default")(lambda m, x: x * (x > 9).any())
 for _name in ("mean", "max", "min", "median", "prod", "all"):
@@ -501,15 +646,12 @@ case("unflatten", kind="maps", last=False)(lambda m, x: x.flatten(2).unflatten(2
 case("view_as", kind="maps", last=False)(lambda m, x: x.flatten(2).view_as(x))
 case("reshape_as", kind="maps", last=False)(lambda m, x: x.flatten(2).reshape_as(x))
 case("squeeze", kind="rows")(lambda m, x: x.view(1, x.shape[0], 1, -1).squeeze())
-case("squeeze.dims", kind="rows")(lambda m, x: ATEN.squeeze.dims(x.view(1, x.shape[0], 1, -1), [0, 2]))
 case("unsqueeze", kind="rows", last=False)(lambda m, x: x.unsqueeze(-1))
 case("transpose.int", kind="maps")(lambda m, x: x.transpose(1, -1))
 case("swapaxes", kind="maps")(lambda m, x: x.swapaxes(1, 3))
 case("permute", kind="maps")(lambda m, x: x.permute(0, 2, -1, 1).flatten(1))
-case("movedim.int", kind="maps")(lambda m, x: x.movedim(1, -1))
 case("t")(lambda m, x: (x.t() * 2).t())
 case("numpy_T", kind="rows")(lambda m, x: (x.T * 2).T)
-case("mT", kind="tokens", last=False)(lambda m, x: x.mT)
 case("expand")(lambda m, x: x.unsqueeze(1).expand(-1, 3, -1))
 case("expand_as", parts=VECTOR)(lambda m, x: x + m.v.expand_as(x))
 case("broadcast_to")(lambda m, x: torch.broadcast_to(x.unsqueeze(1), (x.shape[0], 3, x.shape[1])))
@@ -530,6 +672,163 @@ case("constant_pad_nd", kind="maps", last=False)(lambda m, x: ATEN.constant_pad_
 case("repeat")(lambda m, x: x.repeat(1, 3))
 case("tile")(lambda m, x: x.tile(3))
 
+for _name in ("hsplit", "vsplit", "dsplit"):
+    _d = {"hsplit": 1, "vsplit": 0, "dsplit": 2}[_name]
+    for _kind, _how in (("array", lambda n: [n // 2]), ("int", lambda n: 2)):
+        case(f"{_name}.{_kind}", kind="tokens" if _d == 2 else "rows")(
+            lambda m, x, f=_name, d=_d, g=_how: torch.cat(getattr(torch, f)(x, g(x.shape[d]))[::-1], d)
+        )
+case("unsafe_split")(lambda m, x: torch.cat(x.unsafe_split(x.shape[1] // 2, 1)[::-1], 1))
+case("unsafe_split_with_sizes")(lambda m, x: torch.cat(ATEN.unsafe_split_with_sizes(x, [x.shape[1] // 2] * 2, 1), 1))
+case("split_copy")(lambda m, x: torch.cat(ATEN.split_copy(x, x.shape[1] // 2, 1)[::-1], 1))
+case("split_with_sizes_copy")(lambda m, x: torch.cat(ATEN.split_with_sizes_copy(x, [x.shape[1] // 2] * 2, 1), 1))
+case("unsafe_chunk")(lambda m, x: torch.cat(x.unsafe_chunk(2, 1)[::-1], 1))
+case("narrow_copy")(lambda m, x: torch.cat([x, ATEN.narrow_copy(x, 1, 0, x.shape[1] // 2)], 1))
+case("slice_copy")(lambda m, x: torch.cat([x, ATEN.slice_copy(x, 1, 0, x.shape[1] // 2)], 1))
+case("slice_scatter")(lambda m, x: x.slice_scatter(x[:, : x.shape[1] // 2] * 2, 1, 0, x.shape[1] // 2))
+case("select_copy", kind="tokens")(lambda m, x: ATEN.select_copy(x, 1, 2))
+case("unbind_copy", kind="tokens")(lambda m, x: ATEN.unbind_copy(x, 1)[2])
+case("hstack")(lambda m, x: torch.hstack([x, x.relu()]))
+case("vstack")(lambda m, x: torch.vstack([x, x.relu()]))
+case("column_stack")(lambda m, x: torch.column_stack([x, x.relu()]))
+case("block_diag")(lambda m, x: torch.block_diag(x, x[:1, : x.shape[1] // 2].relu()))
+case("movedim", kind="maps")(lambda m, x: x.movedim(1, -1).movedim((-1, 0), (0, 2)).movedim(0, -1))
+case("moveaxis", kind="maps")(lambda m, x: torch.moveaxis(x, [1], [-1]))
+case("swapdims", kind="maps")(lambda m, x: x.swapdims(1, 3))
+for _name in ("mT", "mH", "adjoint", "matrix_H"):
+    _batches: dict[str, Any] = {"last": False, "kind": "rows" if _name == "matrix_H" else "tokens"}
+    case(_name, **_batches)(lambda m, x, f=_name: getattr(ATEN, f)(x).reshape(-1, x.shape[-1], x.shape[-2]))
+for _name, _arguments in (("transpose", (0, 1)), ("t", ()), ("permute", ([1, 0],))):
+    case(f"{_name}_copy")(lambda m, x, f=f"{_name}_copy", a=_arguments: (getattr(ATEN, f)(x, *a) * 2).t())
+case("expand_copy")(lambda m, x: ATEN.expand_copy(x.unsqueeze(1), [-1, 3, -1]))
+case("view_copy.default", kind="maps")(lambda m, x: ATEN.view_copy(x, [x.shape[0], -1]))
+case("squeeze_copy")(lambda m, x: ATEN.squeeze_copy(x.view(1, x.shape[0], 1, -1)))
+case("unsqueeze_copy", last=False)(lambda m, x: ATEN.unsqueeze_copy(x, -1))
+case("ravel")(lambda m, x: x.ravel())
+for _n in (1, 2, 3):
+    case(f"atleast_{_n}d.default")(lambda m, x, f=f"atleast_{_n}d": getattr(torch, f)(x).reshape(-1, x.shape[1]))
+case("repeat_interleave.self_int")(lambda m, x: x.repeat_interleave(3, 1))
+case("diagonal", kind="maps")(lambda m, x: x.diagonal(dim1=2, dim2=3).mT)
+case("linalg_diagonal", kind="maps")(lambda m, x: torch.linalg.diagonal(x).mT)
+case("tril", kind="maps", last=False)(lambda m, x: x.tril())
+case("triu", kind="maps", last=False)(lambda m, x: x.triu(1))
+case("rot90", kind="maps", last=False)(lambda m, x: x.rot90(1, (2, 3)))
+case("meshgrid", kind="rows")(lambda m, x: torch.meshgrid(x[:, :1].sum(1), x.sum(0), indexing="ij")[1])
+case("broadcast_tensors", parts=VECTOR)(lambda m, x: torch.broadcast_tensors(x[:1], m.v, x)[1] + x)
+case("glu")(lambda m, x: F.glu(x, 1))
+
+# -- windows and shuffles
+
+case("im2col", kind="maps", last=False)(lambda m, x: F.unfold(x, 3, padding=1))
+case("col2im", kind="maps", last=False)(lambda m, x: F.fold(F.unfold(x, 2, stride=2).relu(), (6, 6), 2, stride=2))
+case("unfold", kind="maps", last=False)(lambda m, x: x.unfold(2, 2, 2).unfold(3, 2, 2).flatten(3))
+case("unfold_copy", kind="maps", last=False)(lambda m, x: ATEN.unfold_copy(x, 2, 2, 2).flatten(3))
+case("pixel_shuffle", kind="maps", last=False)(lambda m, x: F.pixel_shuffle(x, 2))
+case("pixel_unshuffle", kind="maps", last=False)(lambda m, x: F.pixel_unshuffle(x, 2))
+case("channel_shuffle", kind="maps", last=False)(lambda m, x: F.channel_shuffle(x, 2))
+case("native_channel_shuffle", kind="maps", last=False)(lambda m, x: ATEN.native_channel_shuffle(x, 2))
+
+
+def sampled(m: Any, x: Tensor, name: str) -> Tensor:
+    """At a grid that the first channel gives."""
+    space = x.dim() - 2
+    grid = x[:, :1, ..., :3].sigmoid().expand(-1, space, *[-1] * space).movedim(1, -1)
+    return getattr(ATEN, name)(x, grid, 0, 0, True)
+
+
+for _n, _name in ((2, "grid_sampler"), (2, "grid_sampler_2d"), (3, "grid_sampler_3d")):
+    case(_name, kind=f"maps{_n}", last=False)(lambda m, x, f=_name: sampled(m, x, f))
+case("affine_grid_generator", kind="maps", last=False)(
+    lambda m, x: F.grid_sample(
+        x, F.affine_grid(torch.eye(2, 3).expand(2, 2, 3), [2, 1, 4, 4], align_corners=False), align_corners=False
+    )
+)
+
+# -- transforms and complex numbers
+
+for _name in FFT:
+    for _how, _dim in (("", 1), ("2", (0, 1)), ("n", (1,))):
+        case(f"{_name}{_how}", kind="tokens")(
+            lambda m, x, f=f"{_name[4:]}{_how}", d=_dim: getattr(torch.fft, f)(x, dim=d).abs()
+        )
+case("fft_fftshift", kind="tokens")(lambda m, x: torch.fft.fftshift(x, 1))
+case("fft_ifftshift", kind="tokens")(lambda m, x: torch.fft.ifftshift(x, 1))
+case("stft", frozen=True)(
+    lambda m, x: torch.stft(x, 4, center=False, window=torch.ones(4), return_complex=True).abs().flatten(1)
+)
+case("view_as_real")(lambda m, x: torch.view_as_real(torch.complex(x, x.relu())).flatten(1))
+case("view_as_complex")(lambda m, x: torch.view_as_complex(torch.stack([x, x.relu()], -1)).abs())
+case("imag")(lambda m, x: torch.complex(x, x.relu()).imag)
+
+
+# -- what is frozen whole
+
+
+def square(x: Tensor) -> Tensor:
+    """(C, C) positive definite."""
+    return x.t() @ x + torch.eye(UNITS)
+
+
+WHOLE: dict[str, Callable[[Tensor], Any]] = {
+    "cross_entropy_loss": lambda x: F.cross_entropy(x, torch.arange(4)),
+    "nll_loss": lambda x: ATEN.nll_loss(x, torch.arange(4)),
+    "nll_loss_nd": lambda x: F.nll_loss(x, torch.arange(4)),
+    "nll_loss2d": lambda x: ATEN.nll_loss2d(x.view(4, -1, 1, 1), torch.arange(4).view(4, 1, 1)),
+    "poisson_nll_loss": lambda x: F.poisson_nll_loss(x, x),
+    "multi_margin_loss": lambda x: F.multi_margin_loss(x, torch.arange(4)),
+    "multilabel_margin_loss": lambda x: F.multilabel_margin_loss(x, torch.zeros(4, UNITS, dtype=torch.long)),
+    "ctc_loss": lambda x: F.ctc_loss(x.view(4, 1, -1), torch.ones(1, 2, dtype=torch.long), (4,), (2,)),
+    "cosine_embedding_loss": lambda x: F.cosine_embedding_loss(x, x.relu(), torch.ones(4)),
+    "triplet_margin_loss": lambda x: F.triplet_margin_loss(x, x.relu(), x.sin()),
+    "margin_ranking_loss": lambda x: F.margin_ranking_loss(x, x.relu(), x.sign()),
+    "hinge_embedding_loss": lambda x: F.hinge_embedding_loss(x, x.sign()),
+    "soft_margin_loss": lambda x: F.soft_margin_loss(x, x.detach().sign()),
+    "binary_cross_entropy": lambda x: F.binary_cross_entropy(x.sigmoid(), x.relu().tanh()),
+    "binary_cross_entropy_with_logits": lambda x: F.binary_cross_entropy_with_logits(x, x.sigmoid()),
+    "kl_div": lambda x: F.kl_div(x, x.sigmoid(), reduction="sum"),
+    "linalg_pinv": lambda x: torch.linalg.pinv(x),
+    "pinverse": lambda x: x.pinverse(),
+    "linalg_solve": lambda x: torch.linalg.solve(square(x), x.t()),
+    "linalg_solve_triangular": lambda x: torch.linalg.solve_triangular(square(x), x.t(), upper=True),
+    "linalg_lstsq": lambda x: torch.linalg.lstsq(square(x), x.t())[0],
+    "cholesky_solve": lambda x: torch.cholesky_solve(x.t(), square(x)),
+    "linalg_matrix_power": lambda x: torch.linalg.matrix_power(square(x), 2),
+    "matrix_power": lambda x: square(x).matrix_power(2),
+    "linalg_cross": lambda x: torch.linalg.cross(square(x)[:, :3], square(x)[:, 1:4]),
+    "histc": lambda x: x.histc(3),
+    "multinomial": lambda x: x.sigmoid().multinomial(2),
+    "nonzero_static": lambda x: ATEN.nonzero_static(x, size=4),
+    "as_strided": lambda x: x.as_strided((4, 2), (1, 1)),
+    "as_strided_copy": lambda x: ATEN.as_strided_copy(x, (4, 2), (1, 1)),
+    "as_strided_scatter": lambda x: ATEN.as_strided_scatter(x, x[:, 0], (4,), (1,)),
+    "combinations": lambda x: torch.combinations(x.sum(0)),
+    "cartesian_prod": lambda x: torch.cartesian_prod(x.sum(0), x.sum(1)),
+    "put": lambda x: ATEN.put(x, torch.tensor([0, 3]), x[:2, 0]),
+    "diag_embed": lambda x: torch.diag_embed(x),
+}
+for _name in ("mse", "l1", "smooth_l1", "huber"):
+    WHOLE[f"{_name}_loss"] = lambda x, f=f"{_name}_loss": getattr(F, f)(x, x.relu())
+for _name in ("inv", "inv_ex", "qr", "svd", "svdvals", "eigh", "eigvalsh", "cholesky", "cholesky_ex", "det", "slogdet",
+              "lu", "matrix_exp", "cond"):  # fmt: skip
+    WHOLE[f"linalg_{_name}"] = lambda x, f=_name: getattr(torch.linalg, f)(square(x))
+for _name in ("inverse", "det", "logdet", "slogdet", "cholesky_inverse", "svd", "matrix_exp", "cov",
+              "corrcoef"):  # fmt: skip
+    WHOLE[_name] = lambda x, f=_name: getattr(torch, f)(square(x))
+
+
+def touched(m: Any, x: Tensor, name: str) -> Tensor:
+    """x, and the sum of what the op gives."""
+    result = WHOLE[name](x)
+    several = result if isinstance(result, tuple) else [result]
+    return x + sum(one.float().sum() for one in several)
+
+
+for _name in WHOLE:
+    case(_name, frozen=True)(lambda m, x, f=_name: touched(m, x, f))
+
+
+# -- creation
+
 CREATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "arange": lambda x: torch.arange(4.0),
     "zeros": lambda x: torch.zeros(4),
@@ -543,9 +842,38 @@ CREATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "empty": lambda x: ATEN.zero(torch.empty(4)),
     "new_empty": lambda x: ATEN.zero(x.new_empty(4)),
     "eye": lambda x: torch.eye(4)[1],
+    "empty_permuted": lambda x: ATEN.zero(ATEN.empty_permuted([4], [0])),
+    "empty_strided": lambda x: ATEN.zero(torch.empty_strided([4], [1])),
+    "new_empty_strided": lambda x: ATEN.zero(x.new_empty_strided([4], [1])),
+    "logspace": lambda x: torch.logspace(0, 1, 4),
+    "range": lambda x: ATEN.range(1, 4),
+    "tril_indices": lambda x: torch.tril_indices(1, 4, 3)[1] + x.sum(1),
+    "triu_indices": lambda x: torch.triu_indices(1, 4)[1] + x.sum(1),
+    "fft_fftfreq": lambda x: torch.fft.fftfreq(4),
+    "fft_rfftfreq": lambda x: torch.fft.rfftfreq(6),
+    "rand": lambda x: 0 * torch.rand(4),
+    "randn": lambda x: 0 * torch.randn(4),
+    "randint": lambda x: 0 * torch.randint(3, (4,)),
+    "randperm": lambda x: 0 * torch.randperm(4),
+    "normal.float_float": lambda x: 0 * torch.normal(0.0, 1.0, (4,)),
 }
+for _name in ("hann", "hamming", "blackman", "bartlett", "kaiser"):
+    CREATIONS[f"{_name}_window"] = lambda x, f=f"{_name}_window": getattr(torch, f)(4)
 for _name, _make in CREATIONS.items():
     case(_name)(lambda m, x, f=_make: x * (1 + f(x)).unsqueeze(1))
+DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "rand_like": torch.rand_like,
+    "randn_like": torch.randn_like,
+    "randint_like": lambda x: torch.randint_like(x, 3),
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
+    "normal.Tensor_float": lambda x: ATEN.normal.Tensor_float(x, 1.0),
+    "normal_functional": lambda x: ATEN.normal_functional(x),
+    "uniform": lambda x: ATEN.uniform(x),
+    "exponential": lambda x: ATEN.exponential(x),
+    "poisson": lambda x: torch.poisson(x.sigmoid()),
+}
+for _name, _make in DRAWN.items():
+    case(_name, frozen=True)(lambda m, x, f=_make: x + f(x))
 
 
 # ---- the tests
@@ -620,6 +948,21 @@ def standardised(m: Any, x: Tensor) -> Tensor:
 
 USES: dict[str, Case] = {
     **EINSUMS,
+    **INDEXED,
+    "entries written under a mask": Case(lambda m, x: x.masked_scatter(x > 0.5, x.relu()), frozen=True),
+    "differences of units": Case(lambda m, x: x.diff(dim=1), frozen=True),
+    "a distance between units": Case(lambda m, x: x * F.pairwise_distance(x, x.relu()).unsqueeze(1), frozen=True),
+    "similar to one number": Case(lambda m, x: x * F.cosine_similarity(x, x[:, :1]).unsqueeze(1), frozen=True),
+    "a single row": Case(lambda m, x: x * F.linear(x, m.v).unsqueeze(1), parts=VECTOR),
+    "padded in a named way": Case(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="circular"), "maps", False),
+    **STEPPED,
+    "two ones squeezed": Case(lambda m, x: ATEN.squeeze.dims(x.view(1, x.shape[0], 1, -1), [0, 2])),
+    "zeros that follow": Case(lambda m, x: torch.cat([x, x.new_zeros(4, x.shape[1]).relu() + x.relu()], 1)),
+    "columns of vectors": Case(lambda m, x: x * torch.column_stack([x[0], x[1]])[:, 0], frozen=True),
+    "a diagonal of channels": Case(lambda m, x: x.diagonal(dim1=1, dim2=2), "maps", frozen=True),
+    "written with a step": Case(lambda m, x: x.slice_scatter(x[:, ::2], 1, 0, 8, 2), frozen=True),
+    "a grid of both": Case(lambda m, x: torch.meshgrid(x.sum(0), x.sum(1), indexing="xy")[0]),
+    "every unit thrice": Case(lambda m, x: x[0].repeat_interleave(3)),
     "depthwise on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=16)),
     "grouped on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=8)),
     "a group across a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 12, 3, groups=2)),
@@ -646,7 +989,7 @@ USES: dict[str, Case] = {
     "a step": Case(lambda m, x: x[:, ::2], frozen=True),
     "cropped": Case(lambda m, x: F.pad(x, (-1, 1)), frozen=True),
     "reflected": Case(lambda m, x: F.pad(x, (1, 1), mode="reflect"), "tokens", frozen=True),
-    "a fixed number of copies": Case(lambda m, x: x * torch.ones(1, 1).expand(1, UNITS), frozen=True),
+    "copies that follow": Case(lambda m, x: x * torch.ones(1, 1).expand(1, x.shape[1])),
     "batches joined": Case(lambda m, x: torch.cat([x, x.flip(0)], 0)),
     "nothing joined": Case(lambda m, x: torch.cat([x, torch.zeros(0)], 1)),
     "nothing taken": Case(lambda m, x: x + x[:, :0].sum(1, keepdim=True)),
@@ -669,6 +1012,7 @@ USES: dict[str, Case] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("use", USES)
 def test_use(use: str) -> None:
     model = Between(USES[use]).eval()

@@ -49,6 +49,8 @@ def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str] | No
     for name, value in attributes(module).items():
         if names is None or name in names:
             setattr(module, name, value)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()  # it calls the weights from a list of its own
 
 
 def _canonical(plan: Plan, alias: str) -> str | None:
@@ -118,6 +120,18 @@ def _prelu(module: Any) -> Attributes:
     return {"num_parameters": module.weight.shape[0]}
 
 
+def _recurrent(module: Any) -> Attributes:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    rows, inputs = module.weight_ih_l0.shape
+    projection = getattr(module, "weight_hr_l0", None)
+    sizes = {"input_size": inputs, "hidden_size": rows // gates}
+    return sizes if projection is None else {**sizes, "proj_size": projection.shape[0]}
+
+
+def _recurrent_cell(module: Any) -> Attributes:
+    return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+
+
 _TABLE: tuple[tuple[type[nn.Module], Callable[[Any], Attributes]], ...] = (
     (_ConvTransposeNd, _conv_transpose),
     (_ConvNd, _conv),
@@ -129,4 +143,6 @@ _TABLE: tuple[tuple[type[nn.Module], Callable[[Any], Attributes]], ...] = (
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )

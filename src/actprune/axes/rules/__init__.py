@@ -1,5 +1,37 @@
 """The rules, one file per family of ops. Importing this package fills `actprune.axes.inference.RULES`."""
 
-from actprune.axes.rules import attention, conv, einsum, elementwise, linear, norm, reduce, shape
+from actprune.axes.rules import (
+    attention,
+    conv,
+    create,
+    einsum,
+    elementwise,
+    index,
+    linear,
+    norm,
+    opaque,
+    parts,
+    recurrent,
+    reduce,
+    shape,
+    spectral,
+    window,
+)
 
-__all__ = ["attention", "conv", "einsum", "elementwise", "linear", "norm", "reduce", "shape"]
+__all__ = [
+    "attention",
+    "conv",
+    "create",
+    "einsum",
+    "elementwise",
+    "index",
+    "linear",
+    "norm",
+    "opaque",
+    "parts",
+    "recurrent",
+    "reduce",
+    "shape",
+    "spectral",
+    "window",
+]

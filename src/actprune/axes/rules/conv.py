@@ -60,13 +60,34 @@ def transposed_convolution(call: Call) -> Dims:
     return (*batch, out, *spatial)
 
 
+@rule("aten.convolution", "aten._convolution")
+def any_convolution(call: Call) -> Dims:
+    return transposed_convolution(call) if call["transposed"] else convolution(call)
+
+
+@rule("aten.conv_tbc")
+def convolution_over_time(call: Call) -> Dims:
+    """self (T, N, Cin), weight (kernel, Cin, Cout), bias (Cout,) → (T, N, Cout)."""
+    (time, batch, channels), weight = call.axes(call["self"]), call.axes(call["weight"])
+    _freeze_kernel(call, weight[:1])
+    call.unify(channels, weight[1])
+    _bias(call, weight[2])
+    call.site("product", call["weight"], None, in_dim=1, out_dim=2, source=(call["self"], 2))
+    steps = _spatial(call, (time,), (size(time),), call.shape()[:1])
+    call.macs([*steps, batch, *weight])
+    return (*steps, batch, weight[2])
+
+
 @rule(
     "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d",
     "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d",
     "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d",
     "aten.upsample_nearest1d", "aten.upsample_nearest2d", "aten.upsample_nearest3d",
     "aten.upsample_linear1d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d", "aten.upsample_trilinear3d",
-    "aten._upsample_bicubic2d_aa", "aten._upsample_bilinear2d_aa",
+    "aten._upsample_bicubic2d_aa", "aten._upsample_bilinear2d_aa", "aten._upsample_nearest_exact1d",
+    "aten._upsample_nearest_exact2d", "aten._upsample_nearest_exact3d", "aten._adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d",
+    "aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d",
 )  # fmt: skip
 def pooling(call: Call) -> Dims:
     """(…, C, spatial…) → (…, C, other spatial…): channels pass, spatial sizes are new."""
@@ -76,13 +97,30 @@ def pooling(call: Call) -> Dims:
     return (*source[:kept], *_spatial(call, source[kept:], old[kept:], new[kept:]))
 
 
-@rule("aten.max_pool2d_with_indices", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool1d")
+@rule(
+    "aten.max_pool1d_with_indices", "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices",
+    "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d",
+    "aten.fractional_max_pool2d", "aten.fractional_max_pool3d",
+)  # fmt: skip
 def pooling_with_indices(call: Call) -> list[Dims]:
+    """As `pooling`, and where in its map each value stood; windows may be given at random, (N, C, dimensions)."""
     source = call.axes(call.values[0])
+    for axis, drawn in zip(source, call.axes(call["random_samples"])[:2], strict=False):
+        call.unify(axis, drawn)
     new = tuple(call.node.meta["val"][0].shape)
     kept = len(new) - _spatial_count(call)
+    for axis in source[kept:]:
+        call.freeze(axis, "slid over")
     dims = (*source[:kept], *(call.fixed(n, "a spatial size") for n in new[kept:]))
     return [dims, dims]
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpooling(call: Call) -> Dims:
+    """self and indices (…, C, spatial…) → (…, C, other spatial…)."""
+    for axis, own in zip(call.axes(call["self"]), call.axes(call["indices"]), strict=True):
+        call.unify(axis, own)
+    return pooling(call)
 
 
 def _spatial_count(call: Call) -> int:

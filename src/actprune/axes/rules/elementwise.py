@@ -42,15 +42,16 @@ def broadcasting(call: Call) -> Dims:
 
 def broadcast(call: Call, operands: list[Node]) -> Dims:
     """The axes of an element-wise result, its operands' axes unified from the last dimension on."""
-    return _meet(call, [call.axes(operand) for operand in operands], len(call.shape()))
+    return broadcast_axes(call, [call.axes(operand) for operand in operands], len(call.shape()))
 
 
 def broadcast_with(call: Call, dims: Dims, value: Any) -> Dims:
     """The axes of a result that `value` is added to; it may be a number."""
-    return _meet(call, [dims, call.axes(value)], len(dims))
+    return broadcast_axes(call, [dims, call.axes(value)], len(dims))
 
 
-def _meet(call: Call, operands: list[Dims], rank: int) -> Dims:
+def broadcast_axes(call: Call, operands: list[Dims], rank: int) -> Dims:
+    """The axes of something of `rank` dimensions that all of these broadcast to."""
     result: list[Axis] = []
     for back in range(rank, 0, -1):
         meeting = [axes[-back] for axes in operands if len(axes) >= back]
@@ -59,3 +60,20 @@ def _meet(call: Call, operands: list[Dims], rank: int) -> Dims:
             call.unify(wide[0], other)
         result.append(wide[0] if wide else ONE)
     return tuple(result)
+
+
+@rule("aten.broadcast_tensors")
+def broadcast_tensors(call: Call) -> list[Dims]:
+    several: list[Node] = list(call["tensors"])
+    rank = max(len(call.shape(value)) for value in several)
+    return [broadcast_axes(call, [call.axes(value) for value in several], rank)] * len(several)
+
+
+@rule("aten.glu")
+def glu(call: Call) -> Dims:
+    """The first half of an axis, gated by the second."""
+    source = call.axes(call["self"])
+    dim = call.dim(len(source))
+    first, second = call.algebra.sections(source[dim], [size(source[dim]) // 2] * 2, call.where)
+    call.unify(first, second)
+    return (*source[:dim], first, *source[dim + 1 :])

@@ -10,13 +10,16 @@ from actprune.axes.inference import Call, Dims, rule
 
 @rule("aten.linear")
 def linear(call: Call) -> Dims:
-    """input (…, I), weight (O, I) → (…, O)."""
+    """input (…, I), weight (O, I) or (I,) → (…, O) or (…)."""
     source, weight, bias = (call.axes(call[name]) for name in ("input", "weight", "bias"))
     call.unify(source[-1], weight[-1])
-    if bias:
+    if bias and len(weight) > 1:
         call.unify(bias[0], weight[0])
-    call.site("linear", call["weight"], call["bias"], in_dim=1, out_dim=0, source=(call["input"], -1))
-    call.macs([*source[:-1], weight[0], weight[1]])
+    if len(weight) == 1:
+        call.mixes(call["input"], -1)  # one row: nothing is made, so no site could name it
+    else:
+        call.site("linear", call["weight"], call["bias"], in_dim=1, out_dim=0, source=(call["input"], -1))
+    call.macs([*source[:-1], *weight])
     return (*source[:-1], *weight[:-1])
 
 
@@ -32,7 +35,7 @@ def addmm(call: Call) -> Dims:
     return _contract(call, rows, call["mat2"], weight, call["self"])
 
 
-@rule("aten.mm", "aten.matmul", "aten.bmm")
+@rule("aten.mm", "aten.matmul", "aten.bmm", "aten.linalg_matmul")
 def matmul(call: Call) -> Dims:
     """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`."""
     left, right = call.values[0], call.values[1]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from actprune.axes.expr import ONE
+from actprune.axes.expr import ONE, size
 from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.rules.elementwise import broadcast_axes
 
 
 @rule(
@@ -103,6 +104,46 @@ def _along(call: Call, rank: int) -> set[int]:
     if "renorm" in str(call.node.target):  # every slice along `dim` is scaled by its norm
         return set(range(rank)) - _dims(dim, rank)
     return _dims(call["dims"] if dim is None else dim, rank)
+
+
+@rule("aten.cosine_similarity")
+def cosine_similarity(call: Call) -> Dims:
+    """A product over norms, all of them over `dim`, so what is zero in both counts for nothing."""
+    pair = call.values[:2]
+    rank = len(call.shape()) + 1
+    source = broadcast_axes(call, [call.axes(value) for value in pair], rank)
+    dim = int(call["dim"]) % rank
+    for value in pair:
+        own = dim - rank + len(call.axes(value))
+        if own >= 0 and call.shape(value)[own] == size(source[dim]):
+            call.mixes(value, own)
+        else:
+            call.freeze(source[dim], "reduced")
+    return _reduced(source, {dim}, False)
+
+
+@rule("aten.pairwise_distance")
+def pairwise_distance(call: Call) -> Dims:
+    """A norm over the last dimension of the difference plus `eps`, which a removed entry would still bring."""
+    pair = [call.axes(value) for value in call.values[:2]]
+    source = broadcast_axes(call, pair, max(map(len, pair)))
+    call.freeze(source[-1], "reduced")
+    return _reduced(source, {len(source) - 1}, call["keepdim"])
+
+
+@rule("aten.diff")
+def diff(call: Call) -> Dims:
+    """Each entry along `dim` less the one before it."""
+    source = call.axes(call["self"])
+    dim = call.dim(len(source))
+    for value in (call["self"], call["prepend"], call["append"]):
+        for axis in call.axes(value)[dim : dim + 1]:
+            call.freeze(axis, "mixed")
+    for value in (call["prepend"], call["append"]):
+        for d, (own, axis) in enumerate(zip(call.axes(value), source, strict=False)):
+            if d != dim:
+                call.unify(own, axis)
+    return (*source[:dim], call.fixed(call.shape()[dim], "differences"), *source[dim + 1 :])
 
 
 def _dims(dim: Any, rank: int) -> set[int]:

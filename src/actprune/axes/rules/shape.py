@@ -1,20 +1,21 @@
-"""Ops that only rearrange: views, transposes, concatenations and their opposites."""
+"""Ops that only rearrange: views, transposes, copies along new axes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 from torch.fx import Node
 
-from actprune.axes.expr import ONE, Axis, concat, product, size
+from actprune.axes.expr import ONE, Axis, product, size
 from actprune.axes.inference import Call, Dims, rule
 
 
 @rule(
     "aten.view.default", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.view_as", "aten.reshape_as",
-    "aten._unsafe_view", "aten.squeeze", "aten.unsqueeze", "aten.squeeze.dims",
+    "aten._unsafe_view", "aten.squeeze", "aten.unsqueeze", "aten.ravel", "aten.atleast_1d.default",
+    "aten.atleast_2d.default", "aten.atleast_3d.default", "aten.view_copy.default", "aten.squeeze_copy",
+    "aten.unsqueeze_copy",
 )  # fmt: skip
 def reshape(call: Call) -> Dims:
     """Blocks of input dimensions against blocks of output dimensions of the same product, outermost first."""
@@ -38,14 +39,17 @@ def reshape(call: Call) -> Dims:
     return tuple(ONE if n == 1 else factors.pop(0) for n in call.shape())
 
 
-@rule("aten.mT")
+@rule("aten.mT", "aten.adjoint", "aten.mH", "aten.matrix_H")
 def transposed(call: Call) -> Dims:
     """The last two dimensions change places."""
     *batch, rows, columns = call.axes(call.values[0])
     return (*batch, columns, rows)
 
 
-@rule("aten.transpose.int", "aten.swapaxes", "aten.t", "aten.numpy_T", "aten.permute", "aten.movedim.int")
+@rule(
+    "aten.transpose.int", "aten.swapaxes", "aten.swapdims", "aten.t", "aten.numpy_T", "aten.permute",
+    "aten.transpose_copy", "aten.t_copy", "aten.permute_copy",
+)  # fmt: skip
 def permute(call: Call) -> Dims:
     source = list(call.axes(call.values[0]))
     dims: list[int] | None = call["dims"]
@@ -55,16 +59,28 @@ def permute(call: Call) -> Dims:
     if not pair:
         return tuple(source[::-1])
     a, b = (d % len(source) for d in pair)
-    if "movedim" in str(call.node.target):
-        source.insert(b, source.pop(a))
-    else:
-        source[a], source[b] = source[b], source[a]
+    source[a], source[b] = source[b], source[a]
     return tuple(source)
 
 
-@rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
+@rule("aten.movedim", "aten.moveaxis")
+def movedim(call: Call) -> Dims:
+    """Dimensions `source` to the places `destination`; the others stay in order."""
+    axes = call.axes(call["self"])
+    start, end = ([d % len(axes) for d in _ints(call[name])] for name in ("source", "destination"))
+    rest = [axis for d, axis in enumerate(axes) if d not in start]
+    for place, d in sorted(zip(end, start, strict=True)):
+        rest.insert(place, axes[d])
+    return tuple(rest)
+
+
+def _ints(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")
 def expand(call: Call) -> Dims:
-    """Axes of size 1 become as many as asked: as the other tensor where there is one, else a fixed number."""
+    """Axes of size 1 become as many as asked: as the other tensor where there is one, else whatever they meet."""
     source, result = call.axes(call.values[0]), call.shape()
     other = call.axes(call["other"]) if isinstance(call["other"], Node) else ()
     padded = ones_before(source, len(result))
@@ -77,119 +93,12 @@ def expand(call: Call) -> Dims:
                 call.unify(axis, other[d])
             dims.append(other[d])
         else:
-            dims.append(call.fixed(n, "repeated a fixed number of times"))
+            dims.append(call.algebra.leaf(n))
     return tuple(dims)
 
 
 def ones_before(axes: Dims, rank: int) -> Dims:
     return (ONE,) * (rank - len(axes)) + tuple(axes)
-
-
-@rule("aten.cat", "aten.concat", "aten.concatenate")
-def cat(call: Call) -> Dims:
-    parts = [call.axes(part) for part in call.values[0]]
-    parts = [dims for dims in parts if not (len(dims) == 1 and size(dims[0]) == 0)]  # legacy empty tensors
-    return _join(call, parts, call.dim(len(parts[0])))
-
-
-def _join(call: Call, parts: Sequence[Dims], dim: int) -> Dims:
-    first = parts[0]
-    for other in parts[1:]:
-        for d, (a, b) in enumerate(zip(first, other, strict=True)):
-            if d != dim:
-                call.unify(a, b)
-    joined = concat(dims[dim] for dims in parts)
-    return (*first[:dim], joined, *first[dim + 1 :])
-
-
-@rule("aten.stack")
-def stack(call: Call) -> Dims:
-    parts = [call.axes(part) for part in call["tensors"]]
-    dim = call.dim(len(parts[0]) + 1)
-    for other in parts[1:]:
-        for a, b in zip(parts[0], other, strict=True):
-            call.unify(a, b)
-    return (*parts[0][:dim], call.fixed(len(parts), "stacked"), *parts[0][dim:])
-
-
-@rule("aten.split", "aten.split_with_sizes", "aten.tensor_split.indices")
-def split(call: Call) -> list[Dims]:
-    """The parts of a Concat, of the sizes that the call gave."""
-    return _sections(call)
-
-
-@rule("aten.chunk", "aten.tensor_split.sections")
-def chunk(call: Call) -> list[Dims]:
-    """So many equal parts, whatever the size: only parts that lose the same units are equal afterwards."""
-    results = _sections(call)
-    dim = call.dim(len(results[0]))
-    first = results[0][dim]
-    for dims in results[1:]:
-        if size(dims[dim]) == size(first):
-            call.unify(first, dims[dim])
-        else:
-            call.freeze(call.axes(call.values[0])[dim], "divided unevenly")
-    return results
-
-
-def _sections(call: Call) -> list[Dims]:
-    source = call.axes(call.values[0])
-    dim = call.dim(len(source))
-    sizes = [int(value.shape[dim]) for value in call.node.meta["val"]]
-    parts = call.algebra.sections(source[dim], sizes, call.where)
-    return [(*source[:dim], part, *source[dim + 1 :]) for part in parts]
-
-
-@rule("aten.slice.Tensor", "aten.narrow")
-def slice_(call: Call) -> Dims:
-    """A run of an axis is a part of a Concat; with a step, or of a fixed axis, it is a new fixed axis."""
-    source = call.axes(call.values[0])
-    dim = call.dim(len(source))
-    n, taken = size(source[dim]), call.shape()[dim]
-    if taken == n and call["step"] in (None, 1):
-        return source
-    if call["step"] not in (None, 1):
-        call.freeze(source[dim], "taken with a step")
-        part = call.fixed(taken, "taken with a step")
-    else:
-        start = max(0, min(_index(call["start"] or 0, n), n))
-        sizes = [start, taken, n - start - taken]
-        part = call.algebra.sections(source[dim], sizes, call.where)[1]
-    return (*source[:dim], part, *source[dim + 1 :])
-
-
-@rule("aten.select.int")
-def select(call: Call) -> Dims:
-    source = call.axes(call.values[0])
-    dim = call.dim(len(source))
-    call.freeze(source[dim], "selected from")
-    return (*source[:dim], *source[dim + 1 :])
-
-
-@rule("aten.unbind")
-def unbind(call: Call) -> list[Dims]:
-    source = call.axes(call.values[0])
-    dim = call.dim(len(source))
-    call.freeze(source[dim], "unbound")
-    return [(*source[:dim], *source[dim + 1 :])] * size(source[dim])
-
-
-@rule("aten.pad", "aten.constant_pad_nd")
-def pad(call: Call) -> Dims:
-    """Padding of spatial axes; zero channels appended to an axis are a fixed part of a Concat."""
-    source, pads = list(call.axes(call.values[0])), list(call["pad"])
-    constant = call["mode"] in (None, "constant")
-    for k in range(len(pads) // 2):
-        before, after, d = pads[2 * k], pads[2 * k + 1], len(source) - 1 - k
-        if before == after == 0:
-            continue
-        if before < 0 or after < 0 or not constant or call.is_frozen(source[d]):
-            call.freeze(source[d], "padded")
-            source[d] = call.fixed(size(source[d]) + before + after, "padded")
-        else:
-            ends = [call.fixed(n, "padding of fixed size") for n in (before, after) if n]
-            source[d] = concat([*ends[: bool(before)], source[d], *ends[bool(before) :]])
-    return tuple(source)
 
 
 @rule("aten.repeat", "aten.tile")
@@ -202,13 +111,52 @@ def repeat(call: Call) -> Dims:
     return tuple(dims)
 
 
-@rule(
-    "aten.arange", "aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-    "aten.scalar_tensor", "aten.linspace", "aten.empty", "aten.new_empty", "aten.eye",
-)  # fmt: skip
-def creation(call: Call) -> Dims:
-    return tuple(call.fixed(n, "made with a fixed size") for n in call.shape())
+@rule("aten.repeat_interleave.self_int")
+def repeat_interleave(call: Call) -> Dims:
+    """Every entry along `dim` so many times in a row; without `dim` along everything in a row."""
+    source = call.axes(call["self"])
+    times = call.fixed(int(call["repeats"]), "repeated")
+    if call["dim"] is None:
+        return (product([*source, times]),)
+    dim = call.dim(len(source))
+    return (*source[:dim], product([source[dim], times]), *source[dim + 1 :])
 
 
-def _index(start: Any, n: int) -> int:
-    return start + n if start < 0 else start
+@rule("aten.diagonal", "aten.linalg_diagonal")
+def diagonal(call: Call) -> Dims:
+    """(…, n) entries of two dimensions, which go."""
+    source = call.axes(call.values[0])
+    pair = {int(call[name]) % len(source) for name in ("dim1", "dim2")}
+    for d in pair:
+        call.freeze(source[d], "taken on a diagonal")
+    rest = [axis for d, axis in enumerate(source) if d not in pair]
+    return (*rest, call.fixed(call.shape()[-1], "a diagonal"))
+
+
+@rule("aten.tril", "aten.triu")
+def triangle(call: Call) -> Dims:
+    source = call.axes(call["self"])
+    for axis in source[-2:]:
+        call.freeze(axis, "masked by position")
+    return source
+
+
+@rule("aten.rot90")
+def rot90(call: Call) -> Dims:
+    source = list(call.axes(call["self"]))
+    a, b = (int(d) % len(source) for d in call["dims"])
+    for d in (a, b):
+        call.freeze(source[d], "turned")
+    if call["k"] % 2:
+        source[a], source[b] = source[b], source[a]
+    return tuple(source)
+
+
+@rule("aten.meshgrid")
+def meshgrid(call: Call) -> list[Dims]:
+    """Vectors → one tensor each, all of them over the product of their axes."""
+    own = [call.axes(vector) for vector in call["tensors"]]
+    axes = [dims[0] if dims else ONE for dims in own]
+    if call["indexing"] == "xy" and len(axes) > 1:
+        axes[:2] = axes[1], axes[0]
+    return [tuple(axes)] * len(own)

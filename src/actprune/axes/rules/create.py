@@ -1,0 +1,43 @@
+"""Tensors that a call makes from sizes.
+
+One that is constant along a new axis may follow a cut there: the axis is nobody's until it meets another one. Where
+the values depend on the place (a range) or on chance, they would not be the same after a cut, so the axis is fixed.
+"""
+
+from __future__ import annotations
+
+from actprune.axes.inference import Call, Dims, rule
+
+
+@rule(
+    "aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.new_zeros", "aten.new_ones", "aten.new_full",
+    "aten.new_empty", "aten.scalar_tensor", "aten.empty_permuted", "aten.empty_strided", "aten.new_empty_strided",
+)  # fmt: skip
+def constant(call: Call) -> Dims:
+    return tuple(call.algebra.leaf(n) for n in call.shape())
+
+
+@rule(
+    "aten.arange", "aten.linspace", "aten.logspace", "aten.range", "aten.eye", "aten.tril_indices",
+    "aten.triu_indices", "aten.hann_window", "aten.hamming_window", "aten.blackman_window", "aten.bartlett_window",
+    "aten.kaiser_window", "aten.fft_fftfreq", "aten.fft_rfftfreq",
+)  # fmt: skip
+def numbered(call: Call) -> Dims:
+    return tuple(call.fixed(n, "made with a fixed size") for n in call.shape())
+
+
+@rule("aten.rand", "aten.randn", "aten.randint", "aten.randperm", "aten.normal.float_float")
+def drawn(call: Call) -> Dims:
+    return tuple(call.fixed(n, "drawn at random") for n in call.shape())
+
+
+@rule(
+    "aten.rand_like", "aten.randn_like", "aten.randint_like", "aten.bernoulli", "aten.normal.Tensor_float",
+    "aten.normal_functional", "aten.uniform", "aten.exponential", "aten.poisson",
+)  # fmt: skip
+def drawn_like(call: Call) -> Dims:
+    """One draw per entry: fewer entries would draw other numbers."""
+    source = call.axes(call.values[0])
+    for axis in source:
+        call.freeze(axis, "drawn at random")
+    return source

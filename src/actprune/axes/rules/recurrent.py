@@ -1,0 +1,101 @@
+"""Recurrent networks: the hidden units of all layers and directions of one call are one group.
+
+One number, `hidden_size`, states them all, and the initial state is one tensor for all of them. The rows of a weight
+are its gates times the hidden units. Cutting a unit leaves the others as they are: it only stands in sums, those of
+the weights that read it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from actprune.axes.expr import Axis, concat, size
+from actprune.axes.inference import Call, Dims, rule
+
+
+@rule("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
+def recurrent(call: Call) -> list[Dims]:
+    """input (T, N, I) or (N, T, I), states (layers · directions, N, H) → (…, directions · H), the last states."""
+    source = call.axes(call["input"])
+    states: list[Node] = [call["hx"]] if isinstance(call["hx"], Node) else list(call["hx"])
+    call.freeze(source[1 if call["batch_first"] else 0], "stepped through")
+    directions = 2 if call["bidirectional"] else 1
+    weights = _weights(call, len(call["params"]) // (int(call["num_layers"]) * directions))
+    hidden, given = _hidden(call, weights)
+    inner = source[-1]
+    rows = source[:-1]
+    for layer in range(int(call["num_layers"])):
+        for own in weights[layer * directions : (layer + 1) * directions]:
+            _layer(call, own, inner, hidden, given, rows)
+        inner = concat([given] * directions)
+    results: list[Dims] = []
+    for i, state in enumerate(states):
+        stack, batch, units = call.axes(state)
+        call.freeze(stack, "stacked layers")
+        call.unify(units, hidden if i else given)
+        results.append((stack, batch, call.algebra.resolve(units)))
+    return [(*rows, inner), *results]
+
+
+def _weights(call: Call, count: int) -> list[list[Any]]:
+    """Per layer and direction: input weight, hidden weight, their biases if any, the projection if any."""
+    params = list(call["params"])
+    return [params[i : i + count] for i in range(0, len(params), count)]
+
+
+def _hidden(call: Call, weights: list[list[Any]]) -> tuple[Axis, Axis]:
+    """The hidden units, and the units that a layer gives on: others where there is a projection."""
+    given = call.axes(weights[0][1])[1]
+    projected = len(weights[0]) % 2 == 1
+    return (call.axes(weights[0][-1])[1] if projected else given), given
+
+
+def _layer(call: Call, own: list[Any], inner: Axis, hidden: Axis, given: Axis, rows: Dims) -> None:
+    """Tie one layer in one direction to its input and the units, and note what it reads and makes.
+
+    Args:
+        own: its parameters.
+        inner: the axis of its input.
+        rows: the samples and steps.
+    """
+    into, back, *rest = own
+    call.unify(call.axes(into)[1], inner)
+    call.unify(call.axes(back)[1], given)
+    for value in (into, back, *rest[:2][: len(rest) // 2 * 2]):
+        gates, units = call.algebra.split(
+            call.axes(value)[0], [size(call.axes(value)[0]) // size(hidden), size(hidden)], call.where
+        )
+        call.freeze(gates, "gates")
+        call.unify(units, hidden)
+    for weight in (into, back):
+        call.site("recurrent", weight, None, in_dim=1, out_dim=0)
+        call.macs([*rows, *call.axes(weight)])
+    if len(own) % 2:
+        projection = call.axes(own[-1])
+        call.unify(projection[0], given)
+        call.unify(projection[1], hidden)
+        call.site("recurrent", own[-1], None, in_dim=1, out_dim=0)
+        call.macs([*rows, *projection])
+
+
+@rule("aten.lstm_cell")
+def lstm_cell(call: Call) -> list[Dims]:
+    """input (N, I), states (N, H) and (N, H) → two new states."""
+    return [_cell(call, list(call["hx"]))] * 2
+
+
+@rule("aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+def cell(call: Call) -> Dims:
+    return _cell(call, [call["hx"]])
+
+
+def _cell(call: Call, states: list[Node]) -> Dims:
+    *rows, inner = call.axes(call["input"])
+    hidden = call.axes(call["w_hh"])[1]
+    own = [call[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if call[name] is not None]
+    _layer(call, own, inner, hidden, hidden, tuple(rows))
+    for state in states:
+        call.unify(call.axes(state)[-1], hidden)
+    return (*rows, call.algebra.resolve(hidden))

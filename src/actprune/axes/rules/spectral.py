@@ -1,0 +1,57 @@
+"""Fourier transforms and complex numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actprune.axes.expr import size
+from actprune.axes.inference import Call, Dims, rule
+
+FFT = "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft".split()
+"""Transforms of one dimension; with a 2 or an n at the end, of two or of any."""
+
+
+@rule(*(f"aten.{name}{how}" for name in FFT for how in ("", "2", "n")), "aten.fft_fftshift", "aten.fft_ifftshift")
+def transform(call: Call) -> Dims:
+    """Over `dim`, the last `len(s)` where only sizes are given, or everything."""
+    source = call.axes(call["self"])
+    dims = _dims(call["dim"], call["s"], len(source))
+    for d in dims:
+        call.freeze(source[d], "transformed")
+    return tuple(
+        axis if size(axis) == n else call.fixed(n, "transformed")
+        for axis, n in zip(source, call.shape(), strict=True)
+    )  # fmt: skip
+
+
+def _dims(dim: Any, sizes: Any, rank: int) -> set[int]:
+    if dim is None:
+        return set(range(rank - len(sizes), rank)) if sizes is not None else set(range(rank))
+    dims: list[int] = [dim] if isinstance(dim, int) else list(dim)
+    return {d % rank for d in dims}
+
+
+@rule("aten.stft")
+def stft(call: Call) -> Dims:
+    """(…, samples) → (…, frequencies, frames), and 2 where complex numbers are given as pairs."""
+    *batch, samples = call.axes(call["self"])
+    for axis in (samples, *call.axes(call["window"])):
+        call.freeze(axis, "transformed")
+    return (*batch, *(call.fixed(n, "transformed") for n in call.shape()[len(batch) :]))
+
+
+@rule("aten.view_as_real")
+def view_as_real(call: Call) -> Dims:
+    return (*call.axes(call["self"]), call.fixed(2, "real and imaginary parts"))
+
+
+@rule("aten.view_as_complex")
+def view_as_complex(call: Call) -> Dims:
+    *source, pair = call.axes(call["self"])
+    call.freeze(pair, "real and imaginary parts")
+    return tuple(source)
+
+
+@rule("aten.imag")
+def imag(call: Call) -> Dims:
+    return call.axes(call["self"])
