@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from actprune.axes.expr import Axis, Indices, kept_indices, leaves
 from actprune.axes.inference import Mixing
@@ -76,6 +77,16 @@ def with_masks(
         aliases={**program.aliases, **{name: (name,) for name in masks}},
         bindings={**program.bindings, **bindings},
     ), masks
+
+
+def calls(program: Program) -> list[Node]:
+    """The calls that the model itself makes: all but the products with masks."""
+    names = {node: name for node, name in program.bindings.items() if name not in program.persistent}
+    return [
+        node
+        for node in program.nodes
+        if node.op == "call_function" and not any("mask:" in names.get(n.name, "") for n in node.all_input_nodes)
+    ]
 
 
 def _insert(program: Program, mixing: Mixing, ones: Tensor) -> str:
