@@ -22,6 +22,8 @@ from actprune.surgery.slicing import sliced
 TOLERANCE = 1e-9
 """Largest relative error in float64: max|a − b| / max|a| over all outputs."""
 
+_COPIES = ("aten.contiguous.default", "aten.clone.default")
+
 
 @dataclass(frozen=True, eq=False)
 class Sides:
@@ -107,8 +109,14 @@ def misshapen(sides: Sides) -> str | None:
 
 
 def _pairs(sides: Sides) -> list[tuple[Node, Node]] | None:
-    """Every call of the dense program with that of the cut one; None if they are not the same."""
-    mine, theirs = calls(sides.dense.program), calls(sides.cut)
+    """Every call of the dense program with that of the cut one; None if they are not the same.
+
+    Copies are left out: export drops one where a cut leaves nothing to be moved.
+    """
+    mine, theirs = (
+        [node for node in calls(program) if op_name(node) not in _COPIES]
+        for program in (sides.dense.program, sides.cut)
+    )
     if [op_name(node) for node in mine] != [op_name(node) for node in theirs]:
         return None
     return list(zip(mine, theirs, strict=True))
