@@ -651,6 +651,25 @@ def test_constants_of_the_two_modes_do_not_mix() -> None:
     assert {site.module for site in graph["stem"].consumers} == {"head", "aux"}
 
 
+def test_dropout_within_an_attention_is_off_in_the_training_branches() -> None:
+    """The op takes a probability; with it two runs of one program would differ, and nothing could be proved."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.aux = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            x = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+            return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+    program = capture(Attending(), torch.randn(3, 4, 6)).training
+    assert program is not None
+    first, second = (run(program, program.example) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 # ---- tensors of all kinds
 
 

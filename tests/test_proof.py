@@ -301,6 +301,34 @@ def test_a_tie_that_was_lost() -> None:
     assert proof.failure == "measured 45 parameters and 36 MACs, predicted 36 and 36"
 
 
+class NearlyEven(nn.Module):
+    """The number of heads is written down, and the attention is so even that the heads hardly matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        for layer in (self.q, self.k):
+            nn.init.normal_(layer.weight, std=1e-7)
+            nn.init.normal_(layer.bias, std=1e-7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], 2, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_shapes_are_compared_where_the_outputs_agree() -> None:
+    """One head of 4 is left, but the class makes two heads of 2 of it."""
+    torch.manual_seed(0)
+    model, x = NearlyEven().eval(), torch.randn(3, 5, 6)
+    graph = capture(model, x)
+    (heads,) = (group.name for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {heads: [0]})
+    proof = verify(model, cut(model, plan), plan, x, graph=graph, check=False)
+    assert proof.max_rel_error < TOLERANCE
+    assert str(proof.failure).startswith("aten.view.default at the model, test_proof.py:")
+    assert str(proof.failure).endswith("shape (3, 5, 2, 2), predicted (3, 5, 1, 4)")
+
+
 def test_a_fault_in_a_training_branch() -> None:
     proof = faulty("auxiliary", reverse_columns("aux"), {"stem": [1, 2, 5]})
     assert max(proof.real_error, proof.redrawn_error) < TOLERANCE

@@ -80,6 +80,16 @@ def with_masks(
     ), masks
 
 
+def calls(program: Program) -> list[Node]:
+    """The calls that the model itself makes: all but the products with masks."""
+    names = {node: name for node, name in program.bindings.items() if name not in program.persistent}
+    return [
+        node
+        for node in program.nodes
+        if node.op == "call_function" and not any("mask:" in names.get(n.name, "") for n in node.all_input_nodes)
+    ]
+
+
 def _insert(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
     """Multiply the operand with a new placeholder; its name is returned.
 

@@ -143,13 +143,27 @@ def _check_ready(model: nn.Module) -> None:
 
 
 def _drop_noise(graph: Graph) -> None:
+    """Leave out what only hides a value, and every dropout, also that within attention and recurrent layers."""
     for node in list(graph.nodes):
+        _without_dropout(node)
         name = op_name(node)
         if name == "aten._assert_tensor_metadata.default":
             graph.erase_node(node)
         elif name in _NOISE and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _without_dropout(node: Node) -> None:
+    """In training mode some ops are given a probability: two runs of them would never agree."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    for i, argument in enumerate(node.target._schema.arguments):
+        if argument.name in ("dropout", "dropout_p"):
+            if i < len(node.args):
+                node.update_arg(i, 0.0)
+            elif argument.name in node.kwargs:
+                node.update_kwarg(argument.name, 0.0)
 
 
 def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exception]) -> CaptureError:

@@ -24,7 +24,7 @@ from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
 from actprune.plan import Plan
-from actprune.proof.compare import TOLERANCE, Sides, compare, relative_error
+from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import attributes, stated
@@ -166,7 +166,7 @@ def _compare_graphs(
     found.note(_wrong_cost(dense, plan, measured))
     real = Sides(dense, plan, pruned_reference(dense, plan, base), after.program, {}, batch, "real weights")
     found.real_error, failure = compare(real)
-    found.note(failure)
+    found.note(failure or misshapen(real))
     drawn = redrawn(dense.program, base, seed)
     found.redrawn_error, failure = compare(
         replace(
