@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,6 +46,29 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
         for box, entries in held:
             _put_back(box, entries)
         _write_back(copies)
+
+
+@contextlib.contextmanager
+def kept_caches() -> Iterator[None]:
+    """Empty every `functools.cache` that is filled meanwhile, except torch's own, also after an error.
+
+    A tracer leaves fake tensors in them, and the model would meet them again in its next call.
+    """
+    before = {id(cache): cache.cache_info().misses for cache in _caches()}
+    try:
+        yield
+    finally:
+        for cache in _caches():
+            if cache.cache_info().misses != before.get(id(cache), 0):
+                cache.cache_clear()
+
+
+def _caches() -> list[Any]:
+    found = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
+    return [cache for cache in found if str(getattr(cache, "__module__", "")).partition(".")[0] not in _OWN]
+
+
+_OWN = ("torch", "sympy", "actprune")
 
 
 def refresh(model: nn.Module, training: bool) -> None:

@@ -20,7 +20,7 @@ from actprune.graph.arguments import added, call_arguments
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
-from actprune.graph.keep import kept_buffers, preserved, refresh
+from actprune.graph.keep import kept_buffers, kept_caches, preserved, refresh
 from actprune.graph.names import Names
 from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
@@ -39,7 +39,11 @@ _NOISE = {
     "aten.dropout.default",
     "aten.dropout_.default",
     "aten.feature_dropout.default",
+    "aten.feature_dropout_.default",
     "aten.alpha_dropout.default",
+    "aten.alpha_dropout_.default",
+    "aten.feature_alpha_dropout.default",
+    "aten.feature_alpha_dropout_.default",
 }
 """Calls that return their first argument; dropout is taken as off in every capture."""
 
@@ -112,7 +116,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     reasons: dict[str, Exception] = {}
     for name, tracer in (("torch.export", exported), ("recording a run", recorded)):
         try:
-            with kept_buffers(model), quiet(), DataCalls():
+            with kept_buffers(model), kept_caches(), quiet(), DataCalls():
                 return tracer(model, args, kwargs, names)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons[name] = error
