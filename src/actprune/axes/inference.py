@@ -141,6 +141,11 @@ class Call:
         """The argument `dim` as an index from the front."""
         return int(self["dim"]) % rank
 
+    def inside(self, name: str) -> bool:
+        """Whether the call stands in a module of the class of that full name."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        return any(name == str(cls) for _, cls in stack.values())
+
     def unify(self, a: Axis, b: Axis) -> None:
         self.algebra.unify(a, b, self.where)
 

@@ -167,18 +167,19 @@ class Recorder(TorchFunctionMode):
 
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
-        frame: FrameType | None = sys._getframe(3)
-        first, between = frame, list[CodeType]()
+        inner: FrameType = sys._getframe(3)
+        span, frame = _span(inner), inner
+        while frame.f_code.co_name.startswith("<") and frame.f_back and frame.f_code in frame.f_back.f_code.co_consts:
+            frame = frame.f_back  # a comprehension is part of the function around it
+        code, between = frame.f_code, list[CodeType]()
         while frame is not None:
             owner = frame.f_locals.get("self")
             if isinstance(owner, nn.Module):
                 path = self._paths.get(id(vars(owner)))  # the tracer's stand-ins share their module's attributes
-                callers = (*reversed(between[1:]),) if between else ()
-                callers = (frame.f_code, *callers) if between else ()
-                return Place(path, first.f_code, callers, _span(first))  # type: ignore[union-attr]
+                return Place(path, code, (frame.f_code, *reversed(between[1:])) if between else (), span)
             between.append(frame.f_code)
             frame = frame.f_back
-        return Place(None, first.f_code, (), _span(first))  # type: ignore[union-attr]
+        return Place(None, code, (), span)
 
     def result(self, graph: Graph) -> Sizes:
         """The record, with nodes of the captured graph in the place of call numbers; the graph gets plain numbers."""

@@ -35,6 +35,7 @@ class SourceEdit:
         line, column: of the argument, from the function's first line (1) and in bytes within it.
         text: the argument as it stands there.
         value: the number.
+        was: the number that it was; other occurrences of the same arithmetic (in a scale, say) stay at it.
         digest: SHA-256 of the function's source.
     """
 
@@ -44,6 +45,7 @@ class SourceEdit:
     column: int
     text: str
     value: int
+    was: int
     digest: str
 
 
@@ -75,7 +77,7 @@ class Edits:
         sources = [
             SourceEdit(
                 _text(e["module"]), tuple(map(_text, e["functions"])), _size(e["line"]), _size(e["column"]),
-                _text(e["text"]), _size(e["value"]), _text(e["digest"]),
+                _text(e["text"]), _size(e["value"]), _size(e["was"]), _text(e["digest"]),
             )
             for e in data["sources"]
         ]  # fmt: skip

@@ -107,8 +107,10 @@ class _Solver:
 
     def _ties(self, i: int, rivals: Iterable[int]) -> frozenset[tuple[int, int]]:
         """Pairs of groups that would fit if both kept the same units: they are the same number in the class."""
-        own = self._lone(self.sizes.uses[i])
-        same = [j for j, use in enumerate(self.sizes.uses) if j in self.targets and use.expr == self.sizes.uses[i].expr]
+        use = self.sizes.uses[i]
+        own, attributes = self._lone(use), {leaf for leaf in variables(use.expr) if leaf[0] == "attr"}
+        read = {j for leaf in attributes for j in self.reading[self._variable(use, leaf)]}
+        same = [j for j in read if self.sizes.uses[j].expr == use.expr]
         others = {self._lone(self.sizes.uses[j]) for j in (*rivals, *same)}
         pairs = [(own, other) for other in others if own is not None and other is not None and other.key != own.key]
         return frozenset((a.key, b.key) for a, b in pairs if a.size == b.size)
@@ -282,7 +284,7 @@ class _Solver:
         callers = [code for code in place.callers if "/torch/" not in code.co_filename]  # of the tracer
         names = tuple(code.co_name for code in (*callers, place.code))
         text = ast.unparse(found)
-        return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, source.digest)
+        return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, use.value, source.digest)
 
     def _concerns(self, use: SizeUse) -> frozenset[int]:
         """The groups on which a size depends, or its target."""

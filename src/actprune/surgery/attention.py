@@ -18,7 +18,13 @@ from actprune.surgery.modules import remaining_groups
 
 
 class PrunedMHA(nn.MultiheadAttention):
-    """As its base class, with `num_heads` and `head_dim` set freely (Vaswani et al. 2017)."""
+    """As its base class, with `num_heads` and `head_dim` set freely (Vaswani et al. 2017).
+
+    Attributes:
+        scale: of the products of queries and keys, 1/√d of the head size before it was cut.
+    """
+
+    scale: float
 
     def forward(
         self,
@@ -49,13 +55,13 @@ class PrunedMHA(nn.MultiheadAttention):
             mask = mask if mask is None else F.pad(mask, (0, 1))
         weights: Tensor | None = None
         if need_weights:
-            scores = (q / sqrt(self.head_dim)) @ k.transpose(-2, -1)
+            scores = (q * self.scale) @ k.transpose(-2, -1)
             weights = (scores if mask is None else scores + mask).softmax(-1)
             out = F.dropout(weights, self.dropout, self.training) @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             dropout = self.dropout if self.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if unbatched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
@@ -105,7 +111,9 @@ def adapt_attention(model: nn.Module, plan: Plan) -> None:
         width: Any = module.out_proj.weight.shape[1]
         if axis is None or width == module.embed_dim:
             continue
+        scale = module.scale if isinstance(module, PrunedMHA) else 1 / sqrt(module.head_dim)
         module.num_heads = remaining_groups(axis, module.num_heads, plan)
         module.head_dim = width // module.num_heads
         module._qkv_same_embed_dim = False  # keeps the fused kernels away, which know only the stock sizes
         module.__class__ = PrunedMHA
+        module.scale = scale  # type: ignore[assignment]

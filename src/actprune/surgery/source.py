@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -65,7 +65,7 @@ def _recompiled(function: FunctionType, edits: Sequence[SourceEdit], overlay: di
     source = source_of(function.__code__)
     if source is None or any(edit.digest != source.digest for edit in edits):
         raise _changed(function, function.__name__, "another source than the plan was made for")
-    tree = _Replace({(edit.line, edit.column, edit.text): edit.value for edit in edits}).visit(_bare(source))
+    tree = _Replace(edits).visit(_bare(source))
     ast.increment_lineno(tree, source.first - 1)
     free = function.__code__.co_freevars
     if free:  # `super()` needs the cell of its class: the definition is put into a function that has these variables
@@ -108,21 +108,22 @@ def _dressed(made: Any, like: FunctionType) -> Any:
 
 
 class _Replace(ast.NodeTransformer):
-    """Expressions → numbers: those at the given places, and every other occurrence of the same arithmetic.
+    """Expressions → numbers: those at the given places.
 
-    `C // num_heads` in a reshape often stands again in a scale. A bare name may mean something else elsewhere.
+    `C // num_heads` in a reshape often stands again in a scale. There the same arithmetic keeps the value that it had,
+    whatever becomes of its parts. A bare name may mean something else elsewhere.
     """
 
-    def __init__(self, at: Mapping[tuple[int, int, str], int]) -> None:
-        self.at = at
-        self.values = {text: value for (_, _, text), value in at.items()}
+    def __init__(self, edits: Sequence[SourceEdit]) -> None:
+        self.at = {(edit.line, edit.column, edit.text): edit.value for edit in edits}
+        self.kept = {edit.text: edit.was for edit in edits}
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr) and hasattr(node, "lineno"):
             text = ast.unparse(node)
             value = self.at.get((node.lineno, node.col_offset, text))
             if value is None and isinstance(node, ast.BinOp):
-                value = self.values.get(text)
+                value = self.kept.get(text)
             if value is not None and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
                 return ast.copy_location(ast.Constant(value), node)
         return super().visit(node)

@@ -35,7 +35,8 @@ def attention(call: Call) -> Dims:
     for own, axis in zip(reversed(mask), reversed((*heads, query[-2], key[-2])), strict=False):
         if size(own) != 1:
             call.unify(own, axis)
-    default = call["scale"] is None
+    # the class that torch's own attention becomes keeps its scale
+    default = call["scale"] is None and not call.inside("torch.nn.modules.activation.MultiheadAttention")
     call.mixes(call["query"], -1, gain=(lambda dense, kept: sqrt(dense / kept)) if default else None)
     call.attends(heads)
     batch = [*heads, query[-2], key[-2]]

@@ -1,0 +1,327 @@
+"""Classes that write down sizes in every way: what `repair` changes in each, and that the cut class is proved."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actprune.errors import PlanError
+from actprune.plan import Plan, make_plan
+from actprune.proof.check import verify
+from actprune.repair.adapt import capture, trial_units
+from actprune.surgery.attention import PrunedMHA
+from actprune.surgery.slicing import cut
+
+WIDTH, HEADS = 16, 4
+
+
+class Attention(nn.Module):
+    """Self-attention whose forward is one of the functions below."""
+
+    def __init__(self, attend: Callable[[Any, Tensor], Tensor], **extra: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+        self.num_heads, self.head_dim = HEADS, WIDTH // HEADS
+        self.all_head_size = WIDTH
+        self.scale = self.head_dim**-0.5
+        self.attend = attend
+        for name, value in extra.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attend(self, x).mean(1))
+
+
+class FromShape(Attention):
+    """The last reshape takes the width of the stream from the input's shape."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((q * (c // self.num_heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+        out = (weights @ v).transpose(1, 2).reshape(n, t, c)
+        return self.head(self.proj(out).mean(1))
+
+
+class Literal(Attention):
+    """Every size is a literal."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.view(x.shape[0], -1, 4, 4).transpose(1, 2) for y in self.qkv(x).split([16, 16, 16], -1))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, x.shape[1], 16)
+        return self.head(self.proj(out).mean(1))
+
+
+class Configured(nn.Module):
+    """Two layers share one configuration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = SimpleNamespace(heads=HEADS, size=WIDTH // HEADS)
+        self.layers = nn.ModuleList(ConfiguredLayer(config) for _ in range(2))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+class ConfiguredLayer(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], self.config.heads, self.config.size)
+        q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
+        out = (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
+        return self.o(out.transpose(1, 2).flatten(2))
+
+
+def heads_of(qkv: Tensor, heads: int, size: int) -> Tensor:
+    """A free function with the sizes of its caller."""
+    return qkv.reshape(qkv.shape[0], qkv.shape[1], 3, heads, size).permute(2, 0, 3, 1, 4)
+
+
+class FreeFunction(Attention):
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = heads_of(self.qkv(x), 4, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return self.head(self.proj(out.transpose(1, 2).flatten(2)).mean(1))
+
+
+class WithSuper(FromShape):
+    """`super()` in the method that is rewritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert super().extra_repr() == ""
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return self.head(self.proj(out.transpose(1, 2).flatten(2)).mean(1))
+
+
+class Stock(nn.Module):
+    """torch's own attention, in its own encoder layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 24, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x).mean(1))
+
+
+class Cross(nn.Module):
+    """torch's own attention with another source of keys, a mask, and weights that are returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, kdim=8, vdim=8, add_bias_kv=True, add_zero_attn=True)
+        self.source, self.head = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        other = self.source(x)
+        mask = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
+        out, weights = self.attention(x, other, other, attn_mask=mask)
+        return self.head(out.mean(0)), weights
+
+
+class Unflattened(nn.Module):
+    """A decoder: the sizes stand in an nn.Unflatten and in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.unflatten = nn.Linear(6, 32), nn.Unflatten(1, (8, 2, 2))
+        self.parts = [6, 2]
+        self.a, self.b = nn.Conv2d(6, 3, 1), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.unflatten(self.fc(x)).split(self.parts, 1)
+        return self.a(a).flatten(1) + self.b(b).flatten(1)
+
+
+def tokens() -> Tensor:
+    return torch.randn(2, 5, WIDTH)
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "from shape": (FromShape, tokens),
+    "literal": (Literal, tokens),
+    "configured": (Configured, tokens),
+    "free function": (FreeFunction, tokens),
+    "super": (WithSuper, tokens),
+    "stock": (Stock, tokens),
+    "cross": (Cross, tokens),
+    "unflattened": (Unflattened, lambda: torch.randn(3, 6)),
+}
+
+
+def less(model: nn.Module, x: Tensor, kind: str | None = None, seed: int = 0) -> tuple[nn.Module, Plan]:
+    """Some units of every group of a kind are cut, and the cut is proved."""
+    graph = capture(model, x)
+    names = [group.name for group in graph.groups if kind in (None, group.kind)]
+    assert names
+    plan = make_plan(graph, trial_units(graph, names, seed))
+    small = cut(model, plan)
+    verify(model, small, plan, x, graph=graph)
+    return small, plan
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_group_is_cut_and_proved(name: str, seed: int) -> None:
+    build, inputs = NETS[name]
+    model = build().eval()
+    small, plan = less(model, inputs(), seed=seed)
+    assert type(small).__name__ == type(model).__name__
+    assert list(small.state_dict()) == list(model.state_dict())
+    again = Plan.from_json(plan.to_json())
+    assert again.edits == plan.edits
+    assert {n: t.shape for n, t in cut(model, again).state_dict().items()} == {
+        n: t.shape for n, t in small.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_cut_class_is_a_class_as_before(name: str) -> None:
+    """Other batch sizes, training, deep copies; and the dense model is what it was."""
+    build, inputs = NETS[name]
+    model, x = build().eval(), inputs()
+    before = model(x)
+    small, _ = less(model, x)
+    torch.testing.assert_close(model(x), before)
+    wide = torch.cat([x, x, x], 1 if name == "cross" else 0)
+    if name != "cross":
+        small(wide)
+    out = copy.deepcopy(small).train()(x)
+    (out[0] if isinstance(out, tuple) else out).sum().backward()
+
+
+def test_heads_become_an_attribute() -> None:
+    model = Attention(
+        lambda m, x: m.proj(
+            F.scaled_dot_product_attention(
+                *m.qkv(x).unflatten(-1, (3, m.num_heads, m.head_dim)).permute(2, 0, 3, 1, 4), scale=m.scale
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        )
+    ).eval()
+    small, plan = less(model, tokens(), "heads")
+    edits = {edit.path: edit.value for edit in plan.edits.attributes}
+    heads = edits[("num_heads",)]
+    assert not plan.edits.sources
+    assert edits == {("num_heads",): heads, ("all_head_size",): 4 * heads}  # the latter is stale otherwise
+    assert (small.num_heads, model.num_heads) == (heads, HEADS)
+
+
+def test_the_width_of_the_stream_becomes_a_number() -> None:
+    _, plan = less(FromShape().eval(), tokens(), "heads")
+    kept = next(n for name, n in plan.widths.items() if n < plan.groups[name].width)
+    assert {(edit.text, edit.value) for edit in plan.edits.sources} >= {("c", 4 * kept)}
+
+
+def test_a_layer_gets_its_own_configuration() -> None:
+    model = Configured().eval()
+    small, _ = less(model, tokens(), "heads")
+    assert model.layers[0].config is model.layers[1].config
+    assert small.layers[0].config is not small.layers[1].config
+    assert model.layers[0].config.heads == HEADS
+
+
+def test_stock_attention_gets_a_class_that_carries_fewer_heads() -> None:
+    small, _ = less(Stock().eval(), tokens(), "heads")
+    attention: Any = small.layer.self_attn
+    assert type(attention) is PrunedMHA
+    assert attention.num_heads < HEADS
+    assert attention.head_dim == WIDTH // HEADS
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("unbatched", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_pruned_attention_is_stock_attention_when_nothing_is_cut(
+    average: bool, padded: bool, unbatched: bool, weighted: bool
+) -> None:
+    torch.manual_seed(0)
+    stock = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).double().eval()
+    pruned = copy.deepcopy(stock)
+    pruned.__class__ = PrunedMHA
+    pruned.scale = stock.head_dim**-0.5
+    x = torch.randn(5, WIDTH).double() if unbatched else torch.randn(2, 5, WIDTH).double()
+    padding = torch.zeros(x.shape[:-1], dtype=torch.bool)
+    padding[..., -1] = padded
+    mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    settings = {
+        "key_padding_mask": padding, "attn_mask": mask, "average_attn_weights": average, "need_weights": weighted,
+    }  # fmt: skip
+    torch.testing.assert_close(pruned(x, x, x, **settings), stock(x, x, x, **settings))
+
+
+def test_values_and_queries_with_one_number_are_tied() -> None:
+    """`size` is the head size of q, k and v alike: they keep the same units."""
+    graph = capture(Configured().eval(), tokens())
+    dims = [group for group in graph.groups if group.kind == "head dims"]
+    assert len(dims) == 2
+    assert {member.tensor.split(".")[-2] for member in dims[0].members} == {"q", "k", "v", "o"}
+
+
+def test_a_scale_that_would_change_freezes() -> None:
+    """1/√d of the tensors as they are: the class would compute something else, and the proof would say so."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(x).view(*x.shape[:2], 3, m.num_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-2, -1) / torch.full([], float(q.size(-1))).sqrt()
+        return m.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    from actprune.proof.trial import cannot_follow
+
+    model, x = Attention(attend).eval(), tokens()
+    graph = capture(model, x)
+    culprits = cannot_follow(model, graph, x, deep=True)
+    assert {graph[name].kind for name in culprits} == {"head dims"}
+    assert math.isclose(model.scale, 0.5)
+
+
+def test_a_size_out_of_reach_freezes_with_its_place() -> None:
+    """They come as a whole from somewhere else."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(x).view(torch.Size([2, 5, 3, 4, 4])).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return m.proj(out.transpose(1, 2).flatten(2))
+
+    graph = capture(Attention(attend).eval(), tokens())
+    assert all(group.kind not in ("heads", "head dims") for group in graph.groups)
+    assert any("test_repair.py:" in reason and "can't be changed" in reason for reason in graph.frozen.values())
+
+
+def test_another_source_is_refused() -> None:
+    model, x = FreeFunction().eval(), tokens()
+    _, plan = less(model, x, "heads")
+    text = plan.to_json().replace(plan.edits.sources[0].digest, "0" * 64)
+    with pytest.raises(PlanError, match="can't be rewritten"):
+        cut(model, Plan.from_json(text))
