@@ -239,4 +239,9 @@ def embedding_bag(call: Call) -> list[Dims]:
     call.makes("embedding", call["weight"], 1)
     first, *others = call.node.meta["val"]
     bags = (call.fixed(int(first.shape[0]), "bags"), weight[1])
-    return [bags, *(tuple(call.fixed(int(n), "bags") for n in other.shape) for other in others)]
+    # with mode="max" the last one says for every unit which row it came from
+    return [bags, *(bags if other.shape == first.shape else _numbers(call, other) for other in others)]
+
+
+def _numbers(call: Call, value: Any) -> Dims:
+    return tuple(call.fixed(int(n), "bags") for n in value.shape)
