@@ -118,9 +118,9 @@ def nets(most: int = 4) -> st.SearchStrategy[Net]:
     return drawn()
 
 
-def numbered_net(seed: int, index: int) -> Net:
+def numbered_net(seed: int, index: int, most: int = 6) -> Net:
     """The network of this number, the same on every machine and in every version of Hypothesis."""
-    return random_net(random.Random(f"{seed}/{index}").choice)
+    return random_net(random.Random(f"{seed}/{index}").choice, most)
 
 
 def smaller(net: Net) -> Iterator[Net]:

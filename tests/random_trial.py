@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph, capture
+from actprune.axes.expr import positions
 from actprune.errors import CaptureError
 from actprune.graph.run import run
 from actprune.plan import Plan, make_plan
@@ -122,13 +123,19 @@ def _check_account(model: nn.Module, graph: Graph) -> None:
     """Prunable and frozen are all there is: every dimension of every tensor has groups, or a reason."""
     account = graph.account()
     entries = {(entry.tensor, entry.dim): entry for entry in account}
+    keys = [group.key for group in graph.groups]
     total = prunable = 0
     for name, tensor in model.named_parameters():
-        own = [entries.get((name, d)) for d in range(tensor.dim())]
-        if not all(entry is not None and (entry.groups or (all(entry.frozen) and entry.frozen)) for entry in own):
-            raise _WrongError(f"the account leaves out a dimension of {name}, or gives no reason")
+        free = torch.ones(tensor.shape, dtype=torch.bool)
+        for d in range(tensor.dim()):
+            entry = entries.get((name, d))
+            if entry is None or not (entry.groups or (entry.frozen and all(entry.frozen))):
+                raise _WrongError(f"the account leaves out dimension {d} of {name}, or gives no reason")
+            for key in keys:
+                held = torch.as_tensor(positions(graph.tensor_axes[name][d], key) >= 0)
+                free &= ~held.view(-1, *[1] * (tensor.dim() - d - 1))
         total += tensor.numel()
-        prunable += tensor.numel() if any(entry is not None and entry.groups for entry in own) else 0
+        prunable += int((~free).sum())
     if (total, prunable) != (account.parameters, account.prunable):
         raise _WrongError(f"the account says {account.prunable} of {account.parameters}, counted {prunable} of {total}")
 

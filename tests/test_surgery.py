@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.plan import Plan, make_plan
+from actprune.proof.check import verify
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import attributes, stated
 from actprune.surgery.slicing import cut, sliced, tensor_slots
@@ -359,3 +360,35 @@ def test_slots_leave_out_what_is_absent() -> None:
 def test_size_attributes(module: nn.Module, expected: dict[str, Any]) -> None:
     assert attributes(module) == expected
     assert set(stated(module)) == set(expected)
+
+
+# ---- nn.MultiheadAttention, which asserts its sizes
+
+
+class Attending(nn.Module):
+    """The stock attention between two layers; its sizes are three groups: the stream before, the heads, the output."""
+
+    def __init__(self, into: int | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, kdim=into, vdim=into)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        other = y if self.attention.kdim == 8 else x
+        return self.head(self.attention(y, other, other, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("into", [None, 6])
+def test_any_size_of_an_attention_may_be_cut_alone(into: int | None) -> None:
+    torch.manual_seed(0)
+    model, x = Attending(into).eval(), torch.randn(3, 5, 6)
+    graph = capture(model, x)
+    assert {"stem", "attention#1"} <= {group.name for group in graph.groups}
+    for group in graph.groups:
+        plan = make_plan(graph, {group.name: range(group.width // 2)})
+        small = smaller(model, plan)
+        assert isinstance(small.attention, nn.MultiheadAttention)
+        assert verify(model, small, plan, x, graph=graph).passed
+        small.train()(torch.randn(2, 4, 6)).sum().backward()

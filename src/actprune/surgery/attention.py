@@ -101,7 +101,10 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def adapt_attention(model: nn.Module, plan: Plan) -> None:
-    """Give every attention of the stock class whose heads were cut the class that can carry them."""
+    """Give every attention of the stock class whose sizes were cut the class that can carry them.
+
+    Also where only the stream that it reads was cut: the stock class asserts that its width is the embedding size.
+    """
     canonical = {alias: name for name, aliases in plan.aliases.items() for alias in aliases}
     for path, module in model.named_modules():
         if not isinstance(module, nn.MultiheadAttention):
@@ -109,11 +112,19 @@ def adapt_attention(model: nn.Module, plan: Plan) -> None:
         name = canonical.get(f"{path}.out_proj.weight" if path else "out_proj.weight")
         axis: Axis | None = None if name is None else plan.dims[name][1]
         width: Any = module.out_proj.weight.shape[1]
-        if axis is None or width == module.embed_dim:
+        if _stock_sizes(module):
             continue
         scale = module.scale if isinstance(module, PrunedMHA) else 1 / sqrt(module.head_dim)
-        module.num_heads = remaining_groups(axis, module.num_heads, plan)
+        if axis is not None:
+            module.num_heads = remaining_groups(axis, module.num_heads, plan)
         module.head_dim = width // module.num_heads
         module._qkv_same_embed_dim = False  # keeps the fused kernels away, which know only the stock sizes
         module.__class__ = PrunedMHA
         module.scale = scale  # type: ignore[assignment]
+
+
+def _stock_sizes(module: nn.MultiheadAttention) -> bool:
+    """Whether the queries, the heads and the output are of the embedding size, as the stock class has it."""
+    fused: Any = module.in_proj_weight
+    rows, into = module.q_proj_weight.shape if fused is None else (fused.shape[0] // 3, fused.shape[1])
+    return {rows, into, *module.out_proj.weight.shape} == {module.embed_dim}
