@@ -38,7 +38,7 @@ class ActpruneError(Exception):
 
 
 class CaptureError(ActpruneError):
-    """The model could not be turned into a graph (`torch.export` refused it, or its inputs do not fit)."""
+    """The model could not be turned into a graph (it does not run on its inputs, or no tracer can follow it)."""
 
 
 class UnsupportedModelError(ActpruneError):

@@ -120,9 +120,14 @@ def read_by_python(value: Tensor) -> Tensor:
 
 def _tidy(graph: Graph) -> None:
     """Remove what computes nothing and what nobody uses; put `read_by_python` where a whole tensor was read."""
+    computed: set[Node] = set()
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr") or not computed.isdisjoint(node.all_input_nodes):
+            computed.add(node)
     for node in reversed(list(graph.nodes)):
         name = op_name(node)
-        if name == "aten.resolve_neg.default" and shape(node):  # `.numpy()` and `.tolist()` call it, and little else
+        # `.numpy()` and `.tolist()` call it, and little else; of an arange they may
+        if name == "aten.resolve_neg.default" and shape(node) and node in computed:
             with graph.inserting_after(node):
                 read = graph.call_function(read_by_python, (node.args[0],))
             read.meta = dict(node.meta)
