@@ -24,7 +24,7 @@ OUT_OF_MEMORY = 77
 def main(job_file: str, row_file: str) -> None:
     """The job: {"what", "suite", "model", "eval_folder", "memory_gb"}; the row goes to `row_file`, by a rename."""
     job, out = json.loads(Path(job_file).read_text()), Path(row_file)
-    _watch_memory(job["memory_gb"])
+    _watch(job["memory_gb"])
     warnings.filterwarnings("ignore")
     folder = Path(job["eval_folder"]) if job["eval_folder"] else None
     from benchmarks.coverage.suites import build
@@ -50,22 +50,36 @@ def _measurement(what: str, job: dict[str, Any], folder: Path | None) -> Callabl
         from benchmarks.coverage.measure import measure
 
         return measure
+    if what == "quality" and folder is not None:
+        from benchmarks.coverage.quality import quality
+
+        return lambda case, save: quality(job["model"], folder, save)
     from benchmarks.coverage.rival import rival
 
     return lambda case, save: rival(case, helped=what == "helped", save=save)
 
 
 def peak_gb() -> float:
-    """The largest resident memory of this process until now, in 2³⁰ bytes."""
+    """The largest resident memory of this process until now, in 2³⁰ bytes.
+
+    Linux's own figure first: that of `getrusage` starts at what the parent held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if peak is not None:
+            return int(peak) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def _watch_memory(limit_gb: float) -> None:
-    """End this process once it holds more; an address-space limit would also count what torch only reserves."""
+def _watch(limit_gb: float) -> None:
+    """End this process once it holds more, or once its parent is gone. An address-space limit would also count what
+    torch only reserves."""
+    parent = os.getppid()
 
     def watch() -> None:
-        while peak_gb() < limit_gb:
+        while peak_gb() < limit_gb and os.getppid() == parent:
             time.sleep(0.1)
         os._exit(OUT_OF_MEMORY)
 

@@ -52,6 +52,7 @@ def _rival(case: Case, helped: bool, row: Row, save: Callable[[Row], None]) -> N
         parameter.requires_grad_(parameter.is_floating_point())
     before = sum(p.numel() for p in model.parameters())
     shapes = [tuple(out.shape) for out in outputs_of(model, inputs)]
+    model.train()  # as it comes from its constructor: some classes keep tables that they made in eval mode
     ignored: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
     more: dict[str, Any] = {}
     if helped:

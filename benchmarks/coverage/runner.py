@@ -34,7 +34,7 @@ class Limits:
     memory_gb: float = 14.0
 
 
-OURS, RIVAL = Limits(300.0), Limits(60.0)
+OURS, RIVAL, QUALITY = Limits(300.0), Limits(60.0), Limits(1200.0)
 
 
 class Cache:
@@ -120,11 +120,14 @@ def line_of(key: Key, row: Row) -> str:
 
 def measure_one(key: Key, old: Row | None, rivals: bool, eval_folder: Path | None, ours: Limits = OURS) -> Row | None:
     """The row of a model with its rival columns; what `old` has is not measured again."""
-    missing = [name for name in ("quick", "helped") if rivals and not (old or {}).get(name)]
+    wanted = ["quick", "helped"] if rivals else []
+    wanted += ["quality"] if key[0] == "eval" and rivals else []
+    missing = [name for name in wanted if not (old or {}).get(name)]
     if old is not None and not missing:
         return None
     row = old or {"suite": key[0], "model": key[1], **in_process("ours", key, ours, eval_folder)}
-    return {**row, **{name: in_process(name, key, RIVAL, eval_folder) for name in missing}}
+    limits = {"quality": QUALITY}
+    return {**row, **{name: in_process(name, key, limits.get(name, RIVAL), eval_folder) for name in missing}}
 
 
 def in_process(what: str, key: Key, limits: Limits, eval_folder: Path | None = None) -> Row:

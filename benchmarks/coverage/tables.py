@@ -22,6 +22,8 @@ def markdown(rows: Sequence[Row]) -> str:
         table(("suite", "model", "reason"), failures(rows)) if failures(rows) else "None.",
         "## Attention heads that could not be removed",
         table(("suite", "model", "reason"), lost_heads(rows)) if lost_heads(rows) else "None.",
+        "## Quality of the pretrained models",
+        table(QUALITY, quality(rows)) if quality(rows) else "Not measured.",
         "## Why parameters are frozen",
         REASONS,
         table(("reason", "models", "parameters in frozen tensors", "in tensors that others cut"), frozen(rows)),
@@ -62,6 +64,18 @@ MODELS = (
     "s: total",
     "peak GB",
     *RIVALS.values(),
+)
+
+
+QUALITY = (
+    "model",
+    "metric",
+    "dense",
+    "ours, no fine-tune",
+    "parameters left",
+    "Torch-Pruning",
+    "BatchNorm re-estimated",
+    "parameters left",
 )
 
 
@@ -143,6 +157,25 @@ def lost_heads(rows: Sequence[Row]) -> list[list[str]]:
         for row in rows
         if row.get("heads_groups") and not row.get("heads_ok")
     ]
+
+
+def quality(rows: Sequence[Row]) -> list[list[str]]:
+    """Two lines per pretrained model, one for each size."""
+    lines: list[list[str]] = []
+    for row in rows:
+        found = row.get("quality", {})
+        for budget in found.get("budgets", ()):
+            ours, rival = budget["ours"], budget["rival"]
+            lines.append([row["model"], found["metric"], f"{found['dense']:.3f}", *_scored(ours), *_scored(rival)])
+            lines[-1].insert(6, _cell(rival, "metric_with_batchnorm_reestimated", lambda x: f"{x:.3f}"))
+    return lines
+
+
+def _scored(run: Row) -> list[str]:
+    if "metric" not in run:
+        return [short(run.get("error"), 60), ""]
+    helped = " (helped)" if run.get("helped") else ""
+    return [f"{run['metric']:.3f}{helped}", f"{100 * run['params_left']:.1f} %"]
 
 
 def short(text: str | None, most: int = 220) -> str:
