@@ -258,7 +258,7 @@ class Inference:
                     self.axes[node] = tuple(self.algebra.leaf(n, "model input") for n in shape(node))
                     continue
                 self.axes[node] = own[name]
-                if name in program.persistent:
+                if name in program.held:
                     self._names[node] = name
             elif node.op == "call_function":
                 self.axes[node] = self._apply(node)
@@ -268,7 +268,7 @@ class Inference:
 
     def _tensor(self, program: Program, name: str, tensor: Tensor) -> Dims:
         """The axes of a tensor of the model; a constant has its own in every program, since only its name recurs."""
-        if name in program.persistent:
+        if name in program.held:
             if name not in self.tensors:
                 self.tensors[name] = tuple(self.algebra.leaf(int(n)) for n in tensor.shape)
             return self.tensors[name]

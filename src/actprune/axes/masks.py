@@ -82,7 +82,7 @@ def with_masks(
 
 def calls(program: Program) -> list[Node]:
     """The calls that the model itself makes: all but the products with masks."""
-    names = {node: name for node, name in program.bindings.items() if name not in program.persistent}
+    names = {node: name for node, name in program.bindings.items() if name not in program.held}
     return [
         node
         for node in program.nodes

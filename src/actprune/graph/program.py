@@ -34,7 +34,8 @@ class Program:
         aliases: that first name → every name, itself included.
         bindings: placeholder node name → tensor name.
         parameters: the names in `tensors` that are parameters (`nn.Parameter`).
-        persistent: the names in `tensors` that the state dict holds.
+        held: the names in `tensors` that are parameters or buffers; the others are constants of the forward pass.
+        persistent: those of them that the state dict holds.
         architecture: hash of the names, shapes and dtypes in the state dict.
         subgraphs: node name → the module that stands for the branch or region of a higher-order op.
         source: the tracer: "export", or "real" for a run on real tensors (branches and sizes are those of the example).
@@ -53,6 +54,7 @@ class Program:
     aliases: Mapping[str, tuple[str, ...]] = field(repr=False)
     bindings: Mapping[str, str] = field(repr=False)
     parameters: frozenset[str] = field(repr=False)
+    held: frozenset[str] = field(repr=False)
     persistent: frozenset[str] = field(repr=False)
     inputs: tuple[str, ...]
     kwarg_names: tuple[str, ...]
