@@ -82,6 +82,23 @@ def size(axis: Axis, widths: Mapping[int, int] | None = None) -> int:
             return sum(size(part, widths) for part in parts)
 
 
+def blocks(axis: Axis, within: int, widths: Mapping[int, int]) -> int:
+    """How many blocks of `within` units each are left of an axis that consists of such blocks."""
+    if within == 1:
+        return size(axis, widths)
+    match axis:
+        case Concat(parts) if all(size(part) % within == 0 for part in parts):
+            return sum(blocks(part, within, widths) for part in parts)
+        case Product(parts):
+            inner = [prod(size(part) for part in parts[n:]) for n in range(len(parts))]
+            if within in inner:
+                return prod(size(part, widths) for part in parts[: inner.index(within)])
+        case _:
+            pass
+    # one block, or blocks that no cut divides
+    return size(axis) // within
+
+
 def leaves(axis: Axis) -> Iterator[Leaf]:
     """Every leaf in order of appearance; one that occurs twice is given twice."""
     if isinstance(axis, Leaf):

@@ -143,7 +143,7 @@ class Call:
 
     def inside(self, name: str) -> bool:
         """Whether the call stands in a module of the class of that full name."""
-        stack = self.node.meta.get("nn_module_stack") or {}
+        stack: dict[str, tuple[str, Any]] = self.node.meta.get("nn_module_stack") or {}
         return any(name == str(cls) for _, cls in stack.values())
 
     def unify(self, a: Axis, b: Axis) -> None:

@@ -59,7 +59,7 @@ class SizeUse:
         expr: what it was computed from; its "shape" leaves name nodes, or "@" and a tensor of the model.
         role: ("size", node, dim): the size of that dimension of a result; ("bound", node, dim): a place in that
             dimension of the tensor that is sliced; ("times", node, source, dim): how often that dimension of the
-            source is repeated; ("fixed",): a number that no cut may change; ("unknown",).
+            source is repeated; ("groups", node, dim): into how many groups that dimension is divided; ("fixed",): a number that no cut may change; ("unknown",).
         op: the name of the function that was called.
         slot: which argument of the call it is, counted over all of its sizes; `count` of them there are.
         place: the call.
@@ -158,9 +158,9 @@ class Recorder(TorchFunctionMode):
         kind, *rest = role
         if kind == "size":
             role = ("size", (call, rest[0]), rest[1])
-        elif kind in ("bound", "times"):
+        elif kind in ("bound", "times", "groups"):
             source = self._key(args[0])
-            role = ("bound", source, rest[0]) if kind == "bound" else ("times", (call, 0), source, rest[0])
+            role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])
             if source is None:
                 role = ("fixed",)
         self._uses.append(SizeUse(int(value), expression(value), role, op, slot, count, self._place()))
@@ -354,8 +354,20 @@ def _sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         return [*found, (2, 3, length, ("size", 0, dim))]
     if name == "__getitem__":
         return _bounds(args[0], args[1])
+    groups = _groups(name, args, kwargs)
+    if groups is not None:
+        return [(-1, 0, groups, ("groups", 1))]
     traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, TracedInt)]
     return [(-1, 0, value, ("fixed",)) for value in traced]
+
+
+def _groups(name: str, args: Any, kwargs: Any) -> TracedInt | None:
+    """The number of groups of a grouped convolution or norm; that of torch's own modules is no concern of theirs."""
+    place = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}.get(name)
+    if place is None:
+        return None
+    given = args[place] if len(args) > place else kwargs.get("groups", kwargs.get("num_groups"))
+    return given if isinstance(given, TracedInt) else None
 
 
 def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[Found]:

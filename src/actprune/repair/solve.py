@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, Leaf, kept_indices, leaves, size
+from actprune.axes.expr import Axis, Indices, Leaf, blocks, kept_indices, leaves, size
 from actprune.graph.integers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
@@ -138,6 +138,8 @@ class _Solver:
         axis = self._axis(where[0], where[1])
         if axis is None:
             return None
+        if kind == "groups":
+            return blocks(axis, size(axis) // use.value, self.widths)
         return self._bound(axis, use.value) if kind == "bound" else size(axis, self.widths)
 
     def _bound(self, axis: Axis, bound: int) -> int:
@@ -291,7 +293,7 @@ class _Solver:
         axes: list[Axis | None] = [
             self._axis(leaf[1], leaf[2]) for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None
         ]
-        if use.role[0] in ("size", "bound"):
+        if use.role[0] in ("size", "bound", "groups"):
             axes.append(self._axis(use.role[1], use.role[2]))
         if use.role[0] == "times":
             axes.append(self._axis(use.role[2], use.role[3]))
@@ -303,7 +305,7 @@ class _Solver:
         return frozenset(keys & set(self.kept))
 
     def _own_keys(self, use: SizeUse) -> set[int]:
-        axis = self._axis(use.role[1], use.role[2]) if use.role[0] in ("size", "bound") else None
+        axis = self._axis(use.role[1], use.role[2]) if use.role[0] in ("size", "bound", "groups") else None
         return set() if axis is None else {leaf.key for leaf in leaves(axis)}
 
 

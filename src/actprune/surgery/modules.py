@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from math import prod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from actprune.axes.expr import Axis, Concat, Product, size
+from actprune.axes.expr import Axis, size
 from actprune.plan import Plan
 
 Attributes = dict[str, Any]
@@ -60,24 +59,7 @@ def _canonical(plan: Plan, alias: str) -> str | None:
 def remaining_groups(axis: Axis, count: int, plan: Plan) -> int:
     """How many of the outermost `count` groups that `axis` (of a grouped convolution or norm) consists of remain."""
     widths = {group.key: len(group.kept) for group in plan.groups.values()}
-    return _outer(axis, size(axis) // count, widths)
-
-
-def _outer(axis: Axis, within: int, widths: Mapping[int, int]) -> int:
-    """Remaining blocks of an axis of blocks of `within` units each."""
-    if within == 1:
-        return size(axis, widths)
-    match axis:
-        case Concat(parts) if all(size(part) % within == 0 for part in parts):
-            return sum(_outer(part, within, widths) for part in parts)
-        case Product(parts):
-            inner = [prod(size(part) for part in parts[n:]) for n in range(len(parts))]
-            if within in inner:
-                return prod(size(part, widths) for part in parts[: inner.index(within)])
-        case _:
-            pass
-    # one block, or blocks that no cut divides
-    return size(axis) // within
+    return blocks(axis, size(axis) // count, widths)
 
 
 def _linear(module: Any) -> Attributes:

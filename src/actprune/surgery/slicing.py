@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
+from actprune.graph.keep import preserved, refresh
 from actprune.graph.program import architecture
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
@@ -67,6 +68,8 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     for (module, path), known in zip(modules, agreeing, strict=True):
         update(module, f"{path}." if path else "", plan, known)
     adapt_attention(target, plan)
+    with preserved(target):
+        refresh(target, False)  # what a class has cached in eval mode has the dense sizes
     return target
 
 

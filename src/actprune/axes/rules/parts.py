@@ -55,7 +55,7 @@ def stack(call: Call) -> Dims:
 
 
 @rule(
-    "aten.split", "aten.split_with_sizes", "aten.tensor_split.indices", "aten.hsplit.array", "aten.vsplit.array",
+    "aten.split.sizes", "aten.split_with_sizes", "aten.tensor_split.indices", "aten.hsplit.array", "aten.vsplit.array",
     "aten.dsplit.array", "aten.unsafe_split", "aten.unsafe_split_with_sizes", "aten.split_copy",
     "aten.split_with_sizes_copy",
 )  # fmt: skip
@@ -78,6 +78,19 @@ def chunk(call: Call) -> list[Dims]:
             call.unify(first, dims[dim])
         else:
             call.freeze(call.axes(call.values[0])[dim], "divided unevenly")
+    return results
+
+
+@rule("aten.split.Tensor", "aten.unsafe_split")
+def split_by_one_number(call: Call) -> list[Dims]:
+    """Parts of one size, and perhaps a smaller one at the end: the equal ones lose the same units."""
+    results = _sections(call)
+    dim = _split_dim(call, len(results[0]))
+    for dims in results[1:]:
+        if size(dims[dim]) == size(results[0][dim]):
+            call.unify(results[0][dim], dims[dim])
+        else:
+            call.freeze(dims[dim], "what is left of a division into equal parts")
     return results
 
 

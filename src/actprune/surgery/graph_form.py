@@ -1,0 +1,271 @@
+"""The captured graph as a module with smaller tensors: for models whose own class can't be repaired.
+
+Every size in the graph is rewritten as the axes predict it, the batch size is read from the input, and parameters keep
+their names. The module trains (batch norms follow its mode) and exports like any other. What it loses is the class:
+there is no dropout in it, and branches other than those of the capture are gone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from math import sqrt
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import nn
+from torch.fx import Graph as FxGraph
+from torch.fx import GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.fx.node import map_arg
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Axis, Indices, Leaf, Product, kept_indices, leaves, size
+from actprune.graph.program import named_arguments, op_name
+from actprune.plan import Plan
+from actprune.rewrite import Rewrite, kept_units
+from actprune.surgery.modules import remaining_groups
+from actprune.surgery.slicing import sliced
+
+ATEN = torch.ops.aten
+
+Arguments: TypeAlias = dict[str, Any]
+"""The arguments of a call by their schema names."""
+
+
+def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> GraphModule:
+    """The network that `plan` leaves of `graph`, as a module of its own.
+
+    Args:
+        model: the dense model that was captured; left as it is.
+        rewrite: dense-shaped tensors to slice instead of the model's own.
+
+    Returns:
+        A module that is called like `model`, with the model's names for its tensors. Any batch size will do where the
+        capture had two samples or more.
+    """
+    return _Builder(model, graph, plan, rewrite).build()
+
+
+class _Builder:
+    """Copies the program node by node into a new graph."""
+
+    def __init__(self, model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None) -> None:
+        self.model, self.captured, self.plan = model, graph, plan
+        self.program = graph.program
+        self.overrides = rewrite.tensors if rewrite is not None else {}
+        self.kept = kept_units(graph, plan)
+        self.widths = {key: len(units) for key, units in self.kept.items()}
+        self.root = nn.Module()
+        self.graph = FxGraph()
+        self.values: dict[Node, Any] = {}
+        self.paths: dict[str, str] = {}
+        self.batch: tuple[int, Any] | None = None
+
+    def build(self) -> GraphModule:
+        names = self._argument_names()
+        nodes = {node.name: node for node in self.program.nodes if node.op == "placeholder"}
+        for placeholder in self.program.inputs:  # one for each leaf of the arguments
+            self.values[nodes[placeholder]] = self.graph.placeholder(placeholder)
+        self._find_batch(nodes)
+        for node in self.program.nodes:
+            if node.op == "placeholder" and node not in self.values:
+                path = self._tensor(self.program.bindings[node.name])
+                self.values[node] = None if path is None else self.graph.get_attr(path)
+            elif node.op == "get_attr":
+                self.root.add_module(node.name, self.program.subgraphs[node.name])
+                self.values[node] = self.graph.get_attr(node.name)
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+        for name in self.program.held:  # also layers that no call reads, so that a state dict still fits
+            self._tensor(name)
+        outputs = [self.values[out] if isinstance(out, Node) else out for out in self.program.outputs]
+        self.graph.output(outputs)
+        info = _PyTreeInfo(names, self.program.in_spec, self.program.out_spec)
+        self.graph.set_codegen(_PyTreeCodeGen(info))
+        made = GraphModule(self.root, self.graph, class_name=f"{self.program.model_name}Graph")
+        return made.train(self.model.training)
+
+    def _argument_names(self) -> list[str]:
+        """The names of the arguments, positional ones first."""
+        args, _ = cast("tuple[Any, Any]", self.program.in_spec.children())
+        count = len(args.children())
+        given = [*inspect.signature(self.model.forward).parameters][:count]
+        return [*given, *(f"arg{i}" for i in range(len(given), count)), *self.program.kwarg_names]
+
+    def _find_batch(self, nodes: Mapping[str, Node]) -> None:
+        """The leaf that is the batch: its size is read from an input when the module runs."""
+        for i, name in enumerate(self.program.inputs):
+            dims = self.captured.node_axes.get(name)
+            if (
+                self.program.is_batched(i)
+                and isinstance(dims, tuple)
+                and isinstance(dims[0], Leaf)
+                and dims[0].size > 1
+            ):
+                self.batch = dims[0].key, self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
+                return
+
+    def _tensor(self, name: str) -> str | None:
+        """Give the module a tensor of the model, sliced; its path, or None for a mask, which the cut makes needless."""
+        if name in self.captured.masks:
+            return None
+        if name in self.paths:
+            return self.paths[name]
+        path = name if name in self.program.held else f"constants.{name.replace('.', '_')}"
+        if name in self.program.held:
+            source = self.overrides.get(name, self.program.tensors[name])
+            new = sliced(source, self.plan.indices(name)).to(self.program.tensors[name].dtype)
+        else:
+            new = self.program.tensors[name].detach().clone()
+        self.paths[name] = path
+        where = self.root
+        *parents, last = path.split(".")
+        for parent in parents:
+            if not hasattr(where, parent):
+                where.add_module(parent, nn.Module())
+            where = where.get_submodule(parent)
+        if name in self.program.parameters:
+            where.register_parameter(last, nn.Parameter(new, self.program.tensors[name].requires_grad))
+        else:
+            where.register_buffer(last, new, persistent=name in self.program.persistent)
+        return path
+
+    def _call(self, node: Node) -> Any:
+        if node.target is ATEN.mul.Tensor and any(self.values[a] is None for a in node.all_input_nodes):
+            return self.values[cast("Node", node.args[0])]  # a mask
+        args, kwargs = (map_arg(a, self.values.__getitem__) for a in (node.args, dict(node.kwargs)))
+        target: Any = node.target
+        found = _SIZES.get(op_name(node).removeprefix("aten.").partition(".")[0])
+        if found is not None:
+            target, arguments = found(self, node, named_arguments(node))
+            arguments = map_arg(arguments, lambda n: self.values.get(n, n))
+            schema = target._schema.arguments
+            args = tuple(arguments[a.name] for a in schema if not a.kwarg_only)
+            kwargs = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
+        made = self.graph.call_function(target, cast("Any", args), cast("Any", kwargs))
+        made.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+        return made
+
+    # -- sizes, for the table below ----------------------------------------------------------------
+
+    def size(self, axis: Axis) -> Any:
+        """The size of an axis after the cut: a number, or a node that computes it from the batch size."""
+        if self.batch is None or not any(leaf.key == self.batch[0] for leaf in leaves(axis)):
+            return size(axis, self.widths)
+        if isinstance(axis, Leaf):
+            return self.batch[1]
+        op = operator.mul if isinstance(axis, Product) else operator.add
+        parts = [self.size(part) for part in axis.parts]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.graph.call_function(op, (total, part))
+        return total
+
+    def dims(self, node: Any, result: int | None = None) -> tuple[Axis, ...]:
+        found = self.captured.node_axes[node.name]
+        return found if isinstance(found, tuple) else found[result or 0]
+
+    def results(self, node: Node) -> int:
+        found = self.captured.node_axes[node.name]
+        return len(found) if isinstance(found, list) else 1
+
+    def bound(self, axis: Axis, place: Any) -> Any:
+        """How many units stay in front of a place in a dimension."""
+        if not isinstance(place, int) or not any(leaf.key in self.kept for leaf in leaves(axis)):
+            return place
+        n = size(axis)
+        if place >= n:
+            return place
+        staying: Indices = kept_indices(axis, self.kept)
+        return int((staying < (place + n if place < 0 else place)).sum())
+
+    def groups(self, weight: Any, count: int) -> int:
+        """How many groups remain of a grouped convolution or norm."""
+        name = self.program.bindings.get(weight.name) if isinstance(weight, Node) else None
+        dims = self.plan.dims.get(name) if name is not None else None
+        return count if dims is None else remaining_groups(dims[0], count, self.plan)
+
+
+Resize: TypeAlias = "Callable[[_Builder, Node, Arguments], tuple[Any, Arguments]]"
+"""(builder, node, its arguments) → the op to call, and its arguments."""
+
+
+def _as_result(name: str) -> Resize:
+    """The argument `name` is the shape of the result."""
+    return lambda b, node, given: (node.target, {**given, name: [b.size(axis) for axis in b.dims(node)]})
+
+
+def _unflatten(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    dims = b.dims(node)
+    first = given["dim"] % (len(dims) - len(given["sizes"]) + 1)
+    return node.target, {**given, "sizes": [b.size(axis) for axis in dims[first : first + len(given["sizes"])]]}
+
+
+def _split(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    """Parts of equal size may lose different numbers of units."""
+    dim = given["dim"] % len(b.dims(node))
+    sizes = [b.size(b.dims(node, i)[dim]) for i in range(b.results(node))]
+    return ATEN.split_with_sizes.default, {"self": given["self"], "split_sizes": sizes, "dim": dim}
+
+
+def _slice(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    axis = b.dims(given["self"])[given["dim"]]
+    return node.target, {**given, "start": b.bound(axis, given["start"]), "end": b.bound(axis, given["end"])}
+
+
+def _narrow(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    axis = b.dims(given["self"])[given["dim"]]
+    return node.target, {
+        **given, "start": b.bound(axis, given["start"]), "length": b.size(b.dims(node)[given["dim"]]),
+    }  # fmt: skip
+
+
+def _normalized(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    tail = b.dims(node)[-len(given["normalized_shape"]) :]
+    return node.target, {**given, "normalized_shape": [b.size(axis) for axis in tail]}
+
+
+def _grouped(name: str) -> Resize:
+    return lambda b, node, given: (node.target, {**given, name: b.groups(given["weight"], given[name])})
+
+
+def _batch_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    """The statistics of the batch in training, as the module's mode says."""
+    known = given["running_mean"] is not None and given["training"] is False
+    return node.target, {**given, "training": b.graph.get_attr("training")} if known else given
+
+
+def _attention(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    """The default scale is 1/√d of the tensors as they are; where no mask makes up for that, it stays what it was."""
+    masks = [mask for name, mask in b.captured.masks.items() if name.startswith(f"mask:{node.name}.")]
+    if given["scale"] is None and any(mask.gain is None for mask in masks):
+        return node.target, {**given, "scale": 1 / sqrt(size(b.dims(given["key"])[-1]))}
+    return node.target, given
+
+
+def _interleaved(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    return node.target, {**given, "output_size": None}
+
+
+_SIZES: dict[str, Resize] = {
+    **dict.fromkeys(("view", "expand", "zeros", "ones", "empty", "full", "rand", "randn"), _as_result("size")),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "_unsafe_view"), _as_result("size")),
+    "reshape": _as_result("shape"),
+    "broadcast_to": _as_result("size"),
+    "unflatten": _unflatten,
+    "split": _split,
+    "split_with_sizes": _split,
+    "tensor_split": _split,
+    "slice": _slice,
+    "narrow": _narrow,
+    "layer_norm": _normalized,
+    "rms_norm": _normalized,
+    "group_norm": _grouped("num_groups"),
+    **{f"conv{n}d": _grouped("groups") for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _grouped("groups") for n in (1, 2, 3)},
+    "batch_norm": _batch_norm,
+    "scaled_dot_product_attention": _attention,
+    "repeat_interleave": _interleaved,
+}

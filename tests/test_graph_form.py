@@ -1,0 +1,71 @@
+"""The captured graph as a module: proved, trainable, for any batch size; on every tiny network."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actprune.axes.capture import capture
+from actprune.plan import make_plan
+from actprune.proof.check import verify
+from actprune.repair.adapt import trial_units
+from actprune.surgery.graph_form import as_graph
+from nets import NETS, build
+from test_repair import NETS as CLASSES
+
+
+def graph_of(model: nn.Module, inputs: Any, seed: int = 0) -> Any:
+    """The cut graph, proved."""
+    graph = capture(model, inputs)
+    plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups], seed))
+    small = as_graph(model, graph, plan)
+    verify(model, small, plan, inputs, graph=replace(graph, training=None))  # which has no auxiliary heads
+    return small
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_tiny_networks(name: str) -> None:
+    model, inputs = build(name)
+    small = graph_of(model.eval(), inputs)
+    assert set(small.state_dict()) <= set(model.state_dict())  # a tensor with several names has one
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_that_write_down_sizes(name: str) -> None:
+    make, inputs = CLASSES[name]
+    model, x = make().eval(), inputs()
+    small = graph_of(model, x)
+    copy.deepcopy(small)(x)
+    if name != "cross":  # its batch is not in front
+        assert small(torch.cat([x, x, x])).shape[0] == 3 * len(x)
+    out = small.train()(x)
+    (out[0] if isinstance(out, tuple) else out).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+class Convolutional(nn.Module):
+    """Norms, groups and a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.gn = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.GroupNorm(4, 8)
+        self.fc = nn.Linear(8 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.a(x)))
+        return self.fc(torch.relu(self.gn(self.b(x))).view(x.shape[0], -1))
+
+
+def test_batch_norms_follow_the_mode() -> None:
+    small = graph_of(Convolutional().eval(), torch.randn(2, 3, 6, 6))
+    before = small.bn.running_mean.clone()
+    small.eval()(torch.randn(5, 3, 6, 6))
+    assert torch.equal(small.bn.running_mean, before)
+    small.train()(torch.randn(5, 3, 6, 6))
+    assert not torch.equal(small.bn.running_mean, before)
