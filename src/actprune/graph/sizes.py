@@ -57,9 +57,12 @@ class SizeUse:
     Attributes:
         value: the size in the dense model.
         expr: what it was computed from; its "shape" leaves name nodes, or "@" and a tensor of the model.
-        role: ("size", node, dim): the size of that dimension of a result; ("bound", node, dim): a place in that
-            dimension of the tensor that is sliced; ("times", node, source, dim): how often that dimension of the
-            source is repeated; ("groups", node, dim): into how many groups that dimension is divided; ("fixed",): a number that no cut may change; ("unknown",).
+        role: what the axes say about it; dimensions are those of a call's result or of the tensor it is given.
+            ("size", node, dim): the size of that dimension;
+            ("bound", node, dim): a place in that dimension, which is sliced;
+            ("times", node, source, dim): how often that dimension of the source is repeated;
+            ("groups", node, dim): into how many groups that dimension is divided;
+            ("fixed",): a number that no cut may change; ("unknown",).
         op: the name of the function that was called.
         slot: which argument of the call it is, counted over all of its sizes; `count` of them there are.
         place: the call.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from actprune.axes.expr import Axis, size
+from actprune.axes.expr import Axis, blocks, size
 from actprune.plan import Plan
 
 Attributes = dict[str, Any]
