@@ -44,6 +44,7 @@ def prune(
     forward: Forward | None = None,
     distance: str | Distance = "auto",
     threshold: float | None = None,
+    norms: bool = False,
     inplace: bool = False,
     seed: int = 0,
     save_to: str | Path | None = None,
@@ -75,6 +76,8 @@ def prune(
         forward: `forward(model, batch)`, where a batch isn't called as above.
         distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
         threshold: for method "filter".
+        norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
+            the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
         inplace: change `model` itself, once everything is proved.
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work.
@@ -88,7 +91,7 @@ def prune(
     chosen = _checked_method(method, allocation, compensate, keep is not None or max_drop is not None)
     job = Run(
         model, chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
-        tuple((protect,) if isinstance(protect, str) else protect), round_to, distance, threshold, seed, progress,
+        tuple((protect,) if isinstance(protect, str) else protect), round_to, distance, threshold, norms, seed, progress,
     )  # fmt: skip
     if save_to is not None:
         check_output(Path(save_to), overwrite=False)

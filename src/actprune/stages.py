@@ -100,6 +100,7 @@ class Run:
     round_to: int
     distance: str | Distance
     threshold: float | None
+    norms: bool
     seed: int
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=dict[str, float])
@@ -206,7 +207,7 @@ class Run:
             )
 
     def _captured(self) -> Graph:
-        graph = capture(self.model, self.inputs)
+        graph = capture(self.model, self.inputs, norms=self.norms)
         graph = graph.without(cannot_follow(self.model, graph, self.inputs, seed=self.seed))
         if not graph.groups:
             raise UnsupportedModelError(

@@ -78,18 +78,19 @@ class Graph:
         return account(self.tensor_axes, sizes, program.parameters, self.groups, self.frozen)
 
 
-def capture(model: nn.Module, example_inputs: Any) -> Graph:
+def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Graph:
     """Capture `model` as a graph and find what can be cut in it.
 
     Args:
-        model: any module that `torch.export` takes; it is left as it was.
+        model: any module that runs on these inputs; it is left as it was.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
+        norms: whether axes that a norm or a mean runs over may be cut as well (the width of a transformer).
 
     Raises:
         CaptureError: the model can't be exported with these inputs.
     """
     program = trace(model, example_inputs)
-    inference = Inference()
+    inference = Inference(norms)
     inference.walk(program)
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)

@@ -27,8 +27,8 @@ class Group:
         key: the leaf's key in axis expressions.
         width: number of units in the dense network.
         kind: "channels" (made by a convolution), "neurons", "heads" (they run beside each other through an
-            attention; with grouped queries one unit is a key-value head with its queries), or "head dims" (what
-            the products of an attention sum over).
+            attention; with grouped queries one unit is a key-value head with its queries), "head dims" (what
+            the products of an attention sum over), or "width" (what norms run over).
         members: every tensor dimension that holds them.
         producers: the contractions whose output they are.
         consumers: the contractions with a parameter that sum over them; none where only masked products do.
@@ -67,6 +67,7 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
     producers = _by_leaf((site, tensors[site.weight][site.out_dim]) for site in sites)
     consumers = _by_leaf((site, tensors[site.weight][site.in_dim]) for site in sites if site.reads)
     mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
+    normalized = _leaves_of(inference, inference.normalized)
     parallel = _leaves_of(inference, inference.parallel)
     groups: list[Group] = []
     order = {site: i for i, site in enumerate(sites)}
@@ -80,7 +81,9 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
         if algebra.frozen(leaf) is None:
             made, read = producers[key], consumers.get(key, [])
             kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
-            kind = "heads" if key in parallel else "head dims" if key in mixed else kind
+            kind = (
+                "width" if key in normalized else "heads" if key in parallel else "head dims" if key in mixed else kind
+            )
             name = made[0].module or made[0].weight
             groups.append(Group(name, key, leaf.size, kind, tuple(members[key]), tuple(made), tuple(read)))
     groups.sort(key=lambda group: (order[group.producers[0]], group.key))

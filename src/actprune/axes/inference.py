@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from actprune.axes.algebra import Algebra
 from actprune.axes.expr import ONE, Axis, leaves, size
+from actprune.axes.twins import TWINS
 from actprune.graph.program import Program, module_path, named_arguments, op_name, place, shape
 
 Dims: TypeAlias = tuple[Axis, ...]
@@ -103,12 +104,14 @@ class Mixing:
         operand: the argument that is summed over.
         dim: which of its dimensions.
         gain: (dense size, kept size) → what the call multiplies the kept entries with once it is cut, if not 1.
+        twin: what stands for the op and is given the mask, where it is no plain sum.
     """
 
     node: Node
     operand: Node
     dim: int
     gain: Callable[[int, int], float] | None = None
+    twin: Callable[..., Tensor] | None = None
 
 
 class Call:
@@ -214,6 +217,15 @@ class Call:
         """
         self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), gain))
 
+    def normalizes(self, value: Any, dim: int) -> None:
+        """Note that this call takes a mean over dimension `dim` of an activation: cut only where that is asked for."""
+        axis, twin = self.axes(value)[dim], TWINS.get(op_name(self.node))
+        if not self.inference.norms or twin is None:
+            self.freeze(axis, "normalised over")
+        else:
+            self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), twin=twin))
+            self.inference.normalized.append(axis)
+
     def attends(self, axes: Iterable[Axis]) -> None:
         """Note the axes that run beside each other through a product of two activations, such as heads."""
         self.inference.parallel += axes
@@ -234,10 +246,14 @@ class Inference:
         terms: every cost.
         mixings: every sum over an axis of an activation without a parameter.
         parallel: axes that run beside each other through such sums (heads).
+        norms: whether axes that a norm runs over may be cut.
+        normalized: those axes, if so.
         unknown: op names without a rule.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norms: bool = False) -> None:
+        self.norms = norms
+        self.normalized: list[Axis] = []
         self.algebra = Algebra()
         self.axes: dict[Node, Dims | list[Dims]] = {}
         self.tensors: dict[str, Dims] = {}

@@ -68,7 +68,8 @@ def with_masks(
             tensors[name] = torch.ones(
                 (value.shape[mixing.dim], *[1] * trailing), dtype=value.dtype, device=value.device
             )
-            bindings[_insert(program, mixing, tensors[name], masked)] = name
+            insert = _multiply if mixing.twin is None else _replace
+            bindings[insert(program, mixing, tensors[name], masked)] = name
             masks[name] = mask
     if not masks:
         return program, masks
@@ -90,17 +91,31 @@ def calls(program: Program) -> list[Node]:
     ]
 
 
-def _insert(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
+def _placeholder(program: Program, ones: Tensor) -> Node:
+    graph = program.graph
+    with graph.inserting_before(next(iter(graph.nodes))):
+        placeholder = graph.placeholder("mask")
+    placeholder.meta = {"val": ones.to("meta")}
+    return placeholder
+
+
+def _replace(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
+    """Put the op's twin in its place, with a new placeholder among its masks; its name is returned."""
+    placeholder = _placeholder(program, ones)
+    node = mixing.node
+    assert mixing.twin is not None
+    node.target = mixing.twin
+    node.kwargs = {**node.kwargs, "masks": (*node.kwargs.get("masks", ()), placeholder)}  # type: ignore[misc]
+    return placeholder.name
+
+
+def _multiply(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
     """Multiply the operand with a new placeholder; its name is returned.
 
     Args:
         masked: (call, operand) → what the call reads instead of it: a call may sum over several axes of one operand.
     """
-    graph = program.graph
-    first = next(iter(graph.nodes))
-    with graph.inserting_before(first):
-        placeholder = graph.placeholder("mask")
-    placeholder.meta = {"val": ones.to("meta")}
+    graph, placeholder = program.graph, _placeholder(program, ones)
     key = mixing.node, mixing.operand
     operand = masked.get(key, mixing.operand)
     with graph.inserting_before(mixing.node):

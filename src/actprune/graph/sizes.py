@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from actprune.graph.integers import Expr, TracedInt, expression
+from actprune.graph.numbers import Expr, TracedFloat, TracedInt, expression, plain, sqrt
 
 Key: TypeAlias = tuple[int, int]
 """A tensor of the recording: the number of the call that gave it, and which of its results it is."""
@@ -55,7 +56,7 @@ class SizeUse:
     """One size that a call was given.
 
     Attributes:
-        value: the size in the dense model.
+        value: the size in the dense model; a float where it is a number computed from sizes, such as a scale.
         expr: what it was computed from; its "shape" leaves name nodes, or "@" and a tensor of the model.
         role: what the axes say about it; dimensions are those of a call's result or of the tensor it is given.
             ("size", node, dim): the size of that dimension;
@@ -68,7 +69,7 @@ class SizeUse:
         place: the call.
     """
 
-    value: int
+    value: Any
     expr: Expr
     role: tuple[Any, ...]
     op: str
@@ -157,7 +158,7 @@ class Recorder(TorchFunctionMode):
                 # the tensor is held, so that its id can't be given to another one
                 self._known[id(value)] = ((call, i), value)
 
-    def _note(self, call: int, op: str, slot: int, count: int, value: int, role: tuple[Any, ...], args: Any) -> None:
+    def _note(self, call: int, op: str, slot: int, count: int, value: Any, role: tuple[Any, ...], args: Any) -> None:
         kind, *rest = role
         if kind == "size":
             role = ("size", (call, rest[0]), rest[1])
@@ -166,7 +167,7 @@ class Recorder(TorchFunctionMode):
             role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])
             if source is None:
                 role = ("fixed",)
-        self._uses.append(SizeUse(int(value), expression(value), role, op, slot, count, self._place()))
+        self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, self._place()))
 
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
@@ -187,7 +188,7 @@ class Recorder(TorchFunctionMode):
     def result(self, graph: Graph) -> Sizes:
         """The record, with nodes of the captured graph in the place of call numbers; the graph gets plain numbers."""
         for node in graph.nodes:
-            node.args, node.kwargs = map_aggregate(node.args, _plain), map_aggregate(node.kwargs, _plain)
+            node.args, node.kwargs = map_aggregate(node.args, plain), map_aggregate(node.kwargs, plain)
         nodes: dict[Key, Node] = {}
         for node in graph.nodes:
             call = (node.meta.get("custom") or {}).get(CALL)
@@ -213,12 +214,8 @@ class Recorder(TorchFunctionMode):
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
 
 
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, TracedInt) else value
-
-
 def _renamed(expr: Expr, named: Any) -> Expr:
-    if isinstance(expr, int):
+    if isinstance(expr, int | float):
         return expr
     if expr[0] == "shape":
         return ("shape", named(expr[1]), expr[2])
@@ -243,7 +240,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
 
     # a subclass, not an attribute: the tracer calls it on a stand-in for the model that knows modules by their names
     space = {"forward": functools.wraps(original.forward)(forward), "__module__": original.__module__}
-    with _traced_attributes(model, recorder), _uncached_einops(), annotations.preserve_node_meta():
+    with _traced_attributes(model, recorder), _uncached_einops(), _traced_roots(), annotations.preserve_node_meta():
         model.__class__ = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(space))
         try:
             yield recorder
@@ -284,19 +281,25 @@ def _traced_attributes(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
 
 def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: dict[tuple[Any, ...], int]) -> Any:
+    """`value` with traced integers in it; the very same where it holds no size."""
     if type(value) is int and value > 1:
         leaf = ("attr", holder, path)
         found[leaf] = value
         return TracedInt(value, leaf)
-    if type(value) in (list, tuple) and len(path) < 3:
-        held: list[Any] = [*value]  # type: ignore[misc]
-        if not all(type(v) in (int, list, tuple) for v in held):
-            return value
-        items = [_traced(v, holder, (*path, i), found) for i, v in enumerate(held)]
-        return cast("Any", type(value))(items) if any(a is not b for a, b in zip(items, held, strict=True)) else value
-    if type(value) is dict and value and all(type(v) is int for v in value.values()) and len(path) < 3:
-        return {k: _traced(v, holder, (*path, k), found) for k, v in value.items()}
-    return value
+    if type(value) not in (list, tuple, dict) or len(path) > 2:
+        return value
+    box = cast("Any", value)
+    if len(box) > _LONGEST:
+        return value
+    held: dict[Any, Any] = dict(box) if type(value) is dict else dict(enumerate(box))
+    new = {key: _traced(item, holder, (*path, key), found) for key, item in held.items()}
+    if all(new[key] is item for key, item in held.items()):
+        return value
+    return new if type(value) is dict else cast("Any", type(value))(new.values())
+
+
+_LONGEST = 64
+"""Longer lists among the attributes are data, not sizes."""
 
 
 def _is_builtin(module: nn.Module) -> bool:
@@ -313,6 +316,17 @@ def _is_record(value: Any) -> bool:
         and hasattr(value, "__dict__")
         and type(value).__module__.partition(".")[0] not in ("torch", "builtins")
     )
+
+
+@contextlib.contextmanager
+def _traced_roots() -> Iterator[None]:
+    """`math.sqrt` of a size remembers it."""
+    held = math.sqrt
+    math.sqrt = sqrt
+    try:
+        yield
+    finally:
+        math.sqrt = held
 
 
 @contextlib.contextmanager
@@ -337,7 +351,7 @@ _RESULT = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn
 _FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 
-Found: TypeAlias = "tuple[int, int, int, tuple[Any, ...]]"
+Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
 """(slot, number of slots, value, role) with calls' own results and arguments left out of the role."""
 
 
@@ -360,7 +374,7 @@ def _sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     groups = _groups(name, args, kwargs)
     if groups is not None:
         return [(-1, 0, groups, ("groups", 1))]
-    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, TracedInt)]
+    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, TracedInt | TracedFloat)]
     return [(-1, 0, value, ("fixed",)) for value in traced]
 
 

@@ -251,7 +251,7 @@ def _wrong_training(
 def _eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: Batch) -> tuple[float, str | None]:
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, call_arguments(small, inputs))
     try:
-        with preserved(small), kept_buffers(small), torch.no_grad():
+        with preserved(small), kept_buffers(small, parameters=True), torch.no_grad():
             small.eval()
             eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
     except Exception as error:  # whatever the user's forward raises

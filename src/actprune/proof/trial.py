@@ -44,7 +44,7 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = F
             return f"{error.where}: {error.got}"
         if deep:
             return verify(model, small, plan, inputs, graph=graph, check=False, seed=seed).failure
-        return _runs(model, small, _two_samples(inputs, graph.program.batch_size))
+        return _runs(model, small, inputs, graph.program.batch_size)
 
     culprits = beyond_repair(graph)
     names = [group.name for group in graph.groups if group.name not in culprits]
@@ -89,19 +89,25 @@ def _bisect(test: Test, names: Sequence[str], failure: str) -> tuple[str, str]:
     return names[0], failure
 
 
-def _runs(model: nn.Module, small: nn.Module, inputs: Any) -> str | None:
-    """Why `small` does not run, or gives outputs of another shape than `model`."""
-    args, kwargs = call_arguments(model, inputs)
-    shapes: list[list[tuple[int, ...]]] = []
-    for network in (model, small):
-        with preserved(network), kept_buffers(network), torch.no_grad():
-            network.eval()
-            try:
-                outputs = pytree.tree_leaves(network(*args, **kwargs))
-            except Exception as error:  # whatever a user's forward raises on sizes it did not expect
-                return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        shapes.append([tuple(out.shape) for out in outputs if isinstance(out, Tensor)])
-    return None if shapes[0] == shapes[1] else f"the outputs would have shapes {shapes[1]} instead of {shapes[0]}"
+def _runs(model: nn.Module, small: nn.Module, inputs: Any, batch: int) -> str | None:
+    """Why `small` does not run, or gives outputs of another shape than `model`, on two samples where `model` can."""
+    given = next((x for x in (_two_samples(inputs, batch), inputs) if not isinstance(_shapes(model, x), str)), inputs)
+    expected, found = _shapes(model, given), _shapes(small, given)
+    if isinstance(found, str):
+        return found
+    return None if expected == found else f"the outputs would have shapes {found} instead of {expected}"
+
+
+def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
+    """The shapes of the outputs, or what was raised."""
+    args, kwargs = call_arguments(network, inputs)
+    with preserved(network), kept_buffers(network, parameters=True), torch.no_grad():
+        network.eval()
+        try:
+            outputs = pytree.tree_leaves(network(*args, **kwargs))
+        except Exception as error:  # whatever a user's forward raises on sizes it did not expect
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return [tuple(out.shape) for out in outputs if isinstance(out, Tensor)]
 
 
 def _two_samples(inputs: Any, batch: int) -> Any:

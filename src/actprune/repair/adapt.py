@@ -24,12 +24,14 @@ TRIALS = (0, 1, 2)
 """Seeds of the cuts that are tried on paper: in one of them, two groups may lose as many units by chance."""
 
 
-def capture(model: nn.Module, example_inputs: Any) -> Graph:
+def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Graph:
     """Capture `model` as a graph and find what can be cut in it.
 
     Args:
         model: any module; it is left as it was.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
+        norms: whether axes that a norm or a mean runs over may be cut as well (the width of a transformer). Their
+            statistics are then those of the units that stay, and so the network computes another function.
 
     Returns:
         The graph. Its groups are those that the model's class can carry a cut of, as far as the sizes tell that it
@@ -38,7 +40,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Graph:
     Raises:
         CaptureError: the model can't be traced with these inputs.
     """
-    return adapt(captured(model, example_inputs))
+    return adapt(captured(model, example_inputs, norms=norms))
 
 
 def adapt(graph: Graph) -> Graph:

@@ -17,7 +17,7 @@ import numpy as np
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Indices, Leaf, blocks, kept_indices, leaves, size
-from actprune.graph.integers import Expr, evaluate, variables
+from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
 from actprune.repair.source import argument, source_of
@@ -31,11 +31,13 @@ class Stuck:
     """A size that no change mends.
 
     Attributes:
+        index: its number in the record.
         use: where it stands.
         keys: the groups (by leaf key) that it depends on.
         ties: pairs of groups that the class can carry if both keep the same units.
     """
 
+    index: int
     use: SizeUse
     keys: frozenset[int]
     ties: frozenset[tuple[int, int]]
@@ -92,10 +94,23 @@ class _Solver:
             edit = self._source_edit(use, self.targets[i])
             rivals = [j for j in self._together(use) if self.targets[j] != self.targets[i]]
             if edit is None or rivals:
-                stuck.append(Stuck(use, self._concerns(use), self._ties(i, rivals)))
+                stuck.append(Stuck(i, use, self._concerns(use), self._ties(i, rivals)))
             else:
                 sources[edit.module, edit.functions, edit.line, edit.column] = edit
+        edited = {i for i in wrong if i not in {s.index for s in stuck}}
+        stuck = [s for s in stuck if not self._keeps(s.use, edited)]
         return Repair(Edits(tuple(self._attribute_edits()), tuple(sources.values())), tuple(stuck))
+
+    def _keeps(self, use: SizeUse, edited: Iterable[int]) -> bool:
+        """Whether a number is what it was because the arithmetic in it was edited elsewhere in the function."""
+        if use.role[0] != "fixed":
+            return False
+        fixed: dict[Any, int] = {}
+        for i in edited:
+            other = self.sizes.uses[i]
+            if (other.place.module, other.place.code) == (use.place.module, use.place.code):
+                fixed[other.expr] = other.value
+        return self._value(use, _with_values(use.expr, fixed), {}) == use.value
 
     def _together(self, use: SizeUse) -> list[int]:
         """The sizes that stand at the same place in the source, which becomes one number for all of them."""
@@ -122,7 +137,7 @@ class _Solver:
 
     # -- what each size is, and should be ----------------------------------------------------------
 
-    def _target(self, use: SizeUse) -> int | None:
+    def _target(self, use: SizeUse) -> Any:
         kind, *where = use.role
         if kind == "fixed":
             return use.value
@@ -168,7 +183,7 @@ class _Solver:
     def _variable(self, use: SizeUse, leaf: tuple[Any, ...]) -> Variable:
         return leaf if isinstance(leaf[1], str) else (*leaf, use.place.module)
 
-    def _value(self, use: SizeUse, expr: Expr, assumed: Mapping[Variable, int]) -> int | None:
+    def _value(self, use: SizeUse, expr: Expr, assumed: Mapping[Variable, int]) -> Any:
         def of(leaf: tuple[Any, ...]) -> int | None:
             if leaf[0] == "shape":
                 axis = self._axis(leaf[1], leaf[2]) if leaf[1] is not None else None
@@ -307,6 +322,15 @@ class _Solver:
     def _own_keys(self, use: SizeUse) -> set[int]:
         axis = self._axis(use.role[1], use.role[2]) if use.role[0] in ("size", "bound", "groups") else None
         return set() if axis is None else {leaf.key for leaf in leaves(axis)}
+
+
+def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:
+    """The expression with the given arithmetic replaced by numbers."""
+    if isinstance(expr, int | float) or expr[0] in ("attr", "shape"):
+        return expr
+    if expr in values:
+        return values[expr]
+    return (expr[0], _with_values(expr[1], values), _with_values(expr[2], values))
 
 
 def _written_at(use: SizeUse) -> tuple[Any, ...]:

@@ -44,8 +44,11 @@ def layer_norm(call: Call) -> Dims:
     """Statistics run over the last axes, so removing one entry changes all the others."""
     source = call.axes(call["input"])
     count = len(call["normalized_shape"])
-    for axis in source[-count:]:
-        call.freeze(axis, "normalised over")
+    if count == 1:
+        call.normalizes(call["input"], -1)
+    else:
+        for axis in source[-count:]:
+            call.freeze(axis, "normalised over")
     for name in ("weight", "bias"):
         for own, axis in zip(call.axes(call[name]), source[-count:], strict=False):
             call.unify(own, axis)

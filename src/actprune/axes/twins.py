@@ -1,0 +1,109 @@
+"""Norms over the units that stay: what a class computes by itself once an axis that it normalises is smaller.
+
+Zero columns can't stand for that, since zeros still count in a mean. So in the dense graph the op is replaced by its
+twin here, which is given the mask; with a mask of ones it is the op itself. These axes are cut only where the user
+asks for it: the network with fewer of them is another function of its input, even before anything is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ATEN = torch.ops.aten
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+    *,
+    masks: Sequence[Tensor],
+) -> Tensor:
+    """x (…, D), mask (D,): mean and variance of the entries that stay (Ba et al. 2016, Layer Normalization)."""
+    (mask,) = masks
+    if bool((mask != 0).all()):
+        return ATEN.layer_norm.default(x, normalized_shape, weight, bias, eps, cudnn_enable)
+    centred = x - _mean(x, (-1,), True, masks)
+    y = centred / (_mean(centred * centred, (-1,), True, masks) + eps).sqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rms_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    masks: Sequence[Tensor],
+) -> Tensor:
+    """x (…, D), mask (D,): root mean square of the entries that stay (Zhang & Sennrich 2019)."""
+    (mask,) = masks
+    if bool((mask != 0).all()):
+        return ATEN.rms_norm.default(x, normalized_shape, weight, eps)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * (_mean(x * x, (-1,), True, masks) + eps).rsqrt()
+    return y if weight is None else y * weight
+
+
+def mean(
+    x: Tensor, dim: Sequence[int], keepdim: bool = False, *, dtype: torch.dtype | None = None, masks: Sequence[Tensor]
+) -> Tensor:
+    """The mean over `dim` of the entries that stay."""
+    x = x if dtype is None else x.to(dtype)
+    return _mean(x, dim, keepdim, masks)
+
+
+def variance(
+    x: Tensor,
+    dim: Sequence[int],
+    *,
+    correction: float | None = 1,
+    keepdim: bool = False,
+    masks: Sequence[Tensor],
+) -> Tensor:
+    """The variance over `dim` of the entries that stay."""
+    centred = x - _mean(x, dim, True, masks)
+    count = _count(x, dim, masks)
+    return _mean(centred * centred, dim, keepdim, masks) * count / (count - (1 if correction is None else correction))
+
+
+def deviation(x: Tensor, dim: Sequence[int], **settings: Any) -> Tensor:
+    """The standard deviation over `dim` of the entries that stay."""
+    return variance(x, dim, **settings).sqrt()
+
+
+TWINS: dict[str, Callable[..., Tensor]] = {
+    "aten.layer_norm.default": layer_norm,
+    "aten.rms_norm.default": rms_norm,
+    "aten.mean.dim": mean,
+    "aten.var.correction": variance,
+    "aten.std.correction": deviation,
+}
+"""Op → its twin; the twin goes by the op's name in messages."""
+
+for _name, _twin in TWINS.items():
+    _twin.__name__ = _name
+
+
+def _mean(x: Tensor, dim: Sequence[int], keepdim: bool, masks: Sequence[Tensor]) -> Tensor:
+    for mask in masks:
+        x = x * mask
+    return x.sum(list(dim), keepdim) / _count(x, dim, masks)
+
+
+def _count(x: Tensor, dim: Sequence[int], masks: Sequence[Tensor]) -> float:
+    """How many entries a mean is taken of."""
+    count = 1.0
+    for d in dim:
+        count *= x.shape[d]
+    for mask in masks:
+        count *= float((mask != 0).sum()) / mask.shape[0]
+    return count

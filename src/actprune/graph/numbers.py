@@ -1,0 +1,148 @@
+"""Numbers that remember where they came from.
+
+While a model is captured, the sizes written down in its modules and the shapes that it reads are made `TracedInt`
+integers. They are what they were, and carry an expression through arithmetic: `C // self.num_heads` arrives at a
+reshape as ("//", ("shape", …), ("attr", …)). So it is known what every size would be once tensors and attributes have
+changed, and which attribute has to change.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Expr: TypeAlias = "int | float | tuple[Any, ...]"
+"""A number; ("attr", holder, path); ("shape", tensor, dim); or (op, left, right)."""
+
+_Operator: TypeAlias = Callable[[Any, Any], Any]
+
+_OPS: dict[str, tuple[str, Any]] = {
+    "add": ("+", operator.add),
+    "sub": ("-", operator.sub),
+    "mul": ("*", operator.mul),
+    "floordiv": ("//", operator.floordiv),
+    "mod": ("%", operator.mod),
+    "truediv": ("/", operator.truediv),
+    "pow": ("**", operator.pow),
+}
+
+
+class TracedInt(int):
+    """An int with the expression that it came from."""
+
+    expr: Expr
+
+    def __new__(cls, value: int, expr: Expr) -> TracedInt:
+        made = int.__new__(cls, value)
+        made.expr = expr
+        return made
+
+    def __neg__(self) -> TracedInt:
+        return TracedInt(-int(self), ("-", 0, self.expr))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> int:
+        return int(self)  # a copy of a module made in the meantime must not keep it
+
+    def __reduce__(self) -> Any:
+        return (int, (int(self),))
+
+
+class TracedFloat(float):
+    """A float with the expression that it came from: a scale such as 1/√(head size)."""
+
+    expr: Expr
+
+    def __new__(cls, value: float, expr: Expr) -> TracedFloat:
+        made = float.__new__(cls, value)
+        made.expr = expr
+        return made
+
+    def __neg__(self) -> TracedFloat:
+        return TracedFloat(-float(self), ("-", 0, self.expr))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> float:
+        return float(self)
+
+    def __reduce__(self) -> Any:
+        return (float, (float(self),))
+
+
+Number: TypeAlias = int | float
+
+
+def expression(value: Any) -> Expr:
+    """What a number was computed from; itself where that isn't known."""
+    if isinstance(value, TracedInt | TracedFloat):
+        return value.expr
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def plain(value: Any) -> Any:
+    """A traced number as a plain one; any other value as it is."""
+    if isinstance(value, TracedInt):
+        return int(value)
+    return float(value) if isinstance(value, TracedFloat) else value
+
+
+_root = math.sqrt  # itself, while `math.sqrt` is this module's
+
+
+def sqrt(x: Any) -> Any:
+    """`math.sqrt` that keeps the origin of a number."""
+    root = _root(x)
+    return TracedFloat(root, ("**", x.expr, 0.5)) if isinstance(x, TracedInt | TracedFloat) else root
+
+
+def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, compute: Any) -> None:
+    """Give a class the operator `name`, of itself with a number, and reflected."""
+    base = int if kind is TracedInt else float
+
+    def made(left: Any, right: Any) -> Any:
+        value = compute(plain(left), plain(right))
+        origin = (symbol, expression(left), expression(right))
+        if isinstance(value, int):
+            return TracedInt(value, origin)
+        return TracedFloat(value, origin) if isinstance(value, float) else value
+
+    def method(self: Any, other: Any) -> Any:
+        return made(self, other) if isinstance(other, int | float) else getattr(base, f"__{name}__")(self, other)
+
+    def reflected(self: Any, other: Any) -> Any:
+        return made(other, self) if isinstance(other, int | float) else getattr(base, f"__r{name}__")(self, other)
+
+    setattr(kind, f"__{name}__", method)
+    setattr(kind, f"__r{name}__", reflected)
+
+
+for _name, (_symbol, _compute) in _OPS.items():
+    for _kind in (TracedInt, TracedFloat):
+        _forward(_kind, _name, _symbol, _compute)
+
+_COMPUTE: dict[str, _Operator] = dict(_OPS.values())
+
+
+def evaluate(expr: Expr, value_of: Callable[[tuple[Any, ...]], int | None]) -> Any:
+    """The value of an expression; None where some part of it isn't known.
+
+    Args:
+        value_of: an ("attr", …) or ("shape", …) leaf → its value.
+    """
+    if isinstance(expr, int | float):
+        return expr
+    if expr[0] in ("attr", "shape"):
+        return value_of(expr)
+    left, right = evaluate(expr[1], value_of), evaluate(expr[2], value_of)
+    if left is None or right is None or (right == 0 and expr[0] in ("//", "%", "/")):
+        return None
+    return _COMPUTE[expr[0]](left, right)
+
+
+def variables(expr: Expr) -> set[tuple[Any, ...]]:
+    """The ("attr", …) and ("shape", …) leaves of an expression."""
+    if isinstance(expr, int | float):
+        return set()
+    if expr[0] in ("attr", "shape"):
+        return {expr}
+    return variables(expr[1]) | variables(expr[2])

@@ -1,0 +1,92 @@
+"""Axes that a norm runs over: frozen by default; cut on request, with the statistics of the units that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import actprune as ap
+from actprune.axes.twins import TWINS
+from actprune.plan import make_plan
+from actprune.proof.check import verify
+from actprune.repair.adapt import capture, trial_units
+from actprune.surgery.slicing import cut
+
+WIDTH = 12
+
+
+class WrittenOut(nn.Module):
+    """An RMS norm as decoders write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Standardised(nn.Module):
+    """Mean and variance by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt() + x.std(-1, keepdim=True)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer norm": lambda: nn.LayerNorm(WIDTH),
+    "layer norm without weights": lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
+    "rms norm": lambda: nn.RMSNorm(WIDTH),
+    "written out": WrittenOut,
+    "standardised": Standardised,
+}
+
+
+class Block(nn.Module):
+    """An embedding, a normalised residual branch, and a head."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.norm = nn.Embedding(10, WIDTH), norm
+        self.up, self.down, self.head = nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_width_is_cut_on_request(name: str) -> None:
+    model, tokens = Block(NORMS[name]()).eval(), torch.randint(0, 10, (2, 5))
+    assert {group.kind for group in capture(model, tokens).groups} == {"neurons"}
+    graph = capture(model, tokens, norms=True)
+    assert [(group.kind, group.width) for group in graph.groups] == [("width", WIDTH), ("neurons", 8)]
+    plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
+    small = cut(model, plan)
+    verify(model, small, plan, tokens, graph=graph)
+    assert small.table.weight.shape[1] == plan.widths["table"] < WIDTH
+    account = graph.account()
+    assert account.prunable > capture(model, tokens).account().prunable
+
+
+def test_the_dense_network_is_not_touched_by_its_twins() -> None:
+    model, tokens = Block(nn.LayerNorm(WIDTH)).eval(), torch.randint(0, 10, (2, 5))
+    from actprune.graph.run import run
+
+    graph = capture(model, tokens, norms=True)
+    assert any(node.target in TWINS.values() for node in graph.program.nodes)
+    assert torch.equal(run(graph.program, (tokens,))[0], model(tokens))
+
+
+def test_prune_cuts_the_width_on_request() -> None:
+    model = Block(nn.LayerNorm(WIDTH)).eval()
+    batches = [torch.randint(0, 10, (8, 5)) for _ in range(4)]
+    result = ap.prune(model, batches, keep="params=60%", norms=True)
+    assert result.proof.passed
+    assert result.plan.widths["table"] < WIDTH
