@@ -108,7 +108,7 @@ def _step(pick: Pick, domain: str, depth: int) -> Step:
     return Step(pick(tuple(tables[kind])), pick(WIDTHS), pick(COUNTS))
 
 
-def nets(most: int = 4) -> st.SearchStrategy[Net]:
+def nets(most: int = 3) -> st.SearchStrategy[Net]:
     """The networks of at most so many steps, as Hypothesis draws and shrinks them."""
 
     @st.composite

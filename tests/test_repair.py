@@ -281,6 +281,36 @@ def test_pruned_attention_is_stock_attention_when_nothing_is_cut(
     torch.testing.assert_close(pruned(x, x, x, **settings), stock(x, x, x, **settings))
 
 
+class GroupedQueries(nn.Module):
+    """Two numbers in the class, and sizes made of both: a change of either alone breaks as much as it mends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_heads, self.num_key_heads = 8, 4
+        self.q, self.k, self.v = nn.Linear(WIDTH, 32), nn.Linear(WIDTH, 16), nn.Linear(WIDTH, 16)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = (layer(x).unflatten(-1, (self.num_key_heads, -1)).transpose(1, 2) for layer in (self.k, self.v))
+        k, v = (y.repeat_interleave(self.num_heads // self.num_key_heads, dim=1) for y in (k, v))
+        return self.head(F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_two_attributes_that_only_change_together(kept: int) -> None:
+    model, x = GroupedQueries().eval(), tokens()
+    graph = capture(model, x)
+    (heads,) = (group.name for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {heads: range(kept)})
+    assert {edit.path: edit.value for edit in plan.edits.attributes} == {
+        ("num_heads",): 2 * kept,
+        ("num_key_heads",): kept,
+    }
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
 def test_values_and_queries_with_one_number_are_tied() -> None:
     """`size` is the head size of q, k and v alike: they keep the same units."""
     graph = capture(Configured().eval(), tokens())

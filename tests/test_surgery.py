@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError, UnsupportedModelError
@@ -392,3 +393,15 @@ def test_any_size_of_an_attention_may_be_cut_alone(into: int | None) -> None:
         assert isinstance(small.attention, nn.MultiheadAttention)
         assert verify(model, small, plan, x, graph=graph).passed
         small.train()(torch.randn(2, 4, 6)).sum().backward()
+
+
+def test_a_parametrized_layer_states_its_sizes() -> None:
+    """Its tensors are held by modules below it; where only its columns are cut it holds nothing that changes itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), parametrizations.weight_norm(nn.Linear(8, 5))).eval()
+    x = torch.randn(3, 6)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"0": [1, 4, 5]})
+    small = smaller(model, plan)
+    assert (small[1].in_features, small[1].out_features) == (3, 5)
+    assert verify(model, small, plan, x, graph=graph).passed

@@ -25,6 +25,9 @@ from actprune.repair.source import argument, source_of
 Variable = tuple[Any, ...]
 """("attr", holder, path), and for a shared object the path of the module that gets a copy."""
 
+Changes = dict[Variable, int]
+"""New values of some attributes."""
+
 
 @dataclass(frozen=True)
 class Stuck:
@@ -207,52 +210,76 @@ class _Solver:
     # -- changing attributes -----------------------------------------------------------------------
 
     def _set_attributes(self, wrong: set[int]) -> None:
-        """Change one attribute after another, each time the one that mends most; `wrong` shrinks on the way."""
+        """Change one attribute after another, each time the one that mends most; `wrong` shrinks on the way.
+
+        Where none mends more than it breaks, two are changed at once: `heads // key_heads` is right only if both are.
+        """
         while True:
-            best: tuple[int, Variable, int] | None = None
-            for i in sorted(wrong):
-                use = self.sizes.uses[i]
-                for leaf in sorted(variables(use.expr), key=str):
-                    variable = self._variable(use, leaf)
-                    if leaf[0] == "shape" or variable in self.values or not self._may_change(variable):
-                        continue
-                    for value in self._solutions(use, leaf, self.targets[i]):
-                        gain = self._gain(variable, value, wrong)
-                        if gain > 0 and (best is None or gain > best[0]):
-                            best = gain, variable, value
+            singles = list(self._changes(wrong, {}))
+            best = self._best(singles, wrong) or self._best(self._pairs(singles), wrong)
             if best is None:
                 return
-            _, variable, value = best
-            self.values[variable] = value
-            for i in self.reading[variable]:
+            self.values |= best
+            for i in self._readers(best):
                 (wrong.discard if self._holds(i) else wrong.add)(i)
+
+    def _best(self, changes: Iterable[Changes], wrong: set[int]) -> Changes | None:
+        """The first of those that mend most, if any mends more than it breaks."""
+        best: tuple[int, Changes] | None = None
+        for change in changes:
+            gain = self._gain(change, wrong)
+            if gain > 0 and (best is None or gain > best[0]):
+                best = gain, change
+        return best and best[1]
+
+    def _changes(self, wrong: Iterable[int], assumed: Changes) -> Iterator[Changes]:
+        """Single attributes that would mend one of the sizes `wrong`, beside those that are `assumed` to change."""
+        for i in sorted(wrong):
+            use = self.sizes.uses[i]
+            for leaf in sorted(variables(use.expr), key=str):
+                if leaf[0] == "shape":
+                    continue
+                variable = self._variable(use, leaf)
+                if variable in self.values or variable in assumed or not self._may_change(variable):
+                    continue
+                for value in self._solutions(use, leaf, self.targets[i], assumed):
+                    yield {variable: value}
+
+    def _pairs(self, singles: Iterable[Changes]) -> Iterator[Changes]:
+        """Each change with another one that mends a size which it would break."""
+        for first in singles:
+            broken = [i for i in self._readers(first) if not self._holds(i, first)]
+            for second in self._changes(broken, first):
+                yield first | second
 
     def _may_change(self, variable: Variable) -> bool:
         """A shared object can be copied only for a module that holds it."""
         return len(variable) == 3 or any(path == variable[3] for path, _ in self.sizes.owners[variable[1]])
 
-    def _gain(self, variable: Variable, value: int, wrong: set[int]) -> int:
-        readers = self.reading[variable]
-        before = sum(i in wrong for i in readers)
-        return before - sum(not self._holds(i, {variable: value}) for i in readers)
+    def _readers(self, change: Changes) -> set[int]:
+        return {i for variable in change for i in self.reading[variable]}
 
-    def _solutions(self, use: SizeUse, leaf: tuple[Any, ...], target: int) -> list[int]:
+    def _gain(self, change: Changes, wrong: set[int]) -> int:
+        readers = self._readers(change)
+        return sum(i in wrong for i in readers) - sum(not self._holds(i, change) for i in readers)
+
+    def _solutions(self, use: SizeUse, leaf: tuple[Any, ...], target: int, assumed: Changes) -> list[int]:
         """Values of one attribute with which the expression gives the target."""
-        found = list(self._invert(use, use.expr, leaf, target))
+        found = list(self._invert(use, use.expr, leaf, target, assumed))
         variable = self._variable(use, leaf)
-        return [v for v in found if v > 0 and self._value(use, use.expr, {variable: v}) == target]
+        return [v for v in found if v > 0 and self._value(use, use.expr, {**assumed, variable: v}) == target]
 
-    def _invert(self, use: SizeUse, expr: Expr, leaf: tuple[Any, ...], target: int) -> Iterator[int]:
+    def _invert(self, use: SizeUse, expr: Expr, leaf: tuple[Any, ...], target: int, assumed: Changes) -> Iterator[int]:
         if expr == leaf:
             yield target
         elif isinstance(expr, tuple) and expr[0] not in ("attr", "shape"):
             op, left, right = expr
             for part, other, first in ((left, right, True), (right, left, False)):
                 if leaf in variables(part):
-                    known = self._value(use, other, {})
+                    known = self._value(use, other, assumed)
                     if known is not None:
                         for needed in _operand(op, known, target, first):
-                            yield from self._invert(use, part, leaf, needed)
+                            yield from self._invert(use, part, leaf, needed, assumed)
 
     def _set_unread(self) -> None:
         """Attributes that the captured path ignores but other back ends may read, such as `all_head_size`.

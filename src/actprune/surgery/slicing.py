@@ -59,8 +59,9 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             changes.append((names, _replacement(old, source, indices)))
     _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
-    touched = {id(slots[name][0]): name.rpartition(".")[0] for names, _ in changes for name in names}
-    modules = [(target.get_submodule(path), path) for path in touched.values()]
+    paths = (path for names, _ in changes for name in names for path in _users(name))
+    touched = {id(module): (module, path) for path in paths for module in [target.get_submodule(path)]}
+    modules = list(touched.values())
     agreeing = [stated(module) for module, _ in modules]
     for names, new in changes:
         for name in names:
@@ -71,6 +72,13 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     with preserved(target):
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
     return target
+
+
+def _users(name: str) -> tuple[str, ...]:
+    """Paths of the modules whose sizes a tensor decides: the one that holds it, or the one it parametrizes as well."""
+    holder = name.rpartition(".")[0]
+    owner, parametrized, _ = f".{holder}".rpartition(".parametrizations.")
+    return (holder, owner[1:]) if parametrized else (holder,)
 
 
 def sliced(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
