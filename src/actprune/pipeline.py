@@ -91,7 +91,8 @@ def prune(
     chosen = _checked_method(method, allocation, compensate, keep is not None or max_drop is not None)
     job = Run(
         model, chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
-        tuple((protect,) if isinstance(protect, str) else protect), round_to, distance, threshold, norms, seed, progress,
+        tuple((protect,) if isinstance(protect, str) else protect),
+        round_to, distance, threshold, norms, seed, progress,
     )  # fmt: skip
     if save_to is not None:
         check_output(Path(save_to), overwrite=False)

@@ -63,11 +63,18 @@ def zero_columns(
         shape = [1] * weight.dim()
         shape[site.in_dim] = -1
         overrides[site.weight] = weight.detach() * mask.view(shape)
+    return {**overrides, **mask_values(graph, plan, lifted=lifted)}
+
+
+def mask_values(graph: Graph, plan: Plan, *, lifted: bool = False) -> dict[str, Tensor]:
+    """The values of the graph's masks that stand for `plan`; no rewrite holds them, since no model has these tensors."""
+    kept = kept_units(graph, plan)
+    found: dict[str, Tensor] = {}
     for name, factor in graph.masks.items():
         if factor.touches(kept):
             ones = _ones(graph, name)
-            overrides[name] = factor.values(kept, lift(ones) if lifted else ones)
-    return overrides
+            found[name] = factor.values(kept, lift(ones) if lifted else ones)
+    return found
 
 
 def _ones(graph: Graph, name: str) -> Tensor:

@@ -21,7 +21,7 @@ from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
-from actprune.rewrite import Rewrite, zero_columns
+from actprune.rewrite import Rewrite, mask_values, zero_columns
 
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
@@ -130,7 +130,10 @@ def measure_all(
 
     def measure(widths: Widths) -> float:
         plan = make_plan(graph, guide.supports(widths))
-        candidate = rewrite(plan).tensors if rewrite is not None else zero_columns(graph, plan)
+        if rewrite is None:
+            candidate = zero_columns(graph, plan)
+        else:
+            candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
         return _finite(how(dense, run_all(graph.program, data.batches, candidate)))
 
     return Measured(measure_curves(space, guide, measure, progress), measure)

@@ -80,12 +80,28 @@ def deviation(x: Tensor, dim: Sequence[int], **settings: Any) -> Tensor:
     return variance(x, dim, **settings).sqrt()
 
 
+def plain_variance(
+    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, **settings: Any
+) -> Tensor:
+    """`variance` by its older signature."""
+    return variance(x, dim, correction=int(unbiased), keepdim=keepdim, masks=masks)
+
+
+def plain_deviation(
+    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, **settings: Any
+) -> Tensor:
+    """`deviation` by its older signature."""
+    return plain_variance(x, dim, unbiased, keepdim, masks=masks).sqrt()
+
+
 TWINS: dict[str, Callable[..., Tensor]] = {
     "aten.layer_norm.default": layer_norm,
     "aten.rms_norm.default": rms_norm,
     "aten.mean.dim": mean,
     "aten.var.correction": variance,
     "aten.std.correction": deviation,
+    "aten.var.dim": plain_variance,
+    "aten.std.dim": plain_deviation,
 }
 """Op → its twin; the twin goes by the op's name in messages."""
 

@@ -70,7 +70,7 @@ def compensate(
     overrides = zero_columns(graph, plan, Rewrite(base or {}))
     norms = batchnorm is not False and any(running_statistics(graph.program, node) for node in graph.program.nodes)
     if name == "none" and not norms:
-        return Rewrite(overrides, {"method": "none"})
+        return _without_masks(graph, overrides, {"method": "none"})
     data = fit(graph.program, calibration)
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
     if name != "none":
@@ -80,7 +80,11 @@ def compensate(
     if norms:
         judge = choose(graph.program, distance)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
-    return Rewrite(overrides, record)
+    return _without_masks(graph, overrides, record)
+
+
+def _without_masks(graph: Graph, overrides: Mapping[str, Tensor], record: Mapping[str, Any]) -> Rewrite:
+    return Rewrite({name: tensor for name, tensor in overrides.items() if name not in graph.masks}, record)
 
 
 def _with_batchnorm(

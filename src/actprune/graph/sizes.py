@@ -369,6 +369,10 @@ def _sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         dim %= args[0].dim()
         found: list[Found] = [(1, 3, start, ("bound", dim))] if isinstance(start, int) else []
         return [*found, (2, 3, length, ("size", 0, dim))]
+    if name in ("layer_norm", "rms_norm") and len(args) > 1 and isinstance(result, Tensor):
+        sizes, rank = list(args[1]), result.dim()
+        first = rank - len(sizes)
+        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
     if name == "__getitem__":
         return _bounds(args[0], args[1])
     groups = _groups(name, args, kwargs)

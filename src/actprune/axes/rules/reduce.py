@@ -39,8 +39,8 @@ def _counts_zeros(call: Call, dims: int) -> bool:
 
 
 @rule(
-    "aten.mean.default", "aten.nanmean", "aten.amax", "aten.amin", "aten.max.default", "aten.var.dim", "aten.var",
-    "aten.min.default", "aten.median.default", "aten.std.dim", "aten.std", "aten.logsumexp", "aten.special_logsumexp",
+    "aten.mean.default", "aten.nanmean", "aten.amax", "aten.amin", "aten.max.default", "aten.var",
+    "aten.min.default", "aten.median.default", "aten.std", "aten.logsumexp", "aten.special_logsumexp",
     "aten.prod.default", "aten.prod.dim_int", "aten.argmax", "aten.argmin", "aten.all.default", "aten.all.dim",
     "aten.all.dims", "aten.quantile.scalar", "aten.nuclear_norm", "aten.linalg_matrix_norm.default",
     "aten.linalg_norm.ord_str",
@@ -54,7 +54,7 @@ def reduction(call: Call) -> Dims:
     return _reduced(source, dims, len(call.shape()) == len(source))
 
 
-@rule("aten.mean.dim", "aten.var.correction", "aten.std.correction")
+@rule("aten.mean.dim", "aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
 def statistic(call: Call) -> Dims:
     """As `reduction`; a norm that is written out consists of these."""
     source = call.axes(call.values[0])
