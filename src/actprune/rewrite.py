@@ -67,7 +67,7 @@ def zero_columns(
 
 
 def mask_values(graph: Graph, plan: Plan, *, lifted: bool = False) -> dict[str, Tensor]:
-    """The values of the graph's masks that stand for `plan`; no rewrite holds them, since no model has these tensors."""
+    """The values of the graph's masks that stand for `plan`; they are tensors of no model, so no rewrite holds them."""
     kept = kept_units(graph, plan)
     found: dict[str, Tensor] = {}
     for name, factor in graph.masks.items():

@@ -81,14 +81,14 @@ def deviation(x: Tensor, dim: Sequence[int], **settings: Any) -> Tensor:
 
 
 def plain_variance(
-    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, **settings: Any
+    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, *, masks: Sequence[Tensor]
 ) -> Tensor:
     """`variance` by its older signature."""
     return variance(x, dim, correction=int(unbiased), keepdim=keepdim, masks=masks)
 
 
 def plain_deviation(
-    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, **settings: Any
+    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, *, masks: Sequence[Tensor]
 ) -> Tensor:
     """`deviation` by its older signature."""
     return plain_variance(x, dim, unbiased, keepdim, masks=masks).sqrt()
