@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+N ?= 2000
 TEST_EXTRAS ?= demo,dev
 
 VENV := .venv
@@ -9,11 +10,11 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench coverage fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to the demo and to pytest.'
 
@@ -32,6 +33,14 @@ lint: $(VENV)/.stamp-dev ## style, types and the direction of imports
 bench: $(VENV)/.stamp-dev ## measure again the figures of the README (about 20 minutes)
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/torchvision_nets.py
+
+coverage: $(VENV)/.stamp-dev ## measure torchvision, timm and transformers beside Torch-Pruning (hours; goes on where it stopped)
+	$(INSTALL) transformers==5.24.0
+	$(INSTALL) --no-deps timm==1.0.31 torch-pruning==1.6.1
+	$(BIN)/python -m benchmarks.coverage $(ARGS)
+
+fuzz: $(VENV)/.stamp-dev ## cut and check N random networks (N=2000)
+	$(BIN)/python benchmarks/fuzz.py $(N)
 
 clean: ## remove the environment, build outputs and caches (not runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

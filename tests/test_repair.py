@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.errors import PlanError
+from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture, trial_units
@@ -355,3 +356,32 @@ def test_another_source_is_refused() -> None:
     text = plan.to_json().replace(plan.edits.sources[0].digest, "0" * 64)
     with pytest.raises(PlanError, match="can't be rewritten"):
         cut(model, Plan.from_json(text))
+
+
+class Table(nn.Module):
+    """Its sizes come from a table that it fills itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.fill()
+
+    def fill(self) -> None:
+        self.table = "x" * self.first.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).view(torch.Size([-1, len(self.table)])))
+
+
+def test_a_hint_says_what_follows_from_the_tensors() -> None:
+    x = torch.randn(4, 6)
+    assert capture(Table().eval(), x).groups == ()
+
+    class Hinted(Table):
+        pass
+
+    @hint(Hinted)
+    def resize(module: Hinted) -> None:
+        module.table = "x" * module.first.out_features
+
+    assert less(Hinted().eval(), x)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from actprune.guidance.guide import Guide, guide
+    from actprune.hints import hint
     from actprune.methods import METHODS
     from actprune.pipeline import prune
     from actprune.plan import Plan, make_plan
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from actprune.result import Result
     from actprune.rewrite import Rewrite
     from actprune.stats.collect import Stats, collect
+    from actprune.surgery.graph_form import as_graph
     from actprune.surgery.slicing import cut
 
 __version__ = "0.1.0"
@@ -62,12 +64,14 @@ _HOMES = {
     "Stats": "stats.collect",
     "UnsupportedModelError": "errors",
     "allocate": "allocation.allocate",
+    "as_graph": "surgery.graph_form",
     "capture": "repair.adapt",
     "collect": "stats.collect",
     "compensate": "compensation.refit",
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
     "guide": "guidance.guide",
+    "hint": "hints",
     "inspect": "report.inspection",
     "load": "artifacts.checkpoint",
     "make_plan": "plan",
@@ -95,12 +99,14 @@ __all__ = [
     "Stats",
     "UnsupportedModelError",
     "allocate",
+    "as_graph",
     "capture",
     "collect",
     "compensate",
     "cost",
     "cut",
     "guide",
+    "hint",
     "inspect",
     "load",
     "make_plan",

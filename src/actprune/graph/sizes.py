@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from actprune.graph.numbers import Expr, TracedFloat, TracedInt, expression, plain, sqrt
+from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
 """A tensor of the recording: the number of the call that gave it, and which of its results it is."""
@@ -109,6 +110,7 @@ class Recorder(TorchFunctionMode):
         self._known: dict[int, tuple[Key, Tensor]] = {}
         self._came_from: dict[int, Key] = {}
         self._parameters: dict[int, str] | None = None
+        self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
         self._paths = {id(vars(module)): path for path, module in model.named_modules()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,7 +169,10 @@ class Recorder(TorchFunctionMode):
             role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])
             if source is None:
                 role = ("fixed",)
-        self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, self._place()))
+        place = self._place()
+        if place.module in self._hinted:
+            return
+        self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, place))
 
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""

@@ -13,6 +13,7 @@ from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import preserved, refresh
 from actprune.graph.program import architecture
+from actprune.hints import hint_for
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
@@ -69,6 +70,11 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     for (module, path), known in zip(modules, agreeing, strict=True):
         update(module, f"{path}." if path else "", plan, known)
     adapt_attention(target, plan)
+    for path, module in target.named_modules():
+        resize = hint_for(module)
+        prefix = f"{path}." if path else ""
+        if resize is not None and any(f"{inner}.".startswith(prefix) for _, inner in modules):
+            resize(module)
     with preserved(target):
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
     return target
