@@ -698,7 +698,7 @@ class Kinds(nn.Module):
 def test_tensors_of_all_kinds() -> None:
     graph = assert_runs_like(Kinds().eval(), torch.randn(4, 6))
     account = {f"{e.tensor}[{e.dim}]": e for e in graph.account()}
-    assert account["loose[0]"].frozen == ("a constant of the forward pass",)
+    assert account["loose[0]"].frozen == ("not used by the forward pass",)
     assert account["nothing[0]"].frozen and account["empty[0]"].frozen
     assert account["mask[0]"].frozen == ("model output",)
 

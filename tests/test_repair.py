@@ -57,6 +57,30 @@ class FromShape(Attention):
         return self.head(self.proj(out).mean(1))
 
 
+class Chained(Attention):
+    """A chain of calls over several lines, and a function of torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        parts = torch.split(self.qkv(x), [16, 16, 16], dim=-1)
+        q, k, v = (
+            part
+            .reshape(n, t, 4, 4)
+            .transpose(1, 2)
+            for part in parts
+        )  # fmt: skip
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        out = (
+            out
+            .transpose(1, 2)
+            .reshape(n, t, c)
+        )  # fmt: skip
+        return self.head(self.proj(out).mean(1))
+
+
 class Literal(Attention):
     """Every size is a literal."""
 
@@ -169,6 +193,7 @@ def tokens() -> Tensor:
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "from shape": (FromShape, tokens),
+    "chained": (Chained, tokens),
     "literal": (Literal, tokens),
     "configured": (Configured, tokens),
     "free function": (FreeFunction, tokens),

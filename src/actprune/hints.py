@@ -4,8 +4,8 @@
     def resize(module):
         module.heads = module.query.weight.shape[0] // module.head_size
 
-The function gets every instance that holds tensors that were cut, with the new ones in their place, and sets what follows from them. Sizes
-that such a class writes down are then left to it; whether it is right, the proof says.
+The function gets every instance that holds tensors that were cut, with the new ones in their place, and sets what
+follows from them. Sizes that such a class writes down are then left to it; whether it is right, the proof says.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from actprune.graph.keep import kept_buffers
 from actprune.graph.names import Names
 from actprune.graph.outputs import register_containers
 from actprune.graph.program import op_name, place, shape
+from actprune.graph.sizes import Recorder, recording
 from actprune.graph.traced import Refused, Traced
 
 _IDLE = {"_set_grad_enabled", "aten.item.default", "aten._assert_async.default", "aten._assert_async.msg"}
@@ -57,19 +58,25 @@ def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
         returned[:] = leaves
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
+    recorder: Recorder | None = None
     existing = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
     with kept_buffers(model, parameters=True), _module_paths(model):
         tracer = make_fx(
             call, tracing_mode="real", pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
-        module = tracer(*tensors)
+        try:
+            with recording(model) as recorder:
+                module = tracer(*tensors)
+        except Exception:  # recording may be in the way; else the same is raised again
+            recorder = None
+            module = tracer(*tensors)
     _check_seen(module, names, existing)
     _tidy(module.graph)
     inputs = _every_input(module.graph, flat)
     bindings, constants = _bound(module, names)
     module = _with_regions(module)
     _return_all(module.graph, returned)
-    return Traced(module.graph, module, inputs, bindings, constants, out_spec, "real")
+    return Traced(module.graph, module, inputs, bindings, constants, out_spec, "real", recorder)
 
 
 @contextlib.contextmanager

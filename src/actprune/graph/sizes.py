@@ -12,6 +12,7 @@ import functools
 import math
 import sys
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
@@ -107,7 +108,7 @@ class Recorder(TorchFunctionMode):
         self.attributes: dict[tuple[Any, ...], int] = {}
         self.owners: dict[int, tuple[tuple[str, str], ...]] = {}
         self._uses: list[SizeUse] = []
-        self._known: dict[int, tuple[Key, Tensor]] = {}
+        self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
         self._came_from: dict[int, Key] = {}
         self._parameters: dict[int, str] | None = None
         self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
@@ -140,9 +141,9 @@ class Recorder(TorchFunctionMode):
 
     def _key(self, tensor: Tensor) -> Any:
         """(call, output) of a computed tensor, or "@" and the name of a parameter."""
-        known = self._known.get(id(tensor))
+        known = self._found(tensor)
         if known is not None:
-            return known[0]
+            return known
         if self._parameters is None:
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
             self._parameters = {id(held): name for name, held in named}
@@ -152,13 +153,17 @@ class Recorder(TorchFunctionMode):
     def _note_results(self, call: int, args: Any, result: Any) -> None:
         several = cast("list[Any]", result) if isinstance(result, tuple | list) else [result]
         first = next((a for a in pytree.tree_leaves(args) if isinstance(a, Tensor)), None)
-        source = self._known.get(id(first)) if first is not None else None
+        source = self._found(first) if first is not None else None
         if source is not None:
-            self._came_from[call] = source[0]
+            self._came_from[call] = source
         for i, value in enumerate(several):
             if isinstance(value, Tensor):
-                # the tensor is held, so that its id can't be given to another one
-                self._known[id(value)] = ((call, i), value)
+                self._known[id(value)] = ((call, i), weakref.ref(value))
+
+    def _found(self, tensor: Tensor) -> Key | None:
+        """Which result this tensor is; a number may have been that of another one before."""
+        known = self._known.get(id(tensor))
+        return known[0] if known is not None and known[1]() is tensor else None
 
     def _note(self, call: int, op: str, slot: int, count: int, value: Any, role: tuple[Any, ...], args: Any) -> None:
         kind, *rest = role
@@ -177,6 +182,8 @@ class Recorder(TorchFunctionMode):
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
         inner: FrameType = sys._getframe(3)
+        while _is_torchs(inner) and inner.f_back is not None:
+            inner = inner.f_back  # a function of torch's own that is written in Python, such as `torch.split`
         span, frame = _span(inner), inner
         while frame.f_code.co_name.startswith("<") and frame.f_back and frame.f_code in frame.f_back.f_code.co_consts:
             frame = frame.f_back  # a comprehension is part of the function around it
@@ -217,6 +224,10 @@ class Recorder(TorchFunctionMode):
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
             uses.append(replace(use, expr=_renamed(use.expr, named), role=role if None not in role else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    return "/torch/" in frame.f_code.co_filename and not isinstance(frame.f_locals.get("self"), nn.Module)
 
 
 def _renamed(expr: Expr, named: Any) -> Expr:

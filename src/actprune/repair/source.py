@@ -56,18 +56,12 @@ def argument(use: SizeUse) -> ast.expr | None:
     source = source_of(use.place.code)
     if source is None:
         return None
-    line, column, end, end_column = use.place.span
+    _, _, line, column = use.place.span
+    end = (line - source.first + 1, column - source.indent)
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call | ast.Subscript) and node.end_lineno is not None:
-            span = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
-            place = (
-                line - source.first + 1,
-                column - source.indent,
-                end - source.first + 1,
-                end_column - source.indent,
-            )
-            if span == place:
-                return _slice_bound(node, use) if isinstance(node, ast.Subscript) else _size_argument(node, use, source)
+        # no two calls end at one place; where one in a chain starts, Python and its syntax tree disagree
+        if isinstance(node, ast.Call | ast.Subscript) and (node.end_lineno, node.end_col_offset) == end:
+            return _slice_bound(node, use) if isinstance(node, ast.Subscript) else _size_argument(node, use, source)
     return None
 
 
