@@ -881,12 +881,12 @@ for _name, _make in DRAWN.items():
 
 def test_every_rule_has_a_case() -> None:
     cases = set(CASES) | {f"aten.{name}" for name in ELEMENTWISE}
-    assert set(RULES) - cases == set()
+    assert {name for name in RULES if name.startswith("aten.")} - cases == set()
     assert cases - set(RULES) == set()
 
 
 def test_every_rule_is_for_an_op_that_exists() -> None:
-    for name in RULES:
+    for name in (name for name in RULES if name.startswith("aten.")):
         _, packet, *overload = name.split(".")
         assert hasattr(ATEN, packet), name
         assert not overload or overload[0] in getattr(ATEN, packet).overloads(), name

@@ -114,7 +114,8 @@ def _counts(graph: Graph) -> Row:
     """What of the parameters can be pruned, and why the rest can't."""
     account = graph.account()
     sizes = {name: tensor.numel() for name, tensor in graph.program.tensors.items() if name in graph.program.parameters}
-    reasons, frozen = frozen_reasons(account, sizes)
+    reasons, _ = frozen_reasons(account, sizes)
+    frozen = ap.cost(graph, {group.name: 0 for group in graph.groups}).params
     return {
         "prunable": round(account.prunable / max(account.parameters, 1), 4),
         "frozen_reasons": reasons,

@@ -331,24 +331,25 @@ class _Solver:
         return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, use.value, source.digest)
 
     def _concerns(self, use: SizeUse) -> frozenset[int]:
-        """The groups on which a size depends, or its target."""
-        axes: list[Axis | None] = [
-            self._axis(leaf[1], leaf[2]) for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None
-        ]
-        if use.role[0] in ("size", "bound", "groups"):
-            axes.append(self._axis(use.role[1], use.role[2]))
-        if use.role[0] == "times":
-            axes.append(self._axis(use.role[2], use.role[3]))
-        keys = {leaf.key for axis in axes if axis is not None for leaf in leaves(axis)}
-        for leaf in variables(use.expr):
-            if leaf[0] == "attr":
-                for i in self.reading[self._variable(use, leaf)]:
-                    keys |= self._own_keys(self.sizes.uses[i])
-        return frozenset(keys & set(self.kept))
+        """The groups on which a size depends: its target, else sizes that are written alike, else all that it reads."""
+        reading = {
+            i for leaf in variables(use.expr) if leaf[0] == "attr" for i in self.reading[self._variable(use, leaf)]
+        }
+        alike = [self.sizes.uses[i] for i in reading if self.sizes.uses[i].expr == use.expr]
+        for uses in ([use], alike, [self.sizes.uses[i] for i in reading]):
+            keys = {key for other in uses for key in self._own_keys(other)} & set(self.kept)
+            if keys:
+                return frozenset(keys)
+        return frozenset()
 
     def _own_keys(self, use: SizeUse) -> set[int]:
-        axis = self._axis(use.role[1], use.role[2]) if use.role[0] in ("size", "bound", "groups") else None
-        return set() if axis is None else {leaf.key for leaf in leaves(axis)}
+        """Those of the dimension that a size speaks of, or of the shapes that a number is computed from."""
+        places = [use.role[1:3]] if use.role[0] in ("size", "bound", "groups") else []
+        places += [use.role[2:4]] if use.role[0] == "times" else []
+        if not places:
+            places = [leaf[1:] for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None]
+        axes = [axis for name, dim in places if (axis := self._axis(name, dim)) is not None]
+        return {leaf.key for axis in axes for leaf in leaves(axis)}
 
 
 def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:
