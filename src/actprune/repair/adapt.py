@@ -72,13 +72,13 @@ def blamed(reason: str) -> str:
 
 def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, list[int]]:
     """Each named group loses between one unit and half of them; different counts, so that ties show."""
-    draw, wanted = random.Random(seed), set(names)
+    draw, numbers, wanted = random.Random(seed), np.random.default_rng(seed), set(names)
     kept: dict[str, list[int]] = {}
     for group in graph.groups:
         count = draw.randint(max(1, group.width // 2), group.width - 1)
-        units = sorted(draw.sample(range(group.width), count))
+        units = np.sort(numbers.permutation(group.width)[:count])
         if group.name in wanted:
-            kept[group.name] = units
+            kept[group.name] = units.tolist()
     return kept
 
 

@@ -51,13 +51,27 @@ def source_of(code: CodeType) -> Source | None:
     return Source(text, body[0], first, indent, hashlib.sha256(text.encode()).hexdigest())
 
 
+@dataclass(frozen=True)
+class _Size:
+    """What of a `SizeUse` says where its argument stands: the same for every layer of one class."""
+
+    op: str
+    slot: int
+    count: int
+    end: tuple[int, int]
+
+
 def argument(use: SizeUse) -> ast.expr | None:
     """The expression of a size in the source of the call that took it; None where it can't be told."""
-    source = source_of(use.place.code)
+    return _found(use.place.code, _Size(use.op, use.slot, use.count, use.place.span[2:]))
+
+
+@cache
+def _found(code: CodeType, use: _Size) -> ast.expr | None:
+    source = source_of(code)
     if source is None:
         return None
-    _, _, line, column = use.place.span
-    end = (line - source.first + 1, column - source.indent)
+    end = (use.end[0] - source.first + 1, use.end[1] - source.indent)
     for node in ast.walk(source.tree):
         # no two calls end at one place; where one in a chain starts, Python and its syntax tree disagree
         if isinstance(node, ast.Call | ast.Subscript) and (node.end_lineno, node.end_col_offset) == end:
@@ -65,7 +79,7 @@ def argument(use: SizeUse) -> ast.expr | None:
     return None
 
 
-def _slice_bound(node: ast.Subscript, use: SizeUse) -> ast.expr | None:
+def _slice_bound(node: ast.Subscript, use: _Size) -> ast.expr | None:
     items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     position, side = divmod(use.slot, 2)
     if len(items) * 2 != use.count or not isinstance(item := items[position], ast.Slice):
@@ -73,7 +87,7 @@ def _slice_bound(node: ast.Subscript, use: SizeUse) -> ast.expr | None:
     return item.upper if side else item.lower
 
 
-def _size_argument(node: ast.Call, use: SizeUse, source: Source) -> ast.expr | None:
+def _size_argument(node: ast.Call, use: _Size, source: Source) -> ast.expr | None:
     """Of `x.view(a, b)`, `x.view((a, b))`, `torch.zeros(a, b)`, `torch.split(x, a)` and the like."""
     given: list[ast.expr] = list(node.args)
     named = [
