@@ -553,8 +553,10 @@ REDUCTIONS: dict[str, Op] = {
     "nanmean": lambda d, x: x.nanmean(d),
     "amax": lambda d, x: x.amax(d),
     "amin": lambda d, x: x.amin(d),
-    "var": lambda d, x: x.var(d),
-    "std": lambda d, x: x.std(d, correction=0),
+    "var.dim": lambda d, x: x.var(d),
+    "std.dim": lambda d, x: x.std(d),
+    "var.correction": lambda d, x: x.var(d, correction=0),
+    "std.correction": lambda d, x: x.std(d, correction=0),
     "logsumexp": lambda d, x: x.logsumexp(d),
     "special_logsumexp": lambda d, x: torch.special.logsumexp(x, d),
     "prod.dim_int": lambda d, x: x.prod(d),
@@ -658,7 +660,8 @@ case("broadcast_to")(lambda m, x: torch.broadcast_to(x.unsqueeze(1), (x.shape[0]
 for _join in (torch.cat, torch.concat, torch.concatenate):
     case(_join.__name__)(lambda m, x, f=_join: f([x, torch.relu(x)], 1))
 case("stack")(lambda m, x: torch.stack([x, torch.relu(x)], 1).flatten(1))
-case("split")(lambda m, x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1))
+case("split.Tensor")(lambda m, x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1))
+case("split.sizes")(lambda m, x: torch.cat(ATEN.split.sizes(x, [x.shape[1] // 2] * 2, 1)[::-1], 1))
 case("split_with_sizes")(lambda m, x: torch.cat(x.split_with_sizes([x.shape[1] // 2] * 2, 1)[::-1], 1))
 case("chunk")(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))
 case("tensor_split.sections")(lambda m, x: torch.cat(x.tensor_split(2, 1)[::-1], 1))

@@ -217,11 +217,11 @@ class Call:
         """
         self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), gain))
 
-    def normalizes(self, value: Any, dim: int) -> None:
+    def normalizes(self, value: Any, dim: int, why: str = "normalised over") -> None:
         """Note that this call takes a mean over dimension `dim` of an activation: cut only where that is asked for."""
         axis, twin = self.axes(value)[dim], TWINS.get(op_name(self.node))
         if not self.inference.norms or twin is None:
-            self.freeze(axis, "normalised over")
+            self.freeze(axis, why)
         else:
             self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), twin=twin))
             self.inference.normalized.append(axis)

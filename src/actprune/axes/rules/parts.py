@@ -56,7 +56,7 @@ def stack(call: Call) -> Dims:
 
 @rule(
     "aten.split.sizes", "aten.split_with_sizes", "aten.tensor_split.indices", "aten.hsplit.array", "aten.vsplit.array",
-    "aten.dsplit.array", "aten.unsafe_split", "aten.unsafe_split_with_sizes", "aten.split_copy",
+    "aten.dsplit.array", "aten.unsafe_split_with_sizes", "aten.split_copy",
     "aten.split_with_sizes_copy",
 )  # fmt: skip
 def split(call: Call) -> list[Dims]:

@@ -39,8 +39,8 @@ def _counts_zeros(call: Call, dims: int) -> bool:
 
 
 @rule(
-    "aten.mean.default", "aten.nanmean", "aten.amax", "aten.amin", "aten.max.default", "aten.var",
-    "aten.min.default", "aten.median.default", "aten.std", "aten.logsumexp", "aten.special_logsumexp",
+    "aten.mean.default", "aten.nanmean", "aten.amax", "aten.amin", "aten.max.default",
+    "aten.min.default", "aten.median.default", "aten.logsumexp", "aten.special_logsumexp",
     "aten.prod.default", "aten.prod.dim_int", "aten.argmax", "aten.argmin", "aten.all.default", "aten.all.dim",
     "aten.all.dims", "aten.quantile.scalar", "aten.nuclear_norm", "aten.linalg_matrix_norm.default",
     "aten.linalg_norm.ord_str",
@@ -60,7 +60,7 @@ def statistic(call: Call) -> Dims:
     source = call.axes(call.values[0])
     dims = _dims(call["dim"], len(source))
     for d in dims:
-        call.normalizes(call.values[0], d)
+        call.normalizes(call.values[0], d, "reduced")
     return _reduced(source, dims, len(call.shape()) == len(source))
 
 
