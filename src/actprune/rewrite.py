@@ -15,7 +15,6 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, leaves
-from actprune.graph.lift import lift
 from actprune.plan import Plan
 
 
@@ -69,20 +68,7 @@ def zero_columns(
 def mask_values(graph: Graph, plan: Plan, *, lifted: bool = False) -> dict[str, Tensor]:
     """The values of the graph's masks that stand for `plan`; they are tensors of no model, so no rewrite holds them."""
     kept = kept_units(graph, plan)
-    found: dict[str, Tensor] = {}
-    for name, factor in graph.masks.items():
-        if factor.touches(kept):
-            ones = _ones(graph, name)
-            found[name] = factor.values(kept, lift(ones) if lifted else ones)
-    return found
-
-
-def _ones(graph: Graph, name: str) -> Tensor:
-    held = graph.program.tensors.get(name)
-    if held is None and graph.training is not None:
-        held = graph.training.tensors[name]
-    assert held is not None  # every mask is a tensor of one of the two programs
-    return held
+    return {name: mask.values(kept, lifted) for name, mask in graph.masks.items() if mask.touches(kept)}
 
 
 def thresholded(graph: Graph, threshold: float) -> dict[str, Tensor]:

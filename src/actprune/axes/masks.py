@@ -17,7 +17,8 @@ from torch.fx import Node
 
 from actprune.axes.expr import Axis, Indices, kept_indices, leaves
 from actprune.axes.inference import Mixing
-from actprune.graph.program import Program, shape
+from actprune.graph.lift import lift
+from actprune.graph.program import Program
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,20 @@ class Mask:
 
     Attributes:
         axis: what it runs over.
-        trailing: how many dimensions follow that one.
+        ones: (size, 1, …) itself: dense, with a dimension for each that follows that one.
         gain: (dense size, kept size) → factor of the kept entries, if not 1.
     """
 
     axis: Axis
-    trailing: int
+    ones: Tensor
     gain: Callable[[int, int], float] | None = None
 
-    def values(self, kept: Mapping[int, Indices], like: Tensor) -> Tensor:
-        """The override that removes all but the `kept` units: (size, 1, …) as `like`."""
-        index = torch.as_tensor(kept_indices(self.axis, kept), device=like.device)
-        factor = 1.0 if self.gain is None else self.gain(like.shape[0], len(index))
-        return torch.zeros_like(like).index_fill_(0, index, factor)
+    def values(self, kept: Mapping[int, Indices], lifted: bool = False) -> Tensor:
+        """The override that removes all but the `kept` units; `lifted` to float64, where a gain isn't rounded."""
+        ones: Tensor = lift(self.ones) if lifted else self.ones
+        index = torch.as_tensor(kept_indices(self.axis, kept), device=ones.device)
+        factor = 1.0 if self.gain is None else self.gain(len(ones), len(index))
+        return torch.zeros_like(ones).index_fill_(0, index, factor)
 
     def touches(self, keys: Iterable[int]) -> bool:
         """Whether some group of these keys runs along it."""
@@ -56,26 +58,26 @@ def with_masks(
         prefix: of the masks' names.
     """
     masks: dict[str, Mask] = {}
-    tensors: dict[str, Tensor] = {}
     bindings: dict[str, str] = {}
     masked: dict[tuple[Node, Node], Node] = {}
     for i, mixing in enumerate(mixings):
-        trailing = len(shape(mixing.operand)) - mixing.dim - 1
-        mask = Mask(axis_of(mixing), trailing, mixing.gain)
+        value = mixing.operand.meta["val"]
+        size = (value.shape[mixing.dim], *[1] * (value.dim() - mixing.dim - 1))
+        mask = Mask(axis_of(mixing), torch.ones(size, dtype=value.dtype, device=value.device), mixing.gain)
         if mask.touches(keys):
             name = f"{prefix}mask:{mixing.node.name}.{i}"
-            value = mixing.operand.meta["val"]
-            tensors[name] = torch.ones(
-                (value.shape[mixing.dim], *[1] * trailing), dtype=value.dtype, device=value.device
-            )
-            insert = _multiply if mixing.twin is None else _replace
-            bindings[insert(program, mixing, tensors[name], masked)] = name
+            placeholder = _placeholder(program, mask.ones)
+            if mixing.twin is not None:
+                _replace(mixing.node, mixing.twin, placeholder)
+            else:
+                _multiply(program, mixing, placeholder, masked)
+            bindings[placeholder.name] = name
             masks[name] = mask
     if not masks:
         return program, masks
     return replace(
         program,
-        tensors={**program.tensors, **tensors},
+        tensors={**program.tensors, **{name: mask.ones for name, mask in masks.items()}},
         aliases={**program.aliases, **{name: (name,) for name in masks}},
         bindings={**program.bindings, **bindings},
     ), masks
@@ -99,28 +101,22 @@ def _placeholder(program: Program, ones: Tensor) -> Node:
     return placeholder
 
 
-def _replace(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
-    """Put the op's twin in its place, with a new placeholder among its masks; its name is returned."""
-    placeholder = _placeholder(program, ones)
-    node = mixing.node
-    assert mixing.twin is not None
-    node.target = mixing.twin
+def _replace(node: Node, twin: Callable[..., Tensor], placeholder: Node) -> None:
+    """Put an op's twin in its place, with the placeholder among its masks."""
+    node.target = twin
     node.kwargs = {**node.kwargs, "masks": (*node.kwargs.get("masks", ()), placeholder)}  # type: ignore[misc]
-    return placeholder.name
 
 
-def _multiply(program: Program, mixing: Mixing, ones: Tensor, masked: dict[tuple[Node, Node], Node]) -> str:
-    """Multiply the operand with a new placeholder; its name is returned.
+def _multiply(program: Program, mixing: Mixing, placeholder: Node, masked: dict[tuple[Node, Node], Node]) -> None:
+    """Multiply the operand with the placeholder.
 
     Args:
         masked: (call, operand) → what the call reads instead of it: a call may sum over several axes of one operand.
     """
-    graph, placeholder = program.graph, _placeholder(program, ones)
-    key = mixing.node, mixing.operand
+    graph, key = program.graph, (mixing.node, mixing.operand)
     operand = masked.get(key, mixing.operand)
     with graph.inserting_before(mixing.node):
         product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, placeholder))
     product.meta = {**mixing.node.meta, "val": mixing.operand.meta["val"]}
     mixing.node.replace_input_with(operand, product)
     masked[key] = product
-    return placeholder.name
