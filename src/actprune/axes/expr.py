@@ -123,6 +123,21 @@ def kept_indices(axis: Axis, kept: Mapping[int, Indices]) -> Indices:
             return np.concatenate([o + kept_indices(p, kept) for o, p in zip(offsets, parts, strict=False)])
 
 
+def place_after(axis: Axis, place: int, kept: Mapping[int, Indices]) -> int:
+    """Where a place between two units of `axis` is when the leaves in `kept` keep only the units given there.
+
+    As a bound of a slice: counted from the end where it is negative, and what lies behind the end stays there.
+    """
+    if not any(leaf.key in kept for leaf in leaves(axis)):
+        return place
+    n, staying = size(axis), kept_indices(axis, kept)
+    if place >= n:
+        return place - n + len(staying)
+    if place < 0:
+        return -int(np.count_nonzero(staying >= n + place))
+    return int(np.count_nonzero(staying < place))
+
+
 def positions(axis: Axis, key: int) -> Indices:
     """Which unit of leaf `key` each index of `axis` belongs to; -1 where it belongs to none.
 

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, Leaf, blocks, kept_indices, leaves, size
+from actprune.axes.expr import Axis, Indices, Leaf, blocks, leaves, place_after, size
+from actprune.axes.inference import Dims
 from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
@@ -100,7 +99,7 @@ class _Solver:
                 stuck.append(Stuck(i, use, self._concerns(use), self._ties(i, rivals)))
             else:
                 sources[edit.module, edit.functions, edit.line, edit.column] = edit
-        edited = {i for i in wrong if i not in {s.index for s in stuck}}
+        edited = wrong - {s.index for s in stuck}
         stuck = [s for s in stuck if not self._keeps(s.use, edited)]
         return Repair(Edits(tuple(self._attribute_edits()), tuple(sources.values())), tuple(stuck))
 
@@ -149,7 +148,7 @@ class _Solver:
         if kind == "times":
             name, source_name, dim = where
             source = self._axis(source_name, dim)
-            result = self._axis(name, dim + self._rank(name) - self._rank(source_name))
+            result = self._axis(name, dim + len(self._dims(name)) - len(self._dims(source_name)))
             if source is None or result is None:
                 return None
             return size(result, self.widths) // size(source, self.widths)
@@ -158,30 +157,16 @@ class _Solver:
             return None
         if kind == "groups":
             return blocks(axis, size(axis) // use.value, self.widths)
-        return self._bound(axis, use.value) if kind == "bound" else size(axis, self.widths)
+        return place_after(axis, use.value, self.kept) if kind == "bound" else size(axis, self.widths)
 
-    def _bound(self, axis: Axis, bound: int) -> int:
-        """How many units stay in front of a place in a dimension; behind it, for one counted from the end."""
-        if not any(leaf.key in self.kept for leaf in leaves(axis)):
-            return bound
-        n = size(axis)
-        staying = kept_indices(axis, self.kept)
-        if bound >= n:
-            return max(bound - n + len(staying), len(staying))
-        if bound < 0:
-            return -int(np.count_nonzero(staying >= n + bound))
-        return int(np.count_nonzero(staying < bound))
+    def _dims(self, name: str) -> Dims:
+        """The axes of a node's result, or of the tensor whose name follows an "@"."""
+        dims = self.graph.tensor_axes.get(name[1:]) if name.startswith("@") else self.graph.node_axes.get(name)
+        return dims if isinstance(dims, tuple) else ()
 
     def _axis(self, name: str, dim: int) -> Axis | None:
-        if name.startswith("@"):
-            dims: Any = self.graph.tensor_axes.get(name[1:])
-        else:
-            dims = self.graph.node_axes.get(name)
-        return dims[dim] if isinstance(dims, tuple) and dim < len(dims) else None
-
-    def _rank(self, name: str) -> int:
-        dims = self.graph.tensor_axes.get(name[1:]) if name.startswith("@") else self.graph.node_axes.get(name)
-        return len(dims) if isinstance(dims, tuple) else 0
+        dims = self._dims(name)
+        return dims[dim] if dim < len(dims) else None
 
     def _variable(self, use: SizeUse, leaf: tuple[Any, ...]) -> Variable:
         return leaf if isinstance(leaf[1], str) else (*leaf, use.place.module)

@@ -21,7 +21,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.node import map_arg
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, Leaf, Product, kept_indices, leaves, size
+from actprune.axes.expr import Axis, Leaf, Product, leaves, place_after, size
 from actprune.graph.program import named_arguments, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
@@ -172,14 +172,8 @@ class _Builder:
         return len(found) if isinstance(found, list) else 1
 
     def bound(self, axis: Axis, place: Any) -> Any:
-        """How many units stay in front of a place in a dimension."""
-        if not isinstance(place, int) or not any(leaf.key in self.kept for leaf in leaves(axis)):
-            return place
-        n = size(axis)
-        if place >= n:
-            return place
-        staying: Indices = kept_indices(axis, self.kept)
-        return int((staying < (place + n if place < 0 else place)).sum())
+        """A bound of a slice after the cut."""
+        return place_after(axis, place, self.kept) if isinstance(place, int) else place
 
     def groups(self, weight: Any, count: int) -> int:
         """How many groups remain of a grouped convolution or norm."""
