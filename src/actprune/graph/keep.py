@@ -14,16 +14,22 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put back every module's train/eval mode, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put back every module's train/eval mode and the global random state, also after an error."""
-    modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with torch.random.fork_rng(devices=devices), kept_modes(model):
+        yield
 
 
 @contextlib.contextmanager

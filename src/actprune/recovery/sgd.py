@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from actprune.errors import DataError
+from actprune.graph.keep import kept_modes
 
 Epoch = Callable[[int, int, str], None]
 """(steps done, all steps, a line about the state)."""
@@ -190,29 +191,23 @@ def reestimate_batchnorm(
 @contextlib.contextmanager
 def training(model: nn.Module, dropout: bool) -> Iterator[None]:
     """Training mode, with dropout only if asked for; the modes are put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with kept_modes(model):
         model.train()
         if not dropout:
             for module in model.modules():
                 if isinstance(module, _DropoutNd):
                     module.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module | None) -> Iterator[None]:
-    modes = [] if model is None else [(module, module.training) for module in model.modules()]
-    try:
-        if model is not None:
-            model.eval()
+    if model is None:
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        return
+    with kept_modes(model):
+        model.eval()
+        yield
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
