@@ -29,52 +29,37 @@ _OPS: dict[str, tuple[str, Any]] = {
 }
 
 
-class TracedInt(int):
+class _Traced:
+    """What a traced number has beside its value."""
+
+    expr: Expr
+
+    def __new__(cls, value: Any, expr: Expr) -> Any:
+        made: Any = super().__new__(cls, value)  # type: ignore[call-arg]  # of int or float
+        made.expr = expr
+        return made
+
+    def __neg__(self) -> Any:
+        return 0 - self  # type: ignore[operator]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return plain(self)  # a copy of a module made in the meantime must not keep it
+
+    def __reduce__(self) -> Any:
+        return (type(plain(self)), (plain(self),))
+
+
+class TracedInt(_Traced, int):
     """An int with the expression that it came from."""
 
-    expr: Expr
 
-    def __new__(cls, value: int, expr: Expr) -> TracedInt:
-        made = int.__new__(cls, value)
-        made.expr = expr
-        return made
-
-    def __neg__(self) -> TracedInt:
-        return TracedInt(-int(self), ("-", 0, self.expr))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return int(self)  # a copy of a module made in the meantime must not keep it
-
-    def __reduce__(self) -> Any:
-        return (int, (int(self),))
-
-
-class TracedFloat(float):
+class TracedFloat(_Traced, float):
     """A float with the expression that it came from: a scale such as 1/√(head size)."""
-
-    expr: Expr
-
-    def __new__(cls, value: float, expr: Expr) -> TracedFloat:
-        made = float.__new__(cls, value)
-        made.expr = expr
-        return made
-
-    def __neg__(self) -> TracedFloat:
-        return TracedFloat(-float(self), ("-", 0, self.expr))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> float:
-        return float(self)
-
-    def __reduce__(self) -> Any:
-        return (float, (float(self),))
-
-
-Number: TypeAlias = int | float
 
 
 def expression(value: Any) -> Expr:
     """What a number was computed from; itself where that isn't known."""
-    if isinstance(value, TracedInt | TracedFloat):
+    if isinstance(value, _Traced):
         return value.expr
     return int(value) if isinstance(value, int) else float(value)
 
@@ -92,7 +77,7 @@ _root = math.sqrt  # itself, while `math.sqrt` is this module's
 def sqrt(x: Any) -> Any:
     """`math.sqrt` that keeps the origin of a number."""
     root = _root(x)
-    return TracedFloat(root, ("**", x.expr, 0.5)) if isinstance(x, TracedInt | TracedFloat) else root
+    return TracedFloat(root, ("**", x.expr, 0.5)) if isinstance(x, _Traced) else root
 
 
 def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, compute: Any) -> None:

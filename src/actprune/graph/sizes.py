@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import sys
 import types
 import weakref
@@ -26,7 +25,9 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from actprune.graph.numbers import Expr, TracedFloat, TracedInt, expression, plain, sqrt
+from actprune.graph.numbers import Expr, TracedInt, expression, plain
+from actprune.graph.size_arguments import given_sizes
+from actprune.graph.traced_attributes import Attributes, Owners, traced_attributes, traced_roots, uncached_einops
 from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
@@ -105,8 +106,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.calls = 0
-        self.attributes: dict[tuple[Any, ...], int] = {}
-        self.owners: dict[int, tuple[tuple[str, str], ...]] = {}
+        self.attributes: Attributes = {}
+        self.owners: Owners = {}
         self._uses: list[SizeUse] = []
         self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
         self._came_from: dict[int, Key] = {}
@@ -127,7 +128,7 @@ class Recorder(TorchFunctionMode):
         with annotations.annotate({CALL: call}):
             result = func(*args, **kwargs)
         self._note_results(call, args, result)
-        for slot, count, value, role in _sizes(name, args, kwargs, result):
+        for slot, count, value, role in given_sizes(name, args, kwargs, result):
             self._note(call, name, slot, count, value, role, args)
         return result
 
@@ -256,203 +257,14 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
 
     # a subclass, not an attribute: the tracer calls it on a stand-in for the model that knows modules by their names
     space = {"forward": functools.wraps(original.forward)(forward), "__module__": original.__module__}
-    with _traced_attributes(model, recorder), _uncached_einops(), _traced_roots(), annotations.preserve_node_meta():
+    with (
+        traced_attributes(model, recorder.attributes, recorder.owners),
+        uncached_einops(),
+        traced_roots(),
+        annotations.preserve_node_meta(),
+    ):
         model.__class__ = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(space))
         try:
             yield recorder
         finally:
             model.__class__ = original
-
-
-@contextlib.contextmanager
-def _traced_attributes(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Traced integers in the place of the sizes in every module's attributes, and in the objects that they share."""
-    undo: list[tuple[dict[str, Any], str, Any]] = []
-    shared: dict[int, list[tuple[str, str]]] = {}
-    objects: dict[int, Any] = {}
-
-    def trace(space: dict[str, Any], holder: Any) -> None:
-        for name, value in list(space.items()):
-            new = _traced(value, holder, (name,), recorder.attributes)
-            if new is not value:
-                undo.append((space, name, value))
-                space[name] = new
-
-    for path, module in model.named_modules():
-        if _is_builtin(module):
-            continue
-        for name, value in list(vars(module).items()):
-            if not name.startswith("_") and _is_record(value):
-                shared.setdefault(id(value), []).append((path, name))
-                objects[id(value)] = value
-        trace(vars(module), path)
-    for number, (key, value) in enumerate(objects.items()):
-        trace(vars(value), number)
-        recorder.owners[number] = tuple(shared[key])
-    try:
-        yield
-    finally:
-        for space, name, value in reversed(undo):
-            space[name] = value
-
-
-def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: dict[tuple[Any, ...], int]) -> Any:
-    """`value` with traced integers in it; the very same where it holds no size."""
-    if type(value) is int and value > 1:
-        leaf = ("attr", holder, path)
-        found[leaf] = value
-        return TracedInt(value, leaf)
-    if type(value) not in (list, tuple, dict) or len(path) > 2:
-        return value
-    box = cast("Any", value)
-    if len(box) > _LONGEST:
-        return value
-    held: dict[Any, Any] = dict(box) if type(value) is dict else dict(enumerate(box))
-    new = {key: _traced(item, holder, (*path, key), found) for key, item in held.items()}
-    if all(new[key] is item for key, item in held.items()):
-        return value
-    return new if type(value) is dict else cast("Any", type(value))(new.values())
-
-
-_LONGEST = 64
-"""Longer lists among the attributes are data, not sizes."""
-
-
-def _is_builtin(module: nn.Module) -> bool:
-    """A layer of torch itself: what its attributes must say is known from its tensors."""
-    own = next(module.parameters(recurse=False), None) is not None
-    return own and type(module).__module__.startswith("torch.nn.")
-
-
-def _is_record(value: Any) -> bool:
-    """A plain object of the user's with fields, such as a configuration."""
-    simple = isinstance(value, nn.Module | Tensor | type | torch.dtype | torch.device) or callable(value)
-    return (
-        not simple
-        and hasattr(value, "__dict__")
-        and type(value).__module__.partition(".")[0] not in ("torch", "builtins")
-    )
-
-
-@contextlib.contextmanager
-def _traced_roots() -> Iterator[None]:
-    """`math.sqrt` of a size remembers it."""
-    held = math.sqrt
-    math.sqrt = sqrt
-    try:
-        yield
-    finally:
-        math.sqrt = held
-
-
-@contextlib.contextmanager
-def _uncached_einops() -> Iterator[None]:
-    """einops keeps the shapes of earlier calls; a number found there would name another module as its origin."""
-    library: Any = sys.modules.get("einops.einops")
-    plain = getattr(library, "_reconstruct_from_shape_uncached", None)
-    if plain is None:
-        yield
-        return
-    held = library._reconstruct_from_shape
-    library._reconstruct_from_shape = plain
-    try:
-        yield
-    finally:
-        library._reconstruct_from_shape = held
-
-
-# -- which sizes a call is given ---------------------------------------------------------------------
-
-_RESULT = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
-_FULL = {"full", "new_full"}
-_REPEAT = {"repeat", "tile"}
-
-Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
-"""(slot, number of slots, value, role) with calls' own results and arguments left out of the role."""
-
-
-def _sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
-    if name in _RESULT | _FULL | _REPEAT and isinstance(result, Tensor):
-        return _shape_of_result(name, args, kwargs, result)
-    if name == "unflatten":
-        dim, sizes = (*args[1:], *kwargs.values())[:2]
-        dim %= args[0].dim()
-        return [(i, len(sizes), n, ("size", 0, dim + i)) for i, n in enumerate(sizes) if n != -1]
-    if name in ("split", "split_with_sizes"):
-        return _split(args, kwargs)
-    if name == "narrow":
-        dim, start, length = (*args[1:], *kwargs.values())[:3]
-        dim %= args[0].dim()
-        found: list[Found] = [(1, 3, start, ("bound", dim))] if isinstance(start, int) else []
-        return [*found, (2, 3, length, ("size", 0, dim))]
-    if name in ("layer_norm", "rms_norm") and len(args) > 1 and isinstance(result, Tensor):
-        sizes, rank = list(args[1]), result.dim()
-        first = rank - len(sizes)
-        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
-    if name == "__getitem__":
-        return _bounds(args[0], args[1])
-    groups = _groups(name, args, kwargs)
-    if groups is not None:
-        return [(-1, 0, groups, ("groups", 1))]
-    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, TracedInt | TracedFloat)]
-    return [(-1, 0, value, ("fixed",)) for value in traced]
-
-
-def _groups(name: str, args: Any, kwargs: Any) -> TracedInt | None:
-    """The number of groups of a grouped convolution or norm; that of torch's own modules is no concern of theirs."""
-    place = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}.get(name)
-    if place is None:
-        return None
-    given = args[place] if len(args) > place else kwargs.get("groups", kwargs.get("num_groups"))
-    return given if isinstance(given, TracedInt) else None
-
-
-def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[Found]:
-    given = list(args[1:] if args and isinstance(args[0], Tensor) else args)
-    given = given or [value for key, value in kwargs.items() if key in ("size", "shape", "sizes", "repeats")]
-    if given and isinstance(given[0], tuple | list):
-        given = list(given[0])
-    elif name in _FULL:
-        return []
-    sizes = [n for n in given if isinstance(n, int)]
-    if len(sizes) != len(given) or len(sizes) != result.dim():
-        return []
-    role = "times" if name in _REPEAT else "size"
-    first = len(sizes) - (args[0].dim() if role == "times" else len(sizes))
-    return [
-        (i, len(sizes), n, ("size", 0, i) if role == "size" else ("times", i - first) if i >= first else ("size", 0, i))
-        for i, n in enumerate(sizes)
-        if n != -1
-    ]
-
-
-def _split(args: Any, kwargs: Any) -> list[Found]:
-    names = ("split_size", "split_size_or_sections", "split_sizes")
-    sizes = args[1] if len(args) > 1 else next((kwargs[n] for n in names if n in kwargs), None)
-    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-    dim %= args[0].dim()
-    if isinstance(sizes, int):
-        return [(0, 1, sizes, ("size", 0, dim))]
-    parts: list[Any] = list(sizes or ())
-    return [(i, len(parts), n, ("size", i, dim)) for i, n in enumerate(parts) if isinstance(n, int)]
-
-
-def _bounds(tensor: Tensor, index: Any) -> list[Found]:
-    """The bounds of the slices in `x[…]`: slots count all of them, start before stop."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(item, Tensor | list) for item in items):
-        return []
-    taken = sum(isinstance(item, int | slice) and not isinstance(item, bool) for item in items)
-    found: list[Found] = []
-    dim = 0
-    for position, item in enumerate(items):
-        if item is Ellipsis:
-            dim += tensor.dim() - taken
-        elif isinstance(item, slice):
-            for side, bound in enumerate((item.start, item.stop)):
-                if isinstance(bound, int) and bound != 0:
-                    found.append((2 * position + side, 2 * len(items), bound, ("bound", dim)))
-            dim += 1
-        elif isinstance(item, int):
-            dim += 1
-    return found

@@ -1,0 +1,105 @@
+"""Which sizes a call is given, and what each is the size of: one small reading for every way to write them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from actprune.graph.numbers import TracedFloat, TracedInt
+
+_RESULT = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
+_FULL = {"full", "new_full"}
+_REPEAT = {"repeat", "tile"}
+
+Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
+"""(slot, number of slots, value, role) with calls' own results and arguments left out of the role."""
+
+
+def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
+    """The sizes among the arguments of a call of the function `name`."""
+    if name in _RESULT | _FULL | _REPEAT and isinstance(result, Tensor):
+        return _shape_of_result(name, args, kwargs, result)
+    if name == "unflatten":
+        dim, sizes = (*args[1:], *kwargs.values())[:2]
+        dim %= args[0].dim()
+        return [(i, len(sizes), n, ("size", 0, dim + i)) for i, n in enumerate(sizes) if n != -1]
+    if name in ("split", "split_with_sizes"):
+        return _split(args, kwargs)
+    if name == "narrow":
+        dim, start, length = (*args[1:], *kwargs.values())[:3]
+        dim %= args[0].dim()
+        found: list[Found] = [(1, 3, start, ("bound", dim))] if isinstance(start, int) else []
+        return [*found, (2, 3, length, ("size", 0, dim))]
+    if name in ("layer_norm", "rms_norm") and len(args) > 1 and isinstance(result, Tensor):
+        sizes, rank = list(args[1]), result.dim()
+        first = rank - len(sizes)
+        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
+    if name == "__getitem__":
+        return _bounds(args[0], args[1])
+    groups = _groups(name, args, kwargs)
+    if groups is not None:
+        return [(-1, 0, groups, ("groups", 1))]
+    traced = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, TracedInt | TracedFloat)]
+    return [(-1, 0, value, ("fixed",)) for value in traced]
+
+
+def _groups(name: str, args: Any, kwargs: Any) -> TracedInt | None:
+    """The number of groups of a grouped convolution or norm; that of torch's own modules is no concern of theirs."""
+    place = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}.get(name)
+    if place is None:
+        return None
+    given = args[place] if len(args) > place else kwargs.get("groups", kwargs.get("num_groups"))
+    return given if isinstance(given, TracedInt) else None
+
+
+def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[Found]:
+    given = list(args[1:] if args and isinstance(args[0], Tensor) else args)
+    given = given or [value for key, value in kwargs.items() if key in ("size", "shape", "sizes", "repeats")]
+    if given and isinstance(given[0], tuple | list):
+        given = list(given[0])
+    elif name in _FULL:
+        return []
+    sizes = [n for n in given if isinstance(n, int)]
+    if len(sizes) != len(given) or len(sizes) != result.dim():
+        return []
+    role = "times" if name in _REPEAT else "size"
+    first = len(sizes) - (args[0].dim() if role == "times" else len(sizes))
+    return [
+        (i, len(sizes), n, ("size", 0, i) if role == "size" else ("times", i - first) if i >= first else ("size", 0, i))
+        for i, n in enumerate(sizes)
+        if n != -1
+    ]
+
+
+def _split(args: Any, kwargs: Any) -> list[Found]:
+    names = ("split_size", "split_size_or_sections", "split_sizes")
+    sizes = args[1] if len(args) > 1 else next((kwargs[n] for n in names if n in kwargs), None)
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    dim %= args[0].dim()
+    if isinstance(sizes, int):
+        return [(0, 1, sizes, ("size", 0, dim))]
+    parts: list[Any] = list(sizes or ())
+    return [(i, len(parts), n, ("size", i, dim)) for i, n in enumerate(parts) if isinstance(n, int)]
+
+
+def _bounds(tensor: Tensor, index: Any) -> list[Found]:
+    """The bounds of the slices in `x[…]`: slots count all of them, start before stop."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(item, Tensor | list) for item in items):
+        return []
+    taken = sum(isinstance(item, int | slice) and not isinstance(item, bool) for item in items)
+    found: list[Found] = []
+    dim = 0
+    for position, item in enumerate(items):
+        if item is Ellipsis:
+            dim += tensor.dim() - taken
+        elif isinstance(item, slice):
+            for side, bound in enumerate((item.start, item.stop)):
+                if isinstance(bound, int) and bound != 0:
+                    found.append((2 * position + side, 2 * len(items), bound, ("bound", dim)))
+            dim += 1
+        elif isinstance(item, int):
+            dim += 1
+    return found

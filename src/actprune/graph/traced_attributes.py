@@ -1,0 +1,122 @@
+"""The numbers that a model brings into its forward pass, traced while it is captured: attributes and roots."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from actprune.graph.numbers import TracedInt, sqrt
+
+Attributes: TypeAlias = dict[tuple[Any, ...], int]
+"""("attr", holder, path) → its value in the dense model."""
+
+Owners: TypeAlias = dict[int, tuple[tuple[str, str], ...]]
+"""Number of a shared object → (module path, attribute) of every module that holds it."""
+
+
+@contextlib.contextmanager
+def traced_attributes(model: nn.Module, found: Attributes, owners: Owners) -> Iterator[None]:
+    """Traced integers in the place of the sizes in every module's attributes, and in the objects that they share.
+
+    Args:
+        found: gets every such attribute and its value.
+        owners: gets the modules that hold each shared object.
+    """
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    shared: dict[int, list[tuple[str, str]]] = {}
+    objects: dict[int, Any] = {}
+
+    def trace(space: dict[str, Any], holder: Any) -> None:
+        for name, value in list(space.items()):
+            new = _traced(value, holder, (name,), found)
+            if new is not value:
+                undo.append((space, name, value))
+                space[name] = new
+
+    for path, module in model.named_modules():
+        if _is_builtin(module):
+            continue
+        for name, value in list(vars(module).items()):
+            if not name.startswith("_") and _is_record(value):
+                shared.setdefault(id(value), []).append((path, name))
+                objects[id(value)] = value
+        trace(vars(module), path)
+    for number, (key, value) in enumerate(objects.items()):
+        trace(vars(value), number)
+        owners[number] = tuple(shared[key])
+    try:
+        yield
+    finally:
+        for space, name, value in reversed(undo):
+            space[name] = value
+
+
+def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: Attributes) -> Any:
+    """`value` with traced integers in it; the very same where it holds no size."""
+    if type(value) is int and value > 1:
+        leaf = ("attr", holder, path)
+        found[leaf] = value
+        return TracedInt(value, leaf)
+    if type(value) not in (list, tuple, dict) or len(path) > 2:
+        return value
+    box = cast("Any", value)
+    if len(box) > _LONGEST:
+        return value
+    held: dict[Any, Any] = dict(box) if type(value) is dict else dict(enumerate(box))
+    new = {key: _traced(item, holder, (*path, key), found) for key, item in held.items()}
+    if all(new[key] is item for key, item in held.items()):
+        return value
+    return new if type(value) is dict else cast("Any", type(value))(new.values())
+
+
+_LONGEST = 64
+"""Longer lists among the attributes are data, not sizes."""
+
+
+def _is_builtin(module: nn.Module) -> bool:
+    """A layer of torch itself: what its attributes must say is known from its tensors."""
+    own = next(module.parameters(recurse=False), None) is not None
+    return own and type(module).__module__.startswith("torch.nn.")
+
+
+def _is_record(value: Any) -> bool:
+    """A plain object of the user's with fields, such as a configuration."""
+    simple = isinstance(value, nn.Module | Tensor | type | torch.dtype | torch.device) or callable(value)
+    return (
+        not simple
+        and hasattr(value, "__dict__")
+        and type(value).__module__.partition(".")[0] not in ("torch", "builtins")
+    )
+
+
+@contextlib.contextmanager
+def traced_roots() -> Iterator[None]:
+    """`math.sqrt` of a size remembers it."""
+    held = math.sqrt
+    math.sqrt = sqrt
+    try:
+        yield
+    finally:
+        math.sqrt = held
+
+
+@contextlib.contextmanager
+def uncached_einops() -> Iterator[None]:
+    """einops keeps the shapes of earlier calls; a number found there would name another module as its origin."""
+    library: Any = sys.modules.get("einops.einops")
+    plain = getattr(library, "_reconstruct_from_shape_uncached", None)
+    if plain is None:
+        yield
+        return
+    held = library._reconstruct_from_shape
+    library._reconstruct_from_shape = plain
+    try:
+        yield
+    finally:
+        library._reconstruct_from_shape = held
