@@ -168,7 +168,8 @@ def _file(spec: Spec) -> Any:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         found = importlib.util.spec_from_file_location(path.stem, path.resolve())
-        assert found is not None and found.loader is not None, "the loader is that of .py files"
+        if found is None or found.loader is None:
+            raise ImportError(f"no loader for {path.name}")
         module = importlib.util.module_from_spec(found)
         sys.modules[path.stem] = module  # dataclasses and pickle look a class's module up
         found.loader.exec_module(module)

@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -69,17 +69,14 @@ def _recompiled(function: FunctionType, edits: Sequence[SourceEdit], overlay: di
     ast.increment_lineno(tree, source.first - 1)
     free = function.__code__.co_freevars
     if free:  # `super()` needs the cell of its class: the definition is put into a function that has these variables
-        outer = ast.parse(f"def _outer({', '.join(free)}):\n  return {tree.name}").body[0]
-        assert isinstance(outer, ast.FunctionDef)
-        outer.body.insert(0, tree)
-        tree, name = outer, "_outer"
+        whole, name = ast.parse(f"def _outer({', '.join(free)}):\n  return {tree.name}"), "_outer"
+        cast("ast.FunctionDef", whole.body[0]).body.insert(0, tree)
     else:
-        name = tree.name
-    module = ast.fix_missing_locations(ast.Module([tree], []))
+        whole, name = ast.Module([tree], []), tree.name
+    module = ast.fix_missing_locations(whole)
     code = compile(module, function.__code__.co_filename, "exec", flags=0, dont_inherit=True)
-    space = overlay
-    exec(code, space)  # the user's own function, with numbers for some of its sizes
-    made = space.pop(name)
+    exec(code, overlay)  # the user's own function, with numbers for some of its sizes
+    made = overlay.pop(name)
     if free:
         made = made(*(cell.cell_contents for cell in function.__closure__ or ()))
     inner = made.__func__ if isinstance(made, staticmethod | classmethod) else made
