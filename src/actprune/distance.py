@@ -27,6 +27,9 @@ Outputs: TypeAlias = tuple[Any, ...]
 Distance: TypeAlias = Callable[[Sequence[Outputs], Sequence[Outputs]], float]
 """(outputs of the dense network per batch, of the candidate) → distance ≥ 0."""
 
+Objective: TypeAlias = Callable[[Outputs, Outputs], Tensor]
+"""(outputs of the dense network on one batch, of a network in training) → the same as a scalar with a gradient."""
+
 
 def choose(program: Program, distance: str | Distance = "auto") -> Distance:
     """The distance for a program: "kl", "mse", "auto", or a callable, which is returned as it is.
@@ -38,10 +41,25 @@ def choose(program: Program, distance: str | Distance = "auto") -> Distance:
         return distance
     known(distance, ("auto", "kl", "mse"), "distance")
     kind = output_kind(program)
-    if distance == "mse" or (distance == "auto" and kind == "values"):
+    if _compares_values(kind, distance):
         return normalised_error
     _check_classes(program)
     return lambda dense, cut: divergence(dense, cut, kind)
+
+
+def objective(program: Program, distance: str | Distance = "auto") -> Objective:
+    """What to train by so that `choose(program, distance)` falls; for a callable, what "auto" compares.
+
+    The divergence is times the squared temperature, so that its gradient does not depend on that (Hinton et al. 2015).
+    """
+    kind = output_kind(program)
+    if _compares_values(kind, "auto" if callable(distance) else distance):
+        return _error
+    return lambda dense, cut: TEMPERATURE**2 * _divergences(dense, cut, kind, torch.float32).mean()
+
+
+def _compares_values(kind: str, distance: str) -> bool:
+    return distance == "mse" or (distance == "auto" and kind == "values")
 
 
 def output_kind(program: Program) -> str:
@@ -61,9 +79,9 @@ def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "lo
     """Mean KL(dense ‖ cut) in nats at temperature 4, from logits, or from probabilities through their logarithm."""
     total, count = 0.0, 0
     for a, b in zip(dense, cut, strict=True):
-        p, q = (F.log_softmax(_logits(out, kind) / TEMPERATURE, -1) for out in (a, b))
-        total += float((p.exp() * (p - q)).sum())
-        count += p.shape[0]
+        found = _divergences(a, b, kind)
+        total += float(found.sum())
+        count += len(found)
     return max(total, 0.0) / max(count, 1)
 
 
@@ -77,10 +95,30 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
         if not isinstance(first, Tensor) or not first.is_floating_point():
             continue
         a, b = (torch.cat([_by_sample(out[position]) for out in outputs]) for outputs in (dense, cut))
-        variation, size = float(((a - a.mean(0)) ** 2).sum()), float((a**2).sum())
-        scale = variation if variation > 1e-12 * size else size
-        errors.append(float(((a - b) ** 2).sum()) / max(scale, 1e-30))
+        errors.append(float(((a - b) ** 2).sum()) / _scale(a))
     return sum(errors) / max(len(errors), 1)
+
+
+def _error(dense: Outputs, cut: Outputs) -> Tensor:
+    """The normalised error of one batch."""
+    pairs = [
+        (a.detach().float(), b.float())
+        for a, b in zip(dense, cut, strict=True)
+        if isinstance(a, Tensor) and a.is_floating_point()
+    ]
+    return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
+
+
+def _scale(values: Tensor) -> float:
+    """Σ (a − mean a)², or Σ a² of what doesn't vary from sample to sample."""
+    variation, size = float(((values - values.mean(0)) ** 2).sum()), float((values**2).sum())
+    return max(variation if variation > 1e-12 * size else size, 1e-30)
+
+
+def _divergences(dense: Outputs, cut: Outputs, kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(rows,) KL(dense ‖ cut) in nats at temperature 4."""
+    p, q = (F.log_softmax(_logits(out, kind, dtype) / TEMPERATURE, -1) for out in (dense, cut))
+    return (p.exp() * (p - q)).sum(-1)
 
 
 def _tensor_outputs(program: Program) -> list[Node]:
@@ -101,9 +139,9 @@ def _check_classes(program: Program) -> None:
         )
 
 
-def _logits(outputs: Outputs, kind: str) -> Tensor:
+def _logits(outputs: Outputs, kind: str, dtype: torch.dtype) -> Tensor:
     """(rows, classes) of the first tensor output."""
-    values = next(out for out in outputs if isinstance(out, Tensor)).double().flatten(0, -2)
+    values = next(out for out in outputs if isinstance(out, Tensor)).to(dtype).flatten(0, -2)
     return values.clamp_min(1e-12).log() if kind == "probabilities" else values
 
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from math import cos, isfinite, pi
+from math import isfinite
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from actprune.errors import DataError
 from actprune.graph.keep import kept_modes
+from actprune.recovery.rate import warm_cosine
 
 Epoch = Callable[[int, int, str], None]
 """(steps done, all steps, a line about the state)."""
@@ -85,7 +86,7 @@ class SGD:
         with training(model, self.dropout), _evaluating(teacher), torch.enable_grad():
             for epoch in range(self.epochs):
                 for batch in loader:
-                    rate = self.lr * _rate(done, steps, self.warmup)
+                    rate = self.lr * warm_cosine(done, steps, self.warmup)
                     loss = self._step(model, teacher, _checked(_to(batch, device)), optimizer, rate)
                     if not isfinite(loss):
                         raise _diverged(epoch, loss, self.lr)
@@ -216,14 +217,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step."""
-    rising = max(int(warmup * steps), 1)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + cos(pi * (step - rising) / max(steps - rising, 1)))
 
 
 def _length(loader: Iterable[Any]) -> int:

@@ -1,0 +1,216 @@
+"""Recovery without labels: gradient steps on the calibration inputs alone, towards the dense network's outputs.
+
+Knowledge distillation after Hinton, Vinyals and Dean (2015), between the closed-form refit and a fine-tune with labels.
+Everything stays in eval mode: BatchNorm statistics are those of the refit, and there is no dropout. What is returned is
+the best state that held-out calibration samples have seen, so it is never farther from the dense network than before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from actprune.data import Calibration
+from actprune.distance import Distance, Outputs, choose, objective
+from actprune.errors import DataError
+from actprune.graph.keep import kept_modes
+from actprune.graph.program import Batch, Program
+from actprune.recovery.rate import warm_cosine
+
+Augment = Callable[[Any], Any]
+"""A batched input tensor → one of the same shape, for example shifted and flipped at random."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Label-free recovery: `prune(..., recover=Distill(steps=400))`.
+
+    Attributes:
+        steps: gradient steps.
+        lr: peak rate. Each tensor moves by about `lr` times its own root mean square in a step, so that one rate suits
+            networks of all kinds (after Shazeer and Stern 2018, Adafactor's relative step).
+        batch_size: samples in a step; None for that of the calibration batches.
+        warmup: share of the steps in which the rate rises; then it falls along a cosine.
+        augment: changes the batched inputs of a step at random. The dense network sees the same ones.
+        holdout: share of the calibration batches that no step sees. They choose the state that is returned.
+        checks: how often held-out samples are looked at.
+        patience: checks without a better state after which the steps end.
+    """
+
+    steps: int = 400
+    lr: float = 0.01
+    batch_size: int | None = None
+    warmup: float = 0.05
+    augment: Augment | None = None
+    holdout: float = 0.1
+    checks: int = 20
+    patience: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("checks", 1), ("patience", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(
+                    f"Distill can't work with {name}={value!r}.",
+                    expected=f"at least {least}",
+                    got=repr(value),
+                    where=f"Distill({name}=…)",
+                    hint="leave recover= out for no recovery",
+                )
+
+    def run(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        program: Program,
+        data: Calibration,
+        *,
+        distance: str | Distance = "auto",
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Recovered:
+        """Train `model` in place towards `dense` on the inputs of `data`.
+
+        Args:
+            program: the captured dense network, which knows how to call both and what their outputs are.
+            distance: what held-out states are compared by, and what is trained by, see `actprune.distance`.
+
+        Raises:
+            DataError: nothing to train.
+        """
+        fitted, held = data.holdout(self.holdout)
+        judge, loss = choose(program, distance), objective(program, distance)
+        trained = _trained(model)
+        optimizer, sizes = _optimizer(trained)
+        batches = _batches(program, fitted, self.batch_size, seed)
+        every = max(1, self.steps // self.checks)
+        with _evaluating(model, dense):
+            wanted = _outputs_of(dense, program, held)
+            first = judge(wanted, _outputs_of(model, program, held))
+            best, step, waited = _State(first, 0, _copies(trained)), 0, 0
+            while step < self.steps and waited < self.patience:
+                for group, own in zip(optimizer.param_groups, sizes, strict=True):
+                    group["lr"] = self.lr * own * warm_cosine(step, self.steps, self.warmup)
+                batch = _augmented(program, next(batches), self.augment)
+                with torch.no_grad():
+                    target = _call(dense, program, batch)
+                with torch.enable_grad():
+                    error = loss(target, _call(model, program, batch))
+                    optimizer.zero_grad(set_to_none=True)
+                    error.backward()
+                optimizer.step()
+                step += 1
+                if progress is not None:
+                    progress(step, self.steps)
+                if step % every == 0 or step == self.steps:
+                    found = judge(wanted, _outputs_of(model, program, held))
+                    if not isfinite(found):
+                        break
+                    waited = 0 if found < best.distance else waited + 1
+                    best = best if waited else _State(found, step, _copies(trained))
+        with torch.no_grad():
+            for parameter, value in zip(trained, best.values, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+        return Recovered(first, best.distance, best.step, step)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state of the network: its distance on held-out samples, and the values of its parameters."""
+
+    distance: float
+    step: int
+    values: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a recovery did.
+
+    Attributes:
+        distance_before, distance_after: to the dense network, on held-out calibration samples.
+        best_step: after which the returned state was found; 0 where no step brought it nearer.
+        steps: that were taken.
+    """
+
+    distance_before: float
+    distance_after: float
+    best_step: int
+    steps: int
+
+
+@contextmanager
+def _evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Eval mode, but for recurrent layers without dropout: on CUDA they have a gradient in training mode only."""
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(kept_modes(network))
+            network.eval()
+            for module in network.modules():
+                if isinstance(module, nn.RNNBase) and not module.dropout:
+                    module.train()
+        yield
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    found = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    if not found:
+        raise DataError(
+            "There is nothing to recover.",
+            expected="a model with at least one parameter that requires gradients",
+            got=f"{type(model).__name__} without one",
+            where="Distill",
+            hint="call model.requires_grad_(True) before pruning, or leave recover out",
+        )
+    return found
+
+
+def _optimizer(parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, list[float]]:
+    """Adam with a group for each tensor, and the root mean squares that make its rate relative."""
+    least = 1e-3  # a bias of zeros must be able to leave zero
+    sizes = [max(float(p.detach().float().square().mean().sqrt()), least) for p in parameters]
+    return torch.optim.Adam([{"params": [p], "lr": 0.0} for p in parameters], betas=(0.9, 0.99)), sizes
+
+
+def _batches(program: Program, data: Calibration, size: int | None, seed: int) -> Iterator[Batch]:
+    """Batches of samples in random order, for ever; each sample once in a round."""
+    draw = torch.Generator().manual_seed(seed)
+    batched = [program.is_batched(i) for i in range(len(data.batches[0]))]
+    whole = tuple(
+        torch.cat([batch[i] for batch in data.batches]) if of_samples else data.batches[0][i]
+        for i, of_samples in enumerate(batched)
+    )
+    step = min(size or program.batch_size, data.samples)
+    while True:
+        order = torch.randperm(data.samples, generator=draw)
+        for start in range(0, data.samples - step + 1, step):
+            chosen = order[start : start + step]
+            yield tuple(x[chosen.to(x.device)] if b else x for x, b in zip(whole, batched, strict=True))
+
+
+def _augmented(program: Program, batch: Batch, augment: Augment | None) -> Batch:
+    if augment is None:
+        return batch
+    return tuple(augment(x) if program.is_batched(i) else x for i, x in enumerate(batch))
+
+
+def _call(network: nn.Module, program: Program, batch: Batch) -> Outputs:
+    args, kwargs = pytree.tree_unflatten(list(batch), program.in_spec)
+    return tuple(pytree.tree_leaves(network(*args, **kwargs)))
+
+
+def _outputs_of(network: nn.Module, program: Program, data: Calibration) -> list[Outputs]:
+    with torch.no_grad():
+        return [_call(network, program, batch) for batch in data.batches]
+
+
+def _copies(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters]
