@@ -4,6 +4,8 @@ PYTHON ?= python3
 ARGS ?=
 N ?= 2000
 TEST_EXTRAS ?= demo,dev
+# Test processes: one a core, at most four, for each imports torch.
+JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ demo: $(VENV)/.stamp-demo ## prune LeNet-5 on MNIST from start to end
 	$(BIN)/actprune demo --overwrite $(ARGS)
 
 test: lint ## lint, then run every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -11,17 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
+from actprune.compensation.alone import Alone
 from actprune.compensation.batchnorm import reestimate
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.refit import compensate
 from actprune.compensation.ridge import RIDGES, Fit, Ridge, choose_ridge, normal, solve
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
-from actprune.data import fit
+from actprune.data import Calibration, fit
 from actprune.errors import PlanError
 from actprune.graph.run import run, run_all
 from actprune.plan import Plan, make_plan
-from actprune.rewrite import Rewrite, zero_columns
+from actprune.rewrite import Rewrite, mask_values, zero_columns
 from actprune.surgery.slicing import cut
 from nets import NETS, build
 
@@ -853,6 +854,29 @@ def test_compensation_in_a_network_that_writes_into_views() -> None:
     with torch.no_grad():
         dense = model(x)
         assert float(((small(x) - dense) ** 2).sum()) < 0.7 * float(((plain(x) - dense) ** 2).sum())
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias", "none"])
+@pytest.mark.parametrize("name", [*NETS, "views"])
+def test_candidates_of_one_group_are_made_from_a_shared_run(name: str, method: str) -> None:
+    """Whatever the order in which they are asked for, they are what a refit of the whole network gives."""
+    torch.manual_seed(0)
+    model, inputs = (Views().eval(), torch.randn(4, 6)) if name == "views" else build(name)
+    graph = capture(model, inputs)
+    example = graph.program.example
+    batches = [tuple(v * (1 - i / 8) if isinstance(v, Tensor) and v.is_floating_point() else v for v in example)
+               for i in range(6)]  # fmt: skip
+    samples = graph.program.batch_size
+    fitted, held = Calibration(tuple(batches[:4]), 4 * samples), Calibration(tuple(batches[4:]), 2 * samples)
+    alone = Alone(graph, fitted, held, method=method, rounds=2)
+    for group in [*graph.groups, graph.groups[0]]:
+        for kept in {1, group.width // 2} - {0, group.width}:
+            plan = make_plan(graph, {group.name: range(kept)})
+            rewrite = compensate(graph, plan, fitted, method=method, rounds=2, batchnorm=False, scope="cut")
+            candidate = {**rewrite.tensors, **mask_values(graph, plan)}
+            for found, wanted in zip(alone(plan), run_all(graph.program, held.batches, candidate), strict=True):
+                for a, b in zip(found, wanted, strict=True):
+                    torch.testing.assert_close(a, b)
 
 
 def test_the_order_of_units_does_not_matter() -> None:

@@ -23,6 +23,7 @@ from actprune.allocation.cost import Cost, cost
 from actprune.allocation.solve import trades
 from actprune.allocation.space import make_space
 from actprune.axes.capture import Graph
+from actprune.compensation.alone import Alone
 from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
 from actprune.data import Calibration, Forward, fit, take
@@ -249,7 +250,6 @@ class Run:
 
     def _rewrite(self, plan: Plan, data: Calibration | None = None, quick: bool = False) -> Rewrite:
         """The candidate network of a plan; `quick` for the many that are only compared."""
-        alone = sum(len(g.kept) < g.width for g in plan.groups.values()) == 1
         return refit(
             self.graph,
             plan,
@@ -257,10 +257,12 @@ class Run:
             method=self.method.compensate,
             rounds=QUICK_ROUNDS if quick else ROUNDS,
             batchnorm=False if quick else self.batchnorm,
-            scope="cut" if quick and alone else "all",
             distance=self.distance,
-            base=thresholded(self.graph, self.threshold or 0.0) if self.name == "filter" else None,
+            base=self._base(),
         )
+
+    def _base(self) -> dict[str, Tensor] | None:
+        return thresholded(self.graph, self.threshold or 0.0) if self.name == "filter" else None
 
     def _decide(self, budget: Budget | None, dense: float | None) -> Corrected:
         """The plan: allocation, and where a metric is given, correction."""
@@ -299,6 +301,7 @@ class Run:
         return measure_all(
             self.graph, self.guide, space, held, lambda plan: self._rewrite(plan, fitted, quick=True), self.distance,
             lambda done, total: self._tell("sensitivity", done, total),
+            Alone(self.graph, fitted, held, method=self.method.compensate, rounds=QUICK_ROUNDS, base=self._base()),
         )  # fmt: skip
 
     def _metric_of(self, plan: Plan) -> float:

@@ -30,8 +30,7 @@ def reestimate(program: Program, batches: Sequence[Batch], overrides: Mapping[st
     if not norms:
         return {}
     nodes = [node for node in program.nodes if node.op == "call_function"]
-    streams = Streams(program, batches, nodes)
-    streams.overrides = dict(overrides)
+    streams = Streams(program, batches, nodes, overrides)
     found: dict[str, Tensor] = {}
     for node in nodes:
         source = named_arguments(node)["input"] if node in norms else None
@@ -39,7 +38,7 @@ def reestimate(program: Program, batches: Sequence[Batch], overrides: Mapping[st
             for name, value in zip(norms[node], _statistics(streams.cut(source)), strict=True):
                 found[name] = value.to(program.tensors[name].dtype)
             streams.overrides.update(found)
-        streams.step(node)
+        streams.step_one(node)
     return found
 
 

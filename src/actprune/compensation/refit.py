@@ -19,6 +19,8 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.compensation.batchnorm import reestimate, running_statistics
+from actprune.compensation.schedule import schedule
+from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, choose
@@ -74,7 +76,9 @@ def compensate(
     data = fit(graph.program, calibration)
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
     if name != "none":
-        walk = Walk(graph, plan, data, overrides, Settings(name, target == "sum", scope == "all", rounds))
+        order = schedule(graph, target == "sum")
+        streams = Streams(graph.program, data.batches, order.nodes, overrides)
+        walk = Walk(graph, plan, order, streams, Settings(name, scope == "all", rounds))
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
     if norms:

@@ -6,6 +6,7 @@ Only values that some later node needs are held, and where the two streams agree
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -26,10 +27,16 @@ class Streams:
         overrides: tensor name → what the cut stream uses instead; changes are seen from the next node on.
     """
 
-    def __init__(self, program: Program, batches: Sequence[Batch], order: Sequence[Node]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        batches: Sequence[Batch],
+        order: Sequence[Node],
+        overrides: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.program = program
         self.count = len(batches)
-        self.overrides: dict[str, Tensor] = {}
+        self.overrides: dict[str, Tensor] = dict(overrides or {})
         self._dense: dict[Node, Values] = {}
         self._cut: dict[Node, Values] = {}
         # a write into a view would change, through the shared tensors, the other stream too
@@ -43,6 +50,19 @@ class Streams:
         for source, node in last.items():
             if source not in returned and source.op == "call_function":
                 self._dying.setdefault(node, []).append(source)
+
+    @property
+    def shareable(self) -> bool:
+        """Whether runs may start from the same values: not where calls write into what they are given."""
+        return not self._apart
+
+    def fork(self, overrides: Mapping[str, Tensor]) -> Streams:
+        """A run that goes on from here by itself, with these overrides; it shares every tensor there is so far."""
+        other = copy(self)
+        other.overrides = dict(overrides)
+        other._dense = dict(self._dense)
+        other._cut = dict(self._cut)
+        return other
 
     def dense(self, node: Node) -> Values:
         return self._dense[node]
@@ -60,6 +80,14 @@ class Streams:
         self.step_cut(node)
         self.forget(node)
 
+    def step_one(self, node: Node) -> None:
+        """Run one call once: in the cut stream where it can differ, else in the dense one."""
+        if self._may_differ(node):
+            self.step_cut(node)
+        else:
+            self.step_dense(node)
+        self.forget(node)
+
     def step_dense(self, node: Node) -> None:
         """Run one call in the dense stream only; `step_cut` and `forget` must follow."""
         self._dense[node] = [self.peek(node, i) for i in range(self.count)]
@@ -67,7 +95,7 @@ class Streams:
     def step_cut(self, node: Node) -> None:
         """Run one call in the cut stream, where it can differ."""
         sources = node.all_input_nodes
-        if self._apart or any(source in self._cut or self._overridden(source) for source in sources):
+        if self._may_differ(node):
             self._cut[node] = [self._call(node, {s: self._now(s, i) for s in sources}) for i in range(self.count)]
         else:
             self._cut.pop(node, None)
@@ -81,6 +109,9 @@ class Streams:
     def peek(self, node: Node, i: int) -> Any:
         """The dense value of a call on batch i, not kept."""
         return self._call(node, {source: self._dense[source][i] for source in node.all_input_nodes})
+
+    def _may_differ(self, node: Node) -> bool:
+        return self._apart or any(source in self._cut or self._overridden(source) for source in node.all_input_nodes)
 
     def _overridden(self, node: Node) -> bool:
         return self.program.bindings.get(node.name) in self.overrides

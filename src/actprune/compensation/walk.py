@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged, merged_all, normal
-from actprune.compensation.schedule import Path, schedule
+from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
-from actprune.data import Calibration
 from actprune.graph.program import named_arguments
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
@@ -42,24 +41,26 @@ class Settings:
     """How to refit: see `compensate`."""
 
     method: str
-    join: bool
     everything: bool
     rounds: int
 
 
 class Walk:
-    """The pass; afterwards `overrides` holds the new tensors and `record` what was done where."""
+    """The pass; afterwards `overrides` holds the new tensors and `record` what was done where.
+
+    Args:
+        order: the nodes in the order of refitting.
+        streams: the two runs, with the zero columns of `plan` as overrides.
+        start: how many nodes of `order` they have been through; no refit lies before.
+    """
 
     def __init__(
-        self, graph: Graph, plan: Plan, data: Calibration, zeros: Mapping[str, Tensor], settings: Settings
+        self, graph: Graph, plan: Plan, order: Schedule, streams: Streams, settings: Settings, start: int = 0
     ) -> None:
-        self.graph, self.settings = graph, settings
+        self.graph, self.settings, self.streams = graph, settings, streams
         self.kept = kept_units(graph, plan)
-        order = schedule(graph, settings.join)
-        self.nodes, self.paths = order.nodes, order.paths
-        self.streams = Streams(graph.program, data.batches, order.nodes)
-        self.streams.overrides = dict(zeros)
-        self.zeroed = set(zeros)
+        self.nodes, self.paths = order.nodes[start:], order.paths
+        self.zeroed = set(streams.overrides)
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.record: dict[str, dict[str, Any]] = {}
         self.placeholders: dict[str, list[Node]] = {}
@@ -72,8 +73,11 @@ class Walk:
         return self.streams.overrides
 
     def run(self) -> None:
-        for node in self.nodes:
-            site = self.sites.get(node.name)
+        """Up to the last consumer that may be refitted."""
+        sites = [self.sites.get(node.name) for node in self.nodes]
+        asked = [s is not None and (self.settings.everything or s.weight in self.zeroed) for s in sites]
+        last = max((i for i, wanted in enumerate(asked) if wanted), default=-1)
+        for node, site in zip(self.nodes[: last + 1], sites, strict=False):
             if site is None:
                 self.streams.step(node)
                 continue
