@@ -410,3 +410,26 @@ def test_a_hint_says_what_follows_from_the_tensors() -> None:
         module.table = "x" * module.first.out_features
 
     assert less(Hinted().eval(), x)
+
+
+class SameConv(nn.Conv2d):
+    """Its forward hands its own count of groups to the convolution, so that the cut edits that attribute as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = (-x.shape[-1]) % self.stride[0]
+        return F.conv2d(F.pad(x, (0, rest, 0, rest)), self.weight, self.bias, self.stride, 1, 1, self.groups)
+
+
+@pytest.mark.parametrize("groups", [8, 4])
+def test_an_edited_attribute_does_not_hide_what_the_module_said(groups: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), SameConv(8, 8, 3, 2, groups=groups), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()
+    ).eval()
+    x = torch.randn(2, 3, 7, 7)
+    graph = capture(model, x)
+    plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
+    small = cut(model, plan)
+    layer = small[2]
+    assert layer.in_channels == layer.weight.shape[1] * layer.groups < 8
+    assert layer.groups < groups
+    assert verify(model, small, plan, x, graph=graph, check=False).passed

@@ -34,22 +34,31 @@ def stated(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, value in attributes(module).items() if getattr(module, name, None) == value)
 
 
-def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str] | None = None) -> None:
+def group_count(module: nn.Module) -> int | None:
+    """How many groups a convolution or a group norm says that it has."""
+    return getattr(module, name) if (name := _counted(module)) is not None else None
+
+
+def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str], groups: int | None) -> None:
     """Set the size attributes of a module whose tensors were just sliced; once, even if it has several paths.
 
     Args:
         prefix: the module's path followed by a dot, as in the names of its tensors.
-        names: the attributes to set; all that the module's class is known to have where None.
+        names: the attributes to set, those that `stated` gave before the cut.
+        groups: what `group_count` gave then.
     """
-    weight = _canonical(plan, f"{prefix}weight")
-    if weight is not None and isinstance(module, _ConvNd | nn.GroupNorm):
-        name = "groups" if isinstance(module, _ConvNd) else "num_groups"
-        setattr(module, name, remaining_groups(plan.dims[weight][0], getattr(module, name), plan))
+    weight, counted = _canonical(plan, f"{prefix}weight"), _counted(module)
+    if weight is not None and counted is not None and groups is not None:
+        setattr(module, counted, remaining_groups(plan.dims[weight][0], groups, plan))
     for name, value in attributes(module).items():
-        if names is None or name in names:
+        if name in names:
             setattr(module, name, value)
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()  # it calls the weights from a list of its own
+
+
+def _counted(module: nn.Module) -> str | None:
+    return "groups" if isinstance(module, _ConvNd) else "num_groups" if isinstance(module, nn.GroupNorm) else None
 
 
 def _canonical(plan: Plan, alias: str) -> str | None:
