@@ -27,7 +27,7 @@ from actprune.pipeline import prune
 from actprune.recovery.sgd import reestimate_batchnorm
 from actprune.report.measure import latency_ms
 from actprune.result import Result
-from actprune.stages import QUICK_ROUNDS
+from actprune.stages import QUICK_ROUNDS, QUICK_ROWS
 from nets import NETS, build
 
 
@@ -718,7 +718,14 @@ def test_stage_by_stage_gives_the_same_network(method: str, allocation: str | No
     def rewrite(plan: ap.Plan) -> ap.Rewrite:
         alone = sum(len(group.kept) < group.width for group in plan.groups.values()) == 1
         return compensate(
-            graph, plan, fitted, method=how, rounds=QUICK_ROUNDS, batchnorm=False, scope="cut" if alone else "all"
+            graph,
+            plan,
+            fitted,
+            method=how,
+            rounds=QUICK_ROUNDS,
+            rows=QUICK_ROWS,
+            batchnorm=False,
+            scope="cut" if alone else "all",
         )
 
     plan = ap.allocate(graph, guide, held, keep="macs=50%", allocation=allocation, rewrite=rewrite)

@@ -26,6 +26,7 @@ from actprune.axes.capture import Graph
 from actprune.compensation.alone import Alone
 from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
+from actprune.compensation.walk import ROWS
 from actprune.data import Calibration, Forward, fit, take
 from actprune.distance import Distance, choose
 from actprune.errors import BudgetError, DataError, EquivalenceError, UnsupportedModelError
@@ -56,7 +57,8 @@ MEASURE_SAMPLES = 512
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
 
 QUICK_ROUNDS = 3
-"""Rounds of rectified fits for candidates that are only compared."""
+QUICK_ROWS = 100
+"""Rounds of rectified fits, and rows per column, for candidates that are only compared."""
 
 ENOUGH_ROWS = 10
 """Calibration rows per column below which a refit is said to have had too few."""
@@ -256,6 +258,7 @@ class Run:
             data or self.data,
             method=self.method.compensate,
             rounds=QUICK_ROUNDS if quick else ROUNDS,
+            rows=QUICK_ROWS if quick else ROWS,
             batchnorm=False if quick else self.batchnorm,
             distance=self.distance,
             base=self._base(),
@@ -298,10 +301,13 @@ class Run:
         samples = _affordable(self.graph)
         fitted, held = fitted.subset(samples), held.subset(samples)
         space = make_space(self.graph, replace(budget, keep=1.0), protect=self.protect, round_to=self.round_to)
+        alone = Alone(
+            self.graph, fitted, held,
+            method=self.method.compensate, rounds=QUICK_ROUNDS, rows=QUICK_ROWS, base=self._base(),
+        )  # fmt: skip
         return measure_all(
             self.graph, self.guide, space, held, lambda plan: self._rewrite(plan, fitted, quick=True), self.distance,
-            lambda done, total: self._tell("sensitivity", done, total),
-            Alone(self.graph, fitted, held, method=self.method.compensate, rounds=QUICK_ROUNDS, base=self._base()),
+            lambda done, total: self._tell("sensitivity", done, total), alone,
         )  # fmt: skip
 
     def _metric_of(self, plan: Plan) -> float:

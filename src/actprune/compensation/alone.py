@@ -15,7 +15,7 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
-from actprune.compensation.walk import Settings, Walk
+from actprune.compensation.walk import ROWS, Settings, Walk
 from actprune.data import Calibration
 from actprune.distance import Outputs
 from actprune.plan import Plan
@@ -28,7 +28,7 @@ class Alone:
     Args:
         fitted: samples of the refits.
         held: samples of the outputs.
-        method, rounds, base: as for `compensate`.
+        method, rounds, rows, base: as for `compensate`.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class Alone:
         *,
         method: str | None,
         rounds: int,
+        rows: int = ROWS,
         base: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.graph, self.base = graph, Rewrite(base or {})
-        self.settings = None if method in (None, "none") else Settings(method, False, rounds)
+        self.settings = None if method in (None, "none") else Settings(method, False, rounds, rows)
         self.order = schedule(graph)
         self.fitted, self.held = (_Shared(graph, data, self.order.nodes) for data in (fitted, held))
 

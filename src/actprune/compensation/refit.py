@@ -21,7 +21,7 @@ from actprune.axes.capture import Graph
 from actprune.compensation.batchnorm import reestimate, running_statistics
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
-from actprune.compensation.walk import Settings, Walk
+from actprune.compensation.walk import ROWS, Settings, Walk
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, choose
 from actprune.graph.run import run_all
@@ -41,6 +41,7 @@ def compensate(
     method: str | None = "least_squares",
     target: str = "sum",
     rounds: int = ROUNDS,
+    rows: int = ROWS,
     batchnorm: bool | str = "auto",
     distance: str | Distance = "auto",
     scope: str = "all",
@@ -54,6 +55,7 @@ def compensate(
             beyond the zero columns.
         target: "sum" aims at the sum that an output joins, "own" at the output itself.
         rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
+        rows: per column of a consumer that are used at most; the rest of a map's positions is skipped.
         batchnorm: re-estimate the running statistics of the BatchNorms behind a cut: True, False, or "auto" where
             held-out samples say it helps.
         distance: what "auto" is judged by, see `actprune.distance`.
@@ -78,7 +80,7 @@ def compensate(
     if name != "none":
         order = schedule(graph, target == "sum")
         streams = Streams(graph.program, data.batches, order.nodes, overrides)
-        walk = Walk(graph, plan, order, streams, Settings(name, scope == "all", rounds))
+        walk = Walk(graph, plan, order, streams, Settings(name, scope == "all", rounds, rows))
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
     if norms:

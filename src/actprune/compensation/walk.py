@@ -28,9 +28,9 @@ SMALL_GAIN = 1e-3
 
 FOLDS = 3
 
-ROWS_PER_COLUMN = 400
-LEAST_ROWS = 65536
-"""A convolution's patches overlap: beyond so many rows (per column, at least the second) positions are skipped."""
+ROWS = 400
+LEAST_COLUMNS = 160
+"""A convolution's patches overlap: beyond so many rows per column (of so many at least) positions are skipped."""
 
 HELD = 64_000_000
 """Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
@@ -43,6 +43,7 @@ class Settings:
     method: str
     everything: bool
     rounds: int
+    rows: int = ROWS
 
 
 class Walk:
@@ -141,7 +142,7 @@ class Walk:
         """Every how many-th position of a map is used."""
         outputs = [output_rows(site, y).shape for y in self.streams.dense(node)]
         rows = sum(shape[0] * shape[1] for shape in outputs)
-        wanted = max(ROWS_PER_COLUMN * columns, LEAST_ROWS)
+        wanted = self.settings.rows * max(columns, LEAST_COLUMNS)
         return max(1, min(rows // wanted, outputs[0][1]))
 
     def _thinned(self, values: list[Tensor], stride: int) -> list[Tensor]:
