@@ -278,11 +278,12 @@ def test_taylor_with_labels_and_a_loss_of_the_user() -> None:
         0,
     )
     assert np.allclose(score("taylor", graph, stats), expected, rtol=1e-4)
-    named = [{"input": a, "labels": b} for a, b in pairs]
     with pytest.raises(DataError, match="holds no labels"):
         ap.prune(model, x, keep="units=60%", method="taylor", loss=F.cross_entropy)
-    del named
-    result = ap.prune(model, pairs, keep="units=60%", method="taylor", loss=F.cross_entropy, calibration_size=38)
+    named = [{"x": a, "labels": b} for a, b in pairs]  # as text data comes
+    how: dict[str, Any] = {"keep": "units=60%", "method": "taylor", "loss": F.cross_entropy, "calibration_size": 38}
+    result = ap.prune(model, named, **how)
+    assert result.plan.kept.keys() == ap.prune(model, pairs, **how).plan.kept.keys()
     assert result.proof.passed and result.stats is not None
     assert result.stats.measures["taylor"]["first"].count == 3
 
@@ -389,7 +390,7 @@ def test_where_maps_are_looked_at() -> None:
     assert [shape for _, shape in found["lenet"].values()] == [
         (3, 6, 12, 12), (3, 16, 4, 4), (3, 120, 1, 1), (3, 84, 1, 1)
     ]  # fmt: skip
-    kinds = {kind: shape for kind, shape in found["decoder"].values()}
+    kinds = dict(found["decoder"].values())
     assert kinds["heads"] == (3, 2, 10, 3)  # two query heads of five tokens
     assert kinds["neurons"] == (3, 10, 1, 5)
 
@@ -398,8 +399,9 @@ def test_ranks_that_say_nothing_leave_it_to_l2_by_name() -> None:
     model, x = decoder()
     graph, stats = known_of(model, x, "hrank")
     found = guide(graph, stats, method="hrank").groups
-    assert SCORES["hrank"](graph, stats, graph["up"], 0) is None
-    assert found["up"].orders.keys() == {"l2"}
+    neurons = next(group for group in graph.groups if group.kind == "neurons")
+    assert SCORES["hrank"](graph, stats, neurons, 0) is None
+    assert found[neurons.name].orders.keys() == {"l2"}
     plain = guide(graph, None, method="bn_scale").groups
     assert all(own.orders.keys() == {"l2"} for own in plain.values())
 
