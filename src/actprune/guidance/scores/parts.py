@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -60,8 +60,8 @@ def measure_of(stats: Stats | None, measure: str, group: Group) -> Tensor | None
     return None if found is None else found.mean.cpu()
 
 
-def missing_measure(measure: str, known: object) -> PlanError:
-    names = ", ".join(map(repr, known)) if isinstance(known, dict) and known else "none"
+def missing_measure(measure: str, known: Iterable[str]) -> PlanError:
+    names = ", ".join(map(repr, known)) or "none"
     return PlanError(
         f"The statistics hold no measure {measure!r}.",
         expected=f"statistics with {measure!r}, which costs a pass of its own and is taken only where asked for",
