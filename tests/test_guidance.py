@@ -26,7 +26,7 @@ from actprune.guidance.guide import Choice, Guide, guide
 from actprune.guidance.judge import Judge, held_out_error
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
 from actprune.guidance.problem import Problem, following_norm, output_gain, problems
-from actprune.guidance.scores import SCORES
+from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
 from actprune.stats import patches
 from actprune.stats.collect import Stats, collect
@@ -385,9 +385,9 @@ def linear(units: int = 8, samples: int = 200) -> tuple[Two, Tensor]:
     return Two(nn.Linear(6, units), nn.Linear(units, 4)).double(), torch.randn(samples, 6).double()
 
 
-def known_of(model: nn.Module, x: Tensor, batch: int = 4) -> tuple[Graph, Stats]:
+def known_of(model: nn.Module, x: Tensor, batch: int = 4, measures: Sequence[str] = ()) -> tuple[Graph, Stats]:
     graph = capture(model, x[:batch])
-    return graph, collect(graph, x)
+    return graph, collect(graph, x, measures=measures)
 
 
 def chosen(found: Guide, k: int) -> Choice:
@@ -448,13 +448,16 @@ def test_permuting_the_units_of_a_model_permutes_its_guide(name: str, kind: type
     model = Two(*(kind(*shape).double() for shape in SHAPES[kind]))
     x = torch.randn(60, 6).double() if kind is nn.Linear else torch.randn(24, 2, 7, 7).double()
     order = [3, 1, 7, 0, 5, 2, 6, 4]
-    a, b = (guide(*known_of(m, x), method=name, threshold=0.1) for m in (model, permuted(model, order)))
+    measures = METHODS[name].measures
+    a, b = (
+        guide(*known_of(m, x, measures=measures), method=name, threshold=0.1) for m in (model, permuted(model, order))
+    )
     old, new = a.groups["first"], b.groups["first"]
     assert np.allclose(np.array(old.scores)[order], new.scores, rtol=1e-6)
     assert np.allclose(old.curve, new.curve, rtol=1e-6)
     assert old.natural == new.natural
     for criterion, units in old.orders.items():
-        if criterion not in ("filter", "apoz"):  # counts, that may tie
+        if criterion not in ("filter", "apoz", "hrank"):  # counts, that may tie
             assert [order[u] for u in new.orders[criterion]] == list(units)
             assert sorted(order[u] for u in b.kept("first", 5)) == list(a.kept("first", 5))
     if old.beta is not None and new.beta is not None:
@@ -653,7 +656,11 @@ def correlation_by_hand(problem: Problem, rows: Array) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(SCORES))
+SCORES_HERE = "l1 l2 random mean std activation apoz correlation flap".split()
+"""The others are tested in test_rivals.py."""
+
+
+@pytest.mark.parametrize("name", SCORES_HERE)
 def test_every_score_is_its_formula(name: str, scored: tuple[Graph, Stats, Two, Array, Array]) -> None:
     graph, stats, model, rows, units = scored
     problem, own = columns_of(stats, graph, rows)
@@ -673,6 +680,7 @@ def test_every_score_is_its_formula(name: str, scored: tuple[Graph, Stats, Two, 
         "flap": ((weight**2).sum(0) * own.var(0)).sum(1),
     }
     found = SCORES[name](graph, stats, graph["first"], 7)
+    assert found is not None
     assert found.dtype == torch.float64
     assert np.allclose(found, expected[name], rtol=1e-6)
 
@@ -682,9 +690,9 @@ def test_filter_norms_add_up_over_all_producers() -> None:
     graph = capture(model, x)
     parts = [model.get_submodule(name).weight.detach().double().flatten(1) for name in ("stem", "conv2")]  # type: ignore[union-attr, operator]
     expected = torch.cat(parts, 1)
-    found = {name: SCORES[name](graph, None, graph["stem"], 0) for name in ("l1", "l2")}
-    assert torch.allclose(found["l1"], expected.abs().sum(1))
-    assert torch.allclose(found["l2"], expected.norm(dim=1))
+    stem = graph["stem"]
+    assert torch.allclose(filter_norm(graph, stem, 1), expected.abs().sum(1))
+    assert torch.allclose(filter_norm(graph, stem, 2), expected.norm(dim=1))
 
 
 @pytest.mark.parametrize("second", [nn.ConvTranspose2d(5, 4, 2), nn.Conv2d(5, 4, 3)], ids=["transposed", "too wide"])
@@ -698,14 +706,16 @@ def test_consumers_without_rows_are_scored_by_unit(second: nn.Module, monkeypatc
     h = hidden(model, x)
     weight = second.weight.detach().transpose(0, 1) if isinstance(second, nn.Conv2d) else second.weight.detach()
     expected = (weight.flatten(1) ** 2).sum(1).numpy() * h.transpose(1, 0, 2, 3).reshape(5, -1).var(1)
-    assert np.allclose(SCORES["flap"](graph, stats, graph["first"], 0), expected, rtol=1e-6)
+    scores = SCORES["flap"](graph, stats, graph["first"], 0)
+    assert scores is not None
+    assert np.allclose(scores, expected, rtol=1e-6)
     found = guide(graph, stats)
     assert found.groups["first"].orders["flap"] == tuple(np.argsort(-expected, kind="stable"))
     assert found.groups["first"].natural == 5  # nothing says that fewer are enough
     assert chosen(found, 2) == Choice(tuple(sorted(np.argsort(-expected)[:2].tolist())), "flap", None)
     for name in ("greedy", "lasso", "correlation"):
         order = next(iter(guide(graph, stats, method=name).groups["first"].orders.values()))
-        assert order == tuple(SCORES["l2"](graph, None, graph["first"], 0).argsort(descending=True).tolist())
+        assert order == tuple(filter_norm(graph, graph["first"], 2).argsort(descending=True).tolist())
 
 
 def test_groups_too_wide_for_a_path_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -800,4 +810,5 @@ def test_an_unknown_method_is_told_the_nearest() -> None:
 def test_known_names_pass() -> None:
     assert known("a", iter("abc"), "letter") == "a"
     assert method("sgd-ap") is METHODS["sgd-ap"]
-    assert all(set(m.criteria) <= {*SCORES, "greedy", "greedy-unweighted", "lasso", "filter"} for m in METHODS.values())
+    searches = "greedy greedy-unweighted lasso thinet filter".split()
+    assert all(set(m.criteria) <= {*SCORES, *searches} for m in METHODS.values())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Samples:
         spec: pytree of `(args, kwargs)`.
         count: number of samples.
         batch_size: samples per batch as the user's data came.
+        labels: (count, …) what the samples are labelled with, where it was asked for.
     """
 
     leaves: tuple[Any, ...] = field(repr=False)
@@ -44,6 +45,7 @@ class Samples:
     spec: pytree.TreeSpec = field(repr=False)
     count: int
     batch_size: int
+    labels: Tensor | None = field(default=None, repr=False)
 
     def batch(self, start: int, stop: int) -> tuple[Any, ...]:
         """The flat inputs of samples `start` to `stop`."""
@@ -62,36 +64,48 @@ class Calibration:
         batches: flat inputs, see `Program.flatten`.
         samples: number of samples in them.
         left_over: samples that did not fill a batch and are not used.
+        labels: one tensor per batch, samples first; None where labels were not asked for.
     """
 
     batches: tuple[Batch, ...] = field(repr=False)
     samples: int
     left_over: int = 0
+    labels: tuple[Tensor, ...] | None = field(default=None, repr=False)
 
     def subset(self, samples: int) -> Calibration:
         """The first batches that hold about `samples` samples, at least one batch."""
         size = self.samples // len(self.batches)
         count = max(1, min(len(self.batches), samples // size))
-        return Calibration(self.batches[:count], count * size)
+        return self._part(range(count))
 
     def holdout(self, share: float = 0.25) -> tuple[Calibration, Calibration]:
         """The batches in two parts, the second with about `share` of them; the same one twice if there is one."""
         total = len(self.batches)
         if total == 1:
             return self, self
-        size, count = self.samples // total, min(max(1, round(total * share)), total - 1)
+        count = min(max(1, round(total * share)), total - 1)
         chosen = {(2 * i + 1) * total // (2 * count) for i in range(count)}  # spread evenly
-        held = tuple(b for i, b in enumerate(self.batches) if i in chosen)
-        rest = tuple(b for i, b in enumerate(self.batches) if i not in chosen)
-        return Calibration(rest, len(rest) * size), Calibration(held, len(held) * size)
+        rest, held = ([i for i in range(total) if (i in chosen) is wanted] for wanted in (False, True))
+        return self._part(rest), self._part(held)
+
+    def _part(self, numbers: Sequence[int]) -> Calibration:
+        """Some of the batches."""
+        size = self.samples // len(self.batches)
+        labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
+        return Calibration(tuple(self.batches[i] for i in numbers), len(numbers) * size, labels=labels)
 
 
-def take(model: nn.Module, calibration: Iterable[Any], size: int, forward: Forward | None = None) -> Samples:
+def take(
+    model: nn.Module, calibration: Iterable[Any], size: int, forward: Forward | None = None, labels: bool = False
+) -> Samples:
     """Take up to `size` samples from any iterable of batches.
 
     A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
     or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
     one tensor in place of the iterable holds all samples. `forward` overrides all that.
+
+    Args:
+        labels: take labels as well: the second element of a tuple or list, the entry "labels" of a dict.
 
     Raises:
         DataError: nothing to take, or batches that do not fit together.
@@ -101,14 +115,20 @@ def take(model: nn.Module, calibration: Iterable[Any], size: int, forward: Forwa
         return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return _gather(calibration, size, call, device)
+    return _gather(calibration, size, call, device, labels)
 
 
-def fit(program: Program, calibration: Iterable[Any] | Calibration | Samples, size: int | None = None) -> Calibration:
+def fit(
+    program: Program,
+    calibration: Iterable[Any] | Calibration | Samples,
+    size: int | None = None,
+    labels: bool = False,
+) -> Calibration:
     """Calibration data in the batches that `program` takes.
 
     Args:
         size: how many samples to take at most where they are not taken yet; `SIZE` by default.
+        labels: take labels as well where the samples are not taken yet, see `take`.
 
     Raises:
         DataError: fewer samples than one batch, or another form or shape than at capture.
@@ -118,10 +138,13 @@ def fit(program: Program, calibration: Iterable[Any] | Calibration | Samples, si
     samples = calibration
     if not isinstance(samples, Samples):
         device = next((program.tensors[name].device for name in program.bindings.values()), torch.device("cpu"))
-        samples = _gather(samples, size or SIZE, lambda batch: _program_arguments(program, _input(batch)), device)
+        samples = _gather(
+            samples, size or SIZE, lambda batch: _program_arguments(program, _input(batch)), device, labels
+        )
     samples = _as_captured(program, samples)
     step = program.batch_size
-    batches = tuple(samples.batch(i, i + step) for i in range(0, samples.count - step + 1, step))
+    starts = range(0, samples.count - step + 1, step)
+    batches = tuple(samples.batch(i, i + step) for i in starts)
     if not batches:
         raise DataError(
             "There are fewer calibration samples than one captured batch.",
@@ -130,7 +153,8 @@ def fit(program: Program, calibration: Iterable[Any] | Calibration | Samples, si
             where="calibration",
             hint="pass more data, or capture the model with a smaller batch",
         )
-    return Calibration(batches, step * len(batches), samples.count - step * len(batches))
+    held = None if samples.labels is None else tuple(samples.labels[i : i + step] for i in starts)
+    return Calibration(batches, step * len(batches), samples.count - step * len(batches), held)
 
 
 # -- from batches to samples -----------------------------------------------------------------------
@@ -144,13 +168,16 @@ class _Piece:
     spec: pytree.TreeSpec
     names: tuple[str, ...]
     count: int
+    labels: Tensor | None = None
 
     def is_batched(self, position: int) -> bool:
         value = self.leaves[position]
         return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.count
 
 
-def _gather(calibration: Iterable[Any], size: int, call: Callable[[Any], Arguments], device: torch.device) -> Samples:
+def _gather(
+    calibration: Iterable[Any], size: int, call: Callable[[Any], Arguments], device: torch.device, labels: bool
+) -> Samples:
     if size < 1:
         raise DataError(
             "No calibration samples are asked for.",
@@ -165,6 +192,8 @@ def _gather(calibration: Iterable[Any], size: int, call: Callable[[Any], Argumen
         piece = _piece(call(batch), pieces[0].names if pieces else None, device)
         if piece.count == 0:
             continue
+        if labels:
+            piece = replace(piece, labels=_labels(batch, piece.count, device))
         if pieces:
             _check_same_form(piece, pieces[0])
         pieces.append(piece)
@@ -184,7 +213,29 @@ def _gather(calibration: Iterable[Any], size: int, call: Callable[[Any], Argumen
     leaves = tuple(
         torch.cat([piece.leaves[i] for piece in pieces])[:size] if b else first.leaves[i] for i, b in enumerate(batched)
     )
-    return Samples(leaves, batched, first.spec, count, min(first.count, count))
+    known = [piece.labels for piece in pieces if piece.labels is not None]
+    return Samples(
+        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None
+    )
+
+
+def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
+    """(count, …) the labels of a batch."""
+    found = None
+    if isinstance(batch, Mapping):
+        found = batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) > 1:
+        found = batch[1]
+    found = _tensor(found)
+    if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
+        raise DataError(
+            "A calibration batch holds no labels.",
+            expected=f'(inputs, labels), or a dict with "labels", and {count} of them in this batch',
+            got=_form(found) if isinstance(found, Tensor) else type(batch).__name__,
+            where="calibration, with loss=",
+            hint="leave out loss= to take the model's own predictions; a model that predicts its input gets (x, x)",
+        )
+    return found.detach().to(device)
 
 
 def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
@@ -372,4 +423,4 @@ def _as_captured(program: Program, samples: Samples) -> Samples:
                 where=f"input {i} of {program.model_name}",
                 hint="capture the model with a batch of this data, or make the data like the example",
             )
-    return Samples(leaves, batched, program.in_spec, samples.count, samples.batch_size)
+    return replace(samples, leaves=leaves, batched=batched, spec=program.in_spec)

@@ -1,7 +1,7 @@
 """The named methods: a criterion, a compensation and an allocation that belong together. Data, no code.
 
-`criteria` are names of scores (`actprune.guidance.scores`) or of the searches "greedy", "greedy-unweighted" and
-"lasso"; with several, the support of every width is the one with the best held-out refit error. Everything can be
+`criteria` are names of scores (`actprune.guidance.scores`) or of the searches "greedy", "greedy-unweighted", "lasso"
+and "thinet"; with several, the support of every width is the one with the best held-out refit error. Everything can be
 overridden by the arguments of `prune`, so that criterion, compensation and allocation can be told apart.
 """
 
@@ -20,10 +20,11 @@ class Method:
 
     Attributes:
         criteria: how units are ranked.
-        compensate: "least_squares", "bias" or None.
+        compensate: "least_squares", "ridge_map", "bias" or None.
         allocation: how the budget is spread over the groups, see `actprune.allocation.rules`.
         statistics: whether activation statistics are needed.
         about: one line for `--help` and messages.
+        measures: what `collect` must take beside them, see `actprune.stats.measures`.
     """
 
     criteria: tuple[str, ...]
@@ -31,6 +32,7 @@ class Method:
     allocation: str
     statistics: bool
     about: str
+    measures: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {
@@ -43,7 +45,23 @@ METHODS: dict[str, Method] = {
     ),
     "greedy": Method(("greedy",), "least_squares", "sensitivity", True, "the greedy costs S_g alone"),
     "lasso": Method(("lasso",), "least_squares", "sensitivity", True, "the LASSO guide alone (He et al. 2017)"),
+    "thinet": Method(
+        ("thinet",), "least_squares", "uniform", True, "greedy by the next layer's outputs (Luo et al. 2017)"
+    ),
     "flap": Method(("flap",), "bias", "global", True, "fluctuation × weight norm, bias restored (An et al. 2024)"),
+    "wanda": Method(("wanda",), None, "uniform", True, "|weight| × norm of the activation, per unit (Sun et al. 2024)"),
+    "grail": Method(
+        ("wanda",), "ridge_map", "uniform", True, "Wanda's units, a ridge map between channels (Tang et al. 2026)"
+    ),
+    "taylor": Method(
+        ("taylor",), None, "global", True, "squared gradient of a gate on the unit (Molchanov et al. 2019)", ("taylor",)
+    ),
+    "hrank": Method(("hrank",), None, "uniform", True, "mean rank of the feature maps (Lin et al. 2020)", ("hrank",)),
+    "chip": Method(("chip",), None, "uniform", True, "channel independence, nuclear norm (Sui et al. 2021)", ("chip",)),
+    "bn_scale": Method(("bn_scale",), None, "global", False, "gain of the BatchNorm behind (Liu et al. 2017)"),
+    "fpgm": Method(
+        ("fpgm",), None, "uniform", False, "distance to the geometric median of the filters (He et al. 2019)"
+    ),
     "l1": Method(("l1",), None, "uniform", False, "L1 norm of the filters (Li et al. 2017)"),
     "l2": Method(("l2",), None, "uniform", False, "L2 norm of the filters"),
     "random": Method(("random",), None, "uniform", False, "random units"),
@@ -59,7 +77,7 @@ METHODS: dict[str, Method] = {
 
 ALLOCATIONS = ("sensitivity", "uniform", "layerwise", "spatial", "global", "natural")
 
-COMPENSATIONS = ("least_squares", "bias", "none")
+COMPENSATIONS = ("least_squares", "ridge_map", "bias", "none")
 
 
 def method(name: str) -> Method:

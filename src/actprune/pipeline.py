@@ -23,6 +23,7 @@ from actprune.methods import method as preset
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
 from actprune.stages import Evaluate, Progress, Run
+from actprune.stats.gradients import Loss
 from actprune.surgery.slicing import cut
 
 
@@ -44,6 +45,7 @@ def prune(
     forward: Forward | None = None,
     distance: str | Distance = "auto",
     threshold: float | None = None,
+    loss: Loss | None = None,
     norms: bool = False,
     inplace: bool = False,
     seed: int = 0,
@@ -68,7 +70,7 @@ def prune(
             says that this made it worse, the network before it is returned; the report says so.
         method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
         allocation: "sensitivity", "uniform", "layerwise", "spatial" or "global" instead of the method's.
-        compensate: "least_squares", "bias" or "none" instead of the method's.
+        compensate: "least_squares", "ridge_map", "bias" or "none" instead of the method's.
         batchnorm: re-estimate BatchNorm statistics: True, False, or "auto", where held-out samples say it helps.
         protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
         round_to: widths become multiples of it, for hardware that likes them.
@@ -76,6 +78,9 @@ def prune(
         forward: `forward(model, batch)`, where a batch isn't called as above.
         distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
         threshold: for method "filter".
+        loss: for method "taylor": (outputs as the model returns them, labels) → scalar, the labels being the second
+            element of every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own
+            predictions (`actprune.stats.gradients`), which needs no labels.
         norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
             the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
         inplace: change `model` itself, once everything is proved.
@@ -92,7 +97,7 @@ def prune(
     job = Run(
         model, chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
         tuple((protect,) if isinstance(protect, str) else protect),
-        round_to, distance, threshold, norms, seed, progress,
+        round_to, distance, threshold, loss, norms, seed, progress,
     )  # fmt: skip
     if save_to is not None:
         check_output(Path(save_to), overwrite=False)

@@ -44,7 +44,8 @@ from actprune.report.measure import latency_ms, state_bytes, versions
 from actprune.report.record import Report, Stage
 from actprune.result import Result
 from actprune.rewrite import Rewrite, thresholded
-from actprune.stats.collect import collect
+from actprune.stats.collect import Stats, collect
+from actprune.stats.gradients import Loss
 from actprune.surgery.slicing import cut
 
 Evaluate = Callable[[nn.Module], float]
@@ -103,6 +104,7 @@ class Run:
     round_to: int
     distance: str | Distance
     threshold: float | None
+    loss: Loss | None
     norms: bool
     seed: int
     progress: Progress | None
@@ -112,7 +114,8 @@ class Run:
     def __call__(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Result:
         budget = self._checked_budget()
         with self._stage("capture"):
-            samples = take(self.model, calibration, size, forward)
+            labels = self.loss is not None and "taylor" in self.method.measures
+            samples = take(self.model, calibration, size, forward, labels)
             # copies, for a model may write into its inputs; they are all positional or all by name
             self.args, self.kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
             self.inputs: Any = self.kwargs or self.args
@@ -123,7 +126,7 @@ class Run:
         with self._stage("evaluate"):
             dense_metric = self._metric(self.model)
         with self._stage("statistics"):
-            self.stats = collect(self.graph, self.data) if self.method.statistics else None
+            self.stats = self._collected()
         with self._stage("guide"):
             self.guide = guide(self.graph, self.stats, method=self.name, threshold=self.threshold, seed=self.seed)
         try:
@@ -242,6 +245,11 @@ class Run:
         if not culprits or len(culprits) == len(self.graph.groups):
             raise error
         self.graph = self.graph.without(culprits)
+
+    def _collected(self) -> Stats | None:
+        if not self.method.statistics:
+            return None
+        return collect(self.graph, self.data, measures=self.method.measures, loss=self.loss)
 
     def _metric(self, model: nn.Module) -> float | None:
         if self.evaluate is None:
@@ -395,6 +403,10 @@ class Run:
                 "it is returned."
             )
         refitted = [fit for fit in attempt.rewrite.record.get("consumers", {}).values() if "rows" in fit]
+        fits = attempt.rewrite.record.get("consumers", {}).values()
+        left = [fit for fit in fits if "left" in fit]
+        if left:
+            yield f"{len(left)} of {len(fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."
         few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)
         if few:
             rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"

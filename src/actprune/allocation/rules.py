@@ -59,7 +59,8 @@ def global_(space: Space, guide: Guide) -> tuple[float, Widths]:
             for name in space.options
         }
 
-    return _filled(space, at, {name: max(sum(scores[name]), 1e-30) for name in scores})
+    # sizes, for standardised scores add up to nothing
+    return _filled(space, at, {name: max(sum(map(abs, scores[name])), 1e-30) for name in scores})
 
 
 def natural(space: Space, guide: Guide) -> tuple[float, Widths]:

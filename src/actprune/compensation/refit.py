@@ -51,8 +51,8 @@ def compensate(
 
     Args:
         calibration: any iterable of batches, see `actprune.prune`.
-        method: "least_squares"; "bias" restores only the mean of each output; None or "none" does nothing
-            beyond the zero columns.
+        method: "least_squares"; "ridge_map" lets the kept channels stand in for the others (`ridge_map`); "bias"
+            restores only the mean of each output; None or "none" does nothing beyond the zero columns.
         target: "sum" aims at the sum that an output joins, "own" at the output itself.
         rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
         rows: per column of a consumer that are used at most; the rest of a map's positions is skipped.

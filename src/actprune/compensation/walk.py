@@ -16,6 +16,7 @@ from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged, merged_all, normal
+from actprune.compensation.ridge_map import channel_columns, channel_moments, mapped, why_not
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
@@ -94,11 +95,16 @@ class Walk:
             return False
         if site.weight in self.zeroed:
             return True
+        if self.settings.method == "ridge_map":
+            return False
         stream_differs = path.partner is not None and self.streams.differs(path.partner)
         return self.settings.everything and (self.streams.differs(contracted(node)) or stream_differs)
 
     def _refit(self, site: Site, node: Node, path: Path) -> None:
         weight = self.graph.program.tensors[site.weight].detach()
+        if self.settings.method == "ridge_map":
+            self._map(site, node, weight)
+            return
         slot = self._slot(site, node)
         if self.settings.method == "bias" or not has_rows(site, weight):
             self._restore_mean(site, node, path, slot)
@@ -123,6 +129,23 @@ class Walk:
             self._put(slot, fit.bias, outputs)
         self.record[site.node] = {
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
+        }  # fmt: skip
+
+    def _map(self, site: Site, node: Node, weight: Tensor) -> None:
+        """GRAIL's map between channels instead of a refit; its moments are those of the dense stream."""
+        kept = kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept)
+        each = weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
+        columns = channel_columns(self.graph, site, each).to(weight.device)
+        reason = why_not(site, len(columns))
+        if reason is not None:
+            self.record[site.node] = {"module": site.module, "left": reason}
+            return
+        stays = torch.isin(columns[:, 0] // each, torch.as_tensor(kept, device=weight.device)).nonzero().reshape(-1)
+        found = channel_moments(site, self.streams.dense(contracted(node)), columns)
+        matrix, ridge = mapped(weight_matrix(site, weight).double(), found.second, columns, stays)
+        self.overrides[site.weight] = as_weight(site, matrix, weight)
+        self.record[site.node] = {
+            "module": site.module, "ridge": ridge, "rows": found.count, "columns": len(stays),
         }  # fmt: skip
 
     # -- what a refit is made of -------------------------------------------------------------------
@@ -210,6 +233,10 @@ class Walk:
     def _restore_mean(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
         if slot is None:
+            self.record[site.node] = {
+                "module": site.module,
+                "left": "has no bias of its own, nor a BatchNorm behind it",
+            }
             return
         targets = self._targets(site, node, path, False)
         total = torch.zeros(targets[0].shape[-1], dtype=torch.float64, device=targets[0].device)

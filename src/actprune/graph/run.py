@@ -29,6 +29,7 @@ def run(
     *,
     lifted: bool = False,
     observe: Observer | None = None,
+    grad: bool = False,
 ) -> tuple[Any, ...]:
     """The flat outputs of `program` on one flat batch (see `Program.flatten`).
 
@@ -36,10 +37,11 @@ def run(
         overrides: tensor name → what to use instead of the model's own tensor.
         lifted: compute in float64 on the CPU.
         observe: sees every call; values are freed after their last use, so it must not need them later.
+        grad: let autograd record the calls, for overrides that require gradients.
     """
     values: dict[Node, Any] = dict(bound_values(program, batch, overrides or {}, lifted))
     dying = last_uses(program)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         for node in program.nodes:
             if node.op == "call_function":
                 args, kwargs = arguments(node, values)

@@ -17,7 +17,8 @@ from actprune.guidance.greedy import eliminate
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import MAX_UNITS, Path, contribution_gram, lasso_path
 from actprune.guidance.problem import Problem, problems
-from actprune.guidance.scores import SCORES, filter_norm, per_unit
+from actprune.guidance.scores import ABSOLUTE, SCALES, SCORES, filter_norm, missing_measure, per_unit
+from actprune.guidance.thinet import removals
 from actprune.methods import method as preset
 from actprune.stats.collect import Stats
 
@@ -162,20 +163,27 @@ def guide(
 
     Raises:
         PlanError: an unknown method, or one whose needs are not met.
+
+    A criterion may say nothing of a group (a BatchNorm's gain where there is no BatchNorm). L2 then ranks it, and the
+    guide names L2 as that group's criterion.
     """
     chosen = preset(method)
     if chosen.statistics and stats is None:
         raise _missing(method, "activation statistics", "pass stats=collect(graph, calibration)")
     if method == "filter" and threshold is None:
         raise _missing(method, "a threshold", "pass threshold=0.01, say: smaller weights count as zero")
+    for measure in chosen.measures:
+        if stats is None or measure not in stats.measures:
+            raise missing_measure(measure, {} if stats is None else stats.measures)
     found: dict[str, GroupGuide] = {}
+    scale = _one_scale(graph, stats, chosen.criteria[0], seed)
     questions: dict[str, tuple[Problem, ...]] = {}
     for group in graph.groups:
         questions[group.name] = problems(graph, stats, group) if stats is not None else ()
         if method == "filter":
             found[group.name] = _filter_guide(graph, group, threshold or 0.0)
         else:
-            ask = _Question(graph, stats, group, questions[group.name], seed)
+            ask = _Question(graph, stats, group, questions[group.name], seed, scale)
             found[group.name] = _group_guide(ask, chosen.criteria)
     return Guide(method, found, questions, threshold)
 
@@ -189,23 +197,25 @@ class _Question:
     group: Group
     problems: tuple[Problem, ...]
     seed: int
+    scale: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """What one criterion says of a group: see `GroupGuide`."""
+    """What one criterion says of a group: see `GroupGuide`. `comparable` are scores on the scale of all groups."""
 
     order: tuple[int, ...]
     scores: Tensor | None = None
+    comparable: Tensor | None = None
     curve: Sequence[float] | None = None
     path: Path | None = None
 
 
 def _group_guide(ask: _Question, criteria: Sequence[str]) -> GroupGuide:
     answers = {name: answer for name in criteria if (answer := _answer(ask, name)) is not None}
-    if not answers:  # a search that can't be made for this group
-        fallback = "flap" if ask.problems else "l2"
-        answers = {fallback: _scored(ask, fallback)}
+    if not answers:  # a search that can't be made for this group, or a score that says nothing of it
+        fallback = "flap" if ask.problems and not SCORES.keys() & set(criteria) else "l2"
+        answers = {name: answer for name in (fallback,) if (answer := _scored(ask, name)) is not None}
     orders = {name: answer.order for name, answer in answers.items()}
     main = next((a for a in answers.values() if a.curve is not None), next(iter(answers.values())))
     if main.curve is None and main.scores is None:  # the path alone: what its order costs
@@ -229,6 +239,9 @@ def _answer(ask: _Question, criterion: str) -> _Answer | None:
         return None
     if criterion == "greedy":
         return _searched(ask.problems)
+    if criterion == "thinet":
+        order, curve = removals(ask.problems)
+        return _Answer(tuple(order), curve=curve)
     if criterion == "greedy-unweighted":
         plain = [p.with_rows(torch.ones_like(p.rows)) for p in ask.problems]
         same = all(bool((p.rows == 1).all()) for p in ask.problems)
@@ -244,21 +257,33 @@ def _searched(group: Sequence[Problem], order: Sequence[int] | None = None) -> _
     return _Answer(tuple(found), curve=curve)
 
 
-def _scored(ask: _Question, criterion: str) -> _Answer:
-    """A group without a consumer in the eval graph has no statistics; its filters' norm decides."""
-    known = ask.stats is not None and ask.group.name in ask.stats.units
-    if criterion in ("l1", "l2", "random") or (known and (criterion != "correlation" or ask.problems)):
-        scores = SCORES[criterion](ask.graph, ask.stats, ask.group, ask.seed).cpu()
+def _scored(ask: _Question, criterion: str) -> _Answer | None:
+    scores = SCORES[criterion](ask.graph, ask.stats, ask.group, ask.seed)
+    if scores is None:
+        return None
+    scores = scores.cpu()
+    if criterion in SCALES:
+        comparable = SCALES[criterion](ask.graph, ask.stats, ask.group, ask.seed)
+    elif criterion in ABSOLUTE and ask.scale is not None:
+        comparable = scores / ask.scale
     else:
-        scores = filter_norm(ask.graph, ask.group, 2)
-    return _Answer(tuple(scores.argsort(descending=True, stable=True).tolist()), scores)
+        comparable = scores / scores.abs().mean().clamp_min(1e-30)
+    return _Answer(tuple(scores.argsort(descending=True, stable=True).tolist()), scores, comparable)
+
+
+def _one_scale(graph: Graph, stats: Stats | None, criterion: str, seed: int) -> float | None:
+    """The mean score of all units, for a criterion whose bare scores are comparable; groups that L2 ranks in its place
+    have a mean of 1 as well."""
+    if criterion not in ABSOLUTE:
+        return None
+    found = [scores for group in graph.groups if (scores := SCORES[criterion](graph, stats, group, seed)) is not None]
+    return max(float(torch.cat(found).mean()), 1e-30) if found else None
 
 
 def _scores_and_curve(ask: _Question, main: _Answer) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The scores and the curve of `GroupGuide`, one from the other."""
-    if main.scores is not None:
-        comparable = main.scores / main.scores.abs().mean().clamp_min(1e-30)
-        return tuple(comparable.tolist()), _lost(main.scores.clamp_min(0), main.order)
+    if main.scores is not None and main.comparable is not None:
+        return tuple(main.comparable.tolist()), _lost(main.scores.clamp_min(0), main.order)
     variance = sum(problem.variance for problem in ask.problems)
     curve = torch.tensor(main.curve, dtype=torch.float64) / variance
     scores = torch.zeros(ask.group.width, dtype=torch.float64)

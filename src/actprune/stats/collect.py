@@ -18,13 +18,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Leaf, positions
+from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.inference import Site
 from actprune.data import Calibration, fit
 from actprune.errors import DataError
 from actprune.graph.program import op_name, place
 from actprune.graph.run import run
+from actprune.stats.gradients import Loss
+from actprune.stats.maps import batch_key
+from actprune.stats.measures import Measures
 from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
 from actprune.stats.patches import LAYERS, has_rows, input_rows
 
@@ -79,6 +82,8 @@ class Stats:
         maps: group name → mean and deviations at each place of the layer's map (n, positions), where its
             consumer is a convolution.
         samples: number of samples seen.
+        measures: name of a measure → group name → its values per unit (n,), one per sample or batch; only those that
+            were asked for, see `actprune.stats.measures`.
     """
 
     sites: Mapping[str, tuple[Moments, ...]] = field(repr=False)
@@ -86,6 +91,7 @@ class Stats:
     layers: Mapping[str, Moments] = field(repr=False)
     maps: Mapping[str, Spread] = field(repr=False)
     samples: int
+    measures: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, "dict[str, Spread]"], repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `Stats.load` reads."""
@@ -122,27 +128,46 @@ class Stats:
         return float(c[0, 1]) / scale if scale > 0 else 0.0
 
 
-def collect(graph: Graph, calibration: Iterable[Any] | Calibration, *, folds: int = FOLDS) -> Stats:
+def collect(
+    graph: Graph,
+    calibration: Iterable[Any] | Calibration,
+    *,
+    folds: int = FOLDS,
+    measures: Iterable[str] = (),
+    loss: Loss | None = None,
+) -> Stats:
     """Gather the statistics of every consumer and group of `graph`.
 
     Args:
         calibration: any iterable of batches, see `actprune.prune`.
         folds: number of parts for cross-validation; samples are dealt to them in turn.
+        measures: what else to take, which costs more: "taylor" (gradients), "hrank" or "chip" (feature maps).
+        loss: for "taylor": (outputs as the model returns them, labels) → scalar. Labels are then the second element of
+            every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own predictions.
 
     Raises:
-        DataError: no data, data of another shape, or activations that are NaN or infinite.
+        DataError: no data, data of another shape, no labels for a loss, or activations that are NaN or infinite.
+        PlanError: an unknown measure.
     """
-    data = fit(graph.program, calibration)
+    others = Measures(graph, measures, loss)
+    data = fit(graph.program, calibration, labels=others.labelled)
     collector = _Collector(graph, folds)
-    for batch in data.batches:
-        run(graph.program, batch, observe=collector)
+
+    def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
+        collector(node, args, value)
+        others.observe(node, value)
+
+    for i, batch in enumerate(data.batches):
+        run(graph.program, batch, observe=observe)
         collector.samples += graph.program.batch_size
+        others.differentiate(batch, None if data.labels is None else data.labels[i])
     return Stats(
         sites={node: tuple(parts) for node, parts in collector.sites.items()},
         units=collector.units,
         layers=collector.layers,
         maps=collector.maps,
         samples=collector.samples,
+        measures=others.found,
     )
 
 
@@ -159,6 +184,10 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
         layers={node: merge(a.layers[node], b.layers[node]) for node in a.layers},
         maps={name: a.maps[name].merge(b.maps[name]) for name in a.maps},
         samples=a.samples + b.samples,
+        measures={
+            measure: {name: own.merge(b.measures[measure][name]) for name, own in of_groups.items()}
+            for measure, of_groups in a.measures.items()
+        },
     )
 
 
@@ -166,14 +195,15 @@ def _check_same_form(a: Stats, b: Stats) -> None:
     """Silently leaving out a fold or a consumer would bias every later choice."""
     first, second = ({node: (len(s.sites[node]), s.sites[node][0].mean.numel()) for node in s.sites} for s in (a, b))
     differing = sorted(node for node in first.keys() | second.keys() if first.get(node) != second.get(node))
-    if differing or a.units.keys() != b.units.keys():
+    taken, others = ({(m, name) for m in s.measures for name in s.measures[m]} for s in (a, b))
+    if differing or a.units.keys() != b.units.keys() or taken != others:
         node = differing[0] if differing else ""
         raise DataError(
             "The statistics can't be merged.",
             expected=f"the same consumers and groups, with (folds, columns) = {first.get(node, 'none')}",
-            got=str(second.get(node, "none")) if node else "other groups",
+            got=str(second.get(node, "none")) if node else "other groups or measures",
             where=f"merge_stats, {node or 'groups'}",
-            hint="collect both with the same model, example inputs and folds=",
+            hint="collect both with the same model, example inputs, folds= and measures=",
         )
 
 
@@ -189,7 +219,7 @@ class _Collector:
         self.samples = 0
         self._sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self._consumers = {site for group in graph.groups for site in group.consumers}
-        self._batch = _batch_key(graph)
+        self._batch = batch_key(graph)
         self._first: dict[str, list[Group]] = {}
         for group in graph.groups:
             # some are called in training mode only
@@ -280,14 +310,6 @@ def _activation(values: Tensor, unit: Tensor, width: int) -> Activation:
         extreme(values.amin(1), "amin"),
         extreme(values.amax(1), "amax"),
     )
-
-
-def _batch_key(graph: Graph) -> int:
-    """The key of the leaf axis that is the samples; one that no axis has where there isn't one such leaf."""
-    program = graph.program
-    first = next((name for i, name in enumerate(program.inputs) if program.is_batched(i)), "")
-    axis = next(iter(graph.node_axes.get(first, ())), None)
-    return axis.key if isinstance(axis, Leaf) else -1
 
 
 def _sample_means(x: Tensor, numbers: Tensor) -> Tensor:

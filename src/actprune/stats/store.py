@@ -18,7 +18,7 @@ SCHEMA = "actprune.stats/1"
 def save_stats(stats: Stats, path: str | Path) -> None:
     """Write `stats`; every moment is an entry `kind/name/part/field`, counts are in the metadata."""
     tensors: dict[str, Tensor] = {}
-    counts: dict[str, str] = {"schema": SCHEMA, "samples": str(stats.samples)}
+    counts: dict[str, str] = {"schema": SCHEMA, "samples": str(stats.samples), "measures": " ".join(stats.measures)}
 
     def put(prefix: str, item: Moments | Spread) -> None:
         counts[f"count {prefix}"] = str(item.count)
@@ -33,6 +33,9 @@ def save_stats(stats: Stats, path: str | Path) -> None:
         put(f"layers/{node}/0", part)
     for name, item in stats.maps.items():
         put(f"maps/{name}/0", item)
+    for measure, of_groups in stats.measures.items():
+        for name, item in of_groups.items():
+            put(f"measures/{measure}/{name}/0", item)
     for name, unit in stats.units.items():
         put(f"units/{name}/signed", unit.signed)
         put(f"units/{name}/absolute", unit.absolute)
@@ -75,6 +78,13 @@ def load_stats(path: str | Path) -> Stats:
         rest = (tensors[f"{prefix}/{key}"] for key in ("positive", "least", "most"))
         return Activation(spread(f"{prefix}/signed"), spread(f"{prefix}/absolute"), *rest)
 
+    def measures() -> dict[str, dict[str, Spread]]:
+        found: dict[str, dict[str, Spread]] = {measure: {} for measure in counts.get("measures", "").split()}
+        for name in names("measures"):
+            measure, group = name.split("/", 1)
+            found.setdefault(measure, {})[group] = spread(f"measures/{name}/0")
+        return found
+
     try:
         return Stats(
             sites={node: folds(node) for node in names("sites")},
@@ -82,6 +92,7 @@ def load_stats(path: str | Path) -> Stats:
             layers={node: moments(f"layers/{node}/0") for node in names("layers")},
             maps={name: spread(f"maps/{name}/0") for name in names("maps")},
             samples=int(counts["samples"]),
+            measures=measures(),
         )
     except (KeyError, ValueError) as error:
         raise _unreadable(path, f"a missing or broken entry: {error}") from error

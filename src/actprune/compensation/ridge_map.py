@@ -1,0 +1,85 @@
+"""A ridge map between channels: every removed channel is a mixture of those that stay (Tang et al. 2026, GRAIL:
+Post-hoc Compensation by Linear Reconstruction for Compressed Networks).
+
+With G = E[x xᵀ] the second moments of a consumer's input channels in the dense network, not centred, and K those kept:
+
+    B = G_:K (G_KK + λI)⁻¹,   λ = 1e-3 · mean diag G_KK,   W̃ = W B
+
+One coefficient per pair of channels: the kernel positions of a convolution, and the places of a map that was flattened
+in front of a linear layer, share it. The columns of heads and their dimensions are channels of their own, for the
+dimensions of two heads have nothing to do with each other. Nothing else changes: no bias, and no consumer whose columns
+all stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Concat, Leaf, Product, leaves, size
+from actprune.axes.inference import Site
+from actprune.stats.moments import Moments, merge, moments
+from actprune.stats.patches import MAX_COLUMNS
+
+RIDGE = 1e-3
+
+
+def channel_columns(graph: Graph, site: Site, each: int) -> Tensor:
+    """(C, p) the columns of a consumer's weight matrix that belong to each of its input channels.
+
+    Args:
+        each: columns per index of the weight's input dimension: the size of a kernel.
+    """
+    axis = graph.tensor_axes[site.weight][site.in_dim]
+    index = torch.arange(size(axis))
+    kinds = {group.key: group.kind for group in graph.groups}
+    if isinstance(axis, Product):
+        held = [i for i, part in enumerate(axis.parts) if any(leaf.key in kinds for leaf in leaves(part))]
+        whole = all(kinds.get(leaf.key) in ("channels", "neurons") for i in held for leaf in leaves(axis.parts[i]))
+        if len(held) == 1 and whole and isinstance(axis.parts[held[0]], Leaf | Concat):
+            index = index.reshape([size(part) for part in axis.parts]).movedim(held[0], 0)
+    index = index.reshape(index.shape[0], -1)
+    return (index[:, :, None] * each + torch.arange(each)).flatten(1)
+
+
+def why_not(site: Site, channels: int) -> str | None:
+    """Why a consumer can't be given a map; None where it can."""
+    if site.kind not in ("linear", "conv") or site.groups != 1:
+        return "does not sum over all of its input channels"
+    if channels > MAX_COLUMNS:
+        return f"reads {channels} channels, more than {MAX_COLUMNS}"
+    return None
+
+
+def channel_moments(site: Site, inputs: Iterable[Tensor], columns: Tensor) -> Moments:
+    """Of the channels of a consumer's inputs, over samples and places."""
+    total: Moments | None = None
+    for x in inputs:
+        if site.kind == "linear":
+            rows = x.reshape(-1, x.shape[-1])[:, columns.T.to(x.device)].flatten(0, 1)
+        else:
+            rows = x.transpose(0, 1).flatten(1).T
+        total = merge(total, moments(rows))
+    if total is None:
+        raise ValueError("no inputs to map")
+    return total
+
+
+def mapped(matrix: Tensor, second: Tensor, columns: Tensor, kept: Tensor) -> tuple[Tensor, float]:
+    """(W̃, λ): a weight matrix (o, columns) with what the kept channels take over, zero for the others.
+
+    Args:
+        second: (C, C) G.
+        columns: (C, p), see `channel_columns`.
+        kept: (K,) channels.
+    """
+    inner = second[kept][:, kept]
+    ridge = max(RIDGE * float(inner.diagonal().mean()), 1e-12)
+    unit = torch.eye(len(kept), dtype=inner.dtype, device=inner.device)
+    coefficients = torch.linalg.solve(inner + ridge * unit, second[kept])  # (K, C) Bᵀ
+    found = torch.zeros_like(matrix)
+    found[:, columns[kept]] = torch.einsum("ocp,kc->okp", matrix[:, columns], coefficients)
+    return found, ridge

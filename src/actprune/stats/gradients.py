@@ -1,0 +1,118 @@
+"""How the loss changes when a unit is switched off, to first order, by one backward pass per batch.
+
+A gate z = 1 stands in front of everything that reads a unit: its columns in the weights that sum over it, and the masks
+where no weight does. Switching the unit off is z = 0, which costs L(1) − L(0) ≈ ∂L/∂z; and since z scales those
+columns, ∂L/∂z = Σ g·w over them. So one backward pass to the weights gives the gates of all groups, in the precision
+of the model itself; the sums are float64. (Of a weight with a second role, such as one tied to an embedding, the
+gradient of both roles.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import positions
+from actprune.axes.groups import Group
+from actprune.distance import output_kind
+from actprune.errors import DataError
+from actprune.graph.program import Batch, Program
+from actprune.graph.run import run
+
+Loss = Callable[[Any, Any], Tensor]
+"""(outputs as the model returns them, labels of the batch) → scalar, a mean over samples."""
+
+
+def gate_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss | None) -> dict[str, Tensor]:
+    """Group name → (1, n) (∂L/∂z)² of every unit on one batch (Molchanov et al. 2019, eq. 8, squared before batches
+    are averaged); a group that nothing reads in eval mode has none.
+
+    Raises:
+        DataError: a loss that does not depend on the network, or gradients that are not finite.
+    """
+    program = graph.program
+    read = {group.name: _readers(graph, group) for group in graph.groups}
+    wanted = sorted({name for places in read.values() for name, _ in places})
+    tensors = {name: program.tensors[name].detach().requires_grad_() for name in wanted}
+    outputs = run(program, batch, tensors, grad=True)
+    value = (
+        _own_loss(program, outputs) if loss is None else loss(pytree.tree_unflatten(outputs, program.out_spec), labels)
+    )
+    gradients = _gradients(value, [tensors[name] for name in wanted], loss is None)
+    products = {
+        name: gradient.double() * tensors[name].detach().double()
+        for name, gradient in zip(wanted, gradients, strict=True)
+        if gradient is not None
+    }
+    return {name: _gates(graph, graph[name], places, products) for name, places in read.items() if places}
+
+
+def _readers(graph: Graph, group: Group) -> list[tuple[str, int]]:
+    """(tensor, dimension) of all that reads a group's units: weights, each once, and masks."""
+    inputs = set(graph.program.bindings.values())
+    weights = [(site.weight, site.in_dim) for site in group.consumers if site.weight in inputs and site in graph.sites]
+    masks = [(name, 0) for name, mask in graph.masks.items() if mask.touches([group.key]) and name in inputs]
+    return list(dict.fromkeys(weights + masks))
+
+
+def _gates(graph: Graph, group: Group, places: Sequence[tuple[str, int]], products: Mapping[str, Tensor]) -> Tensor:
+    total = torch.zeros(group.width, dtype=torch.float64)
+    for name, dim in places:
+        if name not in products:
+            continue  # the loss does not depend on it
+        axis = graph.masks[name].axis if name in graph.masks else graph.tensor_axes[name][dim]
+        unit = torch.as_tensor(positions(axis, group.key))
+        rows = products[name].movedim(dim, 0).reshape(len(unit), -1).sum(1).cpu()
+        total.index_add_(0, unit[unit >= 0], rows[unit >= 0])
+    return total.pow(2)[None]
+
+
+def _own_loss(program: Program, outputs: Sequence[Any]) -> Tensor:
+    """The loss of the model's own predictions, where the user gives none.
+
+    The distance to the dense outputs, which everything else here is judged by, has no gradient at the dense network
+    itself. So a classifier is taught its own arg max by cross entropy (Lee 2013, Pseudo-Label); any other network has
+    half the square of its outputs, each output in units of its own mean square.
+    """
+    floats = [out for out in outputs if isinstance(out, Tensor) and out.is_floating_point()]
+    if not floats:
+        raise _no_gradient("outputs without a floating-point tensor", True)
+    kind = output_kind(program)
+    if kind != "values":
+        scores = floats[0].flatten(0, -2)
+        logs = scores.clamp_min(1e-12).log() if kind == "probabilities" else F.log_softmax(scores, -1)
+        return F.nll_loss(logs, scores.argmax(-1))
+    squares = [out.float().pow(2).mean() for out in floats]
+    return torch.stack([square / (2 * square.detach().clamp_min(1e-30)) for square in squares]).sum()
+
+
+def _gradients(value: Any, tensors: Sequence[Tensor], own: bool) -> tuple[Tensor | None, ...]:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise _no_gradient(f"{shape} without a gradient" if isinstance(value, Tensor) else shape, own)
+    found = torch.autograd.grad(value.reshape(()), tensors, allow_unused=True)
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in found if gradient is not None):
+        raise DataError(
+            "Gradients are not finite.",
+            expected="finite gradients of the loss in every layer",
+            got="NaN or infinite values",
+            where='collect(measures=("taylor",))',
+            hint="look for an operation without a finite slope (a root or a logarithm of 0), or pass another loss=",
+        )
+    return found
+
+
+def _no_gradient(got: str, own: bool) -> DataError:
+    return DataError(
+        "There is no loss to differentiate.",
+        expected="one number that depends on the outputs of the network",
+        got=got,
+        where="the model's own predictions" if own else "loss",
+        hint="pass loss=, a function of the outputs and the labels, without detach() or argmax()",
+    )

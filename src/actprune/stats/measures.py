@@ -1,0 +1,68 @@
+"""Measures that are taken only where a method asks for them: they cost a backward pass, or many decompositions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.graph.program import Batch
+from actprune.methods import known
+from actprune.stats.gradients import Loss, gate_gradients
+from actprune.stats.maps import Place, affordable, independence, places, ranks
+from actprune.stats.moments import Spread, spread
+
+SAMPLES = 500
+"""Samples whose maps are measured at most: mean ranks hardly depend on the images (Lin et al. 2020, §3.2, take 500)."""
+
+OF_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"hrank": ranks, "chip": independence}
+"""Name → (samples, n, rows, columns) → (samples, n)."""
+
+MEASURES = ("taylor", *OF_MAPS)
+
+
+class Measures:
+    """The measures of one pass.
+
+    Attributes:
+        found: measure → group name → its values per unit so far.
+        labelled: whether the loss needs labels.
+    """
+
+    def __init__(self, graph: Graph, names: Iterable[str], loss: Loss | None) -> None:
+        self.found: dict[str, dict[str, Spread]] = {known(name, MEASURES, "measure"): {} for name in names}
+        self.labelled = loss is not None and "taylor" in self.found
+        self._graph, self._loss = graph, loss
+        self._places: dict[str, list[tuple[str, Place]]] = {}
+        if self.found.keys() & OF_MAPS.keys():
+            for name, place in places(graph).items():
+                self._places.setdefault(place.node, []).append((name, place))
+
+    def observe(self, node: Node, value: Any) -> None:
+        """See the result of a call."""
+        for name, place in self._places.get(node.name, ()):
+            maps = place.maps(value)
+            for measure in self.found.keys() & OF_MAPS.keys():
+                seen = self.found[measure].get(name)
+                most = affordable(maps, SAMPLES) if measure == "chip" else SAMPLES
+                left = most - (0 if seen is None else seen.count * _samples_per_value(maps, measure))
+                if left > 0:
+                    self._add(measure, name, OF_MAPS[measure](maps[:left]))
+
+    def differentiate(self, batch: Batch, labels: Tensor | None) -> None:
+        """See a batch whose run is over."""
+        if "taylor" in self.found:
+            for name, values in gate_gradients(self._graph, batch, labels, self._loss).items():
+                self._add("taylor", name, values)
+
+    def _add(self, measure: str, name: str, values: Tensor) -> None:
+        known_values, new = self.found[measure].get(name), spread(values)
+        self.found[measure][name] = new if known_values is None else known_values.merge(new)
+
+
+def _samples_per_value(maps: Tensor, measure: str) -> int:
+    """A whole batch where it serves as the map."""
+    return maps.shape[0] if measure == "chip" and maps[0, 0].numel() == 1 else 1
