@@ -680,10 +680,9 @@ def test_many_positions_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     plan = make_plan(graph, {"a": [0, 1, 3]})
     full = compensate(graph, plan, [x])
-    monkeypatch.setattr("actprune.compensation.walk.LEAST_ROWS", 1000)
-    monkeypatch.setattr("actprune.compensation.walk.ROWS_PER_COLUMN", 1)
+    monkeypatch.setattr("actprune.compensation.walk.LEAST_COLUMNS", 1000)
     monkeypatch.setattr("actprune.compensation.walk.HELD", 0)  # rows are made again for every round
-    thin = compensate(graph, plan, [x])
+    thin = compensate(graph, plan, [x], rows=1)
     counts = [r.record["consumers"]["conv2d_1"]["rows"] for r in (full, thin)]
     assert counts[0] == SAMPLES * 64 and 1000 <= counts[1] < 1300
     close(thin.tensors["b.weight"], full.tensors["b.weight"], 0.3)
