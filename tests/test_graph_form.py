@@ -88,7 +88,7 @@ class Decoder(nn.Module):
 
 def test_it_is_called_like_the_class() -> None:
     model, x = Decoder().eval(), torch.randn(2, 6)
-    small = graph_of(model, {"mask": torch.zeros(2), "x": x})
+    small = graph_of(model, {"mask": torch.ones(2), "x": x})
     assert str(inspect.signature(small.forward)) == "(x, *, mask, use_cache=False)"
     assert not small(x, mask=torch.zeros(2))["out"].any()
     assert str(inspect.signature(graph_of(model, x).forward)) == "(x, *, use_cache=False)"

@@ -17,12 +17,14 @@ from actprune.artifacts.checkpoint import check_output
 from actprune.data import Forward
 from actprune.distance import Distance
 from actprune.errors import DataError
+from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
 from actprune.methods import method as preset
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
-from actprune.stages import Evaluate, Progress, Run
+from actprune.settings import Evaluate, Progress, Settings
+from actprune.stages import Run
 from actprune.surgery.slicing import cut
 
 
@@ -45,12 +47,16 @@ def prune(
     distance: str | Distance = "auto",
     threshold: float | None = None,
     norms: bool = False,
+    form: str = "class",
     inplace: bool = False,
     seed: int = 0,
     save_to: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Cut a trained model to a budget, prove the cut, and give back the same class, smaller.
+
+    Where the cut of a plan can't be proved after all, the groups at fault are frozen and the plan is made again, as
+    often as it takes.
 
     Args:
         model: any module that `torch.export` takes. It is left as it was (modes, dtype, hooks, random state),
@@ -78,7 +84,10 @@ def prune(
         threshold: for method "filter".
         norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
             the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
-        inplace: change `model` itself, once everything is proved.
+        form: "class", or "graph" for the captured graph as a module (`as_graph`): nothing is frozen then because the
+            class can't follow it, but there is no dropout and no branch of training. "auto": the class, unless it can
+            carry cuts of less than half of the parameters that the graph could be cut in; the report says which.
+        inplace: change `model` itself, once everything is proved; only in the form "class".
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work.
         progress: called with (stage, done, total).
@@ -88,12 +97,15 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
+    if inplace and form != "class":
+        raise _not_in_place(form)
     chosen = _checked_method(method, allocation, compensate, keep is not None or max_drop is not None)
-    job = Run(
-        model, chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
+    asked = Settings(
+        chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
         tuple((protect,) if isinstance(protect, str) else protect),
-        round_to, distance, threshold, norms, seed, progress,
+        round_to, distance, threshold, norms, known(form, FORMS, "form"), seed, progress,
     )  # fmt: skip
+    job = Run(model, asked)
     if save_to is not None:
         check_output(Path(save_to), overwrite=False)
     with _undisturbed(model):
@@ -130,6 +142,16 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(held)
         np.random.set_state(numbers)
+
+
+def _not_in_place(form: str) -> DataError:
+    return DataError(
+        "A graph is a module of its own: it can't take the place of the model.",
+        expected='form="class" with inplace=True',
+        got=f"form={form!r}",
+        where="prune(form=…, inplace=True)",
+        hint="leave inplace out, and use the model that prune returns",
+    )
 
 
 def _check_replaceable(result: Result) -> None:

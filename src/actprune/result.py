@@ -22,7 +22,7 @@ class Result:
     """What `prune` gives back.
 
     Attributes:
-        model: the user's own class, smaller (fine-tuned, if that was asked for).
+        model: the user's own class, smaller (fine-tuned, if that was asked for); or the graph form, if that was.
         plan: which units stay.
         proof: that the cut is right; of the network before any gradient step.
         report: all figures; `print(result.report)` is a table.
