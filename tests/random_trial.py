@@ -22,6 +22,7 @@ from actprune.graph.run import run
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.proof.trial import cannot_follow
+from actprune.repair.adapt import beyond_repair
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import cut
 from random_nets import Net, Random, inputs, leaves
@@ -79,7 +80,9 @@ def _attempted(net: Net, model: nn.Module) -> Outcome:
         return Outcome("refused", f"capture: {error.got}")
     _check_account(model, graph)
     every = len(graph.groups)
-    lost = cannot_follow(model, graph, batch)
+    lost = beyond_repair(graph)
+    graph = graph.without(lost)
+    lost |= cannot_follow(model, graph, batch)
     graph = graph.without(lost)
     if not graph.groups:
         return Outcome("refused", _why(every), every, lost)

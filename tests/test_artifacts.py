@@ -31,6 +31,7 @@ from actprune.artifacts.checkpoint import check_output, load, save
 from actprune.axes.capture import capture
 from actprune.axes.expr import Leaf
 from actprune.errors import ArtifactError
+from actprune.forms import capture_form
 from actprune.plan import GroupPlan, Plan, make_plan
 from actprune.surgery.slicing import cut
 from nets import NETS, Chain, Residual, Tied, TiedHeads, build
@@ -118,6 +119,47 @@ def test_every_network_comes_back_exactly(tmp_path: Path, name: str) -> None:
     assert content(fresh.state_dict()) == before
     pairs = zip(leaves_of(call(loaded, batch)), leaves_of(call(small, batch)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+class Twice(Chain):
+    """The tensors of `Chain`, another graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.fixture
+def graph_run(tmp_path: Path) -> tuple[Path, nn.Module, Tensor]:
+    """A run folder of a network as a captured graph, the network, and a batch."""
+    dense, batch = build("chain")
+    form = capture_form(dense, batch, "graph")
+    plan = make_plan(form.graph, {group.name: [0, 2] for group in form.graph.groups}, **form.note)
+    small = form.cut(dense, plan)
+    return save(tmp_path / "run", small, plan, {}), small, batch
+
+
+def test_a_graph_comes_back_exactly(graph_run: tuple[Path, nn.Module, Tensor]) -> None:
+    run, small, batch = graph_run
+    fresh = Chain().eval()
+    loaded = load(run, fresh, batch)
+    assert content(loaded.state_dict()) == content(small.state_dict())
+    assert torch.equal(loaded(batch), small(batch))
+    assert not loaded.training and load(run, fresh.train(), batch).training
+
+
+def test_a_graph_is_not_loaded_without_inputs(graph_run: tuple[Path, nn.Module, Tensor]) -> None:
+    error = refused(graph_run[0], Chain(), "it takes inputs to capture it again")
+    assert str(list(graph_run[2].shape)) in str(error.expected) and "load(folder, model, inputs)" in str(error.hint)
+
+
+@pytest.mark.parametrize(("make", "size"), [(Twice, 6), (Chain, 5)])
+def test_another_graph_is_refused(graph_run: tuple[Path, nn.Module, Tensor], make: type[nn.Module], size: int) -> None:
+    run, _, batch = graph_run
+    with pytest.raises(ArtifactError, match="can't be made again") as caught:
+        load(run, make().eval(), batch[:, :size] if make is Chain else batch)
+    assert caught.value.expected and caught.value.got and caught.value.hint
+    with pytest.raises(ArtifactError, match="not the one that the plan was made for"):
+        load(run, Chain().eval(), batch[:1])
 
 
 def test_the_three_files(run: Path, chain: tuple[nn.Module, Plan]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -69,3 +70,25 @@ def test_batch_norms_follow_the_mode() -> None:
     assert torch.equal(small.bn.running_mean, before)
     small.train()(torch.randn(5, 3, 6, 6))
     assert not torch.equal(small.bn.running_mean, before)
+
+
+class Decoder(nn.Module):
+    """Takes an argument that the capture adds by itself, and has one that it is not given between two that it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, mask: Any = None, use_cache: bool = True) -> Any:
+        out = self.b(torch.relu(self.a(x)))
+        if mask is not None:
+            out = out * mask[:, None]
+        return {"out": out, "cache": object()} if use_cache else {"out": out}
+
+
+def test_it_is_called_like_the_class() -> None:
+    model, x = Decoder().eval(), torch.randn(2, 6)
+    small = graph_of(model, {"mask": torch.ones(2), "x": x})
+    assert str(inspect.signature(small.forward)) == "(x, *, mask, use_cache=False)"
+    assert not small(x, mask=torch.zeros(2))["out"].any()
+    assert str(inspect.signature(graph_of(model, x).forward)) == "(x, *, use_cache=False)"

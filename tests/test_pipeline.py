@@ -21,14 +21,23 @@ import actprune as ap
 from actprune.allocation.budget import parse
 from actprune.compensation.refit import compensate
 from actprune.data import fit
-from actprune.errors import ActpruneError, ArtifactError, BudgetError, DataError, EquivalenceError, PlanError
+from actprune.deciding import QUICK_ROUNDS, QUICK_ROWS
+from actprune.errors import (
+    ActpruneError,
+    ArtifactError,
+    BudgetError,
+    DataError,
+    EquivalenceError,
+    PlanError,
+    UnsupportedModelError,
+)
 from actprune.methods import METHODS
 from actprune.pipeline import prune
 from actprune.recovery.sgd import reestimate_batchnorm
 from actprune.report.measure import latency_ms
 from actprune.result import Result
-from actprune.stages import QUICK_ROUNDS, QUICK_ROWS
 from nets import NETS, build
+from test_repair import Table
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +255,48 @@ def test_units_within_a_drop() -> None:
     assert accuracy(result.model) >= 0.9
     shares = {row.after / row.before for row in result.report.groups}
     assert max(shares) - min(shares) < 0.2
+
+
+# ---- recovery without labels
+
+
+def test_a_recovery_comes_nearer_to_the_dense_network() -> None:
+    result = pruned(keep="macs=20%", recover=ap.Distill(steps=60), evaluate=accuracy)
+    report = result.report
+    assert report.recovered is not None and result.before_finetune is not None
+    assert report.recovered.accuracy == accuracy(result.model) >= report.pruned.accuracy
+    assert report.pruned.accuracy == accuracy(result.before_finetune)
+    assert result.proof.passed and report.recovered.params == report.pruned.params
+    assert any("the distance to the dense network went from" in note for note in report.notes)
+
+
+def test_a_recovery_that_does_harm_is_left_out() -> None:
+    """Steps that are far too long: the state before them is the best that held-out samples have seen."""
+    result = pruned(keep="macs=50%", recover=ap.Distill(steps=10, lr=50.0))
+    before = pruned(keep="macs=50%")
+    for name, value in before.model.state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], value)
+
+
+def test_a_recovery_and_then_a_fine_tune() -> None:
+    tune = ap.SGD(loader(), F.cross_entropy, lr=0.05, epochs=1)
+    result = pruned(keep="macs=20%", recover=ap.Distill(steps=20), finetune=tune)
+    assert result.report.recovered is not None and result.report.finetuned is not None
+
+
+@pytest.mark.parametrize("recover", [3, "distill"])
+def test_what_is_no_recovery(recover: Any) -> None:
+    with pytest.raises(DataError, match=r"actprune\.Distill"):
+        pruned(keep="macs=50%", recover=recover)
+
+
+def test_a_large_batch_is_proved_on_a_few_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pruned(keep="macs=50%")
+    monkeypatch.setattr("actprune.forms.PROOF_WORK", 0.0)
+    monkeypatch.setattr("actprune.forms.PROOF_SAMPLES", 2)
+    few = pruned(keep="macs=50%")
+    assert few.proof.passed and few.plan.groups == whole.plan.groups and few.proof.macs == whole.proof.macs
+    assert few.proof.real_error != whole.proof.real_error
 
 
 # ---- fine-tune
@@ -755,6 +806,123 @@ def test_a_class_that_can_not_follow_a_cut_is_cut_elsewhere() -> None:
     result = prune(Stubborn().eval(), data_of("chain"), keep="macs=60%")
     assert result.plan.widths.get("a", 8) == 8 and result.plan.widths["b"] < 12
     assert result.proof.passed
+
+
+class Narrow(nn.Module):
+    """Does something else, or nothing, where a layer is narrower than any trial makes it."""
+
+    def __init__(self, least: dict[str, int], raises: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.least, self.raises = least, raises
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in "abc":
+            x = torch.relu(getattr(self, name)(x))
+            if getattr(self, name).weight.shape[0] < self.least.get(name, 0):
+                if self.raises:
+                    raise ValueError("too narrow")
+                x = 2 * x
+        return self.d(x)
+
+
+def test_a_cut_that_fails_only_as_planned_is_made_elsewhere() -> None:
+    result = prune(Narrow({"b": 6}).eval(), data_of("chain"), keep="units=30%", method="l2")
+    assert result.plan.widths == {"a": 4, "c": 4}
+    assert "a cut here can't be proved" in str(result.graph.account())
+    assert result.proof.passed
+
+
+def test_as_many_plans_as_it_takes() -> None:
+    """Without `a` the plan is narrower in `b`, which only then fails."""
+    how: dict[str, Any] = {"keep": "macs=65%", "method": "l2"}
+    first = prune(Narrow({}).eval(), data_of("chain"), **how).plan.widths
+    second = prune(Narrow({"a": 16}).eval(), data_of("chain"), **how).plan.widths
+    assert second.keys() == {"b", "c"} and second["b"] < first["b"]
+    result = prune(Narrow({"a": first["a"] + 1, "b": first["b"]}).eval(), data_of("chain"), **how)
+    assert result.plan.widths.keys() == {"c"} and result.proof.passed
+
+
+def test_a_cut_that_only_the_metric_runs_into() -> None:
+    how: dict[str, Any] = {"keep": "units=30%", "method": "l2"}
+    x = data_of("chain")[0]
+    result = prune(
+        Narrow({"a": 8}, True).eval(), data_of("chain"), evaluate=lambda m: float(m(x).detach().sum()), **how
+    )
+    assert result.plan.widths == {"b": 4, "c": 4}
+
+
+def test_an_error_of_the_metric_is_the_callers() -> None:
+    def evaluate(model: Any) -> float:
+        if model.a.out_features < 16:
+            raise KeyError("of the caller's own")
+        return 1.0
+
+    with pytest.raises(KeyError, match="of the caller's own"):
+        prune(Narrow({}).eval(), data_of("chain"), keep="units=30%", method="l2", evaluate=evaluate)
+
+
+def test_nothing_is_left_that_can_be_proved() -> None:
+    with pytest.raises(EquivalenceError):
+        prune(Narrow(dict.fromkeys("abc", 6)).eval(), data_of("chain"), keep="units=30%", method="l2")
+
+
+# ---- the captured graph instead of the class
+
+
+def test_the_graph_where_the_class_can_follow_nothing(tmp_path: Path) -> None:
+    model, x = Table().eval(), torch.randn(16, 6)
+    with pytest.raises(UnsupportedModelError):
+        prune(model, [x], keep="units=50%", method="l2")
+    train = ap.SGD([(x, torch.zeros(16, dtype=torch.long))], F.cross_entropy, epochs=2)
+    result = prune(
+        model, [x, x], keep="units=50%", form="auto", finetune=train, evaluate=lambda m: -float(m(x).detach().std()),
+        save_to=tmp_path / "run",
+    )  # fmt: skip
+    assert result.plan.note["form"] == "graph" and any("captured graph" in note for note in result.report.notes)
+    assert result.proof.passed and result.plan.widths == {"first": 4}
+    assert {name: tuple(t.shape) for name, t in result.model.state_dict().items()} == {
+        "first.weight": (4, 6), "first.bias": (4,), "second.weight": (3, 4), "second.bias": (3,),
+    }  # fmt: skip
+    loaded = ap.load(tmp_path / "run", Table(), x)
+    assert torch.equal(loaded(x[:5]), result.model(x[:5]))
+
+
+def test_the_class_where_it_can_follow() -> None:
+    result = pruned("residual", form="auto", method="l2")
+    assert type(result.model) is type(net("residual"))
+    assert result.plan.note["form"] == "class" and any("of the class" in note for note in result.report.notes)
+
+
+def test_auto_goes_over_to_the_graph_after_a_failed_proof() -> None:
+    model = Narrow(dict.fromkeys("abc", 6)).eval()
+    result = prune(model, data_of("chain"), keep="units=30%", form="auto")
+    assert result.plan.note["form"] == "graph" and set(result.plan.widths.values()) == {4}
+    assert result.proof.passed
+
+
+@pytest.mark.parametrize("name", ["residual", "auxiliary", "tied_heads", "keywords", "two_inputs", "zero_gain"])
+def test_any_network_as_a_graph(name: str, tmp_path: Path) -> None:
+    model, _ = build(name)
+    result = prune(model, data_of(name), keep="macs=60%", form="graph", save_to=tmp_path / "run")
+    assert result.proof.passed and result.report.pruned.macs <= 0.6 * result.report.dense.macs
+    batch = data_of(name)[0]
+    loaded = ap.load(tmp_path / "run", NETS[name].make().eval(), batch[0] if isinstance(batch, tuple) else batch)
+    for a, b in zip(call(loaded, batch), call(result.model, batch), strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+@pytest.mark.parametrize("form", ["graph", "auto"])
+def test_a_graph_is_no_change_in_place(form: str) -> None:
+    with pytest.raises(DataError, match="can't take the place of the model") as caught:
+        pruned(form=form, inplace=True)
+    assert 'form="class" with inplace=True' in str(caught.value)
+
+
+def test_an_unknown_form() -> None:
+    with pytest.raises(PlanError, match="no form named 'grap'"):
+        pruned(form="grap")
 
 
 def test_errors_are_all_of_one_kind() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import TOLERANCE, Proof, verify
 from actprune.proof.compare import relative_error
 from actprune.proof.reference import cut_tensors, redrawn
+from actprune.proof.trial import _culprits, at_fault
 from actprune.repair.edits import Edits
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import cut
@@ -538,3 +539,34 @@ def test_zero_columns_by_hand() -> None:
     expected = copy.deepcopy(model.fc.weight.data).view(5, 9, 4)
     expected[:, :, [0, 2]] = 0
     assert torch.equal(overrides["fc.weight"], expected.view(5, 36))
+
+
+# ---- which group is at fault
+
+
+def test_a_group_that_fails_only_beside_another_is_found() -> None:
+    """And the one that comes after both is not blamed."""
+    tried: list[tuple[str, ...]] = []
+
+    def test(names: Sequence[str]) -> str | None:
+        tried.append(tuple(names))
+        return "both" if {"b", "c"} <= set(names) else None
+
+    names = ["a", "b", "c", "d", "e"]
+    assert _culprits(test, names, {name: (name,) for name in names}) == {"c": "both"}
+    assert len(tried) <= 5
+
+
+def test_nobody_is_at_fault_where_nothing_is_cut() -> None:
+    model, x = build("chain")
+    graph = capture(model, x)
+    plan = make_plan(graph, {group.name: [0] for group in graph.groups})
+
+    def broken(model: nn.Module, plan: Plan, rewrite: Rewrite | None) -> nn.Module:
+        small = cut(model, plan, rewrite)
+        with torch.no_grad():
+            next(small.parameters()).add_(1)
+        return small
+
+    assert at_fault(model, graph, plan, x, cut) == {}
+    assert at_fault(model, graph, plan, x, broken) == {}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from actprune.pipeline import prune
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
+    from actprune.recovery.distill import Distill
     from actprune.recovery.sgd import SGD
     from actprune.repair.adapt import capture
     from actprune.report.inspection import inspect
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SGD": "recovery.sgd",
+    "Distill": "recovery.distill",
     "METHODS": "methods",
     "ActpruneError": "errors",
     "ArtifactError": "errors",
@@ -88,6 +90,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "DataError",
+    "Distill",
     "EquivalenceError",
     "Graph",
     "Guide",

@@ -17,12 +17,15 @@ from actprune.artifacts.checkpoint import check_output
 from actprune.data import Forward
 from actprune.distance import Distance
 from actprune.errors import DataError
+from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
 from actprune.methods import method as preset
+from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
-from actprune.stages import Evaluate, Progress, Run
+from actprune.settings import Evaluate, Progress, Settings
+from actprune.stages import Run
 from actprune.stats.gradients import Loss
 from actprune.surgery.slicing import cut
 
@@ -34,6 +37,7 @@ def prune(
     keep: Keep = None,
     max_drop: float | None = None,
     evaluate: Evaluate | None = None,
+    recover: Distill | None = None,
     finetune: SGD | Callable[[nn.Module], Any] | None = None,
     method: str = "sgd-ap",
     allocation: str | None = None,
@@ -47,12 +51,16 @@ def prune(
     threshold: float | None = None,
     loss: Loss | None = None,
     norms: bool = False,
+    form: str = "class",
     inplace: bool = False,
     seed: int = 0,
     save_to: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Cut a trained model to a budget, prove the cut, and give back the same class, smaller.
+
+    Where the cut of a plan can't be proved after all, the groups at fault are frozen and the plan is made again, as
+    often as it takes.
 
     Args:
         model: any module that `torch.export` takes. It is left as it was (modes, dtype, hooks, random state),
@@ -66,6 +74,8 @@ def prune(
             of 0–1). With a budget as well, more than the budget is kept where it would lose more; the report says so.
         evaluate: model → metric on validation data, higher is better. Needed for `max_drop`; otherwise it enables
             the correction loop. It gets networks of the user's own class, in eval mode.
+        recover: a `Distill`: gradient steps towards the dense network's outputs on the calibration inputs, without
+            labels, before any fine-tune. The network before is kept where held-out samples or `evaluate` prefer it.
         finetune: an `SGD`, or any callable that trains the model it is given (and may return another). Where `evaluate`
             says that this made it worse, the network before it is returned; the report says so.
         method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
@@ -83,7 +93,10 @@ def prune(
             predictions (`actprune.stats.gradients`), which needs no labels.
         norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
             the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
-        inplace: change `model` itself, once everything is proved.
+        form: "class", or "graph" for the captured graph as a module (`as_graph`): nothing is frozen then because the
+            class can't follow it, but there is no dropout and no branch of training. "auto": the class, unless it can
+            carry cuts of less than half of the parameters that the graph could be cut in; the report says which.
+        inplace: change `model` itself, once everything is proved; only in the form "class".
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work.
         progress: called with (stage, done, total).
@@ -93,12 +106,15 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
+    if inplace and form != "class":
+        raise _not_in_place(form)
     chosen = _checked_method(method, allocation, compensate, keep is not None or max_drop is not None)
-    job = Run(
-        model, chosen, method, keep, max_drop, evaluate, finetune, batchnorm,
+    asked = Settings(
+        chosen, method, keep, max_drop, evaluate, recover, finetune, batchnorm,
         tuple((protect,) if isinstance(protect, str) else protect),
-        round_to, distance, threshold, loss, norms, seed, progress,
+        round_to, distance, threshold, loss, norms, known(form, FORMS, "form"), seed, progress,
     )  # fmt: skip
+    job = Run(model, asked)
     if save_to is not None:
         check_output(Path(save_to), overwrite=False)
     with _undisturbed(model):
@@ -135,6 +151,16 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(held)
         np.random.set_state(numbers)
+
+
+def _not_in_place(form: str) -> DataError:
+    return DataError(
+        "A graph is a module of its own: it can't take the place of the model.",
+        expected='form="class" with inplace=True',
+        got=f"form={form!r}",
+        where="prune(form=…, inplace=True)",
+        hint="leave inplace out, and use the model that prune returns",
+    )
 
 
 def _check_replaceable(result: Result) -> None:

@@ -22,12 +22,12 @@ class Result:
     """What `prune` gives back.
 
     Attributes:
-        model: the user's own class, smaller (fine-tuned, if that was asked for).
+        model: the user's own class, smaller (fine-tuned, if that was asked for); or the graph form, if that was.
         plan: which units stay.
         proof: that the cut is right; of the network before any gradient step.
         report: all figures; `print(result.report)` is a table.
-        before_finetune: the cut and compensated network, where `model` was trained further; None where there was no
-            fine-tune, or where `evaluate` found it to be worse and `model` is the network before it.
+        before_finetune: the cut and compensated network before any gradient step, where `model` was trained further;
+            None where there was no such step, or where `evaluate` preferred the network before.
         graph, stats, guide, rewrite: what the stages found.
     """
 

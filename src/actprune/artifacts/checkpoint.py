@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from actprune.artifacts.files import read_text, sha256, unreadable
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, new_folder
+from actprune.artifacts.replay import replay
 from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
 from actprune.axes.expr import leaves, size
-from actprune.errors import ArtifactError, PlanError, UnsupportedModelError
+from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
 from actprune.plan import Plan
-from actprune.surgery.slicing import cut, tensor_slots
+from actprune.surgery.slicing import tensor_slots
 
 __all__ = ["check_output", "load", "save"]
 
@@ -78,19 +79,21 @@ def save(
     return path
 
 
-def load(folder: str | Path, model: nn.Module) -> nn.Module:
+def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """The cut model that `save` wrote, made from a fresh dense one by replaying the plan.
 
     Args:
         model: the dense model, built with the same arguments; its weights do not matter, and it is left as it is.
+        example_inputs: as for `capture`, of the shapes of the calibration batches; only needed for what `prune` gave
+            back as a graph, which is captured again.
 
     Returns:
-        A model of the same class, on the device and in the train or eval mode of `model`, with tensors of the
-        saved values and dtypes.
+        A model of the same class, or the graph form, on the device and in the train or eval mode of `model`, with
+        tensors of the saved values and dtypes.
 
     Raises:
-        ArtifactError: the model has another architecture, or a file is missing, damaged, tampered with or foreign.
-            Nothing in the files has been executed.
+        ArtifactError: the model has another architecture, it gives another graph, or a file is missing, damaged,
+            tampered with or foreign. Nothing in the files has been executed.
         UnsupportedModelError: the model can't be copied.
     """
     where = Path(folder)
@@ -100,14 +103,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     plan, digest = _read_plan(where / PLAN)
     _check_dense(model, plan, where / PLAN)
     weights = _read_weights(where / WEIGHTS, plan, digest)
-    try:
-        target = cut(model, plan)
-    except UnsupportedModelError:
-        raise
-    except Exception as error:  # whatever the replay of a senseless plan raises
-        raise unreadable(
-            where / PLAN, "a plan that can be replayed", f"{type(error).__name__}: {error}", AGAIN
-        ) from error
+    target = replay(model, plan, example_inputs, where / PLAN)
     _fill(target, weights, where / WEIGHTS)
     return target
 

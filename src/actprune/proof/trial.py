@@ -3,13 +3,14 @@
 A forward pass may write down a size (`view(b, 12, 64)`, `x[:, :32]`, an attribute) that a cut makes wrong. Where it
 then raises, a cheap trial finds out before statistics are gathered; where it runs and computes something else, the
 proof does. Either way the groups at fault are found by bisection and frozen, with the reason, and the plan is made
-without them.
+without them. The proof of a plan may fail where no trial did: then its own units are tried, a part of its groups at a
+time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,19 +20,24 @@ from torch.utils import _pytree as pytree
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
-from actprune.plan import make_plan
+from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
-from actprune.repair.adapt import beyond_repair, blamed, trial_units
+from actprune.repair.adapt import blamed, trial_units
+from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import cut
 
 Test = Callable[[Sequence[str]], str | None]
 """Names of groups to cut → what goes wrong, or None."""
 
+Cut = Callable[[nn.Module, Plan, Rewrite | None], nn.Module]
+"""(model, plan, rewrite) → the cut model."""
+
 
 def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = False, seed: int = 0) -> dict[str, str]:
-    """The groups that `model`'s class can't follow: name → reason.
+    """The groups that `model`'s class can't follow, of those that its recorded sizes allow: name → reason.
 
     Args:
+        graph: as `actprune.capture` gives it, without what the sizes forbid.
         inputs: as for `capture`.
         deep: prove every trial cut, instead of only running it on two samples.
     """
@@ -40,24 +46,80 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = F
         plan = make_plan(graph, trial_units(graph, names, seed))
         try:
             small = cut(model, plan)
-        except PlanError as error:  # a size in the source that can't be rewritten
-            return f"{error.where}: {error.got}"
+        except PlanError as error:
+            return _refused(error)
         if deep:
             return verify(model, small, plan, inputs, graph=graph, check=False, seed=seed).failure
         return _runs(model, small, inputs, graph.program.batch_size)
 
-    culprits = beyond_repair(graph)
-    names = [group.name for group in graph.groups if group.name not in culprits]
-    alike = _alike(model, graph)
+    culprits = _culprits(test, [group.name for group in graph.groups], _alike(model, graph))
+    return {name: blamed(reason) for name, reason in culprits.items()}
+
+
+def at_fault(
+    model: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    inputs: Any,
+    make: Cut,
+    *,
+    rewrite: Rewrite | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """The groups because of which a plan can't be cut or proved: name → reason.
+
+    Args:
+        make: (model, plan, rewrite) → the cut model.
+
+    Returns:
+        Nothing where the plan is proved after all, or where not even a copy with every unit is: no group is to blame.
+    """
+
+    def test(names: Sequence[str]) -> str | None:
+        part = make_plan(graph, {name: plan.groups[name].kept for name in names})
+        try:
+            small = make(model, part, rewrite)
+        except PlanError as error:
+            return _refused(error)
+        return verify(model, small, part, inputs, rewrite=rewrite, graph=graph, check=False, seed=seed).failure
+
+    if test(()) is not None:
+        return {}
+    names = [name for name, group in plan.groups.items() if len(group.kept) < group.width]
+    culprits = _culprits(test, names, _alike(model, graph))
+    return {name: f"a cut here can't be proved: {reason}" for name, reason in culprits.items()}
+
+
+def _refused(error: PlanError) -> str:
+    """Of a size in the source that can't be rewritten."""
+    return f"{error.where}: {error.got}"
+
+
+def _culprits(test: Test, names: Sequence[str], alike: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Groups without which the others pass: name → how it failed with them."""
+    culprits: dict[str, str] = {}
     failures: Counter[tuple[str, ...]] = Counter()
     while names and (failure := test(names)) is not None:
-        name, reason = _bisect(test, names, failure)
+        name, reason = _first_culprit(test, names, failure)
         failures[alike[name]] += 1
         # where the same code failed twice, its other instances are not tried one by one
         every = [n for n in names if alike[n] == alike[name]] if failures[alike[name]] > 1 else [name]
-        culprits |= dict.fromkeys(every, blamed(reason))
+        culprits |= dict.fromkeys(every, reason)
         names = [n for n in names if n not in every]
     return culprits
+
+
+def _first_culprit(test: Test, names: Sequence[str], failure: str) -> tuple[str, str]:
+    """The first group with which those before it fail, and how: also one that fails only beside another."""
+    passes, fails = 0, len(names)
+    while fails - passes > 1:
+        middle = (passes + fails) // 2
+        found = test(names[:middle])
+        if found is None:
+            passes = middle
+        else:
+            fails, failure = middle, found
+    return names[fails - 1], failure
 
 
 def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -75,23 +137,11 @@ def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _bisect(test: Test, names: Sequence[str], failure: str) -> tuple[str, str]:
-    """One group that fails, and how: halves are tried; where only both together fail, one of them is blamed."""
-    while len(names) > 1:
-        half = len(names) // 2
-        for part in (names[:half], names[half:]):
-            found = test(part)
-            if found is not None:
-                names, failure = part, found
-                break
-        else:
-            return names[-1], failure
-    return names[0], failure
-
-
 def _runs(model: nn.Module, small: nn.Module, inputs: Any, batch: int) -> str | None:
     """Why `small` does not run, or gives outputs of another shape than `model`, on two samples where `model` can."""
-    given = next((x for x in (_two_samples(inputs, batch), inputs) if not isinstance(_shapes(model, x), str)), inputs)
+    given = next(
+        (x for x in (first_samples(inputs, batch, 2), inputs) if not isinstance(_shapes(model, x), str)), inputs
+    )
     expected, found = _shapes(model, given), _shapes(small, given)
     if isinstance(found, str):
         return found
@@ -110,11 +160,11 @@ def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
     return [tuple(out.shape) for out in outputs if isinstance(out, Tensor)]
 
 
-def _two_samples(inputs: Any, batch: int) -> Any:
-    """The first two samples of an example batch."""
+def first_samples(inputs: Any, batch: int, count: int) -> Any:
+    """The first samples of an example batch of `batch` samples."""
 
     def short(value: Any) -> Any:
         batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-        return value[:2] if batched else value
+        return value[:count] if batched else value
 
     return pytree.tree_map(short, inputs)

@@ -7,7 +7,6 @@ there is no dropout in it, and branches other than those of the capture are gone
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping
 from math import sqrt
@@ -17,7 +16,6 @@ import torch
 from torch import nn
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.node import map_arg
 
 from actprune.axes.capture import Graph
@@ -26,6 +24,7 @@ from actprune.graph.program import named_arguments, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
 from actprune.surgery.modules import remaining_groups
+from actprune.surgery.signature import calling
 from actprune.surgery.slicing import sliced
 
 ATEN = torch.ops.aten
@@ -64,7 +63,6 @@ class _Builder:
         self.batch: tuple[int, Any] | None = None
 
     def build(self) -> GraphModule:
-        names = self._argument_names()
         nodes = {node.name: node for node in self.program.nodes if node.op == "placeholder"}
         for placeholder in self.program.inputs:  # one for each leaf of the arguments
             self.values[nodes[placeholder]] = self.graph.placeholder(placeholder)
@@ -82,17 +80,9 @@ class _Builder:
             self._tensor(name)
         outputs = [self.values[out] if isinstance(out, Node) else out for out in self.program.outputs]
         self.graph.output(outputs)
-        info = _PyTreeInfo(names, self.program.in_spec, self.program.out_spec)
-        self.graph.set_codegen(_PyTreeCodeGen(info))
+        self.graph.set_codegen(calling(self.model, self.program))
         made = GraphModule(self.root, self.graph, class_name=f"{self.program.model_name}Graph")
         return made.train(self.model.training)
-
-    def _argument_names(self) -> list[str]:
-        """The names of the arguments, positional ones first."""
-        args, _ = cast("tuple[Any, Any]", self.program.in_spec.children())
-        count = len(args.children())
-        given = [*inspect.signature(self.model.forward).parameters][:count]
-        return [*given, *(f"arg{i}" for i in range(len(given), count)), *self.program.kwarg_names]
 
     def _find_batch(self, nodes: Mapping[str, Node]) -> None:
         """The leaf that is the batch: its size is read from an input when the module runs."""

@@ -1,0 +1,174 @@
+"""From a guide to the plan: allocation, and where a metric is given, correction by what candidates measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.budget import Budget
+from actprune.allocation.correct import Corrected, describe, least_keep, within_budget, within_drop
+from actprune.allocation.cost import cost
+from actprune.allocation.solve import trades
+from actprune.allocation.space import make_space
+from actprune.axes.capture import Graph
+from actprune.compensation.alone import Alone
+from actprune.compensation.refit import ROUNDS
+from actprune.compensation.refit import compensate as refit
+from actprune.compensation.walk import ROWS
+from actprune.data import Calibration
+from actprune.errors import ActpruneError, PlanError
+from actprune.forms import Form
+from actprune.guidance.guide import Guide
+from actprune.plan import Plan, make_plan
+from actprune.rewrite import Rewrite, thresholded
+from actprune.settings import Settings
+
+MEASURE_SAMPLES = 512
+"""Calibration samples that candidates are refitted and compared on while widths are decided."""
+
+QUICK_ROUNDS = 3
+QUICK_ROWS = 100
+"""Rounds of rectified fits, and rows per column, for candidates that are only compared."""
+
+MEASURE_WORK = 2e13
+"""Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
+
+
+class FailedCutError(Exception):
+    """A plan whose cut does not run, or fails its proof; never seen by the caller of `prune`.
+
+    Attributes:
+        plan, rewrite: what was cut.
+        error: what was raised.
+    """
+
+    def __init__(self, plan: Plan, rewrite: Rewrite, error: Exception) -> None:
+        super().__init__(str(error))
+        self.plan, self.rewrite, self.error = plan, rewrite, error
+
+
+@dataclass(eq=False)
+class Deciding:
+    """One decision: what it goes by, and the metrics of the candidates so far."""
+
+    settings: Settings
+    model: nn.Module
+    form: Form
+    guide: Guide
+    data: Calibration
+    metrics: dict[Any, float] = field(default_factory=dict[Any, float])
+
+    @property
+    def graph(self) -> Graph:
+        return self.form.graph
+
+    def __call__(self, budget: Budget | None, dense: float | None) -> Corrected:
+        """The plan.
+
+        Args:
+            dense: the metric of the dense network, where there is one.
+
+        Raises:
+            FailedCutError: a candidate could not be cut or evaluated.
+        """
+        asked = self.settings
+        if isinstance(asked.keep, Mapping) or (budget is None and asked.max_drop is None):
+            plan = allocate(self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=asked.round_to)
+            return self._as_it_is(plan, 1.0, dense)
+        wanted = budget or Budget("macs", 1.0)
+        space = make_space(self.graph, wanted, protect=asked.protect, round_to=asked.round_to)
+        measured = self._measured(wanted)
+
+        def plan_for(keep: float) -> Plan:
+            return allocate(
+                self.graph, self.guide, keep=Budget(wanted.cost, keep), allocation=asked.method.allocation,
+                protect=asked.protect, round_to=asked.round_to, measured=measured,
+            )  # fmt: skip
+
+        if asked.max_drop is None or dense is None:
+            plan = plan_for(wanted.keep)
+            if dense is None or measured is None or wanted.cost == "units":
+                return self._as_it_is(plan, wanted.keep, dense)
+            return within_budget(
+                self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._metric_of, dense
+            )
+        lowest = least_keep(self.graph, wanted.cost, space.narrowest) if wanted.cost != "units" else 0.01
+        lowest = max(lowest, wanted.keep if budget is not None else 0.0)
+        first = lowest if budget is not None else max(lowest, 0.5)
+        return within_drop(plan_for, self._metric_of, dense, asked.max_drop, lowest, first)
+
+    def rewrite(self, plan: Plan, data: Calibration | None = None, quick: bool = False) -> Rewrite:
+        """The candidate network of a plan; `quick` for the many that are only compared."""
+        asked = self.settings
+        return refit(
+            self.graph,
+            plan,
+            data or self.data,
+            method=asked.method.compensate,
+            rounds=QUICK_ROUNDS if quick else ROUNDS,
+            rows=QUICK_ROWS if quick else ROWS,
+            batchnorm=False if quick else asked.batchnorm,
+            distance=asked.distance,
+            base=self._base(),
+        )
+
+    def _base(self) -> dict[str, Tensor] | None:
+        asked = self.settings
+        return thresholded(self.graph, asked.threshold or 0.0) if asked.name == "filter" else None
+
+    def _measured(self, budget: Budget) -> Measured | None:
+        asked = self.settings
+        if asked.method.allocation != "sensitivity" or budget.cost == "units":
+            return None
+        fitted, held = self.data.holdout(0.25)
+        samples = _affordable(self.graph)
+        fitted, held = fitted.subset(samples), held.subset(samples)
+        space = make_space(self.graph, replace(budget, keep=1.0), protect=asked.protect, round_to=asked.round_to)
+        alone = Alone(
+            self.graph, fitted, held,
+            method=asked.method.compensate, rounds=QUICK_ROUNDS, rows=QUICK_ROWS, base=self._base(),
+        )  # fmt: skip
+        return measure_all(
+            self.graph, self.guide, space, held, lambda plan: self.rewrite(plan, fitted, quick=True), asked.distance,
+            lambda done, total: asked.tell("sensitivity", done, total), alone,
+        )  # fmt: skip
+
+    def _metric_of(self, plan: Plan) -> float:
+        """Of the cut network; several ρ may give one plan."""
+        key = tuple(group.kept for group in plan.groups.values())
+        if key not in self.metrics:
+            rewrite = self.rewrite(plan)
+            try:
+                self.metrics[key] = self.settings.metric(self.form.cut(self.model, plan, rewrite)) or 0.0
+            except PlanError as error:  # a source that can't be rewritten
+                raise FailedCutError(plan, rewrite, error) from error
+            except ActpruneError:
+                raise
+            except Exception as error:  # of the caller's own function, or of a class that does not carry the cut
+                raise FailedCutError(plan, rewrite, error) from error
+        return self.metrics[key]
+
+    def _as_it_is(self, plan: Plan, rho: float, dense: float | None) -> Corrected:
+        if dense is None:
+            return Corrected(plan, 0.0, ())
+        metric = self._metric_of(plan)
+        return Corrected(plan, metric, (describe(plan, "plan", rho, metric, dense, True),))
+
+    def _trades(self, plan: Plan, budget: Budget, measured: Measured, most: int = 3) -> Iterator[Plan]:
+        space = make_space(self.graph, budget, protect=self.settings.protect, round_to=self.settings.round_to)
+        names = list(measured.curves)
+        for share in (0.2, 0.1):
+            for i, widths in enumerate(trades(space, plan.widths, names, share, measured.curves)):
+                if i == most:
+                    break
+                yield make_plan(self.graph, self.guide.supports(widths), **plan.note)
+
+
+def _affordable(graph: Graph) -> int:
+    """Samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`."""
+    per_sample = max(cost(graph).macs * 3 * 4 * len(graph.groups), 1)
+    return max(graph.program.batch_size, min(MEASURE_SAMPLES, int(MEASURE_WORK / per_sample)))

@@ -1,0 +1,158 @@
+"""The form of the smaller network: the user's class, or the captured graph as a module.
+
+The class is repaired so that it fits its smaller tensors, and what it can't follow is frozen. The graph is no class
+that writes down sizes, so nothing is frozen or tied on its account; it has neither dropout nor branches of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from actprune.allocation.cost import cost
+from actprune.axes.capture import Graph
+from actprune.axes.capture import capture as captured
+from actprune.errors import CaptureError, PlanError, UnsupportedModelError
+from actprune.graph.digest import digest
+from actprune.graph.sizes import Sizes
+from actprune.plan import Plan, make_plan
+from actprune.proof.trial import cannot_follow, first_samples
+from actprune.repair.adapt import adapt
+from actprune.rewrite import Rewrite
+from actprune.surgery.graph_form import as_graph
+from actprune.surgery.slicing import cut
+
+FORMS = ("class", "graph", "auto")
+
+PROOF_SAMPLES = 4
+PROOF_WORK = 4e9
+"""A batch of so many multiply-adds is too much for float64: the proof then takes so many samples of it."""
+
+WORTHWHILE = 0.5
+"""Share of the parameters that the graph could lose some of which "auto" wants the class to be able to lose."""
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A captured model, and the form in which it is cut.
+
+    Attributes:
+        name: "class" or "graph".
+        graph: with the groups that this form can carry a cut of.
+        norms: as it was captured.
+        other: for "auto", the graph to go over to when the class can follow too little.
+    """
+
+    name: str
+    graph: Graph
+    norms: bool
+    other: Graph | None = None
+
+    def cut(self, model: nn.Module, plan: Plan, rewrite: Rewrite | None = None) -> nn.Module:
+        """`model` cut by `plan`, in this form."""
+        return cut(model, plan, rewrite) if self.name == "class" else as_graph(model, self.graph, plan, rewrite)
+
+    def few(self, model: nn.Module, inputs: Any) -> tuple[Graph, Any]:
+        """The graph and the inputs that the proof takes: those of the capture, or of a few samples of a large batch."""
+        batch = self.graph.program.batch_size
+        if batch <= PROOF_SAMPLES or cost(self.graph).macs * batch <= PROOF_WORK:
+            return self.graph, inputs
+        short = first_samples(inputs, batch, PROOF_SAMPLES)
+        try:
+            whole = captured(model, short, norms=self.norms)
+        except CaptureError:  # a class that takes no batch but its own
+            return self.graph, inputs
+        graph = adapt(whole) if self.name == "class" else alone(whole)
+        known = {group.name: group.width for group in graph.groups}
+        same = all(known.get(group.name) == group.width for group in self.graph.groups)
+        return (graph, short) if same else (self.graph, inputs)
+
+    def without(self, reasons: Mapping[str, str]) -> Form:
+        """With some groups frozen (name → reason); with "auto" the graph, where too little is left of the class."""
+        rest = self.graph.without(reasons)
+        if self.other is not None and rest.account().prunable < WORTHWHILE * self.other.account().prunable:
+            return Form("graph", self.other, self.norms)
+        return replace(self, graph=rest)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What a plan says of its form: for a graph also what it takes to see that another capture gives the same."""
+        if self.name == "class":
+            return {"form": self.name}
+        program = self.graph.program
+        shapes = [list(value.shape) for value in program.example if isinstance(value, Tensor)]
+        return {"form": self.name, "norms": self.norms, "program": digest(program), "inputs": shapes}
+
+
+def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = False, seed: int = 0) -> Form:
+    """Capture `model` for one of the `FORMS`.
+
+    Raises:
+        CaptureError: the model can't be traced with these inputs.
+        UnsupportedModelError: nothing in it can be cut in this form.
+    """
+    whole = captured(model, inputs, norms=norms)
+    if form == "graph":
+        found = Form("graph", alone(whole), norms)
+    else:
+        found = Form("class", adapt(whole), norms, alone(whole) if form == "auto" else None)
+        found = found.without(cannot_follow(model, found.graph, inputs, seed=seed))
+    if not found.graph.groups:
+        raise UnsupportedModelError(
+            f"Nothing in {type(model).__name__} can be cut.",
+            expected="at least one layer whose units only linear layers and convolutions consume",
+            got="no prunable group",
+            where="capture",
+            hint=f"the account says why:\n{found.graph.account()}",
+        )
+    return found
+
+
+def alone(graph: Graph) -> Graph:
+    """The graph without its class: no sizes that the class writes down, no branches that only exist in training."""
+    program = replace(graph.program, sizes=Sizes())
+    masks = {name: mask for name, mask in graph.masks.items() if name in program.tensors}
+    return replace(graph, program=program, training=None, training_sites=(), masks=masks)
+
+
+def replayed_graph(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
+    """The graph form that `plan` was made for, from a fresh capture of the dense `model`.
+
+    Raises:
+        CaptureError: the model can't be traced with these inputs.
+        PlanError: the capture is not the one that the plan was made for.
+    """
+    graph = alone(captured(model, inputs, norms=plan.note.get("norms") is True))
+    found = digest(graph.program)
+    if found != plan.note.get("program"):
+        raise _another("calls", str(plan.note.get("program"))[:16], found[:16])
+    groups = {group.name: group.width for group in graph.groups}
+    if cut := [name for name, group in plan.groups.items() if groups.get(name) != group.width]:
+        width = plan.groups[cut[0]].width
+        raise _another(f"group {cut[0]!r}", f"{width} units", f"{groups.get(cut[0], 'none')}")
+    again = make_plan(graph, {name: group.kept for name, group in plan.groups.items()})
+    if wrong := [name for name in {**again.dims, **plan.dims} if not _same_units(again, plan, name)]:
+        raise _another(f"cut of {wrong[0]}", "the units of the plan", "others")
+    return as_graph(model, graph, again)
+
+
+def _same_units(a: Plan, b: Plan, tensor: str) -> bool:
+    pairs = zip(a.indices(tensor), b.indices(tensor), strict=False)
+    return (tensor in a.dims) == (tensor in b.dims) and all(
+        p is q if p is None or q is None else np.array_equal(p, q) for p, q in pairs
+    )
+
+
+def _another(what: str, expected: str, got: str) -> PlanError:
+    return PlanError(
+        "The captured graph is not the one that the plan was made for.",
+        expected=f"{what}: {expected}",
+        got=got,
+        where="capture",
+        hint="build the dense model as before pruning (with its weights, where branches depend on them), with the same "
+        "versions of torch and of its code, and take inputs of the shapes that it was pruned with",
+    )

@@ -1,0 +1,103 @@
+"""What a call of `prune` was asked for, and what of it can be checked before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from actprune.allocation.budget import Budget, Keep, parse
+from actprune.allocation.correct import check_drop, checked
+from actprune.distance import Distance
+from actprune.errors import BudgetError, DataError
+from actprune.graph.trace import preserved
+from actprune.methods import Method
+from actprune.recovery.distill import Distill
+from actprune.recovery.sgd import SGD
+from actprune.stats.gradients import Loss
+
+Evaluate = Callable[[nn.Module], float]
+"""model → metric, higher is better, on validation data."""
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total): called as stages go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """The arguments of `prune` that its stages share; `name` is that of the method."""
+
+    method: Method
+    name: str
+    keep: Keep
+    max_drop: float | None
+    evaluate: Evaluate | None
+    recover: Distill | None
+    finetune: SGD | Callable[[nn.Module], Any] | None
+    batchnorm: bool | str
+    protect: tuple[str, ...]
+    round_to: int
+    distance: str | Distance
+    threshold: float | None
+    loss: Loss | None
+    norms: bool
+    form: str
+    seed: int
+    progress: Progress | None
+
+    def budget(self) -> Budget | None:
+        """The budget, once all that can be checked before the work is checked."""
+        for name, given in (("evaluate", self.evaluate), ("finetune", self.finetune)):
+            if given is not None and not callable(given):
+                raise DataError(
+                    f"{name} can't be called.",
+                    expected=f"a function {'model → metric' if name == 'evaluate' else 'of the model'}",
+                    got=repr(given),
+                    where=f"prune({name}=…)",
+                    hint="pass a function that takes the model as its one argument",
+                )
+        if self.recover is not None and not isinstance(self.recover, Distill):
+            raise DataError(
+                "recover is no recovery.",
+                expected="an actprune.Distill",
+                got=repr(self.recover),
+                where="prune(recover=…)",
+                hint="for example recover=actprune.Distill(steps=400)",
+            )
+        if self.max_drop is not None:
+            check_drop(self.max_drop)
+            self._check_drop_decides()
+        return None if self.keep is None or isinstance(self.keep, Mapping) else parse(self.keep)
+
+    def _check_drop_decides(self) -> None:
+        if self.evaluate is None:
+            raise BudgetError(
+                "max_drop needs a metric.",
+                expected="evaluate=, a function model → metric on validation data",
+                got="None",
+                where="prune(max_drop=…)",
+                hint="pass evaluate=, or a budget with keep=",
+            )
+        if isinstance(self.keep, Mapping):
+            raise BudgetError(
+                "max_drop has nothing to decide where all widths are given.",
+                expected="max_drop, or keep={group: units}",
+                got="both",
+                where="prune(keep=…, max_drop=…)",
+                hint="leave one of them out",
+            )
+
+    def metric(self, model: nn.Module) -> float | None:
+        """What `evaluate` says of a network in eval mode; None where there is no `evaluate`."""
+        if self.evaluate is None:
+            return None
+        with preserved(model):
+            model.eval()
+            return checked(self.evaluate(model))
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Pass on how far a stage is."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
