@@ -75,7 +75,7 @@ def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, 
     draw, numbers, wanted = random.Random(seed), np.random.default_rng(seed), set(names)
     kept: dict[str, list[int]] = {}
     for group in graph.groups:
-        count = draw.randint(max(1, group.width // 2), group.width - 1)
+        count = draw.choice([n for n in group.widths if 2 * n >= group.width] or [*group.widths][-1:])
         units = np.sort(numbers.permutation(group.width)[:count])
         if group.name in wanted:
             kept[group.name] = units.tolist()
