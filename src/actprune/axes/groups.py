@@ -87,7 +87,7 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
             algebra.freeze(leaf, "no linear layer or convolution consumes it")
         elif key not in producers:
             algebra.freeze(leaf, "no linear layer or convolution makes it")
-        elif multiples.get(key, 1) >= leaf.size:
+        elif key in multiples and multiples[key] >= leaf.size:
             algebra.freeze(leaf, f"its width has to stay a multiple of {multiples[key]}")
         if algebra.frozen(leaf) is None:
             made, read = producers[key], consumers.get(key, [])
