@@ -18,6 +18,7 @@ from actprune.axes.capture import capture as captured
 from actprune.axes.expr import Indices
 from actprune.axes.ties import tied
 from actprune.graph.sizes import SizeUse
+from actprune.repair.scales import followers, following, scaled
 from actprune.repair.solve import Stuck, repair
 
 TRIALS = (0, 1, 2)
@@ -50,7 +51,20 @@ def adapt(graph: Graph) -> Graph:
         if not pairs:
             break
         graph = tied(graph, sorted(pairs))
+    graph = _with_scales(graph)
     return graph.without(beyond_repair(graph))
+
+
+def _with_scales(graph: Graph) -> Graph:
+    """The graph in which every number that can follow a size that is cut does."""
+    found = followers(graph)
+    while found:
+        trial = following(graph, found)
+        astray = {stuck.index for stuck in _stuck(trial, ())} & found.keys()
+        if not astray:
+            return scaled(trial, found)
+        found = {i: role for i, role in found.items() if i not in astray}
+    return graph
 
 
 def beyond_repair(graph: Graph) -> dict[str, str]:
