@@ -19,6 +19,7 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture, trial_units
 from actprune.surgery.attention import PrunedMHA
+from actprune.surgery.graph_form import as_graph
 from actprune.surgery.slicing import cut
 
 WIDTH, HEADS = 16, 4
@@ -345,8 +346,32 @@ def test_values_and_queries_with_one_number_are_tied() -> None:
     assert {member.tensor.split(".")[-2] for member in dims[0].members} == {"q", "k", "v", "o"}
 
 
+SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+    "of a tensor": lambda m, q, k, v: (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v,
+    "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
+    "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
+    "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),
+}
+
+
+@pytest.mark.parametrize("scale", SCALED)
+def test_a_scale_follows_the_head_size(scale: str) -> None:
+    """The class that is left computes another scale: so does the graph that it is proved against, and its own form."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, m.size).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        return m.proj(SCALED[scale](m, q, k, v).transpose(1, 2).flatten(2))
+
+    layers = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
+    model, x = Attention(attend, size=WIDTH // HEADS, **layers).eval(), tokens()
+    small, plan = less(model, x, "head dims")
+    assert any(len(group.kept) < group.width for group in plan.groups.values())
+    graph = capture(model, x)
+    torch.testing.assert_close(as_graph(model, graph, plan)(x), small(x))
+
+
 def test_a_scale_that_would_change_freezes() -> None:
-    """1/√d of the tensors as they are: the class would compute something else, and the proof would say so."""
+    """1/√d out of sight: the class would compute something else, and the proof would say so."""
 
     def attend(m: Any, x: Tensor) -> Tensor:
         q, k, v = m.qkv(x).view(*x.shape[:2], 3, m.num_heads, -1).permute(2, 0, 3, 1, 4)

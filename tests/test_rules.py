@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actprune.allocation.budget import parse
+from actprune.allocation.space import make_space
 from actprune.axes.capture import Graph, capture
 from actprune.axes.inference import RULES
 from actprune.axes.rules.elementwise import BROADCASTING, UNARY
 from actprune.axes.rules.spectral import FFT
+from actprune.errors import PlanError
 from actprune.graph.program import op_name
 from actprune.plan import make_plan
 from actprune.proof.check import verify
@@ -253,6 +256,14 @@ def _(m: Any, x: Tensor) -> Tensor:
 @case("matmul", parts=SQUARE, kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     return x @ m.w
+
+
+@case("_grouped_mm", kind="tokens", parts=lambda: {"w": torch.randn(3, UNITS, 8)})
+def _(m: Any, x: Tensor) -> Tensor:
+    """Three experts of four rows each, but for the last one, to which one row less belongs."""
+    rows = F.pad(x.flatten(0, 1), (0, 0, 0, 2))
+    ends = torch.tensor([4, 8, 11], dtype=torch.int32)
+    return F.grouped_mm(rows, m.w, offs=ends)[:10].unflatten(0, (2, 5))
 
 
 @case("bmm", parts=lambda: {"mix": torch.randn(2, 5, 5)}, kind="tokens")
@@ -989,7 +1000,10 @@ USES: dict[str, Case] = {
         attended, "tokens", parts=lambda: {"q": nn.Linear(UNITS, 4), "k": nn.Linear(UNITS, 4)}
     ),
     "an outer sum": Case(lambda m, x: (x[:, :, None] + x[:, None, :]).amax(1), frozen=True),
-    "a step": Case(lambda m, x: x[:, ::2], frozen=True),
+    "a step": Case(lambda m, x: x[:, ::2]),
+    "a step that leaves a rest": Case(lambda m, x: x[:, ::3], frozen=True),
+    "a gate beside every unit": Case(lambda m, x: x[:, 1::2].sigmoid() * x[..., ::2]),
+    "the third of four": Case(lambda m, x: x[:, 2:7:4]),
     "cropped": Case(lambda m, x: F.pad(x, (-1, 1)), frozen=True),
     "reflected": Case(lambda m, x: F.pad(x, (1, 1), mode="reflect"), "tokens", frozen=True),
     "copies that follow": Case(lambda m, x: x * torch.ones(1, 1).expand(1, x.shape[1])),
@@ -1023,6 +1037,22 @@ def test_use(use: str) -> None:
         assert all("first.weight" not in str(group.members) for group in capture(model, model.x).groups)
     else:
         assert_cut(model, model.x)
+
+
+@pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8)])
+def test_rows_of_experts_stay_aligned(dtype: torch.dtype, multiple: int) -> None:
+    """16 bytes: a kernel's demand is a fact about the group, that plans, budgets and trials keep to."""
+    model = Between(CASES["aten._grouped_mm"]).eval().to(dtype)
+    graph = capture(model, model.x.to(dtype))
+    if multiple == UNITS:
+        assert graph.groups == ()
+        assert any("multiple of 8" in reason for reason in graph.frozen.values())
+        return
+    group = graph["first"]
+    assert (group.multiple, [*group.widths]) == (multiple, [4])
+    with pytest.raises(PlanError, match="multiple of 4"):
+        make_plan(graph, {group.name: range(5)})
+    assert make_space(graph, parse("macs=90%"), round_to=2).options["first"] == (4, UNITS)
 
 
 def test_chunks_lose_the_same_units() -> None:

@@ -132,7 +132,8 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         kept: group name → the numbers of its units that stay, in any order.
 
     Raises:
-        PlanError: an unknown group, a unit that is no whole number or outside it, or a group left empty.
+        PlanError: an unknown group, a unit that is no whole number or outside it, a group left empty or of a width
+            that the model's kernels can't take.
     """
     names = {group.name for group in graph.groups}
     for name in kept:
@@ -148,6 +149,14 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
     for group in graph.groups:
         units = _unit_numbers(group.name, kept.get(group.name, range(group.width)))
         groups[group.name] = _checked(group.name, GroupPlan(group.key, group.width, units), "plan")
+        if len(units) < group.width and len(units) % group.multiple:
+            raise PlanError(
+                f"Group {group.name!r} can't have {len(units)} units.",
+                expected=f"all {group.width}, or a multiple of {group.multiple}: its kernel demands aligned rows",
+                got=f"{len(units)} units",
+                where=f"plan: groups/{group.name}/kept",
+                hint="keep some units more or less; group.widths are the widths that a group can have",
+            )
     keys = {group.key for group in groups.values()}
     units = {g.key: np.asarray(g.kept, dtype=np.int64) for g in groups.values() if len(g.kept) < g.width}
     dims = {

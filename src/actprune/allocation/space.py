@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor, log10
+from math import ceil, floor, lcm, log10
 
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import cost
@@ -67,7 +67,7 @@ def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), rou
 
     Args:
         protect: patterns of module paths (`fnmatch`); the units that a matching module makes all stay.
-        round_to: widths are multiples of it, or the dense width.
+        round_to: widths are multiples of it (and of what the group demands), or the dense width.
 
     Raises:
         PlanError: nothing can be cut, a pattern matches no module, or a bad `round_to`.
@@ -85,8 +85,9 @@ def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), rou
     options: dict[str, tuple[int, ...]] = {}
     for group in graph.groups:
         in_training_only = all(site in graph.training_sites for site in group.consumers)
+        step = lcm(round_to, group.multiple)
         whole = group.name in untouched or (in_training_only and budget.cost != "units")
-        steps = () if whole else range(round_to, group.width, round_to)
+        steps = () if whole else range(step, group.width, step)
         options[group.name] = (*steps, group.width)
     if all(len(choice) == 1 for choice in options.values()):
         raise PlanError(

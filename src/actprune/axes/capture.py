@@ -96,13 +96,15 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
     mixings = list(inference.mixings)
     nodes = dict(inference.axes)
     training = _training_branches(model, program) if program.parameters - program.used else None
+    unseen = training is None and bool(program.parameters - program.used)
+    if training is not None and training.used <= program.used:
+        training = None  # nothing uses those parameters
     extra: tuple[Site, ...] = ()
     if training is not None:
         inference.walk(training)
         found = (site for site in inference.sites[len(every) :] if site.weight not in program.used)
         extra = tuple(replace(site, node=f"training/{site.node}") for site in found)  # names recur in two programs
     used = program.used if training is None else program.used | training.used
-    unseen = training is None and bool(program.parameters - program.used)
     groups = find_groups(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd, lcm
 
-from actprune.axes.expr import Axis, Leaf, Product, leaves
+from actprune.axes.expr import Axis, Concat, Leaf, Product, leaves, product, size
 from actprune.axes.inference import Inference, Site
 
 
@@ -32,6 +33,7 @@ class Group:
         members: every tensor dimension that holds them.
         producers: the contractions whose output they are.
         consumers: the contractions with a parameter that sum over them; none where only masked products do.
+        multiple: of what a width below the dense one has to be a multiple.
     """
 
     name: str
@@ -41,6 +43,12 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[Site, ...]
     consumers: tuple[Site, ...]
+    multiple: int = 1
+
+    @property
+    def widths(self) -> range:
+        """The widths below the dense one that the group can have, ascending."""
+        return range(self.multiple, self.width, self.multiple)
 
 
 def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str], unused: str) -> tuple[Group, ...]:
@@ -69,6 +77,7 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
     mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
     normalized = _leaves_of(inference, inference.normalized)
     parallel = _leaves_of(inference, inference.parallel)
+    multiples = _multiples(inference)
     groups: list[Group] = []
     order = {site: i for i, site in enumerate(sites)}
     for key, leaf in found.items():
@@ -78,6 +87,8 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
             algebra.freeze(leaf, "no linear layer or convolution consumes it")
         elif key not in producers:
             algebra.freeze(leaf, "no linear layer or convolution makes it")
+        elif key in multiples and multiples[key] >= leaf.size:
+            algebra.freeze(leaf, f"its width has to stay a multiple of {multiples[key]}")
         if algebra.frozen(leaf) is None:
             made, read = producers[key], consumers.get(key, [])
             kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
@@ -85,9 +96,33 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
                 "width" if key in normalized else "heads" if key in parallel else "head dims" if key in mixed else kind
             )
             name = made[0].module or made[0].weight
-            groups.append(Group(name, key, leaf.size, kind, tuple(members[key]), tuple(made), tuple(read)))
+            carried = tuple(members[key]), tuple(made), tuple(read)
+            groups.append(Group(name, key, leaf.size, kind, *carried, multiples.get(key, 1)))
     groups.sort(key=lambda group: (order[group.producers[0]], group.key))
     return tuple(_with_unique_names(groups))
+
+
+def _multiples(inference: Inference) -> dict[int, int]:
+    """Leaf key → of what its width has to stay a multiple, so that every axis with such a demand meets it."""
+    found: dict[int, int] = {}
+
+    def demand(axis: Axis, units: int) -> None:
+        match axis:
+            case Leaf():
+                found[axis.key] = lcm(found.get(axis.key, 1), units)
+            case Product(parts):  # what doesn't change brings its share
+                fixed = [part for part in parts if all(inference.algebra.frozen(leaf) for leaf in leaves(part))]
+                rest = units // gcd(units, size(product(fixed)))
+                for part in parts:
+                    if part not in fixed:
+                        demand(part, rest)
+            case Concat(parts):
+                for part in parts:
+                    demand(part, units)
+
+    for axis, units in inference.multiples:
+        demand(inference.algebra.resolve(axis), units)
+    return found
 
 
 def _squared(axis: Axis) -> Iterator[Leaf]:
@@ -122,7 +157,7 @@ def _with_unique_names(groups: list[Group]) -> Iterable[Group]:
         if total[name] > 1:
             seen[name] += 1
             name = f"{name}#{seen[name]}"
-        yield Group(name, group.key, group.width, group.kind, group.members, group.producers, group.consumers)
+        yield replace(group, name=name)
 
 
 def _resolved(inference: Inference) -> Mapping[str, tuple[Axis, ...]]:

@@ -226,6 +226,10 @@ class Call:
             self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), twin=twin))
             self.inference.normalized.append(axis)
 
+    def aligns(self, axis: Axis, units: int) -> None:
+        """Note that the size of an axis has to stay a multiple of `units`: what a kernel demands of its strides."""
+        self.inference.multiples.append((axis, units))
+
     def attends(self, axes: Iterable[Axis]) -> None:
         """Note the axes that run beside each other through a product of two activations, such as heads."""
         self.inference.parallel += axes
@@ -248,6 +252,7 @@ class Inference:
         parallel: axes that run beside each other through such sums (heads).
         norms: whether axes that a norm runs over may be cut.
         normalized: those axes, if so.
+        multiples: axes whose size has to stay a multiple of a number.
         unknown: op names without a rule.
     """
 
@@ -261,6 +266,7 @@ class Inference:
         self.terms: list[Term] = []
         self.mixings: list[Mixing] = []
         self.parallel: list[Axis] = []
+        self.multiples: list[tuple[Axis, int]] = []
         self.unknown: set[str] = set()
         self._names: dict[Node, str] = {}
 

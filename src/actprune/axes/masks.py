@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.expr import Axis, Indices, kept_indices, leaves
+from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
 from actprune.axes.inference import Mixing
 from actprune.graph.lift import lift
 from actprune.graph.program import Program
@@ -27,7 +27,8 @@ class Mask:
 
     Attributes:
         axis: what it runs over.
-        ones: (size, 1, …) itself: dense, with a dimension for each that follows that one.
+        ones: (size, 1, …) itself: dense, with a dimension for each that follows that one; () where the factor takes
+            nothing away, and is only the gain.
         gain: (dense size, kept size) → factor of the kept entries, if not 1.
     """
 
@@ -39,12 +40,31 @@ class Mask:
         """The override that removes all but the `kept` units; `lifted` to float64, where a gain isn't rounded."""
         ones: Tensor = lift(self.ones) if lifted else self.ones
         index = torch.as_tensor(kept_indices(self.axis, kept), device=ones.device)
-        factor = 1.0 if self.gain is None else self.gain(len(ones), len(index))
+        factor = 1.0 if self.gain is None else self.gain(size(self.axis), len(index))
+        if not ones.dim():
+            return ones * factor
         return torch.zeros_like(ones).index_fill_(0, index, factor)
 
     def touches(self, keys: Iterable[int]) -> bool:
         """Whether some group of these keys runs along it."""
         return not set(keys).isdisjoint(leaf.key for leaf in leaves(self.axis))
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A call that multiplies or divides by a number which the class computes from the size of an axis.
+
+    Attributes:
+        node: the ATen call.
+        operand: the argument that gets a factor for the change of that number.
+        axis: what the number follows.
+        gain: (dense size, kept size) → the factor.
+    """
+
+    node: Node
+    operand: Node
+    axis: Axis
+    gain: Callable[[int, int], float]
 
 
 def with_masks(
@@ -62,25 +82,44 @@ def with_masks(
     masked: dict[tuple[Node, Node], Node] = {}
     for i, mixing in enumerate(mixings):
         value = mixing.operand.meta["val"]
-        size = (value.shape[mixing.dim], *[1] * (value.dim() - mixing.dim - 1))
-        mask = Mask(axis_of(mixing), torch.ones(size, dtype=value.dtype, device=value.device), mixing.gain)
+        sizes = (value.shape[mixing.dim], *[1] * (value.dim() - mixing.dim - 1))
+        mask = Mask(axis_of(mixing), torch.ones(sizes, dtype=value.dtype, device=value.device), mixing.gain)
         if mask.touches(keys):
             name = f"{prefix}mask:{mixing.node.name}.{i}"
             placeholder = _placeholder(program, mask.ones)
             if mixing.twin is not None:
                 _replace(mixing.node, mixing.twin, placeholder)
             else:
-                _multiply(program, mixing, placeholder, masked)
+                _multiply(program, mixing.node, mixing.operand, placeholder, masked)
             bindings[placeholder.name] = name
             masks[name] = mask
+    return _holding(program, masks, bindings), masks
+
+
+def with_scales(program: Program, scalings: Iterable[Scaling]) -> tuple[Program, dict[str, Mask]]:
+    """The program with a factor in front of every call of `scalings`."""
+    masks: dict[str, Mask] = {}
+    bindings: dict[str, str] = {}
+    for scaling in scalings:
+        value = scaling.operand.meta["val"]
+        name = f"mask:{scaling.node.name}.scale"
+        masks[name] = Mask(scaling.axis, torch.ones((), dtype=value.dtype, device=value.device), scaling.gain)
+        placeholder = _placeholder(program, masks[name].ones)
+        _multiply(program, scaling.node, scaling.operand, placeholder, {})
+        bindings[placeholder.name] = name
+    return _holding(program, masks, bindings), masks
+
+
+def _holding(program: Program, masks: Mapping[str, Mask], bindings: Mapping[str, str]) -> Program:
+    """The program that holds these masks."""
     if not masks:
-        return program, masks
+        return program
     return replace(
         program,
         tensors={**program.tensors, **{name: mask.ones for name, mask in masks.items()}},
         aliases={**program.aliases, **{name: (name,) for name in masks}},
         bindings={**program.bindings, **bindings},
-    ), masks
+    )
 
 
 def calls(program: Program) -> list[Node]:
@@ -107,16 +146,18 @@ def _replace(node: Node, twin: Callable[..., Tensor], placeholder: Node) -> None
     node.kwargs = {**node.kwargs, "masks": (*node.kwargs.get("masks", ()), placeholder)}  # type: ignore[misc]
 
 
-def _multiply(program: Program, mixing: Mixing, placeholder: Node, masked: dict[tuple[Node, Node], Node]) -> None:
+def _multiply(
+    program: Program, node: Node, factor: Node, placeholder: Node, masked: dict[tuple[Node, Node], Node]
+) -> None:
     """Multiply the operand with the placeholder.
 
     Args:
         masked: (call, operand) → what the call reads instead of it: a call may sum over several axes of one operand.
     """
-    graph, key = program.graph, (mixing.node, mixing.operand)
-    operand = masked.get(key, mixing.operand)
-    with graph.inserting_before(mixing.node):
+    graph, key = program.graph, (node, factor)
+    operand = masked.get(key, factor)
+    with graph.inserting_before(node):
         product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, placeholder))
-    product.meta = {**mixing.node.meta, "val": mixing.operand.meta["val"]}
-    mixing.node.replace_input_with(operand, product)
+    product.meta = {**node.meta, "val": factor.meta["val"]}
+    node.replace_input_with(operand, product)
     masked[key] = product

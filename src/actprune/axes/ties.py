@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import lcm
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Leaf, Product, concat, product
@@ -52,6 +53,7 @@ def _joined(a: Group, b: Group) -> Group:
         members=tuple(dict.fromkeys((*a.members, *b.members))),
         producers=tuple(dict.fromkeys((*a.producers, *b.producers))),
         consumers=tuple(dict.fromkeys((*a.consumers, *b.consumers))),
+        multiple=lcm(a.multiple, b.multiple),
     )
 
 

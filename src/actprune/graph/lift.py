@@ -6,6 +6,7 @@ caller's own parameters to float64, and a whole lifted copy would double the mem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,20 @@ _WIDER = {
 def lift(value: Any) -> Any:
     """`value` with every float tensor and every float dtype in it raised to float64, on the CPU."""
     return map_aggregate(value, _lift_one)
+
+
+def grouped_mm(
+    rows: Tensor, weight: Tensor, offs: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """rows (M, K), weight (experts, K, N), ends of the experts' rows (experts,) → (M, N)."""
+    blocks = rows.tensor_split(offs.tolist())  # what lies behind the last end belongs to no expert
+    parts = [block @ own for block, own in zip(blocks, weight, strict=False)]
+    made = torch.cat([*parts, rows.new_zeros(len(blocks[-1]), weight.shape[2])])
+    return made if bias is None else made + bias
+
+
+IN_FLOAT64: dict[Any, Callable[..., Any]] = {torch.ops.aten._grouped_mm.default: grouped_mm}
+"""Ops whose kernels know no float64 → what computes the same of lifted arguments."""
 
 
 def _lift_one(value: Any) -> Any:

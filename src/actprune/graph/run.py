@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from actprune.graph.lift import lift
+from actprune.graph.lift import IN_FLOAT64, lift
 from actprune.graph.program import Batch, Program
 
 Observer = Callable[[Node, tuple[Any, ...], Any], None]
@@ -78,7 +78,8 @@ def call(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], lifted: b
     """One ATen call."""
     if not lifted:
         return node.target(*args, **kwargs)  # type: ignore[operator]
-    return lift(node.target(*lift(args), **lift(dict(kwargs))))  # type: ignore[operator]
+    target: Any = IN_FLOAT64.get(node.target, node.target)
+    return lift(target(*lift(args), **lift(dict(kwargs))))
 
 
 def last_uses(program: Program) -> dict[Node, list[Node]]:

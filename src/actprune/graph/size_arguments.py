@@ -98,7 +98,9 @@ def _bounds(tensor: Tensor, index: Any) -> list[Found]:
         elif isinstance(item, slice):
             for side, bound in enumerate((item.start, item.stop)):
                 if isinstance(bound, int) and bound != 0:
-                    found.append((2 * position + side, 2 * len(items), bound, ("bound", dim)))
+                    # with a step, the start chooses one of the entries that lie in a row: no place among units
+                    role = ("fixed",) if item.step not in (None, 1) and not side else ("bound", dim)
+                    found.append((2 * position + side, 2 * len(items), bound, role))
             dim += 1
         elif isinstance(item, int):
             dim += 1

@@ -66,7 +66,9 @@ class SizeUse:
             ("bound", node, dim): a place in that dimension, which is sliced;
             ("times", node, source, dim): how often that dimension of the source is repeated;
             ("groups", node, dim): into how many groups that dimension is divided;
-            ("fixed",): a number that no cut may change; ("unknown",).
+            ("fixed", node): a number that no cut may change; the call that it is given to, or None;
+            ("follows", node, dim, call): a number that changes with the size of that dimension, and how is provided for
+            in the graph (`actprune.repair.scales`); ("unknown",).
         op: the name of the function that was called.
         slot: which argument of the call it is, counted over all of its sizes; `count` of them there are.
         place: the call.
@@ -174,7 +176,9 @@ class Recorder(TorchFunctionMode):
             source = self._key(args[0])
             role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])
             if source is None:
-                role = ("fixed",)
+                role = ("fixed", (call, 0))
+        elif kind == "fixed":
+            role = ("fixed", (call, 0))
         place = self._place()
         if place.module in self._hinted:
             return
@@ -223,7 +227,8 @@ class Recorder(TorchFunctionMode):
         uses: list[SizeUse] = []
         for use in self._uses:
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
-            uses.append(replace(use, expr=_renamed(use.expr, named), role=role if None not in role else ("unknown",)))
+            known = role[0] == "fixed" or None not in role
+            uses.append(replace(use, expr=_renamed(use.expr, named), role=role if known else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
 
 

@@ -18,6 +18,7 @@ from actprune.axes.capture import capture as captured
 from actprune.axes.expr import Indices
 from actprune.axes.ties import tied
 from actprune.graph.sizes import SizeUse
+from actprune.repair.scales import followers, following, scaled
 from actprune.repair.solve import Stuck, repair
 
 TRIALS = (0, 1, 2)
@@ -50,7 +51,20 @@ def adapt(graph: Graph) -> Graph:
         if not pairs:
             break
         graph = tied(graph, sorted(pairs))
+    graph = _with_scales(graph)
     return graph.without(beyond_repair(graph))
+
+
+def _with_scales(graph: Graph) -> Graph:
+    """The graph in which every number that can follow a size that is cut does."""
+    found = followers(graph)
+    while found:
+        trial = following(graph, found)
+        astray = {stuck.index for stuck in _stuck(trial, ())} & found.keys()
+        if not astray:
+            return scaled(trial, found)
+        found = {i: role for i, role in found.items() if i not in astray}
+    return graph
 
 
 def beyond_repair(graph: Graph) -> dict[str, str]:
@@ -75,7 +89,7 @@ def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, 
     draw, numbers, wanted = random.Random(seed), np.random.default_rng(seed), set(names)
     kept: dict[str, list[int]] = {}
     for group in graph.groups:
-        count = draw.randint(max(1, group.width // 2), group.width - 1)
+        count = draw.choice([n for n in group.widths if 2 * n >= group.width] or [*group.widths][-1:])
         units = np.sort(numbers.permutation(group.width)[:count])
         if group.name in wanted:
             kept[group.name] = units.tolist()

@@ -101,18 +101,24 @@ class _Solver:
                 sources[edit.module, edit.functions, edit.line, edit.column] = edit
         edited = wrong - {s.index for s in stuck}
         stuck = [s for s in stuck if not self._keeps(s.use, edited)]
+        for i in self.targets:  # a number that should follow a size, in whose arithmetic it became a number
+            use = self.sizes.uses[i]
+            if use.role[0] == "follows" and self._pinned(use, edited) != use.expr:
+                stuck.append(Stuck(i, use, self._concerns(use), frozenset()))
         return Repair(Edits(tuple(self._attribute_edits()), tuple(sources.values())), tuple(stuck))
 
     def _keeps(self, use: SizeUse, edited: Iterable[int]) -> bool:
         """Whether a number is what it was because the arithmetic in it was edited elsewhere in the function."""
-        if use.role[0] != "fixed":
-            return False
+        return use.role[0] == "fixed" and self._value(use, self._pinned(use, edited), {}) == use.value
+
+    def _pinned(self, use: SizeUse, edited: Iterable[int]) -> Expr:
+        """The expression of a number once the sizes `edited` are numbers in the source of its function."""
         fixed: dict[Any, int] = {}
         for i in edited:
             other = self.sizes.uses[i]
             if (other.place.module, other.place.code) == (use.place.module, use.place.code):
                 fixed[other.expr] = other.value
-        return self._value(use, _with_values(use.expr, fixed), {}) == use.value
+        return _with_values(use.expr, fixed)
 
     def _together(self, use: SizeUse) -> list[int]:
         """The sizes that stand at the same place in the source, which becomes one number for all of them."""
@@ -155,6 +161,8 @@ class _Solver:
         axis = self._axis(where[0], where[1])
         if axis is None:
             return None
+        if kind == "follows":
+            return evaluate(use.expr, lambda leaf: size(axis, self.widths))
         if kind == "groups":
             return blocks(axis, size(axis) // use.value, self.widths)
         return place_after(axis, use.value, self.kept) if kind == "bound" else size(axis, self.widths)
@@ -305,7 +313,7 @@ class _Solver:
 
     def _source_edit(self, use: SizeUse, target: int) -> SourceEdit | None:
         place = use.place
-        if use.role[0] == "fixed" or place.module is None or "/torch/" in place.code.co_filename:
+        if use.role[0] in ("fixed", "follows") or place.module is None or "/torch/" in place.code.co_filename:
             return None
         source, found = source_of(place.code), argument(use)
         if source is None or found is None or isinstance(found, ast.Starred):
@@ -329,7 +337,7 @@ class _Solver:
 
     def _own_keys(self, use: SizeUse) -> set[int]:
         """Those of the dimension that a size speaks of, or of the shapes that a number is computed from."""
-        places = [use.role[1:3]] if use.role[0] in ("size", "bound", "groups") else []
+        places = [use.role[1:3]] if use.role[0] in ("size", "bound", "groups", "follows") else []
         places += [use.role[2:4]] if use.role[0] == "times" else []
         if not places:
             places = [leaf[1:] for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None]
@@ -347,7 +355,7 @@ def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:
 
 
 def _written_at(use: SizeUse) -> tuple[Any, ...]:
-    found = argument(use) if use.role[0] != "fixed" else None
+    found = argument(use) if use.role[0] not in ("fixed", "follows") else None
     place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset)
     return use.place.module, use.place.code, *place
 

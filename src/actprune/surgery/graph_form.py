@@ -69,8 +69,7 @@ class _Builder:
         self._find_batch(nodes)
         for node in self.program.nodes:
             if node.op == "placeholder" and node not in self.values:
-                path = self._tensor(self.program.bindings[node.name])
-                self.values[node] = None if path is None else self.graph.get_attr(path)
+                self.values[node] = self._held(self.program.bindings[node.name])
             elif node.op == "get_attr":
                 self.root.add_module(node.name, self.program.subgraphs[node.name])
                 self.values[node] = self.graph.get_attr(node.name)
@@ -97,10 +96,15 @@ class _Builder:
                 self.batch = dims[0].key, self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
                 return
 
-    def _tensor(self, name: str) -> str | None:
-        """Give the module a tensor of the model, sliced; its path, or None for a mask, which the cut makes needless."""
-        if name in self.captured.masks:
-            return None
+    def _held(self, name: str) -> Any:
+        """What stands for a tensor; None for a mask, which the cut makes needless, and a number for a mere gain."""
+        mask = self.captured.masks.get(name)
+        if mask is None:
+            return self.graph.get_attr(self._tensor(name))
+        return None if mask.ones.dim() else float(mask.values(self.kept, lifted=True))
+
+    def _tensor(self, name: str) -> str:
+        """Give the module a tensor of the model, sliced; its path."""
         if name in self.paths:
             return self.paths[name]
         path = name if name in self.program.held else f"constants.{name.replace('.', '_')}"

@@ -110,15 +110,21 @@ def _split_dim(call: Call, rank: int) -> int:
 
 @rule("aten.slice.Tensor", "aten.narrow", "aten.narrow_copy", "aten.slice_copy")
 def slice_(call: Call) -> Dims:
-    """A run of an axis is a part of a Concat; with a step, or of a fixed axis, it is a new fixed axis."""
+    """A run of an axis is a part of a Concat. Every s-th entry is one of s in a row: a factor of a Product."""
     source = call.axes(call.values[0])
     dim = call.dim(len(source))
     n, taken = size(source[dim]), call.shape()[dim]
     if taken == n and call["step"] in (None, 1):
         return source
-    if call["step"] not in (None, 1):
-        call.freeze(source[dim], "taken with a step")
-        part = call.fixed(taken, "taken with a step")
+    step = int(call["step"] or 1)
+    if step != 1:
+        whole = n % step == 0 and taken == n // step
+        if whole and not call.is_frozen(source[dim]):
+            part, inner = call.algebra.split(source[dim], [taken, step], call.where)
+            call.freeze(inner, "taken with a step")
+        else:
+            call.freeze(source[dim], "taken with a step")
+            part = call.fixed(taken, "taken with a step")
     else:
         start = max(0, min(_index(call["start"] or 0, n), n))
         sizes = [start, taken, n - start - taken]
