@@ -21,7 +21,7 @@ from actprune.errors import CaptureError
 from actprune.graph.run import run
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
-from actprune.proof.trial import cannot_follow
+from actprune.proof.trial import at_fault, cannot_follow
 from actprune.repair.adapt import beyond_repair
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import cut
@@ -87,16 +87,14 @@ def _attempted(net: Net, model: nn.Module) -> Outcome:
     if not graph.groups:
         return Outcome("refused", _why(every), every, lost)
     plan, small, failure = _cut(net, model, graph, batch)
-    if failure is not None:
-        deep = cannot_follow(model, graph, batch, deep=True)
-        if not deep:
+    while failure is not None:
+        culprits = at_fault(model, graph, plan, batch, cut)
+        if not culprits:
             raise _WrongError(f"the proof fails, yet no group is at fault: {failure}")
-        lost, graph = lost | deep, graph.without(deep)
+        lost, graph = lost | culprits, graph.without(culprits)
         if not graph.groups:
             return Outcome("refused", _why(every), every, lost)
         plan, small, failure = _cut(net, model, graph, batch)
-        if failure is not None:
-            raise _WrongError(f"the proof fails even without {', '.join(deep)}: {failure}")
     _check_plan(model, small, plan)
     _check_values(net, model, graph, plan)
     _check_training(net, model, small)

@@ -17,6 +17,7 @@ from actprune.errors import PlanError
 from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
+from actprune.proof.trial import at_fault
 from actprune.repair.adapt import capture, trial_units
 from actprune.surgery.attention import PrunedMHA
 from actprune.surgery.graph_form import as_graph
@@ -378,11 +379,10 @@ def test_a_scale_that_would_change_freezes() -> None:
         scores = q @ k.transpose(-2, -1) / torch.full([], float(q.size(-1))).sqrt()
         return m.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
-    from actprune.proof.trial import cannot_follow
-
     model, x = Attention(attend).eval(), tokens()
     graph = capture(model, x)
-    culprits = cannot_follow(model, graph, x, deep=True)
+    plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
+    culprits = at_fault(model, graph, plan, x, cut)
     assert {graph[name].kind for name in culprits} == {"head dims"}
     assert math.isclose(model.scale, 0.5)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import actprune as ap
 from actprune.axes.capture import Graph
-from actprune.proof.trial import cannot_follow
+from actprune.proof.trial import at_fault, cannot_follow
 
 BATCH, OTHER_BATCH = 2, 3
 
@@ -60,14 +60,15 @@ def _measure(case: Case, row: Row, save: Save) -> None:
     if row["heads_groups"]:
         with _stage(row, "heads", save):
             row["heads_ok"], row["heads_failure"] = _one_head_less(model, captured, graph, inputs)
-    small, proof = _cut_and_prove(model, graph, inputs, row, save)
-    if not proof.passed:
-        row["first_proof_failure"] = proof.failure
+    plan, small, proof = _cut_and_prove(model, graph, inputs, row, save)
+    while not proof.passed:  # as `prune` does: the groups at fault are frozen, and the plan is made again
+        row.setdefault("first_proof_failure", proof.failure)
         with _stage(row, "trial", save):
-            graph = _frozen(graph, cannot_follow(model, graph, inputs, deep=True), row)
-        small, proof = _cut_and_prove(model, graph, inputs, row, save)
-    if not proof.passed:
-        raise AssertionError(proof.failure)
+            culprits = at_fault(model, graph, plan, inputs, ap.cut)
+            if not culprits:
+                raise AssertionError(proof.failure)
+            graph = _frozen(graph, culprits, row)
+        plan, small, proof = _cut_and_prove(model, graph, inputs, row, save)
     with _stage(row, "use", save):
         _use(model, small, case, graph, row)
     if proof.params >= ENOUGH * row["params"]:
@@ -86,7 +87,9 @@ def _frozen(graph: Graph, culprits: dict[str, str], row: Row) -> Graph:
     return graph
 
 
-def _cut_and_prove(model: nn.Module, graph: Graph, inputs: Any, row: Row, save: Save) -> tuple[nn.Module, ap.Proof]:
+def _cut_and_prove(
+    model: nn.Module, graph: Graph, inputs: Any, row: Row, save: Save
+) -> tuple[ap.Plan, nn.Module, ap.Proof]:
     with _stage(row, "plan", save):
         plan = ap.allocate(graph, ap.guide(graph, None, method="l2"), keep=KEEP)
     with _stage(row, "cut", save):
@@ -107,7 +110,7 @@ def _cut_and_prove(model: nn.Module, graph: Graph, inputs: Any, row: Row, save: 
         "params_left": round(proof.params / max(dense.params, 1), 4),
         "macs_left": round(proof.macs / max(dense.macs, 1), 4),
     }
-    return small, proof
+    return plan, small, proof
 
 
 def _counts(graph: Graph) -> Row:

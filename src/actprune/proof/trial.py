@@ -33,13 +33,12 @@ Cut = Callable[[nn.Module, Plan, Rewrite | None], nn.Module]
 """(model, plan, rewrite) → the cut model."""
 
 
-def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = False, seed: int = 0) -> dict[str, str]:
+def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, seed: int = 0) -> dict[str, str]:
     """The groups that `model`'s class can't follow, of those that its recorded sizes allow: name → reason.
 
     Args:
         graph: as `actprune.capture` gives it, without what the sizes forbid.
         inputs: as for `capture`.
-        deep: prove every trial cut, instead of only running it on two samples.
     """
 
     def test(names: Sequence[str]) -> str | None:
@@ -48,8 +47,6 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, deep: bool = F
             small = cut(model, plan)
         except PlanError as error:
             return _refused(error)
-        if deep:
-            return verify(model, small, plan, inputs, graph=graph, check=False, seed=seed).failure
         return _runs(model, small, inputs, graph.program.batch_size)
 
     culprits = _culprits(test, [group.name for group in graph.groups], _alike(model, graph))

@@ -1,0 +1,153 @@
+"""ResNet-56 on CIFAR-10: before any gradient step, after recovery without labels, after a fine-tune."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from benchmarks.method.rival import torch_pruning
+from benchmarks.method.rows import Row, Rows, pivot
+from benchmarks.method.sources import Images, accuracy, agreement, cifar10, flipped_and_shifted, resnet56
+from torch import Tensor, nn
+
+import actprune as ap
+
+KEEPS = (0.7, 0.5, 0.3)
+CALIBRATION, UNLABELLED, BATCH = 1024, 5120, 128
+METHODS: tuple[dict[str, Any], ...] = (
+    {"method": "sgd-ap"},
+    {"method": "l2"},
+    {"method": "l2", "compensate": "least_squares"},
+    {"method": "flap"},
+    {"method": "random"},
+)
+RECOVERED = (0.5, 0.3)
+TUNED = (0.5, 0.3)
+SCHEDULE = {"lr": 0.01, "epochs": 2, "weight_decay": 5e-4}
+
+
+class Bench:
+    """The data, the dense network and the rows."""
+
+    def __init__(self, folder: Path, rows: Rows) -> None:
+        self.rows, self.test, self.train = rows, cifar10(folder, "test"), cifar10(folder, "train")
+        self.dense = resnet56(folder)
+
+    def figures(self, model: nn.Module) -> Row:
+        same, divergence = agreement(model, self.dense, self.test.images)
+        return {
+            "accuracy": accuracy(model, self.test),
+            "agreement": same,
+            "kl": round(divergence, 5),
+            "params": sum(p.numel() for p in model.parameters()),
+        }
+
+    def pruned(self, keep: float, setting: dict[str, Any], seed: int, **more: Any) -> ap.Result:
+        images = self.train.drawn(CALIBRATION, seed)
+        return ap.prune(
+            self.dense, images.split(BATCH), keep=f"macs={keep:.0%}", calibration_size=CALIBRATION, seed=seed,
+            **setting, **more,
+        )  # fmt: skip
+
+
+def measure(rows: Rows, folder: Path, *, long: bool = False) -> None:
+    bench = Bench(folder, rows)
+    rows.measure(lambda: bench.figures(bench.dense), method="dense", stage="dense")
+    for seed in range(3 if long else 1):
+        for keep in KEEPS:
+            for setting in METHODS if seed == 0 else METHODS[:1]:
+                _prune(bench, setting, keep, seed)
+            for importance in ("magnitude", "taylor") if seed == 0 else ():
+                _rival(bench, importance, keep)
+    if long:
+        for keep in TUNED:
+            _tune_all(bench, keep)
+
+
+def _prune(bench: Bench, setting: dict[str, Any], keep: float, seed: int) -> None:
+    """Our rows "pruned" and "recovered", from one call: `before_recovery` is the network before any gradient step."""
+    ours = setting["method"] == "sgd-ap" and "compensate" not in setting
+    key = {**setting, "keep": keep, "seed": seed}
+    wanted = ["pruned"] + (["recovered"] if ours and keep in RECOVERED else [])
+    if all(bench.rows.has(**key, stage=stage) for stage in wanted):
+        return
+    result = bench.pruned(keep, setting, seed)
+    shared = {"widths": dict(result.plan.widths), "macs_left": result.proof.macs / ap.cost(result.graph).macs}
+    times = {"seconds": round(sum(result.report.seconds.values()), 1), "seconds_by_stage": dict(result.report.seconds)}
+    bench.rows.measure(lambda: {**bench.figures(result.model), **shared, **times}, **key, stage="pruned")
+    if "recovered" in wanted:
+        bench.rows.measure(lambda: {**_recovered(bench, result, seed), **shared}, **key, stage="recovered")
+
+
+def _recovered(bench: Bench, result: ap.Result, seed: int) -> Row:
+    """With label-free recovery on more unlabelled images."""
+    small = copy.deepcopy(result.model)
+    data = ap.fit(result.graph.program, bench.train.drawn(UNLABELLED, seed).split(BATCH), UNLABELLED)
+    found = ap.Distill(steps=1200, augment=flipped_and_shifted).run(
+        small, bench.dense, result.graph.program, data, seed=seed
+    )
+    return {**bench.figures(small), "steps": found.steps, "best_step": found.best_step}
+
+
+def _rival(bench: Bench, importance: str, keep: float) -> None:
+    def work() -> Row:
+        return bench.figures(_torch_pruning(bench, importance, keep))
+
+    bench.rows.measure(work, method=f"Torch-Pruning, {importance}", keep=keep, stage="pruned", seed=0)
+
+
+def _torch_pruning(bench: Bench, importance: str, keep: float) -> nn.Module:
+    images, labels = bench.train.images[:512], bench.train.labels[:512]
+    return torch_pruning(
+        bench.dense, images[:2], "macs", keep, importance=importance,
+        ignored=lambda model: [model.get_submodule("linear")],
+        loss=lambda model: F.cross_entropy(model(images), labels),
+    )  # fmt: skip
+
+
+def _tune_all(bench: Bench, keep: float) -> None:
+    """The same fine-tune of ours and of Torch-Pruning."""
+    tune = ap.SGD(_Augmented(bench.train, BATCH, 0), loss=F.cross_entropy, distill=0.5, **SCHEDULE)
+    for method in ("sgd-ap", "Torch-Pruning, magnitude", "Torch-Pruning, taylor"):
+
+        def work(method: str = method) -> Row:
+            ours = method == "sgd-ap"
+            small = (
+                bench.pruned(keep, {"method": method}, 0).model
+                if ours
+                else _torch_pruning(bench, method.rpartition(" ")[2], keep)
+            )
+            return {**bench.figures(tune.run(copy.deepcopy(small), bench.dense)), "schedule": SCHEDULE}
+
+        bench.rows.measure(work, method=method, keep=keep, stage="finetuned", seed=0)
+
+
+class _Augmented:
+    """Batches of augmented images in another order in every epoch."""
+
+    def __init__(self, data: Images, batch: int, seed: int) -> None:
+        self.data, self.batch = data, batch
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.data), generator=self.draw)
+        for chosen in order[: len(self) * self.batch].split(self.batch):
+            yield flipped_and_shifted(self.data.images[chosen]), self.data.labels[chosen]
+
+
+def tables(rows: Rows) -> str:
+    found = list(rows.found.values())
+    stages = [f"{stage}\n\n{_accuracies(found, stage)}\n" for stage in ("pruned", "recovered", "finetuned")]
+    return "# ResNet-56, CIFAR-10: test accuracy in %\n\n## " + "\n## ".join(stages)
+
+
+def _accuracies(found: list[Row], stage: str) -> str:
+    rows = [row for row in found if row["stage"] == stage]
+    return pivot(rows, ("method", "compensate"), lambda r: f"MACs {r['keep']:.0%}", lambda r: r.get("accuracy"))

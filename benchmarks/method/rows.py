@@ -1,0 +1,118 @@
+"""Rows of one benchmark: measured once, remembered after every one, written as JSON and as a Markdown table."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import actprune
+
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("torch", "numpy", "scikit-learn", "torch-pruning", "transformers", "onnxruntime")
+KEY = ("model", "method", "compensate", "allocation", "setting", "keep", "stage", "seed")
+"""What tells one row from another."""
+
+
+class Rows:
+    """The rows of the benchmark `name`; a run that was interrupted goes on where it stopped."""
+
+    def __init__(self, name: str, command: str, results: Path = RESULTS) -> None:
+        self.name, self.command, self.results = name, command, results
+        self.path = results / ".method" / f"{name}.jsonl"
+        self.found: dict[tuple[Any, ...], Row] = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # half a line of a run that was ended
+                    continue
+                self.found[_key(row)] = row
+
+    def has(self, **key: Any) -> bool:
+        return _key(key) in self.found
+
+    def measure(self, work: Callable[[], Row], **key: Any) -> Row:
+        """The row of `key`, with what `work` returns, its seconds and the peak memory of the process."""
+        if self.has(**key):
+            return self.found[_key(key)]
+        started = time.perf_counter()
+        row = {**key, **work()}
+        row.setdefault("seconds", round(time.perf_counter() - started, 1))
+        row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        return self.add(row)
+
+    def add(self, row: Row) -> Row:
+        row = {**row, "command": self.command, "versions": versions()}
+        self.found[_key(row)] = row
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = {k: v for k, v in row.items() if k not in ("command", "versions", "widths") and v is not None}
+        say(f"{self.name}: {shown}")
+        return row
+
+    def write(self, tables: str) -> None:
+        """`NAME.json` with every row, and `NAME.md`."""
+        data = {"command": self.command, "rows": list(self.found.values())}
+        (self.results / f"{self.name}.json").write_text(json.dumps(data, indent=1) + "\n")
+        (self.results / f"{self.name}.md").write_text(tables.rstrip() + "\n")
+
+
+def pivot(
+    rows: Iterable[Row],
+    line: Sequence[str],
+    column: Callable[[Row], str],
+    cell: Callable[[Row], float | None],
+    show: Callable[[float], str] = lambda value: f"{100 * value:.2f}",
+) -> str:
+    """A Markdown table: a line for each combination of the fields `line`, a column for each `column(row)`.
+
+    Rows of several seeds become mean ± standard deviation.
+    """
+    cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    columns: dict[str, None] = {}
+    for row in rows:
+        value = cell(row)
+        if value is None:
+            continue
+        columns.setdefault(column(row))
+        cells.setdefault(tuple(str(row.get(f) or "") for f in line), {}).setdefault(column(row), []).append(value)
+    lines = ["| " + " | ".join([*line, *columns]) + " |", "|---" * (len(line) + len(columns)) + "|"]
+    for key, found in cells.items():
+        shown = [_mean(found.get(name, []), show) for name in columns]
+        lines.append("| " + " | ".join([*key, *shown]) + " |")
+    return "\n".join(lines)
+
+
+def versions() -> Mapping[str, str]:
+    found = {"actprune": actprune.__version__, "python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _mean(values: Sequence[float], show: Callable[[float], str]) -> str:
+    if len(values) < 2:
+        return show(values[0]) if values else ""
+    return f"{show(statistics.mean(values))} ± {show(statistics.stdev(values))}"
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in KEY)

@@ -1,0 +1,95 @@
+"""Real data and weights: from the folder that a benchmark is given, or from what the demo can fetch."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.method.networks import ResNet56
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Images:
+    """(N, C, H, W) images, normalised, and (N,) class numbers."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def drawn(self, count: int, seed: int) -> Tensor:
+        """`count` of the images, drawn without replacement."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return self.images[chosen]
+
+
+def cifar10(folder: Path, split: str) -> Images:
+    """CIFAR-10 from `load_cifar10.py` in the folder."""
+    spec = importlib.util.spec_from_file_location("load_cifar10", folder / "load_cifar10.py")
+    assert spec is not None and spec.loader is not None
+    reader: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    pixels, labels = reader.cifar10(split)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255).sub_(mean).div_(std)
+    return Images(images, torch.from_numpy(labels.astype("int64")))
+
+
+def resnet56(folder: Path) -> nn.Module:
+    model = ResNet56()
+    model.load_state_dict(load_file(folder / "resnet56_cifar10.safetensors"), strict=False)  # without batch counters
+    return model.eval()
+
+
+def flipped_and_shifted(images: Tensor) -> Tensor:
+    """The usual augmentation of CIFAR-10: half of them mirrored, all moved by up to 4 pixels over zeros."""
+    n, _, height, width = images.shape
+    mirrored = torch.where(torch.rand(n, 1, 1, 1) < 0.5, images.flip(3), images)
+    padded = torch.nn.functional.pad(mirrored, (4, 4, 4, 4))
+    rows, columns = (torch.randint(0, 9, (n, 1)) + torch.arange(size) for size in (height, width))
+    own = torch.arange(n)[:, None, None]
+    return padded[own, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Images, batch: int = 500) -> float:
+    model.eval()
+    right = [
+        (model(x).argmax(1) == y).sum().item()
+        for x, y in zip(data.images.split(batch), data.labels.split(batch), strict=True)
+    ]
+    return sum(right) / len(data)
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, dense: nn.Module, images: Tensor, batch: int = 500) -> tuple[float, float]:
+    """Share of samples that both put into one class, and the mean KL(dense ‖ model) in nats."""
+    same, total = 0, 0.0
+    for x in images.split(batch):
+        p, q = (torch.log_softmax(network.eval()(x), -1) for network in (dense, model))
+        same += int((p.argmax(1) == q.argmax(1)).sum())
+        total += float((p.exp() * (p - q)).sum())
+    return same / len(images), total / len(images)
+
+
+def idx(path: Path) -> Tensor:
+    """The array of an IDX file of bytes, plain or gzip."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(content[3])]
+    return torch.frombuffer(bytearray(content[4 + 4 * len(shape) :]), dtype=torch.uint8).view(shape)
+
+
+def fashion_mnist(folder: Path, part: str) -> Images:
+    """(N, 784) images of Fashion-MNIST, normalised, from its IDX files; `part` is "train" or "t10k"."""
+    images, labels = (next(folder.glob(f"{part}-{kind}-idx*")) for kind in ("images", "labels"))
+    return Images((idx(images).flatten(1).float() / 255 - 0.2860) / 0.3530, idx(labels).long())
