@@ -23,10 +23,16 @@ Score = Callable[[Graph, Stats | None, Group, int], Tensor]
 
 def per_unit(graph: Graph, group: Group, weight: str, dim: int, of: Callable[[Tensor], Tensor]) -> Tensor:
     """(n,) per unit, the sum of what `of` says of a weight's (size, …) rows in dimension `dim` that belong to it."""
-    rows = graph.program.tensors[weight].detach().double().cpu().movedim(dim, 0).flatten(1)
+    rows = graph.program.tensors[weight].detach().movedim(dim, 0).flatten(1)
     unit = torch.as_tensor(positions(graph.tensor_axes[weight][dim], group.key))
     held = unit >= 0
-    return torch.zeros(group.width, dtype=torch.float64).index_add_(0, unit[held], of(rows)[held])
+    # some rows at a time: float64 copies of a large weight would be most of the time and of the memory
+    values = torch.cat([of(part.double().cpu()) for part in rows.split(max(1, _AT_ONCE // max(1, rows.shape[1])))])
+    return torch.zeros(group.width, dtype=torch.float64).index_add_(0, unit[held], values[held])
+
+
+_AT_ONCE = 2**18
+"""So many elements of a weight are scored at once: they fit a processor's cache."""
 
 
 def filter_norm(graph: Graph, group: Group, order: int) -> Tensor:
