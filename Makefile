@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench coverage fuzz clean
+.PHONY: help demo test lint bench coverage growth fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -40,6 +40,10 @@ coverage: $(VENV)/.stamp-dev ## measure torchvision, timm and transformers besid
 	$(INSTALL) transformers==5.24.0
 	$(INSTALL) --no-deps timm==1.0.31 torch-pruning==1.6.1
 	$(BIN)/python -m benchmarks.coverage $(ARGS)
+
+growth: $(VENV)/.stamp-dev ## measure how seconds and memory grow with depth and width (minutes)
+	$(INSTALL) transformers==5.24.0
+	$(BIN)/python benchmarks/growth.py
 
 fuzz: $(VENV)/.stamp-dev ## cut and check N random networks (N=2000)
 	$(BIN)/python benchmarks/fuzz.py $(N)

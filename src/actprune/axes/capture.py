@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -112,7 +113,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         later = inference.mixings[len(mixings) :]
         training, more = with_masks(training, later, inference.operand_axis, keys, "training/")
         masks |= more
-    resolve = inference.algebra.resolve
+    resolve = cache(inference.algebra.resolve)  # nothing is refined any more, and most axes occur many times
     tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
     frozen = {
         leaf.key: reason

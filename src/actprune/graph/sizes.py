@@ -245,9 +245,14 @@ def _renamed(expr: Expr, named: Any) -> Expr:
 
 
 def _span(frame: FrameType) -> tuple[int, int, int, int]:
-    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-    line, end, column, end_column = (p if p is not None else -1 for p in positions)
-    return (line, column, end, end_column)
+    return _spans(frame.f_code)[frame.f_lasti // 2]
+
+
+@functools.cache
+def _spans(code: CodeType) -> list[tuple[int, int, int, int]]:
+    """Where each instruction stands; a layer's forward asks for every call in it, once per layer."""
+    known = ((p if p is not None else -1 for p in positions) for positions in code.co_positions())
+    return [(line, column, end, end_column) for line, end, column, end_column in known]
 
 
 @contextlib.contextmanager

@@ -46,13 +46,16 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
 
 def adapt(graph: Graph) -> Graph:
     """The graph with groups tied or frozen where the class can't carry a cut."""
+    stuck = _stuck(graph, ())
     for _ in graph.groups:
-        pairs = {pair for stuck in _stuck(graph, ()) for pair in stuck.ties}
+        pairs = {pair for one in stuck for pair in one.ties}
         if not pairs:
             break
         graph = tied(graph, sorted(pairs))
-    graph = _with_scales(graph)
-    return graph.without(beyond_repair(graph))
+        stuck = _stuck(graph, ())
+    with_scales = _with_scales(graph)
+    lost = _blamed_groups(graph, stuck) if with_scales is graph else beyond_repair(with_scales)
+    return with_scales.without(lost)
 
 
 def _with_scales(graph: Graph) -> Graph:
@@ -69,14 +72,17 @@ def _with_scales(graph: Graph) -> Graph:
 
 def beyond_repair(graph: Graph) -> dict[str, str]:
     """The groups that depend on a size which neither an attribute nor the source can change: name → reason."""
+    return _blamed_groups(graph, _stuck(graph, ()))
+
+
+def _blamed_groups(graph: Graph, stuck: list[Stuck]) -> dict[str, str]:
+    """Those of `stuck`, the sizes that can't be mended when every group is cut, and of what is stuck without them."""
     by_key = {group.key: group.name for group in graph.groups}
     found: dict[str, str] = {}
-    while True:
-        stuck = _stuck(graph, found)
-        new = {by_key[k]: blamed(_size_at(s.use)) for s in stuck for k in s.keys if by_key[k] not in found}
-        if not new:
-            return found
+    while new := {by_key[k]: blamed(_size_at(s.use)) for s in stuck for k in s.keys if by_key[k] not in found}:
         found |= new
+        stuck = _stuck(graph, found)
+    return found
 
 
 def blamed(reason: str) -> str:

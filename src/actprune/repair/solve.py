@@ -77,13 +77,14 @@ class _Solver:
         self.values: dict[Variable, int] = {}
         self.targets: dict[int, int] = {}
         self.reading: dict[Variable, list[int]] = {}
+        self._read: dict[int, list[Variable]] = {}
         for i, use in enumerate(self.sizes.uses):
             target = self._target(use)
             if target is not None:
                 self.targets[i] = target
-                for leaf in variables(use.expr):
-                    if leaf[0] == "attr":
-                        self.reading.setdefault(self._variable(use, leaf), []).append(i)
+                self._read[i] = [self._variable(use, leaf) for leaf in variables(use.expr) if leaf[0] == "attr"]
+                for variable in self._read[i]:
+                    self.reading.setdefault(variable, []).append(i)
 
     def solve(self) -> Repair:
         wrong = {i for i in self.targets if not self._holds(i)}
@@ -207,14 +208,30 @@ class _Solver:
 
         Where none mends more than it breaks, two are changed at once: `heads // key_heads` is right only if both are.
         """
-        while True:
-            singles = list(self._changes(wrong, {}))
-            best = self._best(singles, wrong) or self._best(self._pairs(singles), wrong)
-            if best is None:
-                return
-            self.values |= best
-            for i in self._readers(best):
-                (wrong.discard if self._holds(i) else wrong.add)(i)
+        for part in self._connected(wrong):
+            while best := self._next_change(wrong & part, wrong):
+                self.values |= best
+                for i in self._readers(best):
+                    (wrong.discard if self._holds(i) else wrong.add)(i)
+
+    def _connected(self, wrong: Iterable[int]) -> Iterator[set[int]]:
+        """The wrong sizes with all that attributes connect them with, mostly one layer's: the time grows with their
+        number, not with its square."""
+        seen: set[int] = set()
+        for start in sorted(wrong):
+            part, waiting = set[int](), [start]
+            while waiting:
+                i = waiting.pop()
+                if i not in seen:
+                    seen.add(i)
+                    part.add(i)
+                    waiting += [j for variable in self._read[i] for j in self.reading[variable] if j not in seen]
+            if part:
+                yield part
+
+    def _next_change(self, here: set[int], wrong: set[int]) -> Changes | None:
+        singles = list(self._changes(here, {}))
+        return self._best(singles, wrong) or self._best(self._pairs(singles), wrong)
 
     def _best(self, changes: Iterable[Changes], wrong: set[int]) -> Changes | None:
         """The first of those that mend most, if any mends more than it breaks."""
@@ -227,6 +244,7 @@ class _Solver:
 
     def _changes(self, wrong: Iterable[int], assumed: Changes) -> Iterator[Changes]:
         """Single attributes that would mend one of the sizes `wrong`, beside those that are `assumed` to change."""
+        given: set[tuple[Variable, int]] = set()
         for i in sorted(wrong):
             use = self.sizes.uses[i]
             for leaf in sorted(variables(use.expr), key=str):
@@ -236,7 +254,9 @@ class _Solver:
                 if variable in self.values or variable in assumed or not self._may_change(variable):
                     continue
                 for value in self._solutions(use, leaf, self.targets[i], assumed):
-                    yield {variable: value}
+                    if (variable, value) not in given:
+                        given.add((variable, value))
+                        yield {variable: value}
 
     def _pairs(self, singles: Iterable[Changes]) -> Iterator[Changes]:
         """Each change with another one that mends a size which it would break."""

@@ -21,11 +21,17 @@ group. L2 then decides, under its own name, so that the report tells."""
 
 def per_unit(graph: Graph, group: Group, weight: str, dim: int, of: Callable[[Tensor], Tensor]) -> Tensor:
     """(n,) per unit, the sum of what `of` says of a weight's (size, …) rows in dimension `dim` that belong to it."""
-    tensor = graph.program.tensors[weight].detach().double().cpu()
+    tensor = graph.program.tensors[weight].detach()
     rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
     unit = torch.as_tensor(positions(graph.tensor_axes[weight][dim], group.key))
     held = unit >= 0
-    return torch.zeros(group.width, dtype=torch.float64).index_add_(0, unit[held], of(rows)[held])
+    # some rows at a time: float64 copies of a large weight would be most of the time and of the memory
+    values = torch.cat([of(part.double().cpu()) for part in rows.split(max(1, _AT_ONCE // max(1, rows.shape[1])))])
+    return torch.zeros(group.width, dtype=torch.float64).index_add_(0, unit[held], values[held])
+
+
+_AT_ONCE = 2**18
+"""So many elements of a weight are scored at once: they fit a processor's cache."""
 
 
 def unit_filters(graph: Graph, group: Group, site: Site) -> Tensor:
