@@ -249,13 +249,14 @@ def test_spatial_reaches_the_narrowest_network() -> None:
 def test_global_keeps_the_best_scores_of_the_whole_network() -> None:
     graph, ranked = graph_of("lenet"), guide_of("lenet", "flap")
     plan = allocate(graph, ranked, keep="params=40%", allocation="global")
-    kept: list[float] = []
-    cut: list[float] = []
-    for name, group in plan.groups.items():
-        for unit, score in enumerate(ranked.groups[name].scores):
-            (kept if unit in group.kept else cut).append(score)
-    threshold = max(cut)
-    assert sum(score < threshold for score in kept) <= 4  # those that were added because they still fit
+    scores = {name: ranked.groups[name].scores for name in plan.groups}
+    best = {name: max((scores[name][u] for u in range(g.width) if u not in g.kept), default=-inf)
+            for name, g in plan.groups.items()}  # fmt: skip
+    first = max(best, key=best.__getitem__)
+    widths = {name: sum(score > best[first] for score in scores[name]) for name in scores}
+    assert all(widths[name] <= plan.widths[name] for name in widths)  # no unit with a better score is cut
+    space = make_space(graph, Budget("params", 0.4))
+    assert space.fits(widths) and not space.fits({**widths, first: widths[first] + 1})  # the others were added after
 
 
 def test_units_are_a_share_of_every_group() -> None:

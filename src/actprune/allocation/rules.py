@@ -23,7 +23,7 @@ def layerwise(space: Space, guide: Guide) -> tuple[float, Widths]:
     def at(ratio: float) -> Widths:
         return {name: space.at_most(name, max(floor(ratio * o[-1] + 1e-9), 1)) for name, o in space.options.items()}
 
-    return _filled(space, at, dict.fromkeys(space.options, 1.0))
+    return _filled(space, at, _share(space))
 
 
 def spatial(space: Space, guide: Guide) -> tuple[float, Widths]:
@@ -41,7 +41,7 @@ def spatial(space: Space, guide: Guide) -> tuple[float, Widths]:
             for name, o in space.options.items()
         }
 
-    share, widths = _filled(space, at, dict.fromkeys(space.options, 1.0))
+    share, widths = _filled(space, at, _share(space))
     return exp(-(1 - share) * deepest), widths
 
 
@@ -59,8 +59,8 @@ def global_(space: Space, guide: Guide) -> tuple[float, Widths]:
             for name in space.options
         }
 
-    # sizes, for standardised scores add up to nothing
-    return _filled(space, at, {name: max(sum(map(abs, scores[name])), 1e-30) for name in scores})
+    above = {name: [score - every[0] for score in found] for name, found in scores.items()}  # standardised: may be < 0
+    return _filled(space, at, lambda name, now, more: sum(above[name][now:more]))
 
 
 def natural(space: Space, guide: Guide) -> tuple[float, Widths]:
@@ -97,11 +97,19 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def _filled(space: Space, at: Callable[[float], Widths], weight: Mapping[str, float]) -> tuple[float, Widths]:
+def _filled(
+    space: Space, at: Callable[[float], Widths], gain: Callable[[str, int, int], float]
+) -> tuple[float, Widths]:
+    """The widths of the largest ratio within the budget, and what still fits by `gain(group, width now, then)`."""
     ratio, widths = largest(space, at)
     if not space.fits(widths):
         widths = space.narrowest
-    return ratio, fill(space, widths, lambda name, now, more: weight[name] * (more - now) / space.options[name][-1])
+    return ratio, fill(space, widths, gain)
+
+
+def _share(space: Space) -> Callable[[str, int, int], float]:
+    """The gain of units where they all count alike: their share of the group."""
+    return lambda name, now, more: (more - now) / space.options[name][-1]
 
 
 def _places(space: Space, name: str) -> int:
