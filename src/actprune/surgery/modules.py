@@ -34,17 +34,27 @@ def stated(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, value in attributes(module).items() if getattr(module, name, None) == value)
 
 
-def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str] | None = None) -> None:
+def group_count(module: nn.Module) -> int | None:
+    """The number of groups of a convolution or norm."""
+    if isinstance(module, _ConvNd):
+        return module.groups
+    return module.num_groups if isinstance(module, nn.GroupNorm) else None
+
+
+def update(
+    module: nn.Module, prefix: str, plan: Plan, names: Iterable[str] | None = None, count: int | None = None
+) -> None:
     """Set the size attributes of a module whose tensors were just sliced; once, even if it has several paths.
 
     Args:
         prefix: the module's path followed by a dot, as in the names of its tensors.
         names: the attributes to set; all that the module's class is known to have where None.
+        count: its number of groups before the cut, if it is not what the module says.
     """
-    weight = _canonical(plan, f"{prefix}weight")
-    if weight is not None and isinstance(module, _ConvNd | nn.GroupNorm):
+    weight, count = _canonical(plan, f"{prefix}weight"), count or group_count(module)
+    if weight is not None and count is not None:
         name = "groups" if isinstance(module, _ConvNd) else "num_groups"
-        setattr(module, name, remaining_groups(plan.dims[weight][0], getattr(module, name), plan))
+        setattr(module, name, remaining_groups(plan.dims[weight][0], count, plan))
     for name, value in attributes(module).items():
         if names is None or name in names:
             setattr(module, name, value)

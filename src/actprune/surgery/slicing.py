@@ -18,7 +18,7 @@ from actprune.plan import Plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
-from actprune.surgery.modules import stated, update
+from actprune.surgery.modules import group_count, stated, update
 from actprune.surgery.source import edit_sources
 
 Slot: TypeAlias = "tuple[nn.Module, str]"
@@ -58,17 +58,17 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
             names = list(dict.fromkeys([*known, *holders[id(old)]]))
             changes.append((names, _replacement(old, source, indices)))
-    _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse
-    _repair(target, plan.edits.attributes, edit_attributes)
     paths = (path for names, _ in changes for name in names for path in _users(name))
     touched = {id(module): (module, path) for path in paths for module in [target.get_submodule(path)]}
     modules = list(touched.values())
-    agreeing = [stated(module) for module, _ in modules]
+    before = [(stated(module), group_count(module)) for module, _ in modules]
+    _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse
+    _repair(target, plan.edits.attributes, edit_attributes)
     for names, new in changes:
         for name in names:
             _assign(slots[name], new)
-    for (module, path), known in zip(modules, agreeing, strict=True):
-        update(module, f"{path}." if path else "", plan, known)
+    for (module, path), (known, count) in zip(modules, before, strict=True):
+        update(module, f"{path}." if path else "", plan, known, count)
     adapt_attention(target, plan)
     for path, module in target.named_modules():
         resize = hint_for(module)
