@@ -37,12 +37,21 @@ class Standardised(nn.Module):
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt() + x.std(-1, keepdim=True)
 
 
+class Responses(nn.Module):
+    """Global response normalisation (Woo et al. 2023): the norm over all tokens, relative to the mean over channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return x + x * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "layer norm without weights": lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
     "rms norm": lambda: nn.RMSNorm(WIDTH),
     "written out": WrittenOut,
     "standardised": Standardised,
+    "responses": Responses,
 }
 
 
@@ -73,6 +82,32 @@ def test_width_is_cut_on_request(name: str) -> None:
     assert small.table.weight.shape[1] == plan.widths["table"] < WIDTH
     account = graph.account()
     assert account.prunable > capture(model, tokens).account().prunable
+
+
+class StandardWeights(nn.Module):
+    """Convolutions whose weights have mean 0 and variance 1 over all that one output reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+        self.gain, self.head = nn.Parameter(torch.rand(6) + 0.5), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.second.weight.reshape(1, 6, -1)
+        weight = F.batch_norm(flat, None, None, self.gain, training=True, momentum=0.0, eps=1e-6)
+        return self.head(F.conv2d(self.first(x).relu(), weight.reshape_as(self.second.weight), self.second.bias).relu())
+
+
+def test_what_a_standardised_weight_reads_is_cut_on_request() -> None:
+    """Its outputs always, and its inputs where the statistics may be those of the entries that stay."""
+    model, x = StandardWeights().eval(), torch.randn(2, 3, 8, 8)
+    assert [group.width for group in capture(model, x).groups] == [6]
+    graph = capture(model, x, norms=True)
+    assert {group.name: group.width for group in graph.groups} == {"first": 8, "second.weight": 6}
+    assert graph["first"].kind == "width"
+    plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
+    verify(model, cut(model, plan), plan, x, graph=graph)
 
 
 def test_the_dense_network_is_not_touched_by_its_twins() -> None:

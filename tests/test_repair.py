@@ -189,8 +189,20 @@ class Unflattened(nn.Module):
         return self.a(a).flatten(1) + self.b(b).flatten(1)
 
 
+class Remade(nn.Conv2d):
+    """A convolution that makes its weight on every call, and reads how many groups it has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.view(1, self.out_channels, -1).tanh().view_as(self.weight)
+        return F.conv2d(x, weight, self.bias, groups=self.groups)
+
+
 def tokens() -> Tensor:
     return torch.randn(2, 5, WIDTH)
+
+
+def maps() -> Tensor:
+    return torch.randn(2, 3, 4, 4)
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
@@ -202,6 +214,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "super": (WithSuper, tokens),
     "stock": (Stock, tokens),
     "cross": (Cross, tokens),
+    "grouped": (lambda: nn.Sequential(Remade(3, 24, 1), Remade(24, 12, 1, groups=3), Remade(12, 4, 1)), maps),
     "unflattened": (Unflattened, lambda: torch.randn(3, 6)),
 }
 

@@ -94,9 +94,35 @@ def plain_deviation(
     return plain_variance(x, dim, unbiased, keepdim, masks=masks).sqrt()
 
 
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+    *,
+    masks: Sequence[Tensor],
+) -> Tensor:
+    """x (N, C, …), masks of the dimensions behind C: statistics per channel of the entries that stay.
+
+    A convolution standardises its weight so (Qiao et al. 2019, Weight Standardization).
+    """
+    dims = [d for d in range(x.dim()) if d != 1]
+    centred = x - _mean(x, dims, True, masks)
+    y = centred / (_mean(centred * centred, dims, True, masks) + eps).sqrt()
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
 TWINS: dict[str, Callable[..., Tensor]] = {
     "aten.layer_norm.default": layer_norm,
     "aten.rms_norm.default": rms_norm,
+    "aten.batch_norm.default": batch_norm,
     "aten.mean.dim": mean,
     "aten.var.correction": variance,
     "aten.std.correction": deviation,

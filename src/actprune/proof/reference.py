@@ -81,5 +81,5 @@ def _wide(tensor: Tensor) -> Tensor:
 def _variances(program: Program) -> set[str]:
     """The running variances of the program's norms."""
     norms = [node for node in program.nodes if op_name(node).startswith(("aten.batch_norm", "aten.instance_norm"))]
-    held = [named_arguments(node)["running_var"] for node in norms]
+    held = [named_arguments(node).get("running_var") for node in norms]
     return {program.bindings[node.name] for node in held if isinstance(node, Node) and node.name in program.bindings}

@@ -19,7 +19,9 @@ def batch_norm(call: Call) -> Dims:
             call.unify(source[1], parameter[0])
     if call["training"] or call["use_input_stats"] or call["running_mean"] is None:
         for d, axis in enumerate(source):
-            if d > 1 or (d == 0 and call["use_input_stats"] is None):
+            if d > 1 and call["running_mean"] is None:
+                call.normalizes(call["input"], d)
+            elif d > 1 or (d == 0 and call["use_input_stats"] is None):
                 call.freeze(axis, "normalised over")
     return source
 
