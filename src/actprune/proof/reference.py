@@ -65,7 +65,8 @@ def cut_tensors(
 
 
 def _noisy(values: Tensor, generator: torch.Generator, variance: bool) -> Tensor:
-    spread = float(values.std()) if values.numel() > 1 else 0.0
+    finite = values[values.isfinite()]  # bounds may be infinite, and stay so
+    spread = float(finite.std()) if finite.numel() > 1 else 0.0
     noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
     new = values + (0.1 * spread if spread > 0 else 0.1) * noise
     if values.is_complex() or not values.numel():
