@@ -570,3 +570,24 @@ def test_nobody_is_at_fault_where_nothing_is_cut() -> None:
 
     assert at_fault(model, graph, plan, x, cut) == {}
     assert at_fault(model, graph, plan, x, broken) == {}
+
+
+class Bounded(nn.Module):
+    """Bounds that are infinite until somebody sets them, as clipped layers and masks hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("low", torch.tensor(-float("inf")))
+        self.register_buffer("high", torch.tensor([float("inf")] * 7 + [1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.clamp(self.a(x), self.low, self.high))
+
+
+def test_infinite_entries_stay_where_weights_are_redrawn() -> None:
+    torch.manual_seed(0)
+    model, x = Bounded().eval(), torch.randn(4, 6)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"a": [0, 1, 7]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed

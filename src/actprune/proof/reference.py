@@ -59,7 +59,8 @@ def cut_tensors(
         source = canonical.get(name, name)
         if source in tensors:
             dense_own = base.get(source, dense.tensors[source]).detach().cpu()
-            moved = sliced(_wide(tensors[source]) - _wide(dense_own), plan.indices(source))
+            new, old = _wide(tensors[source]), _wide(dense_own)
+            moved = sliced(torch.where(new == old, 0, new - old), plan.indices(source))  # inf − inf moves nothing
             found[name] = (_wide(own.detach().cpu()) + moved).to(own.dtype)
     return found
 
