@@ -14,6 +14,9 @@ from actprune.graph.program import named_arguments
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
 
+ROWS_PER_COLUMN = 400
+LEAST_ROWS = 65536
+"""A convolution's patches overlap: a refit skips positions beyond so many rows (per column, at least the second)."""
 
 LAYERS = ("linear", "conv", "conv_transpose")
 """Kinds of sites that are one call of one weight on one input. Others (an LSTM has many weights) only make and read."""
