@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.allocate import TRIALS, Measured, affordable, allocate, measure_all
 from actprune.allocation.budget import Budget, parse
 from actprune.allocation.correct import Corrected, checked, describe, least_keep, within_budget, within_drop
 from actprune.allocation.cost import cost
@@ -750,3 +750,11 @@ def test_permuting_the_channels_permutes_the_plan(method: str) -> None:
         plans.append(allocate(graph, ranked, [x], keep="macs=50%"))
     for name, order in orders.items():
         assert sorted(int(order[unit]) for unit in plans[1].groups[name].kept) == list(plans[0].groups[name].kept)
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [(8, TRIALS), (512, 2)])
+def test_a_wide_convolution_has_fewer_trades_tried(kernel: int, expected: int) -> None:
+    """512 samples of 1,000 positions, 8 × 512 columns: 8.6e12 for the normal equations of one refit."""
+    layers = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 4, kernel), nn.ReLU(), nn.Conv1d(4, 1, 1)
+    graph = capture(nn.Sequential(*layers), torch.randn(2, 1, 999 + kernel))
+    assert affordable(graph) == expected

@@ -680,7 +680,7 @@ def test_many_positions_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     plan = make_plan(graph, {"a": [0, 1, 3]})
     full = compensate(graph, plan, [x])
-    monkeypatch.setattr("actprune.compensation.walk.LEAST_COLUMNS", 1000)
+    monkeypatch.setattr("actprune.stats.patches.LEAST_COLUMNS", 1000)
     monkeypatch.setattr("actprune.compensation.walk.HELD", 0)  # rows are made again for every round
     thin = compensate(graph, plan, [x], rows=1)
     counts = [r.record["consumers"]["conv2d_1"]["rows"] for r in (full, thin)]

@@ -21,7 +21,7 @@ import actprune as ap
 from actprune.allocation.budget import parse
 from actprune.compensation.refit import compensate
 from actprune.data import fit
-from actprune.deciding import QUICK_ROUNDS, QUICK_ROWS
+from actprune.deciding import QUICK_ROUNDS
 from actprune.errors import (
     ActpruneError,
     ArtifactError,
@@ -36,6 +36,7 @@ from actprune.pipeline import prune
 from actprune.recovery.sgd import reestimate_batchnorm
 from actprune.report.measure import latency_ms
 from actprune.result import Result
+from actprune.stats.patches import QUICK_ROWS
 from nets import NETS, build
 from test_repair import Table
 

@@ -34,7 +34,7 @@ class Limits:
     memory_gb: float = 14.0
 
 
-OURS, RIVAL, QUALITY = Limits(300.0), Limits(60.0), Limits(1200.0)
+OURS, RIVAL, QUALITY = Limits(300.0), Limits(60.0), Limits(3600.0)
 
 
 class Cache:

@@ -18,7 +18,6 @@ from actprune.axes.capture import Graph
 from actprune.compensation.alone import Alone
 from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
-from actprune.compensation.walk import ROWS
 from actprune.data import Calibration
 from actprune.errors import ActpruneError, PlanError
 from actprune.forms import Form
@@ -26,13 +25,13 @@ from actprune.guidance.guide import Guide
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
+from actprune.stats.patches import QUICK_ROWS, ROWS
 
 MEASURE_SAMPLES = 512
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
 
 QUICK_ROUNDS = 3
-QUICK_ROWS = 100
-"""Rounds of rectified fits, and rows per column, for candidates that are only compared."""
+"""Rounds of rectified fits for candidates that are only compared."""
 
 MEASURE_WORK = 2e13
 """Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""

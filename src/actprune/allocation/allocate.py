@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 from actprune.allocation.budget import Budget, Keep, parse
@@ -17,11 +17,13 @@ from actprune.axes.capture import Graph
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, Outputs, choose
 from actprune.errors import BudgetError, DataError
+from actprune.graph.program import shape
 from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
+from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
 
 Alone = Callable[[Plan], list[Outputs]]
 """A plan that cuts one group → the candidate's outputs on the held-out samples; given by the pipeline."""
@@ -31,6 +33,10 @@ RewriteOf = Callable[[Plan], Rewrite]
 
 WORK = 4e12
 """Multiply-adds that the improvement in context may spend; at most `TRIALS` trades are measured."""
+
+REFIT_WORK = 2e13
+"""Multiply-adds that its refits may spend: with a convolution of thousands of columns, one takes as much as hundreds of
+forward passes. They may be more, since large matrix products are the fastest work there is."""
 
 TRIALS = 64
 
@@ -151,10 +157,28 @@ def measure_all(
 
 def _by_sensitivity(space: Space, guide: Guide, measured: Measured, trials: int | None) -> tuple[Widths, float]:
     widths = solve(space, guide, measured.curves)
-    if trials is None:
-        per_trial = max(3 * cost(space.graph).macs * 512, 1)
-        trials = min(TRIALS, int(WORK / per_trial))
+    trials = affordable(space.graph) if trials is None else trials
     return improve(space, widths, measured.curves, measured.measure, trials)
+
+
+def affordable(graph: Graph, samples: int = 512) -> int:
+    """The trades that keep to `WORK` and `REFIT_WORK`, at most `TRIALS`."""
+    runs, refits = 3 * cost(graph).macs * samples, _refit_work(graph, samples)
+    return min(TRIALS, int(WORK / max(runs, 1)), int(REFIT_WORK / max(refits, 1)))
+
+
+def _refit_work(graph: Graph, samples: int) -> int:
+    """Multiply-adds of the normal equations where every consumer is refitted once: rows × columns²."""
+    calls = {node.name: node for node in graph.program.nodes}
+    total = 0
+    for site in {site for group in graph.groups for site in group.consumers if site.node in calls}:
+        weight = graph.program.tensors[site.weight]
+        if has_rows(site, weight):
+            outputs = weight.shape[site.out_dim]
+            columns = weight.numel() // outputs
+            positions = prod(shape(calls[site.node])) // (outputs * graph.program.batch_size)
+            total += min(samples * positions, most_rows(columns, QUICK_ROWS)) * columns**2
+    return total
 
 
 def _preset(guide: Guide, keep: Keep) -> str:

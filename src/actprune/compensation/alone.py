@@ -15,11 +15,12 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
-from actprune.compensation.walk import ROWS, Settings, Walk
+from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration
 from actprune.distance import Outputs
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
+from actprune.stats.patches import ROWS
 
 
 class Alone:

@@ -21,13 +21,14 @@ from actprune.axes.capture import Graph
 from actprune.compensation.batchnorm import reestimate, running_statistics
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
-from actprune.compensation.walk import ROWS, Settings, Walk
+from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, choose
 from actprune.graph.run import run_all
 from actprune.methods import COMPENSATIONS, known
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
+from actprune.stats.patches import ROWS
 
 ROUNDS = 12
 """Rounds of a rectified fit."""

@@ -15,23 +15,28 @@ from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
-from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged, merged_all, normal
+from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, choose_ridge, merged, merged_all, normal
 from actprune.compensation.ridge_map import channel_columns, channel_moments, mapped, why_not
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
-from actprune.stats.patches import LAYERS, as_weight, has_rows, input_rows, output_rows, weight_matrix
+from actprune.stats.patches import (
+    LAYERS,
+    ROWS,
+    as_weight,
+    has_rows,
+    input_rows,
+    most_rows,
+    output_rows,
+    weight_matrix,
+)
 
 SMALL_GAIN = 1e-3
 """Outputs whose gain is below this share of the largest keep their own output as target."""
 
 FOLDS = 3
-
-ROWS = 400
-LEAST_COLUMNS = 160
-"""A convolution's patches overlap: beyond so many rows per column (of so many at least) positions are skipped."""
 
 HELD = 64_000_000
 """Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
@@ -165,7 +170,7 @@ class Walk:
         """Every how many-th position of a map is used."""
         outputs = [output_rows(site, y).shape for y in self.streams.dense(node)]
         rows = sum(shape[0] * shape[1] for shape in outputs)
-        wanted = self.settings.rows * max(columns, LEAST_COLUMNS)
+        wanted = most_rows(columns, self.settings.rows)
         return max(1, min(rows // wanted, outputs[0][1]))
 
     def _thinned(self, values: list[Tensor], stride: int) -> list[Tensor]:
@@ -175,18 +180,20 @@ class Walk:
     def _folds(self, rows: _Rows, targets: list[Tensor]) -> list[Normal]:
         """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
 
-        By batch where there are many, by position where there are few samples.
+        By batch where there are many, by position where there are few samples. All to one where there are too many
+        columns for λ to be chosen.
         """
-        parts: list[Normal | None] = [None] * FOLDS
+        count = FOLDS if len(rows.columns) <= MAX_CHOSEN else 1
+        parts: list[Normal | None] = [None] * count
         alone = sum(len(t) for t in targets) < 2 * FOLDS
         seen = 0
         for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
             if len(targets) >= 2 * FOLDS:
-                parts[i % FOLDS] = merged(parts[i % FOLDS], normal(x.flatten(0, 1), t.flatten(0, 1)))
+                parts[i % count] = merged(parts[i % count], normal(x.flatten(0, 1), t.flatten(0, 1)))
                 continue
             x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)
-            for f in range(FOLDS):
-                own = slice((f - seen) % FOLDS, None, FOLDS)
+            for f in range(count):
+                own = slice((f - seen) % count, None, count)
                 parts[f] = merged(parts[f], normal(x[own].flatten(0, 1), t[own].flatten(0, 1)))
             seen += len(x)
         return [part for part in parts if part is not None and part.inner.count]

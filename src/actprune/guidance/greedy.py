@@ -20,9 +20,9 @@ REFACTOR_EVERY = 64
 """Removals after which the inverse is computed afresh, against the drift of the downdates; at least a quarter of
 the units, so that all these inversions together stay of the order of the first."""
 
-GATHER = 64
-"""Downdates of the inverse are gathered until they touch so many columns, then applied in one matrix product: one by
-one they would be bound by memory, not by arithmetic."""
+GATHER, GATHER_UNITS = 64, 8
+"""Downdates of the inverse are gathered until they touch so many columns, or units where those have many columns each,
+then applied in one matrix product: one by one they would be bound by memory, not by arithmetic."""
 
 
 class Elimination:
@@ -78,7 +78,7 @@ class Elimination:
         self._inverse, self._weight = inverse, weight
         index = torch.arange(n * b).reshape(n, b)
         self._blocks = inverse[index[:, :, None], index[:, None, :]]
-        size = max(GATHER, b)
+        size = max(GATHER, GATHER_UNITS * b)
         self._left, self._right = torch.empty(2, size, inverse.shape[0], dtype=torch.float64)
         self._gathered = 0
 

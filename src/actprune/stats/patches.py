@@ -14,9 +14,20 @@ from actprune.graph.program import named_arguments
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
 
+ROWS, QUICK_ROWS = 400, 100
+"""A convolution's patches overlap: a refit skips positions beyond so many rows per column; fewer are enough for
+candidates that are only compared."""
+
+LEAST_COLUMNS = 160
+"""For narrower consumers the rows are those of so many columns."""
 
 LAYERS = ("linear", "conv", "conv_transpose")
 """Kinds of sites that are one call of one weight on one input. Others (an LSTM has many weights) only make and read."""
+
+
+def most_rows(columns: int, per_column: int = ROWS) -> int:
+    """The rows that a refit of so many columns uses at most."""
+    return per_column * max(columns, LEAST_COLUMNS)
 
 
 def has_rows(site: Site, weight: Tensor) -> bool:
