@@ -17,6 +17,7 @@ from torch import nn
 import random_trial
 from actprune.plan import Plan
 from actprune.proof.check import Proof
+from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import cut
 from random_blocks import ANYWHERE, ROWS
 from random_maps import MAPS, RESIZE
@@ -82,9 +83,9 @@ def test_smaller_networks() -> None:
 # ---- the checks find what they are for
 
 
-def mixed_up(model: nn.Module, plan: Plan) -> nn.Module:
+def mixed_up(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None) -> nn.Module:
     """A cut with the columns of the last layer in the wrong order."""
-    small: Any = cut(model, plan)
+    small: Any = cut(model, plan, rewrite)
     with torch.no_grad():
         small.head.weight.copy_(small.head.weight.flip(1))
     return small

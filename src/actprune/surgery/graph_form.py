@@ -19,11 +19,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Leaf, Product, leaves, place_after, size
+from actprune.axes.expr import Axis, Leaf, Product, blocks, leaves, place_after, size
 from actprune.graph.program import named_arguments, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
-from actprune.surgery.modules import remaining_groups
 from actprune.surgery.signature import calling
 from actprune.surgery.slicing import sliced
 
@@ -169,11 +168,9 @@ class _Builder:
         """A bound of a slice after the cut."""
         return place_after(axis, place, self.kept) if isinstance(place, int) else place
 
-    def groups(self, weight: Any, count: int) -> int:
-        """How many groups remain of a grouped convolution or norm."""
-        name = self.program.bindings.get(weight.name) if isinstance(weight, Node) else None
-        dims = self.plan.dims.get(name) if name is not None else None
-        return count if dims is None else remaining_groups(dims[0], count, self.plan)
+    def groups(self, axis: Axis, count: int) -> int:
+        """How many of the outermost `count` groups of an axis remain."""
+        return blocks(axis, size(axis) // count, self.widths)
 
 
 Resize: TypeAlias = "Callable[[_Builder, Node, Arguments], tuple[Any, Arguments]]"
@@ -215,8 +212,13 @@ def _normalized(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Argumen
     return node.target, {**given, "normalized_shape": [b.size(axis) for axis in tail]}
 
 
-def _grouped(name: str) -> Resize:
-    return lambda b, node, given: (node.target, {**given, name: b.groups(given["weight"], given[name])})
+def _convolution(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    """The groups of its weight, which may be made from a parameter."""
+    return node.target, {**given, "groups": b.groups(b.dims(given["weight"])[0], given["groups"])}
+
+
+def _group_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    return node.target, {**given, "num_groups": b.groups(b.dims(given["input"])[1], given["num_groups"])}
 
 
 def _batch_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
@@ -250,9 +252,9 @@ _SIZES: dict[str, Resize] = {
     "narrow": _narrow,
     "layer_norm": _normalized,
     "rms_norm": _normalized,
-    "group_norm": _grouped("num_groups"),
-    **{f"conv{n}d": _grouped("groups") for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": _grouped("groups") for n in (1, 2, 3)},
+    "group_norm": _group_norm,
+    **{f"conv{n}d": _convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _convolution for n in (1, 2, 3)},
     "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
     "repeat_interleave": _interleaved,
