@@ -96,7 +96,7 @@ def test_the_table_of_methods_says_what_the_presets_say() -> None:
 
 
 def test_arguments_and_options_exist() -> None:
-    arguments = set(inspect.signature(actprune.prune).parameters)
+    arguments = {*inspect.signature(actprune.prune).parameters, *inspect.signature(actprune.Distill).parameters}
     named = set(re.findall(r"`(\w+)=[^`]*`", TEXT))
     assert named - {"check", "macs", "params"} <= arguments
     helps = [[command.callback.__name__, "--help"] for command in app.registered_commands if command.callback]
