@@ -591,3 +591,13 @@ def test_infinite_entries_stay_where_weights_are_redrawn() -> None:
     graph = capture(model, x)
     plan = make_plan(graph, {"a": [0, 1, 7]})
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["a graph with more groups", "a fresh capture"])
+def test_a_plan_may_know_fewer_groups_than_the_graph_of_the_proof(given: bool) -> None:
+    """Groups that a trial froze are groups again where the model is captured anew."""
+    model, x = build("chain")
+    whole = capture(model, x)
+    first, *others = (group.name for group in whole.groups)
+    plan = make_plan(whole.without(dict.fromkeys(others, "frozen by a trial")), {first: [0, 1]})
+    assert verify(model, cut(model, plan), plan, x, graph=whole if given else None).passed

@@ -130,7 +130,8 @@ def _pairs(sides: Sides) -> list[tuple[Node, Node]] | None:
 
 
 def _first_shape(sides: Sides, pairs: list[tuple[Node, Node]]) -> str | None:
-    widths = {group.key: sides.plan.widths[group.name] for group in sides.dense.groups}
+    kept = kept_units(sides.dense, sides.plan)  # a fresh capture may have groups that were frozen in the plan's
+    widths = {group.key: len(kept.get(group.key, range(group.width))) for group in sides.dense.groups}
     for node, other in pairs:
         dims = sides.dense.node_axes.get(node.name)
         if isinstance(dims, tuple) and (predicted := tuple(size(axis, widths) for axis in dims)) != shape(other):
