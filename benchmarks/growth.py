@@ -12,7 +12,6 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 import actprune as ap
 from actprune.axes import capture as axes
+from actprune.report.measure import versions
 
 RESULTS = Path(__file__).parent / "results"
 DEPTHS, WIDTHS = (2, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024, 2048)
@@ -229,8 +229,7 @@ def main() -> None:
         rows.append(row)
         told = f"{row['network']}, {row['depth']} blocks, {row['width']} wide: {seconds(row):.1f} s"
         sys.stderr.write(f"{told}, {row['peak_gb']:.2f} GB\n")
-    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-    data = {"command": "python benchmarks/growth.py", "versions": {"actprune": ap.__version__, **versions}}
+    data = {"command": "python benchmarks/growth.py", "versions": versions(("torch", "transformers"))}
     said = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     text = f"# Growth\n\n`{data['command']}`, {said}. {INTRODUCTION}\n\n![growth](growth.svg)\n\n{table(rows)}"
     (RESULTS / "growth.json").write_text(json.dumps({**data, "rows": rows}, indent=1) + "\n")

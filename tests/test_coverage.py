@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
+from benchmarks.cache import Cache  # noqa: E402
 from benchmarks.coverage.frozen import frozen_reasons, general  # noqa: E402
-from benchmarks.coverage.runner import Cache, measure_one, run_all  # noqa: E402
+from benchmarks.coverage.runner import KEY, measure_one, run_all  # noqa: E402
 from benchmarks.coverage.suites import SUITES, names  # noqa: E402
 from benchmarks.coverage.tables import frozen, markdown, summary  # noqa: E402
 from benchmarks.coverage.words import plain  # noqa: E402
@@ -104,17 +105,17 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
         return {"suite": key[0], "model": key[1], "ok": True}
 
     with pytest.raises(KeyboardInterrupt):
-        run_all(wanted[:2], Cache(path), one, lambda line: None)
+        run_all(wanted[:2], Cache(path, KEY), one, lambda line: None)
     with path.open("a") as file:
         file.write('{"suite": "timm", "mod')  # ended while it wrote
-    cache = Cache(path)
+    cache = Cache(path, KEY)
     assert list(cache.rows) == [("timm", "a")]
     lines: list[str] = []
     run_all(wanted, cache, one, lines.append)
     assert measured == ["a", "b", "b", "c"]
     assert "measured before" in lines[0]
-    assert set(Cache(path).rows) == set(wanted)
-    assert not Cache(path, fresh=True).rows
+    assert set(Cache(path, KEY).rows) == set(wanted)
+    assert not Cache(path, KEY, fresh=True).rows
 
 
 def test_a_row_with_all_its_columns_is_not_measured_again():

@@ -9,17 +9,17 @@ import argparse
 import fnmatch
 import json
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # also for `python benchmarks/coverage`
 
-from benchmarks.coverage.runner import OURS, Cache, Key, Limits, measure_one, run_all
+from benchmarks.cache import Cache
+from benchmarks.coverage.runner import KEY, OURS, Key, Limits, measure_one, run_all
 from benchmarks.coverage.suites import SUITES, names
 from benchmarks.coverage.tables import markdown
 
-import actprune
+from actprune.report.measure import versions
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
@@ -34,7 +34,7 @@ def main() -> None:
         for name in names(suite, folder)
         if not options.only or any(fnmatch.fnmatchcase(name, pattern) for pattern in options.only)
     ]
-    cache = Cache(RESULTS / ".coverage" / "models.jsonl", options.fresh)
+    cache = Cache(RESULTS / ".coverage" / "models.jsonl", KEY, options.fresh)
     limits = Limits(options.seconds, OURS.memory_gb)
 
     def one(key: Key, old: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -45,7 +45,7 @@ def main() -> None:
     known = {(row["suite"], row["model"]) for row in rows}
     rows += [row for key, row in cache.rows.items() if key not in known and key[0] == "eval"]
     table = markdown(rows)
-    data = {"command": " ".join(["python -m benchmarks.coverage", *sys.argv[1:]]), "versions": _versions()}
+    data = {"command": " ".join(["python -m benchmarks.coverage", *sys.argv[1:]]), "versions": versions(PACKAGES)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "coverage.json").write_text(json.dumps({**data, "models": rows}, indent=1) + "\n")
     (RESULTS / "coverage.md").write_text(table)
@@ -63,16 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=OURS.seconds, help="time limit of one model (300)")
     parser.add_argument("--jobs", type=int, default=1, help="models measured at once")
     return parser
-
-
-def _versions() -> dict[str, str]:
-    found = {"actprune": actprune.__version__, "python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _say(stream: Any, line: str) -> None:

@@ -10,12 +10,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cache import Cache
 from benchmarks.coverage.child import OUT_OF_MEMORY
 from benchmarks.coverage.words import plain
 
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 Key = tuple[str, str]
 """(suite, model)."""
+
+KEY = ("suite", "model")
 
 
 @dataclass(frozen=True)
@@ -35,36 +38,6 @@ class Limits:
 
 
 OURS, RIVAL, QUALITY = Limits(300.0), Limits(60.0), Limits(3600.0)
-
-
-class Cache:
-    """One JSON line per finished model; the last line of a model counts."""
-
-    def __init__(self, path: Path, fresh: bool = False) -> None:
-        self.path = path
-        self.rows: dict[Key, Row] = {}
-        if fresh:
-            path.unlink(missing_ok=True)
-        if path.exists():
-            self.rows = {(row["suite"], row["model"]): row for row in _whole_lines(path.read_text().splitlines())}
-            part = path.with_suffix(".part")  # without half lines, to which the next one would be appended
-            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()))
-            part.replace(path)
-
-    def add(self, row: Row) -> None:
-        self.rows[row["suite"], row["model"]] = row
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _whole_lines(lines: Iterable[str]) -> Iterator[Row]:
-    """A run that was ended while it wrote leaves half a line: that model is measured again."""
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def run_all(

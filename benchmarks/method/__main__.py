@@ -7,39 +7,42 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.method import lenet5, lenet300, resnet56, stories
 from benchmarks.method.rows import Rows
 
-NAMES = ("lenet5", "lenet300", "resnet56", "stories")
+BENCHMARKS: dict[str, tuple[ModuleType, Callable[[Rows, Any], None]]] = {
+    "lenet5": (lenet5, lambda rows, given: lenet5.measure(rows, given.data / "mnist.npz", given.seeds)),
+    "lenet300": (lenet300, lambda rows, given: lenet300.measure(rows, given.fashion or given.data)),
+    "resnet56": (resnet56, lambda rows, given: resnet56.measure(rows, given.data, long=given.long)),
+    "stories": (stories, lambda rows, given: stories.measure(rows, given.data)),
+}
+"""Name → its module, and how it is run with the options."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], default=list(NAMES), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
     parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets and weights")
     parser.add_argument("--fashion", type=Path, help="the folder with the IDX files of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, default=5, help="of LeNet-5 (5)")
     parser.add_argument("--long", action="store_true", help="the fine-tunes and seeds that take hours, too")
     options = parser.parse_args()
-    command = " ".join(["python -m benchmarks.method", *sys.argv[1:]])
-    for name in options.names:
-        rows = Rows(name, command)
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {unknown[0]!r}: choose of {', '.join(BENCHMARKS)}")
+    for name in options.names or BENCHMARKS:
+        rows = Rows(name, " ".join(["python -m benchmarks.method", *sys.argv[1:]]))
+        module, measure = BENCHMARKS[name]
         try:
-            if name == "lenet5":
-                lenet5.measure(rows, options.data / "mnist.npz", options.seeds)
-            elif name == "lenet300":
-                lenet300.measure(rows, options.fashion or options.data)
-            elif name == "resnet56":
-                resnet56.measure(rows, options.data, long=options.long)
-            else:
-                stories.measure(rows, options.data)
+            measure(rows, options)
         finally:
-            tables = {"lenet5": lenet5, "lenet300": lenet300, "resnet56": resnet56, "stories": stories}[name].tables
-            rows.write(tables(rows))
+            rows.write(module.tables(rows))
 
 
 if __name__ == "__main__":

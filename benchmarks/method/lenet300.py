@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from benchmarks.method.networks import LeNet300
 from benchmarks.method.rows import Rows, pivot
-from benchmarks.method.sources import Images, accuracy, fashion_mnist
-from torch import Tensor, nn
+from benchmarks.method.sources import Batches, Images, accuracy, fashion_mnist
+from torch import nn
 
 import actprune as ap
 
@@ -31,8 +30,7 @@ METHODS: tuple[dict[str, Any], ...] = (
 def train(data: Images, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = LeNet300()
-    loader = _Batches(data, 128, seed)
-    ap.SGD(loader, loss=F.cross_entropy, lr=RATE, epochs=EPOCHS, weight_decay=5e-4).run(model)
+    ap.SGD(Batches(data, 128, seed), loss=F.cross_entropy, lr=RATE, epochs=EPOCHS, weight_decay=5e-4).run(model)
     return model.eval()
 
 
@@ -52,24 +50,6 @@ def measure(rows: Rows, folder: Path) -> None:
             rows.measure(work, **setting, keep=f"{removed:.0%} of the neurons removed", stage="pruned", seed=0)
 
 
-class _Batches:
-    """Another order in every epoch."""
-
-    def __init__(self, data: Images, batch: int, seed: int) -> None:
-        self.data, self.batch = data, batch
-        self.draw = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.data) // self.batch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.data), generator=self.draw)
-        for chosen in order[: len(self) * self.batch].split(self.batch):
-            yield self.data.images[chosen], self.data.labels[chosen]
-
-
 def tables(rows: Rows) -> str:
-    found = pivot(
-        rows.found.values(), ("method", "compensate"), lambda r: r.get("keep") or "dense", lambda r: r["accuracy"]
-    )
+    found = pivot(rows.found, ("method", "compensate"), lambda r: r.get("keep") or "dense", lambda r: r["accuracy"])
     return f"# LeNet-300-100, Fashion-MNIST, no fine-tune: test accuracy in %\n\n{found}\n"

@@ -122,7 +122,7 @@ def _rows(bench: Bench, model: nn.Module, key: Row, tunes: tuple[int, ...], more
 
 
 def tables(rows: Rows) -> str:
-    found = list(rows.found.values())
+    found = rows.found
     stages = list(dict.fromkeys(row["stage"] for row in found))
     parts = [f"## {stage}\n\n{_accuracies([r for r in found if r['stage'] == stage])}\n" for stage in stages]
     return "# LeNet-5 of the seed, MNIST: test accuracy in %\n\n" + "\n".join(parts)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from benchmarks.method.rival import torch_pruning
 from benchmarks.method.rows import Row, Rows, pivot
-from benchmarks.method.sources import Images, accuracy, agreement, cifar10, flipped_and_shifted, resnet56
-from torch import Tensor, nn
+from benchmarks.method.sources import Batches, accuracy, agreement, cifar10, flipped_and_shifted, resnet56
+from torch import nn
 
 import actprune as ap
+from actprune.data import fit
 
 KEEPS = (0.7, 0.5, 0.3)
 CALIBRATION, UNLABELLED, BATCH = 1024, 5120, 128
@@ -69,7 +68,7 @@ def measure(rows: Rows, folder: Path, *, long: bool = False) -> None:
 
 
 def _prune(bench: Bench, setting: dict[str, Any], keep: float, seed: int) -> None:
-    """Our rows "pruned" and "recovered", from one call: `before_recovery` is the network before any gradient step."""
+    """A row "pruned", and for ours "recovered" behind it."""
     ours = setting["method"] == "sgd-ap" and "compensate" not in setting
     key = {**setting, "keep": keep, "seed": seed}
     wanted = ["pruned"] + (["recovered"] if ours and keep in RECOVERED else [])
@@ -86,7 +85,7 @@ def _prune(bench: Bench, setting: dict[str, Any], keep: float, seed: int) -> Non
 def _recovered(bench: Bench, result: ap.Result, seed: int) -> Row:
     """With label-free recovery on more unlabelled images."""
     small = copy.deepcopy(result.model)
-    data = ap.fit(result.graph.program, bench.train.drawn(UNLABELLED, seed).split(BATCH), UNLABELLED)
+    data = fit(result.graph.program, bench.train.drawn(UNLABELLED, seed).split(BATCH), UNLABELLED)
     found = ap.Distill(steps=1200, augment=flipped_and_shifted).run(
         small, bench.dense, result.graph.program, data, seed=seed
     )
@@ -111,7 +110,7 @@ def _torch_pruning(bench: Bench, importance: str, keep: float) -> nn.Module:
 
 def _tune_all(bench: Bench, keep: float) -> None:
     """The same fine-tune of ours and of Torch-Pruning."""
-    tune = ap.SGD(_Augmented(bench.train, BATCH, 0), loss=F.cross_entropy, distill=0.5, **SCHEDULE)
+    tune = ap.SGD(Batches(bench.train, BATCH, 0, flipped_and_shifted), loss=F.cross_entropy, distill=0.5, **SCHEDULE)
     for method in ("sgd-ap", "Torch-Pruning, magnitude", "Torch-Pruning, taylor"):
 
         def work(method: str = method) -> Row:
@@ -126,24 +125,8 @@ def _tune_all(bench: Bench, keep: float) -> None:
         bench.rows.measure(work, method=method, keep=keep, stage="finetuned", seed=0)
 
 
-class _Augmented:
-    """Batches of augmented images in another order in every epoch."""
-
-    def __init__(self, data: Images, batch: int, seed: int) -> None:
-        self.data, self.batch = data, batch
-        self.draw = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.data) // self.batch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.data), generator=self.draw)
-        for chosen in order[: len(self) * self.batch].split(self.batch):
-            yield flipped_and_shifted(self.data.images[chosen]), self.data.labels[chosen]
-
-
 def tables(rows: Rows) -> str:
-    found = list(rows.found.values())
+    found = rows.found
     stages = [f"{stage}\n\n{_accuracies(found, stage)}\n" for stage in ("pruned", "recovered", "finetuned")]
     return "# ResNet-56, CIFAR-10: test accuracy in %\n\n## " + "\n## ".join(stages)
 

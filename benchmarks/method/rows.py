@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import actprune
+from benchmarks.cache import Cache, Row
+from benchmarks.coverage.child import peak_gb
 
-Row = dict[str, Any]
+from actprune.report.measure import versions
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "numpy", "scikit-learn", "torch-pruning", "transformers", "onnxruntime")
@@ -27,42 +26,32 @@ class Rows:
 
     def __init__(self, name: str, command: str, results: Path = RESULTS) -> None:
         self.name, self.command, self.results = name, command, results
-        self.path = results / ".method" / f"{name}.jsonl"
-        self.found: dict[tuple[Any, ...], Row] = {}
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:  # half a line of a run that was ended
-                    continue
-                self.found[_key(row)] = row
+        self.cache = Cache(results / ".method" / f"{name}.jsonl", KEY)
+
+    @property
+    def found(self) -> list[Row]:
+        return list(self.cache.rows.values())
 
     def has(self, **key: Any) -> bool:
-        return _key(key) in self.found
+        return self.cache.key(key) in self.cache.rows
 
     def measure(self, work: Callable[[], Row], **key: Any) -> Row:
         """The row of `key`, with what `work` returns, its seconds and the peak memory of the process."""
         if self.has(**key):
-            return self.found[_key(key)]
+            return self.cache.rows[self.cache.key(key)]
         started = time.perf_counter()
         row = {**key, **work()}
         row.setdefault("seconds", round(time.perf_counter() - started, 1))
-        row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-        return self.add(row)
-
-    def add(self, row: Row) -> Row:
-        row = {**row, "command": self.command, "versions": versions()}
-        self.found[_key(row)] = row
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        row |= {"peak_gb": round(peak_gb(), 2), "command": self.command, "versions": versions(PACKAGES)}
+        self.cache.add(row)
         shown = {k: v for k, v in row.items() if k not in ("command", "versions", "widths") and v is not None}
-        say(f"{self.name}: {shown}")
+        sys.stderr.write(f"{self.name}: {shown}\n")
+        sys.stderr.flush()
         return row
 
     def write(self, tables: str) -> None:
         """`NAME.json` with every row, and `NAME.md`."""
-        data = {"command": self.command, "rows": list(self.found.values())}
+        data = {"command": self.command, "rows": self.found}
         (self.results / f"{self.name}.json").write_text(json.dumps(data, indent=1) + "\n")
         (self.results / f"{self.name}.md").write_text(tables.rstrip() + "\n")
 
@@ -93,26 +82,7 @@ def pivot(
     return "\n".join(lines)
 
 
-def versions() -> Mapping[str, str]:
-    found = {"actprune": actprune.__version__, "python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
 def _mean(values: Sequence[float], show: Callable[[float], str]) -> str:
     if len(values) < 2:
         return show(values[0]) if values else ""
     return f"{show(statistics.mean(values))} ± {show(statistics.stdev(values))}"
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in KEY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from benchmarks.method.networks import ResNet56
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from actprune.demo.lenet5 import minibatches
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -49,6 +52,26 @@ def resnet56(folder: Path) -> nn.Module:
     model = ResNet56()
     model.load_state_dict(load_file(folder / "resnet56_cifar10.safetensors"), strict=False)  # without batch counters
     return model.eval()
+
+
+class Batches:
+    """Batches of (images, labels) for a training, in another order in every epoch.
+
+    Args:
+        change: what is done to the images of a batch, such as `flipped_and_shifted`.
+    """
+
+    def __init__(
+        self, data: Images, batch: int, seed: int, change: Callable[[Tensor], Tensor] = lambda images: images
+    ) -> None:
+        self.batches = minibatches(data.images, data.labels, batch, torch.Generator().manual_seed(seed))
+        self.change = change
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self.change(images), labels) for images, labels in self.batches)
 
 
 def flipped_and_shifted(images: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ def measure(rows: Rows, folder: Path) -> None:
     calibration = [{"input_ids": ids} for ids in given.split(8)]
     graph = ap.capture(dense, calibration[0])
     for keep in KEEPS:
+        budget = _budget(dense, keep)
         for setting in METHODS:
-            budget = _budget(dense, keep)
             _prune(rows, dense, calibration, test, setting, budget, f"blocks={keep:.0%}")
     half = {group.name: 86 for group in graph.groups if group.width == 172}
     for setting in METHODS:
@@ -98,7 +98,7 @@ def _prune(
 
 def tables(rows: Rows) -> str:
     found = pivot(
-        rows.found.values(), ("method",), lambda r: r.get("keep") or "dense", lambda r: r.get("perplexity"),
+        rows.found, ("method",), lambda r: r.get("keep") or "dense", lambda r: r.get("perplexity"),
         lambda value: f"{value:.2f}",
     )  # fmt: skip
     return f"# stories260k, TinyStories: perplexity on 65,536 test tokens\n\n{found}\n"

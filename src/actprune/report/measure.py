@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.utils.benchmark import Timer
 
 import actprune
 from actprune.graph.trace import preserved
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "safetensors")
 
 
 def latency_ms(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float = 0.2) -> float:
@@ -36,10 +39,10 @@ def state_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of what the figures depend on: the packages `names`, and what they run on."""
     found = {"actprune": actprune.__version__, "python": platform.python_version(), "platform": platform.machine()}
-    for name in ("torch", "numpy", "scikit-learn", "safetensors"):
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

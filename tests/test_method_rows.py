@@ -1,0 +1,58 @@
+"""What the benchmarks of the method share: rows that are measured once, their table, and their loader."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks.method.rows import Rows, pivot  # noqa: E402
+from benchmarks.method.sources import Batches, Images, flipped_and_shifted, idx  # noqa: E402
+
+
+def test_a_row_is_measured_once_also_after_an_interruption(tmp_path: Path) -> None:
+    rows = Rows("net", "python", tmp_path)
+    key = {"method": "l2", "keep": "macs=50%", "stage": "pruned", "seed": 0}
+    row = rows.measure(lambda: {"accuracy": 0.5}, **key)
+    assert row["accuracy"] == 0.5 and row["seconds"] >= 0 and row["versions"]["torch"]
+    with (tmp_path / ".method" / "net.jsonl").open("a") as file:
+        file.write('{"method": "l1", "kee')  # a run that was ended while it wrote
+    again = Rows("net", "python", tmp_path)
+    assert again.has(**key) and not again.has(**{**key, "seed": 1})
+    assert again.measure(lambda: pytest.fail("measured twice"), **key) == row
+    again.measure(lambda: {"accuracy": 0.7}, **{**key, "seed": 1})
+    assert len(Rows("net", "python", tmp_path).found) == 2
+    again.write("table")
+    assert len(json.loads((tmp_path / "net.json").read_text())["rows"]) == 2
+
+
+def test_a_table_gives_the_mean_over_seeds() -> None:
+    rows = [{"method": "l2", "keep": "50%", "accuracy": value} for value in (0.5, 0.7)]
+    found = pivot([*rows, {"method": "l1", "keep": "30%", "accuracy": 0.25}], ("method",), lambda r: r["keep"],
+                  lambda r: r["accuracy"])  # fmt: skip
+    assert found.splitlines()[0] == "| method | 50% | 30% |"
+    assert found.splitlines()[2:] == ["| l2 | 60.00 ± 14.14 |  |", "| l1 |  | 25.00 |"]
+
+
+def test_batches_hold_every_image_once_in_an_epoch() -> None:
+    data = Images(torch.arange(10.0).view(10, 1, 1, 1).expand(10, 3, 8, 8), torch.arange(10))
+    loader = Batches(data, 4, 0, lambda images: images + 0.5)
+    first, second = (list(loader) for _ in range(2))
+    assert len(loader) == len(first) == 3
+    for epoch in (first, second):
+        assert sorted(int(y) for _, labels in epoch for y in labels) == list(range(10))
+        assert all(torch.equal(images[:, 0, 0, 0], labels + 0.5) for images, labels in epoch)
+    assert not torch.equal(first[0][1], second[0][1])
+    assert flipped_and_shifted(data.images).shape == data.images.shape
+
+
+def test_an_idx_file(tmp_path: Path) -> None:
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    path.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4]))
+    assert idx(path).tolist() == [[[1, 2], [3, 4]]]
