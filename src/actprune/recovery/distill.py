@@ -8,7 +8,6 @@ the best state that held-out calibration samples have seen, so it is never farth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -20,8 +19,8 @@ from torch.utils import _pytree as pytree
 from actprune.data import Calibration
 from actprune.distance import Distance, Outputs, choose, objective
 from actprune.errors import DataError
-from actprune.graph.keep import kept_modes
 from actprune.graph.program import Batch, Program
+from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
 
 Augment = Callable[[Any], Any]
@@ -91,7 +90,7 @@ class Distill:
         optimizer, sizes = _optimizer(trained)
         batches = _batches(program, fitted, self.batch_size, seed)
         every = max(1, self.steps // self.checks)
-        with _evaluating(model, dense):
+        with evaluating(model, differentiable=True), evaluating(dense):
             wanted = _outputs_of(dense, program, held)
             first = judge(wanted, _outputs_of(model, program, held))
             best, step, waited = _State(first, 0, _copies(trained)), 0, 0
@@ -147,29 +146,10 @@ class Recovered:
     steps: int
 
 
-@contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode, but for recurrent layers without dropout: on CUDA they have a gradient in training mode only."""
-    with ExitStack() as stack:
-        for network in networks:
-            stack.enter_context(kept_modes(network))
-            network.eval()
-            for module in network.modules():
-                if isinstance(module, nn.RNNBase) and not module.dropout:
-                    module.train()
-        yield
-
-
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     found = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
     if not found:
-        raise DataError(
-            "There is nothing to recover.",
-            expected="a model with at least one parameter that requires gradients",
-            got=f"{type(model).__name__} without one",
-            where="Distill",
-            hint="call model.requires_grad_(True) before pruning, or leave recover out",
-        )
+        raise nothing_to_train(model, "recover", "Distill", "recover")
     return found
 
 

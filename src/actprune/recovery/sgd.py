@@ -6,7 +6,6 @@ restarts; no weight decay on norms and biases, as is usual since He et al. 2019 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from actprune.errors import DataError
-from actprune.graph.keep import kept_modes
+from actprune.recovery.modes import evaluating, nothing_to_train, training
 from actprune.recovery.rate import warm_cosine
 
 Epoch = Callable[[int, int, str], None]
@@ -83,7 +81,7 @@ class SGD:
         optimizer = self._optimizer(model)
         device = next(model.parameters()).device
         done = 0
-        with training(model, self.dropout), _evaluating(teacher), torch.enable_grad():
+        with training(model, self.dropout), evaluating(teacher), torch.enable_grad():
             for epoch in range(self.epochs):
                 for batch in loader:
                     rate = self.lr * warm_cosine(done, steps, self.warmup)
@@ -109,13 +107,7 @@ class SGD:
     def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
         groups = _parameter_groups(model, self.weight_decay)
         if not any(group["params"] for group in groups):
-            raise DataError(
-                "There is nothing to fine-tune.",
-                expected="a model with at least one parameter that requires gradients",
-                got=f"{type(model).__name__} without one",
-                where="SGD",
-                hint="call model.requires_grad_(True) before pruning, or leave finetune out",
-            )
+            raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
         nesterov = self.nesterov and self.momentum > 0
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
 
@@ -187,28 +179,6 @@ def reestimate_batchnorm(
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-
-
-@contextlib.contextmanager
-def training(model: nn.Module, dropout: bool) -> Iterator[None]:
-    """Training mode, with dropout only if asked for; the modes are put back afterwards."""
-    with kept_modes(model):
-        model.train()
-        if not dropout:
-            for module in model.modules():
-                if isinstance(module, _DropoutNd):
-                    module.eval()
-        yield
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module | None) -> Iterator[None]:
-    if model is None:
-        yield
-        return
-    with kept_modes(model):
-        model.eval()
-        yield
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
