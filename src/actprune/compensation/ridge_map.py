@@ -13,18 +13,42 @@ all stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Concat, Leaf, Product, leaves, size
+from actprune.axes.expr import Concat, Indices, Leaf, Product, kept_indices, leaves, size
 from actprune.axes.inference import Site
 from actprune.stats.moments import Moments, merge, moments
-from actprune.stats.patches import MAX_COLUMNS
+from actprune.stats.patches import MAX_COLUMNS, as_weight, columns_per_input, weight_matrix
 
 RIDGE = 1e-3
+
+
+def ridge_map(
+    graph: Graph, site: Site, inputs: Iterable[Tensor], kept: Mapping[int, Indices]
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """A consumer's weight with the map, and what to record of it; None where it can't be given one.
+
+    Args:
+        inputs: what the consumer gets in the dense network, batch by batch.
+        kept: leaf key → kept units.
+    """
+    weight = graph.program.tensors[site.weight].detach()
+    stays = torch.as_tensor(kept_indices(graph.tensor_axes[site.weight][site.in_dim], kept), device=weight.device)
+    each = columns_per_input(site, weight)
+    columns = channel_columns(graph, site, each).to(weight.device)
+    reason = why_not(site, len(columns))
+    if reason is not None:
+        return None, {"module": site.module, "left": reason}
+    channels = torch.isin(columns[:, 0] // each, stays).nonzero().reshape(-1)
+    found = channel_moments(site, inputs, columns)
+    matrix, ridge = mapped(weight_matrix(site, weight).double(), found.second, columns, channels)
+    record = {"module": site.module, "ridge": ridge, "rows": found.count, "columns": len(channels)}
+    return as_weight(site, matrix, weight), record
 
 
 def channel_columns(graph: Graph, site: Site, each: int) -> Tensor:

@@ -16,7 +16,7 @@ from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, choose_ridge, merged, merged_all, normal
-from actprune.compensation.ridge_map import channel_columns, channel_moments, mapped, why_not
+from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
@@ -26,6 +26,7 @@ from actprune.stats.patches import (
     LAYERS,
     ROWS,
     as_weight,
+    columns_per_input,
     has_rows,
     input_rows,
     most_rows,
@@ -81,10 +82,10 @@ class Walk:
 
     def run(self) -> None:
         """Up to the last consumer that may be refitted."""
-        sites = [self.sites.get(node.name) for node in self.nodes]
-        asked = [s is not None and (self.settings.everything or s.weight in self.zeroed) for s in sites]
-        last = max((i for i, wanted in enumerate(asked) if wanted), default=-1)
-        for node, site in zip(self.nodes[: last + 1], sites, strict=False):
+        found = ((i, self.sites.get(node.name)) for i, node in enumerate(self.nodes))
+        asked = (i for i, site in found if site and (self.settings.everything or site.weight in self.zeroed))
+        for node in self.nodes[: max(asked, default=-1) + 1]:
+            site = self.sites.get(node.name)
             if site is None:
                 self.streams.step(node)
                 continue
@@ -108,7 +109,9 @@ class Walk:
     def _refit(self, site: Site, node: Node, path: Path) -> None:
         weight = self.graph.program.tensors[site.weight].detach()
         if self.settings.method == "ridge_map":
-            self._map(site, node, weight)
+            found, self.record[site.node] = ridge_map(self.graph, site, self.streams.dense(contracted(node)), self.kept)
+            if found is not None:
+                self.overrides[site.weight] = found
             return
         slot = self._slot(site, node)
         if self.settings.method == "bias" or not has_rows(site, weight):
@@ -136,29 +139,12 @@ class Walk:
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
 
-    def _map(self, site: Site, node: Node, weight: Tensor) -> None:
-        """GRAIL's map between channels instead of a refit; its moments are those of the dense stream."""
-        kept = kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept)
-        each = weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
-        columns = channel_columns(self.graph, site, each).to(weight.device)
-        reason = why_not(site, len(columns))
-        if reason is not None:
-            self.record[site.node] = {"module": site.module, "left": reason}
-            return
-        stays = torch.isin(columns[:, 0] // each, torch.as_tensor(kept, device=weight.device)).nonzero().reshape(-1)
-        found = channel_moments(site, self.streams.dense(contracted(node)), columns)
-        matrix, ridge = mapped(weight_matrix(site, weight).double(), found.second, columns, stays)
-        self.overrides[site.weight] = as_weight(site, matrix, weight)
-        self.record[site.node] = {
-            "module": site.module, "ridge": ridge, "rows": found.count, "columns": len(stays),
-        }  # fmt: skip
-
     # -- what a refit is made of -------------------------------------------------------------------
 
     def _columns(self, site: Site, weight: Tensor) -> Tensor:
         """The columns of the weight matrix that stay."""
         kept = torch.as_tensor(kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept))
-        each = weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
+        each = columns_per_input(site, weight)
         return (kept[:, None] * each + torch.arange(each)).reshape(-1).to(weight.device)
 
     def _outputs(self, site: Site, weight: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ def most_rows(columns: int, per_column: int = ROWS) -> int:
     return per_column * max(columns, LEAST_COLUMNS)
 
 
+def columns_per_input(site: Site, weight: Tensor) -> int:
+    """Columns of the weight matrix that an index of the weight's input dimension has: the size of a kernel."""
+    return weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
+
+
 def has_rows(site: Site, weight: Tensor) -> bool:
     """Whether the consumer's output is one matrix product of rows with its whole weight."""
     columns = weight.numel() // weight.shape[site.out_dim]
