@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks.coverage.suites.case import declare_torchvision_ops
 from benchmarks.method.rows import Row, Rows, pivot
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ METHODS: tuple[dict[str, Any], ...] = (
 
 
 def load(folder: Path) -> nn.Module:
+    declare_torchvision_ops()  # transformers imports torchvision where there is one
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(**json.loads((folder / "stories260k_config.json").read_text())))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.allocate import MEASURE_SAMPLES, Measured, allocate, measure_all
 from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected, describe, least_keep, within_budget, within_drop
 from actprune.allocation.cost import cost
@@ -26,9 +26,6 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
 from actprune.stats.patches import QUICK_ROWS, ROWS
-
-MEASURE_SAMPLES = 512
-"""Calibration samples that candidates are refitted and compared on while widths are decided."""
 
 QUICK_ROUNDS = 3
 """Rounds of rectified fits for candidates that are only compared."""

@@ -170,8 +170,10 @@ class Run:
         return self.form.graph
 
     def _look(self) -> None:
-        """Gather what the groups are ranked by."""
+        """Gather what the groups are ranked by, and what plans are proved on."""
         asked = self.settings
+        with self._stage("capture"):
+            self.proving = self.form.few(self.model, self.inputs)
         with self._stage("statistics"):
             self.stats = self._collected()
         with self._stage("guide"):
@@ -200,14 +202,14 @@ class Run:
     def _cut(self, plan: Plan, rewrite: Rewrite) -> tuple[nn.Module, Proof]:
         try:
             small = self.form.cut(self.model, plan, rewrite)
-            graph, inputs = self.form.few(self.model, self.inputs)
+            graph, inputs = self.proving
             return small, verify(self.model, small, plan, inputs, rewrite=rewrite, graph=graph, seed=self.settings.seed)
         except (EquivalenceError, PlanError) as error:
             raise FailedCutError(plan, rewrite, error) from error
 
     def _without_what_fails(self, failed: FailedCutError) -> Form:
         """The groups at fault are frozen; what was raised is raised again where there are none, or no others."""
-        graph, inputs = self.form.few(self.model, self.inputs)
+        graph, inputs = self.proving
         culprits = at_fault(
             self.model, graph, failed.plan, inputs, self.form.cut,
             rewrite=failed.rewrite, seed=self.settings.seed,

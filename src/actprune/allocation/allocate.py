@@ -40,6 +40,9 @@ forward passes. They may be more, since large matrix products are the fastest wo
 
 TRIALS = 64
 
+MEASURE_SAMPLES = 512
+"""Calibration samples that candidates are refitted and compared on while widths are decided."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -161,7 +164,7 @@ def _by_sensitivity(space: Space, guide: Guide, measured: Measured, trials: int 
     return improve(space, widths, measured.curves, measured.measure, trials)
 
 
-def affordable(graph: Graph, samples: int = 512) -> int:
+def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> int:
     """The trades that keep to `WORK` and `REFIT_WORK`, at most `TRIALS`."""
     runs, refits = 3 * cost(graph).macs * samples, _refit_work(graph, samples)
     return min(TRIALS, int(WORK / max(runs, 1)), int(REFIT_WORK / max(refits, 1)))
