@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
+from benchmarks.command import command  # noqa: E402
 from benchmarks.method.rows import Rows, pivot  # noqa: E402
 from benchmarks.method.sources import Batches, Images, flipped_and_shifted, idx  # noqa: E402
 
@@ -30,6 +31,11 @@ def test_a_row_is_measured_once_also_after_an_interruption(tmp_path: Path) -> No
     assert len(Rows("net", "python", tmp_path).found) == 2
     again.write("table")
     assert len(json.loads((tmp_path / "net.json").read_text())["rows"]) == 2
+
+
+def test_no_folder_of_a_machine_stands_beside_a_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "stories", "--data", str(tmp_path)])
+    assert command("benchmarks.method") == "python -m benchmarks.method stories --data FOLDER"
 
 
 def test_a_table_gives_the_mean_over_seeds() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))  # also for `python benchmarks/coverage`
 
 from benchmarks.cache import Cache
+from benchmarks.command import command
 from benchmarks.coverage.runner import KEY, OURS, Key, Limits, measure_one, run_all
 from benchmarks.coverage.suites import SUITES, names
 from benchmarks.coverage.tables import markdown
@@ -45,7 +46,7 @@ def main() -> None:
     known = {(row["suite"], row["model"]) for row in rows}
     rows += [row for key, row in cache.rows.items() if key not in known and key[0] == "eval"]
     table = markdown(rows)
-    data = {"command": " ".join(["python -m benchmarks.coverage", *sys.argv[1:]]), "versions": versions(PACKAGES)}
+    data = {"command": command("benchmarks.coverage"), "versions": versions(PACKAGES)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "coverage.json").write_text(json.dumps({**data, "models": rows}, indent=1) + "\n")
     (RESULTS / "coverage.md").write_text(table)

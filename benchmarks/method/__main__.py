@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.command import command
 from benchmarks.method import lenet5, lenet300, resnet56, stories
 from benchmarks.method.rows import Rows
 
@@ -37,7 +38,7 @@ def main() -> None:
     if unknown := [name for name in options.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {unknown[0]!r}: choose of {', '.join(BENCHMARKS)}")
     for name in options.names or BENCHMARKS:
-        rows = Rows(name, " ".join(["python -m benchmarks.method", *sys.argv[1:]]))
+        rows = Rows(name, command("benchmarks.method"))
         module, measure = BENCHMARKS[name]
         try:
             measure(rows, options)
