@@ -91,6 +91,13 @@ def test_every_parameter_is_frozen_or_prunable():
     assert 12 + count == 18
 
 
+def test_a_fresh_checkout_starts_from_the_published_rows(tmp_path: Path):
+    path = tmp_path / "models.jsonl"
+    assert Cache(path, KEY, known=[OK]).rows == {("timm", "a"): OK}
+    assert Cache(path, KEY, known=[FAILED]).rows == {("timm", "a"): OK}  # what was measured here counts
+    assert Cache(path, KEY, fresh=True, known=[OK]).rows == {}
+
+
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
     path, wanted = tmp_path / "deep" / "models.jsonl", [("timm", "a"), ("timm", "b"), ("timm", "c")]
     measured: list[str] = []

@@ -35,7 +35,9 @@ def main() -> None:
         for name in names(suite, folder)
         if not options.only or any(fnmatch.fnmatchcase(name, pattern) for pattern in options.only)
     ]
-    cache = Cache(RESULTS / ".coverage" / "models.jsonl", KEY, options.fresh)
+    results = RESULTS / "coverage.json"
+    known = json.loads(results.read_text())["models"] if results.exists() else []
+    cache = Cache(RESULTS / ".coverage" / "models.jsonl", KEY, options.fresh, known)
     limits = Limits(options.seconds, OURS.memory_gb)
 
     def one(key: Key, old: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -43,12 +45,12 @@ def main() -> None:
 
     run_all(wanted, cache, one, lambda line: _say(sys.stderr, line), options.jobs)
     rows = [cache.rows[suite, name] for suite in SUITES for name in names(suite, folder) if (suite, name) in cache.rows]
-    known = {(row["suite"], row["model"]) for row in rows}
-    rows += [row for key, row in cache.rows.items() if key not in known and key[0] == "eval"]
+    measured = {(row["suite"], row["model"]) for row in rows}
+    rows += [row for key, row in cache.rows.items() if key not in measured and key[0] == "eval"]
     table = markdown(rows)
     data = {"command": command("benchmarks.coverage"), "versions": versions(PACKAGES)}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "coverage.json").write_text(json.dumps({**data, "models": rows}, indent=1) + "\n")
+    results.write_text(json.dumps({**data, "models": rows}, indent=1) + "\n")
     (RESULTS / "coverage.md").write_text(table)
     _say(sys.stdout, table.split("\n## ")[0])
 

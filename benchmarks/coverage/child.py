@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OUT_OF_MEMORY = 77
-"""Exit code of a process that ended itself at its memory limit."""
+OUT_OF_MEMORY, OUT_OF_TIME = 77, 78
+"""Exit codes of a process that ended itself at a limit."""
 
 
 def main(job_file: str, row_file: str) -> None:
-    """The job: {"what", "suite", "model", "eval_folder", "memory_gb"}; the row goes to `row_file`, by a rename."""
+    """The job: {"what", "suite", "model", "eval_folder", "memory_gb", "seconds"}; the row goes to `row_file`, by a rename."""
     job, out = json.loads(Path(job_file).read_text()), Path(row_file)
-    _watch(job["memory_gb"])
+    _watch(job["memory_gb"], job["seconds"])
     warnings.filterwarnings("ignore")
     folder = Path(job["eval_folder"]) if job["eval_folder"] else None
     from benchmarks.coverage.suites import build
@@ -73,13 +73,16 @@ def peak_gb() -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def _watch(limit_gb: float) -> None:
-    """End this process once it holds more, or once its parent is gone. An address-space limit would also count what
-    torch only reserves."""
+def _watch(limit_gb: float, seconds: float) -> None:
+    """End this process once it holds more or has worked longer, or once its parent is gone. An address-space limit
+    would also count what torch only reserves, a wall clock what other processes do."""
     parent = os.getppid()
+    threads = int(os.environ.get("OMP_NUM_THREADS", "") or os.cpu_count() or 1)
 
     def watch() -> None:
         while peak_gb() < limit_gb and os.getppid() == parent:
+            if time.process_time() > seconds * threads:
+                os._exit(OUT_OF_TIME)
             time.sleep(0.1)
         os._exit(OUT_OF_MEMORY)
 
