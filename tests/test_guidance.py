@@ -20,6 +20,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError
 from actprune.guidance import greedy
 from actprune.guidance import guide as guiding
+from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
 from actprune.guidance.guide import Choice, Guide, guide
@@ -812,3 +813,28 @@ def test_known_names_pass() -> None:
     assert method("sgd-ap") is METHODS["sgd-ap"]
     searches = "greedy greedy-unweighted lasso thinet filter".split()
     assert all(set(m.criteria) <= {*SCORES, *searches} for m in METHODS.values())
+
+
+def test_confidence_tells_signal_from_noise() -> None:
+    """Three units matter, the others carry noise of equal strength: the first are kept by every resample."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 4)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(12))
+        model[1].weight[:, :3] *= 30
+    x = torch.randn(200, 12)
+    graph = capture(model, x[:8])
+    stats = collect(graph, [x])
+    ranked = guide(graph, stats, method="greedy")
+    few, many = (confidence(graph, stats, ranked, {"0": k})["0"] for k in (3, 7))
+    assert few.agreement == 1.0 and few.chance == 0.25 and few.kept[:3] == pytest.approx((1, 1, 1))
+    assert many.chance < many.agreement < 1.0
+    assert sum(many.kept) == pytest.approx(7)
+    assert confidence(graph, stats, ranked, {"0": 12}) == {}
+
+
+def test_a_ranking_by_weights_has_no_confidence() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    graph = capture(model, torch.randn(2, 4))
+    with pytest.raises(PlanError, match="can't be resampled"):
+        confidence(graph, None, guide(graph, None, method="l2"), {"0": 2})

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PlanError,
         UnsupportedModelError,
     )
+    from actprune.guidance.confidence import Confidence, confidence
     from actprune.guidance.guide import Guide, guide
     from actprune.hints import hint
     from actprune.methods import METHODS
@@ -54,6 +55,7 @@ _HOMES = {
     "Budget": "allocation.budget",
     "BudgetError": "errors",
     "CaptureError": "errors",
+    "Confidence": "guidance.confidence",
     "DataError": "errors",
     "EquivalenceError": "errors",
     "Graph": "axes.capture",
@@ -70,6 +72,7 @@ _HOMES = {
     "capture": "repair.adapt",
     "collect": "stats.collect",
     "compensate": "compensation.refit",
+    "confidence": "guidance.confidence",
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
     "guide": "guidance.guide",
@@ -89,6 +92,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "CaptureError",
+    "Confidence",
     "DataError",
     "Distill",
     "EquivalenceError",
@@ -106,6 +110,7 @@ __all__ = [
     "capture",
     "collect",
     "compensate",
+    "confidence",
     "cost",
     "cut",
     "guide",

@@ -9,6 +9,7 @@ from torch import nn
 
 from actprune.artifacts.checkpoint import save
 from actprune.axes.capture import Graph
+from actprune.guidance.confidence import RESAMPLES, Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.plan import Plan
 from actprune.proof.check import Proof
@@ -48,3 +49,7 @@ class Result:
             ArtifactError: the folder exists (and isn't to be overwritten), or can't be written.
         """
         return save(folder, self.model, self.plan, self.report.to_data(), overwrite=overwrite)
+
+    def confidence(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Confidence]:
+        """Group name → would other calibration data have kept the same units? See `actprune.confidence`."""
+        return confidence(self.graph, self.stats, self.guide, self.plan.widths, resamples=resamples, seed=seed)
