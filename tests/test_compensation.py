@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
-from actprune.compensation.alone import Alone
 from actprune.compensation.batchnorm import reestimate
+from actprune.compensation.near import Near
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.refit import compensate
 from actprune.compensation.ridge import RIDGES, Fit, Ridge, choose_ridge, normal, solve
@@ -23,6 +23,7 @@ from actprune.errors import PlanError
 from actprune.graph.run import run, run_all
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
+from actprune.stats.moments import centred
 from actprune.surgery.slicing import cut
 from nets import NETS, build
 
@@ -450,7 +451,7 @@ def test_the_rectified_loss_is_minimised(intercept: bool) -> None:
             Rectified(t, o, b, wanted.sign)
             for t, o, b in zip(*(v.chunk(batches) for v in (wanted.target, wanted.off, wanted.bound)), strict=True)
         ]
-        found = rectified_fit(lambda: x.chunk(batches), parts, ridge, plain, start, rounds)
+        found = rectified_fit(lambda: map(centred, x.chunk(batches)), parts, ridge, plain, start, rounds)
         assert intercept or not found.bias.any()
         return loss_of(x, wanted, found.weight, found.bias)
 
@@ -470,7 +471,7 @@ def test_a_rectified_fit_of_no_rounds_or_no_rows() -> None:
     equations = normal(x, wanted.target)
     ridge = Ridge(equations.inner, 1e-3, True)
     plain = ridge.fit(equations.outer, torch.zeros(5, 6, dtype=torch.float64))
-    found = rectified_fit(lambda: [x], [wanted], ridge, plain, plain.weight, 0)
+    found = rectified_fit(lambda: [centred(x)], [wanted], ridge, plain, plain.weight, 0)
     assert torch.equal(found.weight, plain.weight) and torch.equal(found.bias, plain.bias)
 
 
@@ -867,15 +868,41 @@ def test_candidates_of_one_group_are_made_from_a_shared_run(name: str, method: s
                for i in range(6)]  # fmt: skip
     samples = graph.program.batch_size
     fitted, held = Calibration(tuple(batches[:4]), 4 * samples), Calibration(tuple(batches[4:]), 2 * samples)
-    alone = Alone(graph, fitted, held, method=method, rounds=2)
+    near = Near(graph, fitted, held, method=method, rounds=2)
     for group in [*graph.groups, graph.groups[0]]:
         for kept in {1, group.width // 2} - {0, group.width}:
             plan = make_plan(graph, {group.name: range(kept)})
             rewrite = compensate(graph, plan, fitted, method=method, rounds=2, batchnorm=False, scope="cut")
             candidate = {**rewrite.tensors, **mask_values(graph, plan)}
-            for found, wanted in zip(alone(plan), run_all(graph.program, held.batches, candidate), strict=True):
+            for found, wanted in zip(near(plan), run_all(graph.program, held.batches, candidate), strict=True):
                 for a, b in zip(found, wanted, strict=True):
                     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias", "none"])
+@pytest.mark.parametrize("name", ["chain", "lenet"])
+def test_candidates_near_a_cut_network(name: str, method: str) -> None:
+    """That network itself, and what is wider in its last group, are what a refit of the whole network gives."""
+    torch.manual_seed(0)
+    model, inputs = build(name)
+    graph = capture(model, inputs)
+    batches = [tuple(v * (1 - i / 8) for v in graph.program.example) for i in range(6)]
+    samples = graph.program.batch_size
+    fitted, held = Calibration(tuple(batches[:4]), 4 * samples), Calibration(tuple(batches[4:]), 2 * samples)
+
+    def rewritten(plan: Plan) -> Rewrite:
+        return compensate(graph, plan, fitted, method=method, rounds=2, batchnorm=False)
+
+    kept = {group.name: range(max(1, group.width // 2)) for group in graph.groups}
+    plan = make_plan(graph, kept)
+    near = Near(graph, fitted, held, method=method, rounds=2, around=(plan, rewritten(plan)))
+    last = graph.groups[-1]
+    for width in (last.width // 2, last.width - 1, last.width):
+        candidate = make_plan(graph, {**kept, last.name: range(width)})
+        whole = {**rewritten(candidate).tensors, **mask_values(graph, candidate)}
+        for found, wanted in zip(near(candidate), run_all(graph.program, held.batches, whole), strict=True):
+            for a, b in zip(found, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_the_order_of_units_does_not_matter() -> None:

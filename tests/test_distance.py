@@ -65,6 +65,17 @@ def test_the_last_op_tells_what_the_output_is(name: str) -> None:
     assert output_kind(program(name)) == ENDS[name][0]
 
 
+@pytest.mark.parametrize(("classes", "kind"), [(11, "logits"), (7, "values")])
+def test_a_logit_for_every_word(classes: int, kind: str) -> None:
+    """Three dimensions, the last as long as the table of words."""
+    model = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, classes)).eval()
+    found = trace(model, torch.randint(11, (5, 3)))
+    assert output_kind(found) == kind
+    data = fit(found, found.example[0]).batches
+    dense = run_all(found, data)
+    assert choose(found)(dense, [(out[0] + torch.arange(classes),) for out in dense]) > 1e-3
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_equal_outputs_have_no_distance_and_others_do(name: str) -> None:
     found = program(name)

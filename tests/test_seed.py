@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -327,7 +327,11 @@ def test_counts_per_layer_follow_from_the_guide_and_the_ratio() -> None:
         "0": interpolate(options, errors, {1: 0.0, 3: 0.0}),
         "2": interpolate(options, errors, {1: 8.0, 2: 4.0, 3: 2.0}),
     }
-    measured = Measured(curves, lambda widths: sum(curves[name](k) for name, k in widths.items()))
+
+    def around(widths: dict[str, int]) -> Callable[[dict[str, int]], float]:
+        return lambda changed: sum(curves[name](k) for name, k in {**widths, **changed}.items())
+
+    measured = Measured(curves, around)
     # 16 · 3 multiply-adds; with one unit in the first layer 4 + 4 + 16
     plan = allocate(graph, ranking, keep=Budget("macs", 24 / 48), allocation="sensitivity", measured=measured)
     assert plan.widths == {"0": 1, "2": 4}

@@ -15,7 +15,7 @@ from actprune.allocation.cost import cost
 from actprune.allocation.solve import trades
 from actprune.allocation.space import make_space
 from actprune.axes.capture import Graph
-from actprune.compensation.alone import Alone
+from actprune.compensation.near import Near
 from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
 from actprune.data import Calibration
@@ -124,13 +124,17 @@ class Deciding:
         samples = _affordable(self.graph)
         fitted, held = fitted.subset(samples), held.subset(samples)
         space = make_space(self.graph, replace(budget, keep=1.0), protect=asked.protect, round_to=asked.round_to)
-        alone = Alone(
-            self.graph, fitted, held,
-            method=asked.method.compensate, rounds=QUICK_ROUNDS, rows=QUICK_ROWS, base=self._base(),
-        )  # fmt: skip
+
+        def near(plan: Plan | None) -> Near:
+            around = None if plan is None else (plan, self.rewrite(plan, fitted, quick=True))
+            return Near(
+                self.graph, fitted, held, method=asked.method.compensate, rounds=QUICK_ROUNDS, rows=QUICK_ROWS,
+                base=self._base(), around=around,
+            )  # fmt: skip
+
         return measure_all(
-            self.graph, self.guide, space, held, lambda plan: self.rewrite(plan, fitted, quick=True), asked.distance,
-            lambda done, total: asked.tell("sensitivity", done, total), alone,
+            self.graph, self.guide, space, held, None, asked.distance,
+            lambda done, total: asked.tell("sensitivity", done, total), near,
         )  # fmt: skip
 
     def _metric_of(self, plan: Plan) -> float:

@@ -1,8 +1,9 @@
 """How far apart the outputs of two networks are; 0 for equal ones.
 
-`"auto"`: Kullback-Leibler divergence at temperature 4 where the output is a matrix of logits or probabilities (Hinton
-et al. 2015; at T = 1 easy calibration samples saturate and the distance says little), else the squared error of the
-outputs as a share of the dense outputs' variance.
+`"auto"`: Kullback-Leibler divergence at temperature 4 where the output is a matrix of logits or probabilities, or has
+one logit for every row of a table of embeddings, as a language model's (Hinton et al. 2015; at T = 1 easy calibration
+samples saturate and the distance says little), else the squared error of the outputs as a share of the dense outputs'
+variance.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from actprune.graph.program import Program, named_arguments, op_name
 from actprune.methods import known
 
 TEMPERATURE = 4.0
+
+CHUNK = 2**22
+"""Logits that are compared at once."""
 
 Outputs: TypeAlias = tuple[Any, ...]
 """The flat outputs of one batch."""
@@ -65,9 +69,14 @@ def _compares_values(kind: str, distance: str) -> bool:
 def output_kind(program: Program) -> str:
     """What the one output is, told by its last op: "probabilities", "log_probabilities", "logits" or "values"."""
     outputs = _tensor_outputs(program)
-    if len(outputs) != 1 or outputs[0].meta["val"].dim() != 2 or outputs[0].meta["val"].shape[1] < 2:
+    if len(outputs) != 1:
         return "values"
     last, name = outputs[0], op_name(outputs[0])
+    shape = tuple(last.meta["val"].shape)
+    if len(shape) > 2 and shape[-1] in _vocabularies(program) and name.startswith("aten.linear"):
+        return "logits"
+    if len(shape) != 2 or shape[1] < 2:
+        return "values"
     if "softmax" in name:
         if named_arguments(last).get("dim") not in (-1, 1):
             return "values"
@@ -78,11 +87,20 @@ def output_kind(program: Program) -> str:
 def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "logits") -> float:
     """Mean KL(dense ‖ cut) in nats at temperature 4, from logits, or from probabilities through their logarithm."""
     total, count = 0.0, 0
-    for a, b in zip(dense, cut, strict=True):
-        found = _divergences(a, b, kind)
-        total += float(found.sum())
-        count += len(found)
+    for pair in zip(dense, cut, strict=True):
+        rows = [_rows(out) for out in pair]
+        some = max(CHUNK // max(rows[0].shape[-1], 1), 1)  # a vocabulary times a text, in float64, is large
+        for a, b in zip(*(r.split(some) for r in rows), strict=True):
+            total += float(_divergences((a,), (b,), kind).sum())
+        count += len(rows[0])
     return max(total, 0.0) / max(count, 1)
+
+
+def _vocabularies(program: Program) -> set[int]:
+    """The numbers of rows of the tables that whole numbers are looked up in."""
+    calls = [node for node in program.nodes if op_name(node).startswith("aten.embedding.")]
+    tables = [named_arguments(node)["weight"] for node in calls]
+    return {table.meta["val"].shape[0] for table in tables if isinstance(table, Node)}
 
 
 def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
@@ -141,8 +159,13 @@ def _check_classes(program: Program) -> None:
 
 def _logits(outputs: Outputs, kind: str, dtype: torch.dtype) -> Tensor:
     """(rows, classes) of the first tensor output."""
-    values = next(out for out in outputs if isinstance(out, Tensor)).to(dtype).flatten(0, -2)
+    values = _rows(outputs).to(dtype)
     return values.clamp_min(1e-12).log() if kind == "probabilities" else values
+
+
+def _rows(outputs: Outputs) -> Tensor:
+    """(rows, classes): the first tensor output."""
+    return next(out for out in outputs if isinstance(out, Tensor)).flatten(0, -2)
 
 
 def _by_sample(value: Tensor) -> Tensor:

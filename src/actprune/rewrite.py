@@ -6,7 +6,7 @@ All deciding happens on such rewrites; surgery afterwards only slices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, leaves
+from actprune.axes.inference import Site
 from actprune.plan import Plan
 
 
@@ -51,10 +52,8 @@ def zero_columns(
     """
     overrides = dict(rewrite.tensors) if rewrite is not None else {}
     kept = kept_units(graph, plan)
-    for site in (*graph.sites, *graph.training_sites):
+    for site in _readers(graph, kept):
         axis = graph.tensor_axes[site.weight][site.in_dim]
-        if not any(leaf.key in kept for leaf in leaves(axis)):
-            continue
         weight = overrides.get(site.weight, graph.program.tensors[site.weight])
         columns = torch.as_tensor(kept_indices(axis, kept), device=weight.device)
         mask = torch.zeros(weight.shape[site.in_dim], dtype=weight.dtype, device=weight.device)
@@ -63,6 +62,19 @@ def zero_columns(
         shape[site.in_dim] = -1
         overrides[site.weight] = weight.detach() * mask.view(shape)
     return {**overrides, **mask_values(graph, plan, lifted=lifted)}
+
+
+def readers(graph: Graph, keys: Collection[int]) -> set[str]:
+    """Names of the tensors that `zero_columns` changes where the groups with these leaf keys are cut."""
+    masks = {name for name, mask in graph.masks.items() if mask.touches(keys)}
+    return masks | {site.weight for site in _readers(graph, keys)}
+
+
+def _readers(graph: Graph, keys: Collection[int]) -> Iterator[Site]:
+    """The sites whose weight sums over units of these groups."""
+    for site in (*graph.sites, *graph.training_sites):
+        if any(leaf.key in keys for leaf in leaves(graph.tensor_axes[site.weight][site.in_dim])):
+            yield site
 
 
 def mask_values(graph: Graph, plan: Plan, *, lifted: bool = False) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
+from actprune.allocation.improve import Around, improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
-from actprune.allocation.solve import improve, solve
+from actprune.allocation.solve import solve
 from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
 from actprune.data import Calibration, fit
@@ -25,20 +26,21 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
 from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
 
-Alone = Callable[[Plan], list[Outputs]]
-"""A plan that cuts one group → the candidate's outputs on the held-out samples; given by the pipeline."""
+Near = Callable[[Plan | None], Callable[[Plan], list[Outputs]]]
+"""A plan, or None for the dense network → (plans that differ from it in a group or two → that candidate's outputs on
+the held-out samples); given by the pipeline."""
 
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
 
 WORK = 4e12
-"""Multiply-adds that the improvement in context may spend; at most `TRIALS` trades are measured."""
+"""Multiply-adds that the improvement in context may spend; it takes `ROUNDS` at most."""
 
 REFIT_WORK = 2e13
 """Multiply-adds that its refits may spend: with a convolution of thousands of columns, one takes as much as hundreds of
 forward passes. They may be more, since large matrix products are the fastest work there is."""
 
-TRIALS = 64
+ROUNDS = 12
 
 MEASURE_SAMPLES = 512
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
@@ -50,11 +52,11 @@ class Measured:
 
     Attributes:
         curves: group name → sensitivity curve.
-        measure: widths → distance of the candidate.
+        around: widths → the distances of candidates near the network of these widths.
     """
 
     curves: Mapping[str, Curve]
-    measure: Measure = field(repr=False)
+    around: Around = field(repr=False)
 
 
 def allocate(
@@ -69,7 +71,7 @@ def allocate(
     round_to: int = 1,
     distance: str | Distance = "auto",
     measured: Measured | None = None,
-    trials: int | None = None,
+    rounds: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Decide how many units of every group stay, and which.
@@ -85,7 +87,7 @@ def allocate(
         round_to: widths become multiples of it.
         distance: see `actprune.distance`.
         measured: from `measure_all`, to plan several budgets from one measurement.
-        trials: trades tried in context; None: as many as a fixed amount of work allows.
+        rounds: of the improvement in context; None: as many as a fixed amount of work allows.
 
     Raises:
         BudgetError: a budget out of range or unreachable.
@@ -105,7 +107,7 @@ def allocate(
         note["rho"] = ratio
     elif name == "sensitivity":
         measured = measured or measure_all(graph, guide, space, calibration, rewrite, distance, progress)
-        widths, note["distance"] = _by_sensitivity(space, guide, measured, trials)
+        widths, note["distance"] = _by_sensitivity(space, guide, measured, rounds)
         note["sensitivity"] = {n: dict(curve.measured) for n, curve in measured.curves.items()}
     else:
         note["rho"], widths = RULES[name](space, guide)
@@ -126,12 +128,12 @@ def measure_all(
     rewrite: RewriteOf | None,
     distance: str | Distance = "auto",
     progress: Progress | None = None,
-    alone: Alone | None = None,
+    near: Near | None = None,
 ) -> Measured:
     """Measure the sensitivity curves of a space once, for any number of budgets.
 
     Args:
-        alone: a quicker way to the same outputs where one group is cut.
+        near: a quicker way to candidates that have much in common; without it each is a network of its own.
     """
     if calibration is None:
         raise BudgetError(
@@ -145,29 +147,39 @@ def measure_all(
     how = choose(graph.program, distance)
     dense = run_all(graph.program, data.batches)
 
-    def measure(widths: Widths) -> float:
-        plan = make_plan(graph, guide.supports(widths))
-        if alone is not None and len(widths) == 1:
-            return _finite(how(dense, alone(plan)))
+    def outputs(plan: Plan) -> list[Outputs]:
         if rewrite is None:
             candidate = zero_columns(graph, plan)
         else:
             candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
-        return _finite(how(dense, run_all(graph.program, data.batches, candidate)))
+        return run_all(graph.program, data.batches, candidate)
 
-    return Measured(measure_curves(space, guide, measure, progress), measure)
+    def around(widths: Widths) -> Measure:
+        here = None if near is None else near(make_plan(graph, guide.supports(widths)) if widths else None)
+
+        def measure(changed: Widths) -> float:
+            plan = make_plan(graph, guide.supports({**widths, **changed}))
+            return _finite(how(dense, (here or outputs)(plan)))
+
+        return measure
+
+    return Measured(measure_curves(space, guide, around({}), progress), around)
 
 
-def _by_sensitivity(space: Space, guide: Guide, measured: Measured, trials: int | None) -> tuple[Widths, float]:
+def _by_sensitivity(space: Space, guide: Guide, measured: Measured, rounds: int | None) -> tuple[Widths, float]:
     widths = solve(space, guide, measured.curves)
-    trials = affordable(space.graph) if trials is None else trials
-    return improve(space, widths, measured.curves, measured.measure, trials)
+    rounds = affordable(space.graph) if rounds is None else rounds
+    return improve(space, widths, measured.curves, measured.around, rounds)
 
 
 def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> int:
-    """The trades that keep to `WORK` and `REFIT_WORK`, at most `TRIALS`."""
-    runs, refits = 3 * cost(graph).macs * samples, _refit_work(graph, samples)
-    return min(TRIALS, int(WORK / max(runs, 1)), int(REFIT_WORK / max(refits, 1)))
+    """The rounds that keep to `WORK` and `REFIT_WORK`, at most `ROUNDS`.
+
+    A round takes two candidates of every group, each half a run on a share of the samples, and refits the whole network
+    two or three times, in two streams.
+    """
+    runs = cost(graph).macs * samples * (len(graph.groups) / 2 + 6)
+    return min(ROUNDS, int(WORK / max(runs, 1)), int(REFIT_WORK / max(4 * _refit_work(graph, samples), 1)))
 
 
 def _refit_work(graph: Graph, samples: int) -> int:

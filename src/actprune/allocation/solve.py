@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from actprune.allocation.rules import layerwise
-from actprune.allocation.sensitivity import Curve, Measure, Progress
+from actprune.allocation.sensitivity import Curve
 from actprune.allocation.space import Space, Widths, fill, trim
 from actprune.guidance.guide import Guide
 
@@ -18,6 +18,11 @@ ROUNDS = 6
 
 def solve(space: Space, guide: Guide, curves: Mapping[str, Curve]) -> Widths:
     """The widths with the smallest sum of curves found within the budget."""
+    return solve_from(space, curves, layerwise(space, guide)[1])
+
+
+def solve_from(space: Space, curves: Mapping[str, Curve], start: Widths) -> Widths:
+    """The same from given widths; what is found first wins among equals."""
 
     def total(widths: Widths) -> float:
         return sum(curve(widths[name]) for name, curve in curves.items())
@@ -28,7 +33,6 @@ def solve(space: Space, guide: Guide, curves: Mapping[str, Curve]) -> Widths:
         # a hair of preference for balanced widths decides where the curves are flat
         return abs(curves[name](now) - curves[name](then)) + 1e-12 * abs(then - now) / space.options[name][-1]
 
-    start = layerwise(space, guide)[1]
     candidates = [start]
     for _ in range(ROUNDS):
         found = fill(space, trim(space, _lagrange(space, curves, start), change), change)
@@ -62,45 +66,6 @@ def _lagrange(space: Space, curves: Mapping[str, Curve], around: Widths) -> Widt
         middle = (low + high) / 2
         low, high = (low, middle) if needs(at(middle)) <= room else (middle, high)
     return at(high)
-
-
-def improve(
-    space: Space,
-    widths: Widths,
-    curves: Mapping[str, Curve],
-    measure: Measure,
-    trials: int,
-    progress: Progress | None = None,
-) -> tuple[Widths, float]:
-    """Trade width between groups in context, while the measured distance of the whole network falls.
-
-    One trade shrinks one group by a step and lets one other grow into the room; steps halve when no trade helps.
-
-    Returns:
-        (widths, distance): the best found, and its distance.
-    """
-    best, distance = dict(widths), measure(widths)
-    names = [name for name in curves if len(space.options[name]) > 1]
-    seen = {tuple(best.values())}
-    used, share = 0, 0.25
-    while used < trials and share > 0.01:
-        improved = False
-        for trade in trades(space, best, names, share, curves):
-            if used >= trials:
-                break
-            if tuple(trade.values()) in seen:
-                continue
-            seen.add(tuple(trade.values()))
-            found = measure(trade)
-            used += 1
-            if progress is not None:
-                progress(used, trials)
-            if found < distance * (1 - 1e-6):
-                best, distance, improved = trade, found, True
-                break
-        if not improved:
-            share /= 2
-    return best, distance
 
 
 def trades(

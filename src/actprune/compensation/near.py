@@ -1,35 +1,38 @@
-"""Candidates that cut one group: what does not depend on the cut is run once for all of them.
+"""Candidates near one network: what they share with it is run once for all of them.
 
-In front of a group's first consumer the candidate is the dense network, and behind its last one nothing is refitted.
-Both runs (on the samples of the refits, and on those that candidates are compared on) therefore go forward through the
-network once, while the groups are asked for from the inputs to the outputs, and every candidate forks from there.
+In front of the first reader of a group that differs the candidate is that network, and only the readers of such groups
+are refitted. Both runs (on the samples of the refits, and on those that candidates are compared on) therefore go
+forward through the network once, while the groups are asked for from the inputs to the outputs, and every candidate
+forks from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration
 from actprune.distance import Outputs
 from actprune.plan import Plan
-from actprune.rewrite import Rewrite, zero_columns
+from actprune.rewrite import Rewrite, kept_units, readers, zero_columns
 from actprune.stats.patches import ROWS
 
 
-class Alone:
-    """The outputs of candidates that cut one group, each with that group's consumers refitted.
+class Near:
+    """The outputs of candidates that differ from one network in a group or two, whose readers are refitted.
 
     Args:
         fitted: samples of the refits.
         held: samples of the outputs.
         method, rounds, rows, base: as for `compensate`.
+        around: that network, as a plan with its rewrite; None: the dense one.
     """
 
     def __init__(
@@ -42,19 +45,26 @@ class Alone:
         rounds: int,
         rows: int = ROWS,
         base: Mapping[str, Tensor] | None = None,
+        around: tuple[Plan, Rewrite] | None = None,
     ) -> None:
-        self.graph, self.base = graph, Rewrite(base or {})
+        self.graph, self.base = graph, dict(base or {})
         self.settings = None if method in (None, "none") else Settings(method, False, rounds, rows)
         self.order = schedule(graph)
-        self.fitted, self.held = (_Shared(graph, data, self.order.nodes) for data in (fitted, held))
+        self.kept = {} if around is None else kept_units(graph, around[0])
+        self.overrides = self.base if around is None else zero_columns(graph, *around)
+        self.fitted = _Shared(graph, fitted, self.order.nodes, self.overrides, twice=True)
+        self.held = _Shared(graph, held, self.order.nodes, self.overrides)
 
     def __call__(self, plan: Plan) -> list[Outputs]:
         """The flat outputs for every batch of `held`."""
-        overrides = zero_columns(self.graph, plan, self.base)
-        start = self._first_reader(overrides)
-        if self.settings is not None:
+        read = self._concerned(kept_units(self.graph, plan))
+        left = {name: tensor for name, tensor in self.overrides.items() if name not in read}
+        left |= {name: self.base[name] for name in read & self.base.keys()}
+        overrides = zero_columns(self.graph, plan, Rewrite(left))
+        start = self._first_reader(read)
+        if self.settings is not None and read:
             fork, place = self.fitted.fork(start, overrides)
-            walk = Walk(self.graph, plan, self.order, fork, self.settings, place)
+            walk = Walk(self.graph, plan, self.order, fork, self.settings, place, read)
             walk.run()
             overrides = walk.overrides
         run, place = self.held.fork(start, overrides)
@@ -64,26 +74,51 @@ class Alone:
         values = [run.cut(out) if isinstance(out, Node) else [out] * run.count for out in returned]
         return list(zip(*values, strict=True))
 
-    def _first_reader(self, overrides: Mapping[str, Tensor]) -> int:
-        """The place of the first call that reads an overridden tensor."""
+    def _concerned(self, wanted: Mapping[int, Indices]) -> set[str]:
+        """Names of what reads a group that differs, and of what makes units that are cut here: no refit was theirs."""
+        differs: set[int] = set()
+        makers: set[str] = set()
+        for group in self.graph.groups:
+            every = range(group.width)
+            asked, here = (set(units.get(group.key, every)) for units in (wanted, self.kept))
+            if asked != here:
+                differs.add(group.key)
+            if asked - here:
+                makers |= {site.weight for site in group.producers} & self.overrides.keys()
+        return readers(self.graph, differs) | makers
+
+    def _first_reader(self, names: Collection[str]) -> int:
+        """The place of the first call that reads one of these tensors."""
         bindings = self.graph.program.bindings
         places = (
             i
             for i, node in enumerate(self.order.nodes)
-            if any(bindings.get(source.name) in overrides for source in node.all_input_nodes)
+            if any(bindings.get(source.name) in names for source in node.all_input_nodes)
         )
         return next(places, len(self.order.nodes))
 
 
 class _Shared:
-    """The dense network's run up to some call; it goes forward as it is asked to, and starts anew to go back."""
+    """The network's run up to some call; it goes forward as it is asked to, and starts anew to go back.
 
-    def __init__(self, graph: Graph, data: Calibration, nodes: tuple[Node, ...]) -> None:
+    Args:
+        twice: run the dense network beside the one that is cut, for refits to aim at.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        data: Calibration,
+        nodes: tuple[Node, ...],
+        overrides: Mapping[str, Tensor],
+        twice: bool = False,
+    ) -> None:
         self.program, self.data, self.nodes = graph.program, data, nodes
+        self.overrides, self.twice = overrides, twice
         self._restart()
 
     def _restart(self) -> None:
-        self.place, self.streams = 0, Streams(self.program, self.data.batches, self.nodes)
+        self.place, self.streams = 0, Streams(self.program, self.data.batches, self.nodes, self.overrides)
 
     def fork(self, place: int, overrides: Mapping[str, Tensor]) -> tuple[Streams, int]:
         """A run with these overrides, and how many calls it has been through: `place` where it may start there."""
@@ -91,7 +126,8 @@ class _Shared:
             place = 0
         if place < self.place:
             self._restart()
+        step = self.streams.step if self.twice else self.streams.step_one
         for node in self.nodes[self.place : place]:
-            self.streams.step_one(node)
+            step(node)
         self.place = place
         return self.streams.fork(overrides), place

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from actprune.compensation.ridge import Fit, Ridge
-from actprune.stats.moments import Moments, cross, merge
+from actprune.stats.moments import Centred, Moments, cross, merge
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Rectified:
         return torch.where(self.off, beyond, self.target)
 
 
-Rows = Callable[[], Iterable[Tensor]]
+Rows = Callable[[], Iterable[Centred]]
 """Gives the input rows (n, k) of every batch, again on every call."""
 
 
@@ -82,7 +82,8 @@ def _majorise(rows: Rows, targets: Sequence[Rectified], at: Fit) -> tuple[Tensor
     loss = torch.zeros_like(at.bias)
     outer: Moments | None = None
     for x, wanted in zip(rows(), targets, strict=True):
-        value = torch.addmm(at.bias.to(x.dtype), x, at.weight.T.to(x.dtype))
+        bias = at.bias + at.weight @ x.mean
+        value = torch.addmm(bias.to(x.rows.dtype), x.rows, at.weight.T.to(x.rows.dtype))
         right = wanted.reachable(value)
         loss += ((value - right) ** 2).sum(0, dtype=loss.dtype)
         outer = merge(outer, cross(right, x))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actprune.stats.moments import Moments, cross, merge, merge_all, moments
+from actprune.stats.moments import Centred, Moments, centred, cross, merge, merge_all, moments
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
@@ -31,8 +31,9 @@ class Normal:
     outer: Moments
 
 
-def normal(x: Tensor, t: Tensor) -> Normal:
+def normal(x: Tensor | Centred, t: Tensor) -> Normal:
     """Of rows x (n, k) and t (n, o)."""
+    x = centred(x)
     return Normal(moments(x), cross(t, x))
 
 

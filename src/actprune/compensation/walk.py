@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
+from actprune.stats.moments import Centred, centred
 from actprune.stats.patches import (
+    EVERYWHERE,
     LAYERS,
     ROWS,
     as_weight,
@@ -60,15 +62,23 @@ class Walk:
         order: the nodes in the order of refitting.
         streams: the two runs, with the zero columns of `plan` as overrides.
         start: how many nodes of `order` they have been through; no refit lies before.
+        lost: names of the weights that lose columns; None: every override.
     """
 
     def __init__(
-        self, graph: Graph, plan: Plan, order: Schedule, streams: Streams, settings: Settings, start: int = 0
+        self,
+        graph: Graph,
+        plan: Plan,
+        order: Schedule,
+        streams: Streams,
+        settings: Settings,
+        start: int = 0,
+        lost: Collection[str] | None = None,
     ) -> None:
         self.graph, self.settings, self.streams = graph, settings, streams
         self.kept = kept_units(graph, plan)
         self.nodes, self.paths = order.nodes[start:], order.paths
-        self.zeroed = set(streams.overrides)
+        self.zeroed = set(streams.overrides if lost is None else lost)
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.record: dict[str, dict[str, Any]] = {}
         self.placeholders: dict[str, list[Node]] = {}
@@ -120,7 +130,7 @@ class Walk:
         full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
         columns, outputs = self._columns(site, weight), self._outputs(site, weight)
         stride = self._stride(site, node, len(columns))
-        targets = [t[..., outputs] for t in self._thinned(self._targets(site, node, path, slot is None), stride)]
+        targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
         rows = _Rows(self, site, node, weight, columns, stride)
         folds = self._folds(rows, targets)
         equations = merged_all(folds)
@@ -130,7 +140,7 @@ class Walk:
         fit = ridge.fit(equations.outer, start)
         if path.rectified and self.settings.rounds:
             wanted = self._rectified(site, node, path, targets, stride, outputs)
-            fit = rectified_fit(rows.flat, wanted, ridge, fit, start, self.settings.rounds)
+            fit = rectified_fit(rows, wanted, ridge, fit, start, self.settings.rounds)
         full[outputs[:, None], columns] = fit.weight
         self.overrides[site.weight] = as_weight(site, full, weight)
         if slot is not None:
@@ -159,10 +169,6 @@ class Walk:
         wanted = most_rows(columns, self.settings.rows)
         return max(1, min(rows // wanted, outputs[0][1]))
 
-    def _thinned(self, values: list[Tensor], stride: int) -> list[Tensor]:
-        """Of (n, positions, …) per batch every stride-th position, each batch starting elsewhere."""
-        return [value[:, (7 * i) % stride :: stride] for i, value in enumerate(values)]
-
     def _folds(self, rows: _Rows, targets: list[Tensor]) -> list[Normal]:
         """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
 
@@ -175,8 +181,9 @@ class Walk:
         seen = 0
         for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
             if len(targets) >= 2 * FOLDS:
-                parts[i % count] = merged(parts[i % count], normal(x.flatten(0, 1), t.flatten(0, 1)))
+                parts[i % count] = merged(parts[i % count], normal(x, t.flatten(0, 1)))
                 continue
+            x = (x.rows + x.mean.to(x.rows.dtype)).view(len(t), -1, x.rows.shape[1])
             x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)
             for f in range(count):
                 own = slice((f - seen) % count, None, count)
@@ -184,16 +191,17 @@ class Walk:
             seen += len(x)
         return [part for part in parts if part is not None and part.inner.count]
 
-    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool) -> list[Tensor]:
+    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool, stride: int = 1) -> list[Tensor]:
         """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it.
 
         Without the bias where that one can't change.
         """
-        own = [output_rows(site, y) for y in self.streams.dense(node)]
+        own = _thinned(site, self.streams.dense(node), stride)
         if path.partner is not None and self.streams.differs(path.partner):
             inverse = self._inverse_gain(path, own[0])
-            streams = zip(self.streams.dense(path.partner), self.streams.cut(path.partner), strict=True)
-            own = [y + output_rows(site, a - b) * inverse for y, (a, b) in zip(own, streams, strict=True)]
+            streams = (self.streams.dense(path.partner), self.streams.cut(path.partner))
+            dense, cut = (_thinned(site, values, stride) for values in streams)
+            own = [y + (a - b) * inverse for y, a, b in zip(own, dense, cut, strict=True)]
         if keeps_bias and site.bias is not None:
             bias = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
             own = [y - bias for y in own]
@@ -203,11 +211,11 @@ class Walk:
         self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int, outputs: Tensor
     ) -> list[Rectified]:
         """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner."""
-        inputs = [output_rows(site, v) for v in self._relu_inputs(node, path)]
+        inputs = _thinned(site, self._relu_inputs(node, path), stride)
         inverse = self._inverse_gain(path, inputs[0])[outputs]
         sign = torch.where(inverse >= 0, 1.0, -1.0)
         found: list[Rectified] = []
-        for v, t in zip(self._thinned(inputs, stride), targets, strict=True):
+        for v, t in zip(inputs, targets, strict=True):
             v, t = v[..., outputs].flatten(0, 1), t.flatten(0, 1)
             found.append(Rectified(t, (v <= 0) & (inverse != 0), t - v * inverse, sign))
         return found
@@ -254,11 +262,11 @@ class Walk:
         return None if names is None or not exclusive(self.placeholders[names[0]], norm) else (names[0], -1.0)
 
     def _put(self, slot: tuple[str, float], bias: Tensor, outputs: Tensor | slice = slice(None)) -> None:
-        """Set the bias of these outputs."""
+        """Set the bias of these outputs; what it was before, in a norm's mean too, does not count."""
         name, sign = slot
         own = self.graph.program.tensors[name].detach()
         new = self.overrides.get(name, own).double().clone()
-        new[outputs] = bias if sign > 0 else new[outputs] - bias
+        new[outputs] = bias if sign > 0 else own.double()[outputs] - bias
         self.overrides[name] = new.to(own.dtype)
 
 
@@ -269,24 +277,29 @@ class _Rows:
         self.site, self.node, self.weight = site, node, weight
         self.columns, self.stride = columns, stride
         self.inputs = walk.streams.cut(contracted(node))
-        self.held: list[Tensor] = []
+        self.held: list[Centred] = []
 
-    def __call__(self) -> Iterator[Tensor]:
-        """(n, positions, columns) of every batch, at least float32."""
+    def __call__(self) -> Iterator[Centred]:
+        """(n · positions, columns) of every batch."""
         if self.held:
             yield from self.held
             return
         for i, x in enumerate(self.inputs):
-            rows = input_rows(self.site, self.node, x, self.weight)[:, (7 * i) % self.stride :: self.stride]
-            rows = rows[..., self.columns]
-            rows = rows if rows.dtype == torch.float64 else rows.float()
+            rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride))[..., self.columns]
+            found = centred(rows.flatten(0, 1))
             if rows.numel() * len(self.inputs) <= HELD:
-                self.held.append(rows)
-            yield rows
+                self.held.append(found)
+            yield found
 
-    def flat(self) -> Iterator[Tensor]:
-        """(n · positions, columns) of every batch."""
-        return (rows.flatten(0, 1) for rows in self())
+
+def _thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
+    """Per batch (n, positions, outputs) of a call's results, every stride-th position."""
+    return [output_rows(site, value, _places(i, stride)) for i, value in enumerate(values)]
+
+
+def _places(i: int, stride: int) -> slice:
+    """Every stride-th position of batch i, each batch starting elsewhere."""
+    return slice((7 * i) % stride, None, stride) if stride > 1 else EVERYWHERE
 
 
 def contracted(node: Node) -> Node:

@@ -48,30 +48,42 @@ class Moments:
         return self.covariance + torch.outer(self.mean, right)
 
 
-def moments(x: Tensor) -> Moments:
-    """Of rows x (n, p); n may be 0."""
-    mean, centred = _centre(x)
-    return Moments(x.shape[0], mean, (centred.T @ centred).double())
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """Rows without their mean, for those that go into several moments.
 
-
-def cross(x: Tensor, y: Tensor) -> Moments:
-    """Of rows x (n, p) with y (n, q): scatter (p, q)."""
-    (mean, a), (other, b) = _centre(x), _centre(y)
-    return Moments(x.shape[0], mean, (a.T @ b).double(), other)
-
-
-def _centre(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(p,) mean of the rows, float64, and the rows without it, at least float32.
-
-    Twice, for the mean of large values is itself rounded: the second mean is that of small ones.
+    Attributes:
+        mean: (p,) float64.
+        rows: (n, p), at least float32.
     """
+
+    mean: Tensor
+    rows: Tensor
+
+
+def moments(x: Tensor | Centred) -> Moments:
+    """Of rows x (n, p); n may be 0."""
+    x = centred(x)
+    return Moments(len(x.rows), x.mean, (x.rows.T @ x.rows).double())
+
+
+def cross(x: Tensor | Centred, y: Tensor | Centred) -> Moments:
+    """Of rows x (n, p) with y (n, q): scatter (p, q)."""
+    x, y = centred(x), centred(y)
+    return Moments(len(x.rows), x.mean, (x.rows.T @ y.rows).double(), y.mean)
+
+
+def centred(x: Tensor | Centred) -> Centred:
+    """Twice, for the mean of large values is itself rounded: the second mean is that of small ones."""
+    if isinstance(x, Centred):
+        return x
     x = x if x.dtype == torch.float64 else x.float()
     if x.shape[0] == 0:
-        return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device), x
+        return Centred(torch.zeros(x.shape[1], dtype=torch.float64, device=x.device), x)
     mean = x.mean(0)
-    centred = x - mean
-    rest = centred.mean(0)
-    return mean.double() + rest.double(), centred.sub_(rest)
+    rows = x - mean
+    rest = rows.mean(0)
+    return Centred(mean.double() + rest.double(), rows.sub_(rest))
 
 
 def merge(a: Moments | None, b: Moments) -> Moments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
@@ -41,14 +42,18 @@ def has_rows(site: Site, weight: Tensor) -> bool:
     return columns <= MAX_COLUMNS and site.kind in ("linear", "conv") and site.groups == 1
 
 
-def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor) -> Tensor:
+EVERYWHERE = slice(None)
+
+
+def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice = EVERYWHERE) -> Tensor:
     """x as the call gets it → (samples, positions, columns); columns are those of `weight_matrix`.
 
     Args:
         x: (N, …, I) for a linear layer, (N, C, spatial…) for a convolution.
+        places: which of the positions are wanted; no others are unfolded.
     """
     if site.kind == "linear":
-        return x.reshape(x.shape[0], -1, x.shape[-1])
+        return x.reshape(x.shape[0], -1, x.shape[-1])[:, places]
     settings = named_arguments(node)
     kernel = weight.shape[2:]
     count = len(kernel)
@@ -57,16 +62,20 @@ def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor) -> Tensor:
     for d in range(count):
         x = x.unfold(2 + d, (kernel[d] - 1) * dilation[d] + 1, stride[d])[..., :: dilation[d]]
     # (N, C, positions…, kernel…) → (N, positions, C · kernel)
-    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
-    x = x.permute(order)
+    if places == EVERYWHERE:
+        x = x.permute([0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)])
+    else:
+        sizes = x.shape[2 : 2 + count]
+        numbers = torch.arange(sizes.numel(), device=x.device)[places]
+        x = x[:, :, *torch.unravel_index(numbers, sizes)].transpose(1, 2)
     return x.reshape(x.shape[0], -1, weight.shape[1] * kernel.numel())
 
 
-def output_rows(site: Site, y: Tensor) -> Tensor:
-    """y as the call gives it → (samples, positions, outputs)."""
+def output_rows(site: Site, y: Tensor, places: slice = EVERYWHERE) -> Tensor:
+    """y as the call gives it → (samples, positions, outputs); `places` as for `input_rows`."""
     if site.kind == "linear":
-        return y.reshape(y.shape[0], -1, y.shape[-1])
-    return y.flatten(2).transpose(1, 2)
+        return y.reshape(y.shape[0], -1, y.shape[-1])[:, places]
+    return y.flatten(2)[..., places].transpose(1, 2)
 
 
 def weight_matrix(site: Site, weight: Tensor) -> Tensor:
