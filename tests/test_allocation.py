@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import ROUNDS, Measured, affordable, allocate, measure_all
+from actprune.allocation.allocate import ROUNDS, TRIALS, Measured, affordable, allocate, measure_all
 from actprune.allocation.budget import Budget, parse
 from actprune.allocation.correct import Corrected, checked, describe, least_keep, within_budget, within_drop
 from actprune.allocation.cost import cost
@@ -603,9 +603,9 @@ def test_improving_never_worsens(name: str, seed: int, keep: float) -> None:
 
         return measure
 
-    found, distance = improve(space, start, curves, around, 8)
+    found, distance = improve(space, start, curves, around, 8, 4)
     assert distance == whole[tuple(found.values())] == min(whole.values())
-    assert len(whole) <= 9
+    assert len(whole) <= 13
     assert space.fits(found) and set(found) == set(start)
 
 
@@ -615,7 +615,7 @@ def test_improving_finds_what_the_curves_do_not_know() -> None:
     curves = convex(space, 3)
     start = solve(space, guide_of("lenet"), curves)
     short = min(start, key=lambda name: start[name] / space.options[name][-1])
-    found, distance = improve(space, start, curves, lambda widths: lambda new: 1 / {**widths, **new}[short], 30)
+    found, distance = improve(space, start, curves, lambda widths: lambda new: 1 / {**widths, **new}[short], 30, 0)
     assert distance == 1 / found[short] < 0.8 / start[short]
 
 
@@ -627,7 +627,9 @@ def test_improving_reaches_the_best_of_independent_groups() -> None:
     def around(widths: Widths) -> Callable[[Widths], float]:
         return lambda changed: sum(true[name](k) for name, k in {**widths, **changed}.items())
 
-    found, distance = improve(space, solve(space, guide_of("chain"), convex(space, 8)), convex(space, 8), around, 20)
+    found, distance = improve(
+        space, solve(space, guide_of("chain"), convex(space, 8)), convex(space, 8), around, 20, 20
+    )
     assert distance == pytest.approx(brute_force(space, true), abs=0.02)
     assert space.fits(found)
 
@@ -778,8 +780,8 @@ def test_permuting_the_channels_permutes_the_plan(method: str) -> None:
         assert sorted(int(order[unit]) for unit in plans[1].groups[name].kept) == list(plans[0].groups[name].kept)
 
 
-@pytest.mark.parametrize(("kernel", "expected"), [(8, ROUNDS), (512, 0)])
-def test_a_wide_convolution_has_fewer_rounds(kernel: int, expected: int) -> None:
+@pytest.mark.parametrize(("kernel", "expected"), [(8, (ROUNDS, TRIALS)), (512, (0, 2))])
+def test_a_wide_convolution_has_fewer_trades_tried(kernel: int, expected: tuple[int, int]) -> None:
     """512 samples of 1,000 positions, 8 × 512 columns: 8.6e12 for the normal equations of one refit."""
     layers = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 4, kernel), nn.ReLU(), nn.Conv1d(4, 1, 1)
     graph = capture(nn.Sequential(*layers), torch.randn(2, 1, 999 + kernel))

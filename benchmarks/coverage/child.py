@@ -22,7 +22,7 @@ OUT_OF_MEMORY, OUT_OF_TIME = 77, 78
 
 
 def main(job_file: str, row_file: str) -> None:
-    """The job: {"what", "suite", "model", "eval_folder", "memory_gb", "seconds"}; the row goes to `row_file`, by a rename."""
+    """The job: {"what", "suite", "model", "eval_folder", "memory_gb", "seconds"}; the row comes by a rename."""
     job, out = json.loads(Path(job_file).read_text()), Path(row_file)
     _watch(job["memory_gb"], job["seconds"])
     warnings.filterwarnings("ignore")

@@ -34,15 +34,15 @@ RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
 
 WORK = 4e12
-"""Multiply-adds that the improvement in context may spend; it takes `ROUNDS` at most."""
+"""Multiply-adds that the improvement in context may spend; it takes `ROUNDS` of steps and `TRIALS` trades at most."""
 
 REFIT_WORK = 2e13
 """Multiply-adds that its refits may spend: with a convolution of thousands of columns, one takes as much as hundreds of
 forward passes. They may be more, since large matrix products are the fastest work there is."""
 
-ROUNDS = 12
+ROUNDS, TRIALS = 12, 64
 
-MEASURE_SAMPLES = 512
+MEASURE_SAMPLES = 2048
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
 
 
@@ -71,7 +71,7 @@ def allocate(
     round_to: int = 1,
     distance: str | Distance = "auto",
     measured: Measured | None = None,
-    rounds: int | None = None,
+    effort: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Decide how many units of every group stay, and which.
@@ -87,7 +87,7 @@ def allocate(
         round_to: widths become multiples of it.
         distance: see `actprune.distance`.
         measured: from `measure_all`, to plan several budgets from one measurement.
-        rounds: of the improvement in context; None: as many as a fixed amount of work allows.
+        effort: (rounds, trials) of the improvement in context; None: as many as a fixed amount of work allows.
 
     Raises:
         BudgetError: a budget out of range or unreachable.
@@ -107,7 +107,7 @@ def allocate(
         note["rho"] = ratio
     elif name == "sensitivity":
         measured = measured or measure_all(graph, guide, space, calibration, rewrite, distance, progress)
-        widths, note["distance"] = _by_sensitivity(space, guide, measured, rounds)
+        widths, note["distance"] = _by_sensitivity(space, guide, measured, effort)
         note["sensitivity"] = {n: dict(curve.measured) for n, curve in measured.curves.items()}
     else:
         note["rho"], widths = RULES[name](space, guide)
@@ -166,20 +166,30 @@ def measure_all(
     return Measured(measure_curves(space, guide, around({}), progress), around)
 
 
-def _by_sensitivity(space: Space, guide: Guide, measured: Measured, rounds: int | None) -> tuple[Widths, float]:
+def _by_sensitivity(
+    space: Space, guide: Guide, measured: Measured, effort: tuple[int, int] | None
+) -> tuple[Widths, float]:
     widths = solve(space, guide, measured.curves)
-    rounds = affordable(space.graph) if rounds is None else rounds
-    return improve(space, widths, measured.curves, measured.around, rounds)
+    rounds, trials = affordable(space.graph) if effort is None else effort
+    return improve(space, widths, measured.curves, measured.around, rounds, trials)
 
 
-def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> int:
-    """The rounds that keep to `WORK` and `REFIT_WORK`, at most `ROUNDS`.
+def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> tuple[int, int]:
+    """(rounds, trials) that keep to `WORK` and `REFIT_WORK`: rounds first, trades with what they leave.
 
     A round takes two candidates of every group, each half a run on a share of the samples, and refits the whole network
-    two or three times, in two streams.
+    two or three times, in two streams. A trade refits it once.
     """
-    runs = cost(graph).macs * samples * (len(graph.groups) / 2 + 6)
-    return min(ROUNDS, int(WORK / max(runs, 1)), int(REFIT_WORK / max(4 * _refit_work(graph, samples), 1)))
+    macs, refits = cost(graph).macs * samples, _refit_work(graph, samples)
+    each = macs * (len(graph.groups) / 2 + 6), 4 * refits
+    rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
+    left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
+    return rounds, _whole(TRIALS, left, (3 * macs, refits))
+
+
+def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
+    """How often the work of both kinds suffices for one, at most `most`."""
+    return min(most, *(int(total / max(one, 1)) for total, one in zip(work, each, strict=True)))
 
 
 def _refit_work(graph: Graph, samples: int) -> int:

@@ -3,7 +3,8 @@
 Curves tell what a cut does to the dense network. In a network that is cut everywhere the same unit may be worth more
 (what could stand in for it is gone) or less (its reader is). So every group is tried a step narrower and a step wider
 around the widths so far, the curves are bent to what that shows, and the budget is solved again within these steps. The
-result is measured whole; where it is no better, the steps are halved.
+result is measured whole; where it is no better, the steps are halved. Then single trades between two groups are
+measured, for what groups do to each other no curve of one group can show.
 """
 
 from __future__ import annotations
@@ -13,24 +14,36 @@ from dataclasses import replace
 from functools import partial
 
 from actprune.allocation.sensitivity import Curve, Measure
-from actprune.allocation.solve import solve_from
+from actprune.allocation.solve import solve_from, trades
 from actprune.allocation.space import Space, Widths
 
 Around = Callable[[Widths], Measure]
 """Widths → (some other widths → the distance of the candidate that has these, and the first ones elsewhere)."""
 
-STEP, LEAST_STEP = 0.25, 0.02
+STEP, LEAST_STEP = 0.25, 0.01
 """A group's first step and its last, as shares of the units that it keeps."""
 
 
 def improve(
-    space: Space, widths: Widths, curves: Mapping[str, Curve], around: Around, rounds: int
+    space: Space, widths: Widths, curves: Mapping[str, Curve], around: Around, rounds: int, trials: int
 ) -> tuple[Widths, float]:
     """Move width between groups while the measured distance of the whole network falls.
+
+    Args:
+        rounds: of steps of all groups.
+        trials: of single trades.
 
     Returns:
         (widths, distance): the best found, and its distance.
     """
+    best, distance = steps(space, widths, curves, around, rounds)
+    return traded(space, best, distance, curves, around, trials)
+
+
+def steps(
+    space: Space, widths: Widths, curves: Mapping[str, Curve], around: Around, rounds: int
+) -> tuple[Widths, float]:
+    """(widths, distance) where no step of all groups together lowers the distance."""
     best, measure = dict(widths), around(widths)
     distance, step = measure({}), STEP
     bent: dict[str, Curve] = {}
@@ -49,6 +62,35 @@ def improve(
         step /= 2  # the same figures, less far
         if step < LEAST_STEP:
             break
+    return best, distance
+
+
+def traded(
+    space: Space, widths: Widths, distance: float, curves: Mapping[str, Curve], around: Around, trials: int
+) -> tuple[Widths, float]:
+    """(widths, distance) after trades that lowered the distance, each measured whole.
+
+    One trade shrinks one group by a step and lets one other grow into the room; steps halve when no trade helps.
+    """
+    best = dict(widths)
+    names = [name for name in curves if len(space.options[name]) > 1]
+    seen = {tuple(best.values())}
+    step = STEP
+    while trials > 0 and step >= LEAST_STEP:
+        improved = False
+        for trade in trades(space, best, names, step, curves):
+            if trials <= 0:
+                break
+            if tuple(trade.values()) in seen:
+                continue
+            seen.add(tuple(trade.values()))
+            found = around(trade)({})
+            trials -= 1
+            if found < distance * (1 - 1e-6):
+                best, distance, improved = trade, found, True
+                break
+        if not improved:
+            step /= 2
     return best, distance
 
 
