@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +138,73 @@ class FreeFunction(Attention):
         return self.head(self.proj(out.transpose(1, 2).flatten(2)).mean(1))
 
 
+class Processor:
+    """An object that computes for the module which holds it, as diffusers' attention has one."""
+
+    def __call__(self, attention: Any, x: Tensor) -> Tensor:
+        q, k, v = heads_of(attention.qkv(x), 4, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return attention.proj(out.transpose(1, 2).reshape(x.shape[0], x.shape[1], 16)).mean(1)
+
+
+class Delegating(Attention):
+    def __init__(self, processor: Any) -> None:
+        super().__init__(lambda m, x: x)
+        self.processor = processor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.processor(self, x))
+
+
+class Static(Attention):
+    """A static method, called in a generator, another name for `self`, and a function defined in place."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    @staticmethod
+    def in_heads(y: Tensor) -> Tensor:
+        return y.view(y.shape[0], -1, 4, 4).transpose(1, 2)
+
+    def forward(this, x: Tensor) -> Tensor:  # pyright: ignore[reportSelfClsParameterName]
+        def joined(y: Tensor) -> Tensor:
+            return y.transpose(1, 2).reshape(-1, x.shape[1], 16)
+
+        q, k, v = (this.in_heads(y) for y in this.qkv(x).split([16, 16, 16], -1))
+        return this.head(this.proj(joined(F.scaled_dot_product_attention(q, k, v))).mean(1))
+
+
+class InLibrary(Attention):
+    """A function of a module that is called by the module's name."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = LIBRARY.heads_of(self.qkv(x), 4, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return self.head(self.proj(out.transpose(1, 2).flatten(2)).mean(1))
+
+
+LIBRARY: Any = ModuleType("library")
+LIBRARY.heads_of = heads_of
+
+
+class Checked(nn.Module):
+    """A class that compares a size with its attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.channels = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.shape[1] != self.channels:
+            raise ValueError("other channels than I was made for")
+        return self.second(x)
+
+
 class WithSuper(FromShape):
     """`super()` in the method that is rewritten."""
 
@@ -211,6 +278,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "literal": (Literal, tokens),
     "configured": (Configured, tokens),
     "free function": (FreeFunction, tokens),
+    "in a library": (InLibrary, tokens),
+    "static": (Static, tokens),
+    "delegated": (lambda: Delegating(Processor()), tokens),
+    "checked": (Checked, maps),
     "super": (WithSuper, tokens),
     "stock": (Stock, tokens),
     "cross": (Cross, tokens),
