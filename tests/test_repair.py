@@ -436,7 +436,10 @@ SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
     "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
     "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),
-}
+    "of a product": lambda m, q, k, v: torch.baddbmm(
+        torch.zeros(()), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=m.size**-0.5
+    ).softmax(-1).unflatten(0, q.shape[:2]) @ v,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", SCALED)
@@ -453,6 +456,24 @@ def test_a_scale_follows_the_head_size(scale: str) -> None:
     assert any(len(group.kept) < group.width for group in plan.groups.values())
     graph = capture(model, x)
     torch.testing.assert_close(as_graph(model, graph, plan)(x), small(x))
+
+
+def test_a_scale_of_several_numbers_follows_the_size_that_they_give() -> None:
+    """`dim // heads` is nobody's attribute: the view with the same arithmetic says which size it is."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], m.heads, m.dim // m.heads).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(m.dim // m.heads)).softmax(-1)
+        return m.proj((weights @ v).transpose(1, 2).reshape(*x.shape[:2], m.dim))
+
+    layers = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
+    model, x = Attention(attend, dim=WIDTH, heads=HEADS, **layers).eval(), tokens()
+    small, plan = less(model, x)
+    assert {group.kind: len(group.kept) < group.width for group in plan.groups.values()} == {
+        "heads": True,
+        "head dims": True,
+    }
+    assert small.dim // small.heads == small.q.out_features // small.heads
 
 
 class Stepped(nn.Module):

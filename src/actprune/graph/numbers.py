@@ -156,3 +156,21 @@ def variables(expr: Expr) -> set[tuple[Any, ...]]:
     if expr[0] in ("attr", "shape"):
         return {expr}
     return variables(expr[1]) | variables(expr[2])
+
+
+def parts(expr: Expr) -> Iterator[tuple[Any, ...]]:
+    """The expressions that an expression consists of, itself first."""
+    if not isinstance(expr, int | float):
+        yield expr
+        if expr[0] not in ("attr", "shape"):
+            yield from parts(expr[1])
+            yield from parts(expr[2])
+
+
+def with_value(expr: Expr, part: Expr, value: Expr) -> Expr:
+    """The expression with `value` in the place of one of its parts."""
+    if expr == part:
+        return value
+    if isinstance(expr, int | float) or expr[0] in ("attr", "shape"):
+        return expr
+    return (expr[0], with_value(expr[1], part, value), with_value(expr[2], part, value))

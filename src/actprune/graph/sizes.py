@@ -80,8 +80,8 @@ class SizeUse:
             ("fixed", node): a number that no cut may change; the call that it is given to, or None;
         ("equal", None): the difference of two numbers that the class compared; one that a cut would change is no fault
             as long as the class runs, but tells which attributes belong to a size;
-            ("follows", node, dim, call): a number that changes with the size of that dimension, and how is provided for
-            in the graph (`actprune.repair.scales`); ("unknown",).
+            ("follows", node, dim, size, call): a number that changes with the size of that dimension, which is the part
+            `size` of its expression, and how is provided for in the graph (`actprune.repair.scales`); ("unknown",).
         op: the name of the function that was called.
         slot: which argument of the call it is, counted over all of its sizes; `count` of them there are.
         place: the call.

@@ -16,7 +16,7 @@ from typing import Any
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Indices, Leaf, blocks, leaves, place_after, size
 from actprune.axes.inference import Dims
-from actprune.graph.numbers import Expr, evaluate, variables
+from actprune.graph.numbers import Expr, evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
 from actprune.repair.source import argument, source_of
@@ -164,7 +164,7 @@ class _Solver:
         if axis is None:
             return None
         if kind == "follows":
-            return evaluate(use.expr, lambda leaf: size(axis, self.widths))
+            return evaluate(with_value(use.expr, where[2], size(axis, self.widths)), lambda leaf: None)
         if kind == "groups":
             return blocks(axis, size(axis) // use.value, self.widths)
         return place_after(axis, use.value, self.kept) if kind == "bound" else size(axis, self.widths)

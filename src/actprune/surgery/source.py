@@ -19,6 +19,7 @@ from torch import nn
 from actprune.errors import PlanError
 from actprune.repair.edits import SourceEdit
 from actprune.repair.source import Source, source_of
+from actprune.surgery.modules import submodule
 
 
 def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
@@ -28,7 +29,7 @@ def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
         PlanError: a function's source isn't the one that the plan was made for.
     """
     for path in dict.fromkeys(edit.module for edit in edits):
-        module = model.get_submodule(path)
+        module = submodule(model, path)
         own = [edit for edit in edits if edit.module == path]
         in_objects = [edit for edit in own if "." in edit.functions[0]]
         for name in dict.fromkeys(edit.functions[0].partition(".")[0] for edit in in_objects):
