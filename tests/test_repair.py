@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +138,73 @@ class FreeFunction(Attention):
         return self.head(self.proj(out.transpose(1, 2).flatten(2)).mean(1))
 
 
+class Processor:
+    """An object that computes for the module which holds it, as diffusers' attention has one."""
+
+    def __call__(self, attention: Any, x: Tensor) -> Tensor:
+        q, k, v = heads_of(attention.qkv(x), 4, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return attention.proj(out.transpose(1, 2).reshape(x.shape[0], x.shape[1], 16)).mean(1)
+
+
+class Delegating(Attention):
+    def __init__(self, processor: Any) -> None:
+        super().__init__(lambda m, x: x)
+        self.processor = processor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.processor(self, x))
+
+
+class Static(Attention):
+    """A static method, called in a generator, another name for `self`, and a function defined in place."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    @staticmethod
+    def in_heads(y: Tensor) -> Tensor:
+        return y.view(y.shape[0], -1, 4, 4).transpose(1, 2)
+
+    def forward(this, x: Tensor) -> Tensor:  # pyright: ignore[reportSelfClsParameterName]
+        def joined(y: Tensor) -> Tensor:
+            return y.transpose(1, 2).reshape(-1, x.shape[1], 16)
+
+        q, k, v = (this.in_heads(y) for y in this.qkv(x).split([16, 16, 16], -1))
+        return this.head(this.proj(joined(F.scaled_dot_product_attention(q, k, v))).mean(1))
+
+
+class InLibrary(Attention):
+    """A function of a module that is called by the module's name."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = LIBRARY.heads_of(self.qkv(x), 4, 4)
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return self.head(self.proj(out.transpose(1, 2).flatten(2)).mean(1))
+
+
+LIBRARY: Any = ModuleType("library")
+LIBRARY.heads_of = heads_of
+
+
+class Checked(nn.Module):
+    """A class that compares a size with its attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.channels = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.shape[1] != self.channels:
+            raise ValueError("other channels than I was made for")
+        return self.second(x)
+
+
 class WithSuper(FromShape):
     """`super()` in the method that is rewritten."""
 
@@ -211,6 +278,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "literal": (Literal, tokens),
     "configured": (Configured, tokens),
     "free function": (FreeFunction, tokens),
+    "in a library": (InLibrary, tokens),
+    "static": (Static, tokens),
+    "delegated": (lambda: Delegating(Processor()), tokens),
+    "checked": (Checked, maps),
     "super": (WithSuper, tokens),
     "stock": (Stock, tokens),
     "cross": (Cross, tokens),
@@ -365,7 +436,10 @@ SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
     "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
     "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),
-}
+    "of a product": lambda m, q, k, v: torch.baddbmm(
+        torch.zeros(()), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=m.size**-0.5
+    ).softmax(-1).unflatten(0, q.shape[:2]) @ v,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", SCALED)
@@ -382,6 +456,50 @@ def test_a_scale_follows_the_head_size(scale: str) -> None:
     assert any(len(group.kept) < group.width for group in plan.groups.values())
     graph = capture(model, x)
     torch.testing.assert_close(as_graph(model, graph, plan)(x), small(x))
+
+
+def test_a_scale_of_several_numbers_follows_the_size_that_they_give() -> None:
+    """`dim // heads` is nobody's attribute: the view with the same arithmetic says which size it is."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], m.heads, m.dim // m.heads).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(m.dim // m.heads)).softmax(-1)
+        return m.proj((weights @ v).transpose(1, 2).reshape(*x.shape[:2], m.dim))
+
+    layers = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
+    model, x = Attention(attend, dim=WIDTH, heads=HEADS, **layers).eval(), tokens()
+    small, plan = less(model, x)
+    assert {group.kind: len(group.kept) < group.width for group in plan.groups.values()} == {
+        "heads": True,
+        "head dims": True,
+    }
+    assert small.dim // small.heads == small.q.out_features // small.heads
+
+
+class Stepped(nn.Module):
+    """A recurrent layer that makes its own initial state, of a size that its class writes down."""
+
+    def __init__(self, kind: type[nn.RNNBase], **how: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Linear(WIDTH, 6)
+        self.steps = kind(6, 8, batch_first=True, **how)
+        self.head = nn.Linear(16 if how.get("bidirectional") else 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.steps(self.up(x))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_hidden_units_of_a_layer_that_makes_its_own_state(kind: Any, how: dict[str, Any]) -> None:
+    model, x = Stepped(kind, **how).eval(), torch.randn(4, 3, WIDTH)
+    graph = capture(model, x)
+    assert [group.name for group in graph.groups] == ["up", "steps"]
+    plan = make_plan(graph, {"up": range(4), "steps": [0, 2, 3, 5, 7]})
+    small = cut(model, plan)
+    assert (small.steps.input_size, small.steps.hidden_size) == (4, 5)
+    assert verify(model, small, plan, x, graph=graph).passed
 
 
 def test_a_scale_that_would_change_freezes() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from actprune.allocation.budget import parse
 from actprune.allocation.space import make_space
@@ -446,8 +447,17 @@ def stepped(m: Any, x: Tensor) -> Tensor:
     return m.layer(x)[0]
 
 
+def in_packs(m: Any, x: Tensor) -> Tensor:
+    """Samples of unequal lengths."""
+    packed = pack_padded_sequence(x, torch.tensor([4, 5]), batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(m.layer(packed)[0], batch_first=True)[0]
+
+
+case("_pack_padded_sequence", "_pad_packed_sequence", kind="tokens", parts=layer(nn.LSTM, UNITS, 6))(in_packs)
+
 for _name, _kind in RECURRENT.items():
     case(f"{_name}.input", kind="tokens", parts=layer(_kind, UNITS, 6, batch_first=True))(stepped)
+    case(f"{_name}.data", kind="tokens", parts=layer(_kind, UNITS, 6, batch_first=True, bidirectional=True))(in_packs)
 case("lstm_cell", parts=layer(nn.LSTMCell, UNITS, 6))(lambda m, x: m.layer(x)[1])
 case("gru_cell", parts=layer(nn.GRUCell, UNITS, UNITS))(lambda m, x: m.layer(x, m.layer(x)))
 case("rnn_tanh_cell", parts=layer(nn.RNNCell, UNITS, 6, bias=False))(lambda m, x: m.layer(x))
@@ -767,6 +777,11 @@ for _name in FFT:
         )
 case("fft_fftshift", kind="tokens")(lambda m, x: torch.fft.fftshift(x, 1))
 case("fft_ifftshift", kind="tokens")(lambda m, x: torch.fft.ifftshift(x, 1))
+case("istft", frozen=True)(
+    lambda m, x: torch.istft(
+        torch.complex(x, x).unflatten(1, (-1, 1)).expand(-1, -1, 3)[:, :5], 8, window=torch.ones(8)
+    )
+)
 case("stft", frozen=True)(
     lambda m, x: torch.stft(x, 4, center=False, window=torch.ones(4), return_complex=True).abs().flatten(1)
 )

@@ -405,3 +405,23 @@ def test_a_parametrized_layer_states_its_sizes() -> None:
     small = smaller(model, plan)
     assert (small[1].in_features, small[1].out_features) == (3, 5)
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+class Shadowing(nn.Module):
+    """A submodule under the name of a method of `nn.Module`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.add_module("apply_", nn.Linear(4, 8))
+        self._modules["parameters"] = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._modules["parameters"](self.apply_(x).relu())
+
+
+def test_a_submodule_may_be_called_like_a_method() -> None:
+    model, x = Shadowing().eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"apply_": [0, 2, 5]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed

@@ -8,9 +8,10 @@ changed, and which attribute has to change.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 Expr: TypeAlias = "int | float | tuple[Any, ...]"
@@ -51,6 +52,30 @@ class _Traced:
 
 class TracedInt(_Traced, int):
     """An int with the expression that it came from."""
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        equal = int.__eq__(self, other)
+        if equal is True and _listeners and isinstance(other, int):
+            _listeners[-1](("-", self.expr, expression(other)))
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+_listeners: list[Callable[[Expr], None]] = []
+
+
+@contextlib.contextmanager
+def compared(listener: Callable[[Expr], None]) -> Iterator[None]:
+    """Tell `listener` the difference of two numbers whenever a traced one is found to equal another one."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.pop()
 
 
 class TracedFloat(_Traced, float):
@@ -131,3 +156,21 @@ def variables(expr: Expr) -> set[tuple[Any, ...]]:
     if expr[0] in ("attr", "shape"):
         return {expr}
     return variables(expr[1]) | variables(expr[2])
+
+
+def parts(expr: Expr) -> Iterator[tuple[Any, ...]]:
+    """The expressions that an expression consists of, itself first."""
+    if not isinstance(expr, int | float):
+        yield expr
+        if expr[0] not in ("attr", "shape"):
+            yield from parts(expr[1])
+            yield from parts(expr[2])
+
+
+def with_value(expr: Expr, part: Expr, value: Expr) -> Expr:
+    """The expression with `value` in the place of one of its parts."""
+    if expr == part:
+        return value
+    if isinstance(expr, int | float) or expr[0] in ("attr", "shape"):
+        return expr
+    return (expr[0], with_value(expr[1], part, value), with_value(expr[2], part, value))

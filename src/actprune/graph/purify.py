@@ -86,14 +86,17 @@ def _pure_twin(node: Node) -> Any:
     name = op_name(node)
     if not name.startswith("aten.") or not isinstance(node.target, torch._ops.OpOverload):
         return None
-    base, overload = name.split(".")[1:3]
-    if not base.endswith("_") or base.endswith("__"):
+    base = name.split(".")[1]
+    packet = getattr(torch.ops.aten, base[:-1], None)
+    if not base.endswith("_") or base.endswith("__") or packet is None or not _keeps_dtype(node):
         return None
-    twin = getattr(getattr(torch.ops.aten, base[:-1], None), overload, None)
-    if twin is None or not _keeps_dtype(node):
-        return None
-    same = [a.name for a in twin._schema.arguments] == [a.name for a in node.target._schema.arguments]
-    return twin if same else None
+    # by its arguments: `pow_.Scalar` has a Tensor and a number, `pow.Scalar` the other way round
+    twins = (getattr(packet, overload) for overload in packet.overloads())
+    return next((twin for twin in twins if _arguments(twin) == _arguments(node.target)), None)
+
+
+def _arguments(target: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in target._schema.arguments]
 
 
 def _keeps_dtype(node: Node) -> bool:

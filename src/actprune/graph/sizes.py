@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 import types
 import weakref
@@ -25,9 +26,16 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from actprune.graph.numbers import Expr, TracedInt, expression, plain
+from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.size_arguments import given_sizes
-from actprune.graph.traced_attributes import Attributes, Owners, traced_attributes, traced_roots, uncached_einops
+from actprune.graph.traced_attributes import (
+    Attributes,
+    Owners,
+    is_builtin,
+    traced_attributes,
+    traced_roots,
+    uncached_einops,
+)
 from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
@@ -46,12 +54,15 @@ class Place:
         code: the function that makes the call.
         callers: the functions between that module's method and `code`, outermost first; empty if they are the same.
         span: first line, first column, last line, last column of the call.
+        holder: the attribute of that module that holds the plain object whose method is the first of these functions;
+            None where it is a method of the module.
     """
 
     module: str | None
     code: CodeType = field(repr=False, compare=False)
     callers: tuple[CodeType, ...] = field(repr=False, compare=False)
     span: tuple[int, int, int, int]
+    holder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,10 @@ class SizeUse:
             ("times", node, source, dim): how often that dimension of the source is repeated;
             ("groups", node, dim): into how many groups that dimension is divided;
             ("fixed", node): a number that no cut may change; the call that it is given to, or None;
-            ("follows", node, dim, call): a number that changes with the size of that dimension, and how is provided for
-            in the graph (`actprune.repair.scales`); ("unknown",).
+        ("equal", None): the difference of two numbers that the class compared; one that a cut would change is no fault
+            as long as the class runs, but tells which attributes belong to a size;
+            ("follows", node, dim, size, call): a number that changes with the size of that dimension, which is the part
+            `size` of its expression, and how is provided for in the graph (`actprune.repair.scales`); ("unknown",).
         op: the name of the function that was called.
         slot: which argument of the call it is, counted over all of its sizes; `count` of them there are.
         place: the call.
@@ -115,6 +128,7 @@ class Recorder(TorchFunctionMode):
         self._came_from: dict[int, Key] = {}
         self._parameters: dict[int, str] | None = None
         self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
+        self._layers = {path for path, module in model.named_modules() if is_builtin(module)}
         self._paths = {id(vars(module)): path for path, module in model.named_modules()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -182,25 +196,34 @@ class Recorder(TorchFunctionMode):
         place = self._place()
         if place.module in self._hinted:
             return
+        if place.module in self._layers and isinstance(expression(value), int):
+            return  # of an attribute of the layer: surgery sets those by its tensors (the initial state of an LSTM)
         self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, place))
+
+    def note_equal(self, difference: Expr) -> None:
+        """Two numbers that the user's class found to be equal (`assert x.shape[1] == self.channels`)."""
+        if _is_torchs(sys._getframe(2)):
+            return
+        place = self._place()
+        if place.module not in self._hinted:
+            self._uses.append(SizeUse(0, difference, ("equal", None), "==", -1, 0, place))
 
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
         inner: FrameType = sys._getframe(3)
         while _is_torchs(inner) and inner.f_back is not None:
             inner = inner.f_back  # a function of torch's own that is written in Python, such as `torch.split`
-        span, frame = _span(inner), inner
-        while frame.f_code.co_name.startswith("<") and frame.f_back and frame.f_code in frame.f_back.f_code.co_consts:
-            frame = frame.f_back  # a comprehension is part of the function around it
-        code, between = frame.f_code, list[CodeType]()
-        while frame is not None:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module):
-                path = self._paths.get(id(vars(owner)))  # the tracer's stand-ins share their module's attributes
-                return Place(path, code, (frame.f_code, *reversed(between[1:])) if between else (), span)
-            between.append(frame.f_code)
-            frame = frame.f_back
-        return Place(None, code, (), span)
+        span, frame = _span(inner), _definer(inner)
+        code, between = frame.f_code, list[FrameType]()
+        while (owner := _owner(frame)) is None:
+            between.append(frame)
+            if frame.f_back is None:
+                return Place(None, code, (), span)
+            frame = _definer(frame.f_back)
+        path = self._paths.get(id(vars(owner)))  # the tracer's stand-ins share their module's attributes
+        callers = [frame, *reversed(between)]
+        holder, first = next(((name, i) for i, f in enumerate(callers) if (name := _holder(owner, f))), (None, 0))
+        return Place(path, code, tuple(f.f_code for f in callers[first:-1]), span, holder)
 
     def result(self, graph: Graph) -> Sizes:
         """The record, with nodes of the captured graph in the place of call numbers; the graph gets plain numbers."""
@@ -227,13 +250,39 @@ class Recorder(TorchFunctionMode):
         uses: list[SizeUse] = []
         for use in self._uses:
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
-            known = role[0] == "fixed" or None not in role
+            known = role[0] in ("fixed", "equal") or None not in role
             uses.append(replace(use, expr=_renamed(use.expr, named), role=role if known else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
 
 
+def _definer(frame: FrameType) -> FrameType:
+    """A comprehension, or a function that is defined in place, is part of the function around it."""
+    while frame.f_back and frame.f_code in frame.f_back.f_code.co_consts:
+        frame = frame.f_back
+    return frame
+
+
+def _holder(owner: nn.Module, frame: FrameType) -> str | None:
+    """The attribute of a module that holds the plain object whose method a frame runs."""
+    own = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+    if own is None or isinstance(own, nn.Module | Tensor | int | float | str | type):
+        return None
+    return next((name for name, value in vars(owner).items() if value is own), None)
+
+
 def _is_torchs(frame: FrameType) -> bool:
-    return "/torch/" in frame.f_code.co_filename and not isinstance(frame.f_locals.get("self"), nn.Module)
+    return "/torch/" in frame.f_code.co_filename and _owner(frame) is None
+
+
+def _owner(frame: FrameType) -> nn.Module | None:
+    """The module whose method a frame runs, whatever the method calls it."""
+    code = frame.f_code
+    first = code.co_varnames[0] if code.co_argcount else ""
+    owner = frame.f_locals.get("self" if "self" in frame.f_locals else first)
+    if not isinstance(owner, nn.Module) or "self" in frame.f_locals:
+        return owner if isinstance(owner, nn.Module) else None
+    method = inspect.getattr_static(type(owner), code.co_name, None)  # a plain function may be given a module as well
+    return owner if getattr(inspect.unwrap(method), "__code__", None) is code else None
 
 
 def _renamed(expr: Expr, named: Any) -> Expr:
@@ -271,6 +320,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
         traced_attributes(model, recorder.attributes, recorder.owners),
         uncached_einops(),
         traced_roots(),
+        compared(recorder.note_equal),
         annotations.preserve_node_meta(),
     ):
         model.__class__ = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(space))

@@ -24,6 +24,7 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import blamed, trial_units
 from actprune.rewrite import Rewrite
+from actprune.surgery.modules import submodule
 from actprune.surgery.slicing import cut
 
 Test = Callable[[Sequence[str]], str | None]
@@ -124,7 +125,7 @@ def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for group in graph.groups:
         module = group.producers[0].module
-        parent = model.get_submodule(module.rpartition(".")[0])
+        parent = submodule(model, module.rpartition(".")[0])
         found[group.name] = (
             group.kind,
             type(parent).__qualname__,

@@ -16,15 +16,20 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, leaves
 from actprune.axes.masks import Scaling, with_scales
-from actprune.graph.numbers import Expr, evaluate, variables
+from actprune.graph.numbers import Expr, evaluate, parts, variables, with_value
 from actprune.graph.program import named_arguments, op_name
 from actprune.graph.sizes import SizeUse
 
 Follower = tuple[Any, ...]
-"""The role ("follows", node, dim, call): the number follows the size of that dimension."""
+"""The role ("follows", node, dim, size, call): the number follows the size of that dimension, which stands in it."""
 
-_FACTORS = {"aten.mul.Tensor": ("other", 1), "aten.div.Tensor": ("other", -1)}
-_ATTENTION = "aten.scaled_dot_product_attention.default"
+_FACTORS = {
+    "aten.mul.Tensor": ("other", 1, "self"),
+    "aten.div.Tensor": ("other", -1, "self"),
+    "aten.baddbmm.default": ("alpha", 1, "batch1"),
+    "aten.scaled_dot_product_attention.default": ("scale", 1, "query"),
+}
+"""Op → the argument that a tensor is multiplied with (1) or divided by (-1), and that tensor."""
 
 
 def followers(graph: Graph) -> dict[int, Follower]:
@@ -35,7 +40,7 @@ def followers(graph: Graph) -> dict[int, Follower]:
     found: dict[int, Follower] = {}
     for i, use in enumerate(graph.program.sizes.uses):
         place = _followed(graph, use) if _power(nodes, use) else None
-        if place is not None and any(leaf.key in _keys(graph) for leaf in leaves(_axis(graph, *place))):
+        if place is not None and any(leaf.key in _keys(graph) for leaf in leaves(_axis(graph, *place[:2]))):
             found[i] = ("follows", *place, use.role[1])
     return found
 
@@ -52,11 +57,11 @@ def scaled(graph: Graph, found: Iterable[int]) -> Graph:
     scalings: list[Scaling] = []
     for i in found:
         use = graph.program.sizes.uses[i]
-        _, name, dim, call = use.role
+        _, name, dim, size, call = use.role
         node = nodes[call]
-        operand = named_arguments(node)["query" if op_name(node) == _ATTENTION else "self"]
+        operand = named_arguments(node)[_FACTORS[op_name(node)][2]]
         axis = _axis(graph, name, dim)
-        scalings.append(Scaling(node, operand, axis, _gain(use.expr, _power(nodes, use))))
+        scalings.append(Scaling(node, operand, axis, _gain(use.expr, size, _power(nodes, use))))
     program, masks = with_scales(graph.program, scalings)
     return replace(graph, program=program, masks={**graph.masks, **masks})
 
@@ -66,21 +71,30 @@ def _power(nodes: Mapping[str, Node], use: SizeUse) -> int:
     node = nodes.get(use.role[-1]) if use.role[0] in ("fixed", "follows") else None
     if node is None:
         return 0
-    name, power = ("scale", 1) if op_name(node) == _ATTENTION else _FACTORS.get(op_name(node), ("", 0))
+    name, power, _ = _FACTORS.get(op_name(node), ("", 0, ""))
     return power if power and named_arguments(node).get(name) == use.value else 0
 
 
-def _followed(graph: Graph, use: SizeUse) -> tuple[str, int] | None:
-    """The dimension whose size is the only variable in a number; an attribute is the size that it is given as."""
-    held = variables(use.expr)
-    if len(held) != 1:
-        return None
-    (leaf,) = held
-    if leaf[0] == "shape":
-        return (leaf[1], leaf[2]) if leaf[1] is not None else None
+def _followed(graph: Graph, use: SizeUse) -> tuple[str, int, Expr] | None:
+    """The dimension whose size is all that varies in a number, and how that size is written there.
+
+    It is the shape that is read, or the size that some call is given which is computed alike: `dim // heads` in
+    1/√(dim // heads) is that of the view with the same arithmetic.
+    """
+    for part in parts(use.expr):
+        if part[0] == "shape":
+            place = (part[1], part[2]) if part[1] is not None else None
+        else:
+            place = _given_as(graph, use, part)
+        if place is not None and not variables(with_value(use.expr, part, 1)):
+            return (*place, part)
+    return None
+
+
+def _given_as(graph: Graph, use: SizeUse, part: tuple[Any, ...]) -> tuple[str, int] | None:
+    own = any(leaf[0] == "shape" or not isinstance(leaf[1], str) for leaf in variables(part))
     for other in graph.program.sizes.uses:
-        same = other.expr == leaf and (isinstance(leaf[1], str) or other.place.module == use.place.module)
-        if same and other.role[0] == "size":
+        if other.role[0] == "size" and other.expr == part and (not own or other.place.module == use.place.module):
             return other.role[1], other.role[2]
     return None
 
@@ -94,9 +108,9 @@ def _keys(graph: Graph) -> set[int]:
     return {group.key for group in graph.groups}
 
 
-def _gain(expr: Expr, power: int) -> Callable[[int, int], float]:
+def _gain(expr: Expr, size: Expr, power: int) -> Callable[[int, int], float]:
     def gain(dense: int, kept: int) -> float:
-        before, after = (evaluate(expr, lambda leaf, n=n: n) for n in (dense, kept))
+        before, after = (evaluate(with_value(expr, size, n), lambda leaf: None) for n in (dense, kept))
         return (after / before) ** power
 
     return gain

@@ -16,7 +16,7 @@ from typing import Any
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Indices, Leaf, blocks, leaves, place_after, size
 from actprune.axes.inference import Dims
-from actprune.graph.numbers import Expr, evaluate, variables
+from actprune.graph.numbers import Expr, evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
 from actprune.repair.source import argument, source_of
@@ -92,6 +92,7 @@ class _Solver:
         self._set_unread()
         sources: dict[tuple[Any, ...], SourceEdit] = {}
         stuck: list[Stuck] = []
+        wrong = {i for i in wrong if self.sizes.uses[i].role[0] != "equal"}
         for i in sorted(wrong):
             use = self.sizes.uses[i]
             edit = self._source_edit(use, self.targets[i])
@@ -148,7 +149,7 @@ class _Solver:
 
     def _target(self, use: SizeUse) -> Any:
         kind, *where = use.role
-        if kind == "fixed":
+        if kind in ("fixed", "equal"):
             return use.value
         if kind == "unknown":
             return None
@@ -163,7 +164,7 @@ class _Solver:
         if axis is None:
             return None
         if kind == "follows":
-            return evaluate(use.expr, lambda leaf: size(axis, self.widths))
+            return evaluate(with_value(use.expr, where[2], size(axis, self.widths)), lambda leaf: None)
         if kind == "groups":
             return blocks(axis, size(axis) // use.value, self.widths)
         return place_after(axis, use.value, self.kept) if kind == "bound" else size(axis, self.widths)
@@ -333,15 +334,19 @@ class _Solver:
 
     def _source_edit(self, use: SizeUse, target: int) -> SourceEdit | None:
         place = use.place
-        if use.role[0] in ("fixed", "follows") or place.module is None or "/torch/" in place.code.co_filename:
+        if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
             return None
         source, found = source_of(place.code), argument(use)
         if source is None or found is None or isinstance(found, ast.Starred):
             return None
         callers = [code for code in place.callers if "/torch/" not in code.co_filename]  # of the tracer
-        names = tuple(code.co_name for code in (*callers, place.code))
+        names = [code.co_name for code in (*callers, place.code)]
+        if place.holder is not None:
+            names[0] = f"{place.holder}.{names[0]}"
         text = ast.unparse(found)
-        return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, use.value, source.digest)
+        return SourceEdit(
+            place.module, tuple(names), found.lineno, found.col_offset, text, target, use.value, source.digest
+        )
 
     def _concerns(self, use: SizeUse) -> frozenset[int]:
         """The groups on which a size depends: its target, else sizes that are written alike, else all that it reads."""
@@ -375,7 +380,7 @@ def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:
 
 
 def _written_at(use: SizeUse) -> tuple[Any, ...]:
-    found = argument(use) if use.role[0] not in ("fixed", "follows") else None
+    found = argument(use) if use.role[0] not in ("fixed", "equal", "follows") else None
     place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset)
     return use.place.module, use.place.code, *place
 

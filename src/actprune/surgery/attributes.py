@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from actprune.repair.edits import AttributeEdit
+from actprune.surgery.modules import submodule
 
 
 def edit_attributes(model: nn.Module, edits: Sequence[AttributeEdit]) -> None:
@@ -19,7 +20,7 @@ def edit_attributes(model: nn.Module, edits: Sequence[AttributeEdit]) -> None:
     """
     copied: set[tuple[str, str]] = set()
     for edit in edits:
-        module = model.get_submodule(edit.module)
+        module = submodule(model, edit.module)
         name = str(edit.path[0])
         if edit.shared and (edit.module, name) not in copied:
             vars(module)[name] = copy.copy(vars(module)[name])

@@ -29,6 +29,17 @@ def attributes(module: nn.Module) -> Attributes:
     return {}
 
 
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path, also where an attribute of its parent's class has the same name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for name in filter(None, path.split(".")):
+        model = model._modules[name]  # type: ignore[assignment]
+    return model
+
+
 def stated(module: nn.Module) -> tuple[str, ...]:
     """The names of the size attributes that agree with the module's tensors now, so that they must afterwards."""
     return tuple(name for name, value in attributes(module).items() if getattr(module, name, None) == value)

@@ -18,7 +18,7 @@ from actprune.plan import Plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
-from actprune.surgery.modules import group_count, stated, update
+from actprune.surgery.modules import group_count, stated, submodule, update
 from actprune.surgery.source import edit_sources
 
 Slot: TypeAlias = "tuple[nn.Module, str]"
@@ -59,7 +59,7 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             names = list(dict.fromkeys([*known, *holders[id(old)]]))
             changes.append((names, _replacement(old, source, indices)))
     paths = (path for names, _ in changes for name in names for path in _users(name))
-    touched = {id(module): (module, path) for path in paths for module in [target.get_submodule(path)]}
+    touched = {id(module): (module, path) for path in paths for module in [submodule(target, path)]}
     modules = list(touched.values())
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
     _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Sequence
-from types import FunctionType
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from actprune.errors import PlanError
 from actprune.repair.edits import SourceEdit
 from actprune.repair.source import Source, source_of
+from actprune.surgery.modules import submodule
 
 
 def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
@@ -27,13 +29,38 @@ def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
         PlanError: a function's source isn't the one that the plan was made for.
     """
     for path in dict.fromkeys(edit.module for edit in edits):
-        module = model.get_submodule(path)
+        module = submodule(model, path)
         own = [edit for edit in edits if edit.module == path]
-        module.__class__ = _subclass(type(module), own)
+        in_objects = [edit for edit in own if "." in edit.functions[0]]
+        for name in dict.fromkeys(edit.functions[0].partition(".")[0] for edit in in_objects):
+            held = copy.copy(vars(module)[name])  # other modules may hold the same object
+            held.__class__ = _subclass(type(held), [_within(edit) for edit in in_objects if _of(edit, name)])
+            vars(module)[name] = held
+        if rest := [edit for edit in own if edit not in in_objects]:
+            module.__class__ = _subclass(type(module), rest)
+
+
+def _of(edit: SourceEdit, name: str) -> bool:
+    return edit.functions[0].partition(".")[0] == name
+
+
+def _within(edit: SourceEdit) -> SourceEdit:
+    """The edit as the object's own class has it."""
+    first, *rest = edit.functions
+    return replace(edit, functions=(first.partition(".")[2], *rest))
+
+
+def _reached(cls: type, edit: SourceEdit) -> SourceEdit:
+    """The edit without the callers of a static method, which the class itself holds."""
+    for i in range(len(edit.functions) - 1, 0, -1):
+        if isinstance(inspect.getattr_static(cls, edit.functions[i], None), staticmethod | classmethod):
+            return replace(edit, functions=edit.functions[i:])
+    return edit
 
 
 def _subclass(cls: type, edits: Sequence[SourceEdit]) -> type:
     methods: dict[str, Any] = {}
+    edits = [_reached(cls, edit) for edit in edits]
     for name in dict.fromkeys(edit.functions[0] for edit in edits):
         held = inspect.getattr_static(cls, name, None)
         inner = held.__func__ if isinstance(held, staticmethod | classmethod) else held
@@ -41,7 +68,9 @@ def _subclass(cls: type, edits: Sequence[SourceEdit]) -> type:
         if not isinstance(function, FunctionType):
             raise _changed(cls, name, "no plain method of that name")
         own = [(edit.functions[1:], edit) for edit in edits if edit.functions[0] == name]
-        methods[name] = _rebuilt(function, own)
+        made = _rebuilt(function, own)
+        wrapped = isinstance(held, staticmethod | classmethod) and isinstance(made, FunctionType)
+        methods[name] = type(held)(made) if wrapped else made
     space = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, **methods}
     return type(cls)(cls.__name__, (cls,), space)
 
@@ -50,15 +79,33 @@ def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], Sour
     """The function with its own edits made, calling rebuilt versions of the functions that have further ones."""
     overlay = dict(function.__globals__)
     for name in dict.fromkeys(below[0] for below, _ in edits if below):
-        called = inspect.unwrap(overlay[name]) if callable(overlay.get(name)) else None
+        spaces = list(_spaces(function, overlay, name))
+        called = inspect.unwrap(spaces[0][name]) if spaces and callable(spaces[0][name]) else None
         if not isinstance(called, FunctionType):
             raise _changed(function, name, "no plain function of that name among its globals")
-        overlay[name] = _rebuilt(called, [(below[1:], edit) for below, edit in edits if below[:1] == (name,)])
+        made = _rebuilt(called, [(below[1:], edit) for below, edit in edits if below[:1] == (name,)])
+        for space in spaces:
+            space[name] = made
     own = [edit for below, edit in edits if not below]
     if own:
         return _recompiled(function, own, overlay)
     made = FunctionType(function.__code__, overlay, function.__name__, function.__defaults__, function.__closure__)
     return _dressed(made, function)
+
+
+def _spaces(function: FunctionType, overlay: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Where a function finds another one by its name: its globals, and libraries that they name, as copies."""
+    known: Any = overlay.get(name)
+    if name in overlay:
+        yield overlay
+    for alias in function.__code__.co_names:
+        library = overlay.get(alias)
+        if isinstance(library, ModuleType) and hasattr(library, name):
+            known = known or getattr(library, name)
+            if getattr(library, name) is known:
+                overlay[alias] = own = ModuleType(library.__name__)
+                vars(own).update(vars(library))
+                yield vars(own)
 
 
 def _recompiled(function: FunctionType, edits: Sequence[SourceEdit], overlay: dict[str, Any]) -> Any:

@@ -15,10 +15,13 @@ from actprune.axes.expr import Axis, concat, size
 from actprune.axes.inference import Call, Dims, rule
 
 
-@rule("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
+@rule(
+    "aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input",
+    "aten.lstm.data", "aten.gru.data", "aten.rnn_tanh.data", "aten.rnn_relu.data",
+)  # fmt: skip
 def recurrent(call: Call) -> list[Dims]:
-    """input (T, N, I) or (N, T, I), states (layers · directions, N, H) → (…, directions · H), the last states."""
-    source = call.axes(call["input"])
+    """input (T, N, I), (N, T, I) or packed (steps, I), states (layers · directions, N, H) → (…, directions · H), states."""
+    source = call.axes(call.values[0])
     states: list[Node] = [call["hx"]] if isinstance(call["hx"], Node) else list(call["hx"])
     call.freeze(source[1 if call["batch_first"] else 0], "stepped through")
     directions = 2 if call["bidirectional"] else 1
@@ -78,6 +81,26 @@ def _layer(call: Call, own: list[Any], inner: Axis, hidden: Axis, given: Axis, r
         call.unify(projection[1], hidden)
         call.site("recurrent", own[-1], None, in_dim=1, out_dim=0)
         call.macs([*rows, *projection])
+
+
+@rule("aten._pack_padded_sequence")
+def packed(call: Call) -> list[Dims]:
+    """input (T, N, I) or (N, T, I) → the steps of all samples (steps, I), and how many samples take each step (T,)."""
+    *_, units = call.axes(call["input"])
+    return [(_count(call, 0), units), (_count(call, 1),)]
+
+
+@rule("aten._pad_packed_sequence")
+def padded(call: Call) -> list[Dims]:
+    """data (steps, I) → (T, N, I) or (N, T, I), and how long each sample is (N,)."""
+    steps, units = call.axes(call["data"])
+    call.freeze(steps, "stepped through")
+    first, second, _ = call.node.meta["val"][0].shape
+    return [(*(call.fixed(int(n), "stepped through") for n in (first, second)), units), (_count(call, 1),)]
+
+
+def _count(call: Call, result: int) -> Axis:
+    return call.fixed(int(call.node.meta["val"][result].shape[0]), "stepped through")
 
 
 @rule("aten.lstm_cell")

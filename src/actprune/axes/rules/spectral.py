@@ -40,6 +40,15 @@ def stft(call: Call) -> Dims:
     return (*batch, *(call.fixed(n, "transformed") for n in call.shape()[len(batch) :]))
 
 
+@rule("aten.istft")
+def istft(call: Call) -> Dims:
+    """(…, frequencies, frames) → (…, samples)."""
+    *batch, frequencies, frames = call.axes(call["self"])
+    for axis in (frequencies, frames, *call.axes(call["window"])):
+        call.freeze(axis, "transformed")
+    return (*batch, call.fixed(call.shape()[-1], "transformed"))
+
+
 @rule("aten.view_as_real")
 def view_as_real(call: Call) -> Dims:
     return (*call.axes(call["self"]), call.fixed(2, "real and imaginary parts"))
