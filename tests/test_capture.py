@@ -703,6 +703,29 @@ def test_tensors_of_all_kinds() -> None:
     assert account["mask[0]"].frozen == ("model output",)
 
 
+class Phases(nn.Module):
+    @torch.autocast("cuda", enabled=False)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.arange(x.shape[1]).float()
+
+
+class OnlyTheSize(nn.Module):
+    """Tokens are cut out only for their number, which is read where autocast is off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.drop, self.phases, self.fc2 = nn.Linear(6, 8), nn.Dropout(), Phases(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.fc1(x))
+        phases = self.phases(x[:, 1:])
+        return self.fc2(x)[:, 1:] + phases[:, None]
+
+
+def test_what_is_read_only_for_its_size() -> None:
+    assert [group.name for group in assert_runs_like(OnlyTheSize().eval(), torch.randn(2, 5, 6)).groups] == ["fc1"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(dtype: torch.dtype) -> None:
     model, x = build("residual")

@@ -589,3 +589,61 @@ def test_an_edited_attribute_does_not_hide_what_the_module_said(groups: int) -> 
     assert layer.in_channels == layer.weight.shape[1] * layer.groups < 8
     assert layer.groups < groups
     assert verify(model, small, plan, x, graph=graph, check=False).passed
+
+
+class Auxiliary(nn.Module):
+    """A branch of training mode alone, whose views write down sizes: one as an attribute, one as a literal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, 2, 1)
+        self.head, self.channels = nn.Conv2d(8, 2, 1), 4
+        self.encode, self.decode = nn.Linear(4 * 9, 5), nn.Linear(5, 4 * 9)
+        self.up = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.stem(x))
+        if not self.training:
+            return self.head(x), None
+        code = self.encode(self.down(x).reshape(-1, 4 * 9))
+        return self.head(x), self.up(self.decode(code).view([-1, self.channels, 3, 3]))
+
+
+def test_sizes_in_a_branch_of_training_mode_are_repaired() -> None:
+    model, x = Auxiliary(), torch.randn(2, 3, 6, 6)
+    graph = capture(model, x)
+    assert [(group.name, group.width) for group in graph.groups] == [
+        ("stem", 8),
+        ("down", 4),
+        ("encode", 5),
+        ("decode", 4),
+    ]
+    small, plan = less(model, x)
+    assert verify(model, small, plan, x, graph=graph).passed
+    assert small.channels == len(plan.groups["decode"].kept) < 4
+    sum(out.sum() for out in small.train()(x)).backward()
+
+
+class Dynamic(nn.Module):
+    """A mixture of kernels for every sample (Yang et al. 2019, CondConv), with the batch folded into the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.route, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 4), nn.Conv2d(8, 2, 1)
+        self.kernels = nn.Parameter(torch.randn(4, 8, 6, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        n, c, h, w = x.shape
+        kernels = torch.sigmoid(self.route(x.mean((2, 3)))) @ self.kernels.view(4, -1)
+        x = F.conv2d(x.reshape(1, n * c, h, w), kernels.view(n * 8, 6, 3, 3), padding=1, groups=n)
+        return self.head(x.view(n, 8, h, w))
+
+
+def test_a_product_with_the_batch_keeps_the_batch() -> None:
+    model, x = Dynamic().eval(), torch.randn(2, 3, 5, 5)
+    small, plan = less(model, x)
+    assert {name: group.width for name, group in plan.groups.items()} == {"stem": 6, "route": 4, "kernels": 8}
+    assert small(x[[0, 1, 1]]).shape == (3, 2, 5, 5)

@@ -994,6 +994,15 @@ USES: dict[str, Case] = {
     "every unit thrice": Case(lambda m, x: x[0].repeat_interleave(3)),
     "depthwise on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=16)),
     "grouped on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=8)),
+    "a filter repeated for every channel": Case(
+        lambda m, x: F.conv2d(x, m.f.repeat(x.shape[1], 1, 1, 1), groups=x.shape[1]),
+        "maps",
+        False,
+        parts=lambda: {"f": torch.randn(2, 1, 3, 3)},
+    ),
+    "a part of a kernel": Case(
+        lambda m, x: F.relu(F.conv2d(x, m.k[:, :, 1:])), "maps", False, parts=lambda: {"k": torch.randn(12, 8, 4, 3)}
+    ),
     "a group across a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 12, 3, groups=2)),
     "depthwise with a multiplier": Case(through_layer, "maps", False, parts=layer(nn.Conv2d, 8, 24, 3, groups=8)),
     "grouped transposed convolution": Case(
@@ -1100,3 +1109,9 @@ def test_a_batch_may_be_absent() -> None:
             return self.second(F.max_pool2d(self.first(x), 2))
 
     assert_cut(Single().eval(), torch.randn(3, 6, 6))
+
+
+def test_what_a_part_of_a_kernel_makes_can_be_cut() -> None:
+    model = Between(USES["a part of a kernel"]).eval()
+    graph = assert_cut(model, model.x)
+    assert [(group.width, group.producers[0].weight) for group in graph.groups] == [(8, "first.weight"), (12, "k")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -299,12 +300,12 @@ def test_a_group_that_no_tensor_holds_is_refused() -> None:
 
 def test_a_model_that_can_not_be_copied() -> None:
     class Attached(nn.Module):
-        """Keeps a tensor that belongs to a graph, which deepcopy refuses."""
+        """Keeps a lock, which deepcopy refuses."""
 
         def __init__(self) -> None:
             super().__init__()
             self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
-            self.cache: Any = (self.fc1.weight * 2,)
+            self.lock = threading.Lock()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.fc2(self.fc1(x))
@@ -316,6 +317,23 @@ def test_a_model_that_can_not_be_copied() -> None:
     assert "deepcopy" in str(caught.value.expected)
     assert "inplace=True" in str(caught.value.hint)
     assert smaller(model, plan, inplace=True)(torch.randn(2, 6)).shape == (2, 3)
+
+
+def test_what_was_computed_with_gradients_is_copied_by_value() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.seen = nn.Linear(6, 8), nn.Linear(8, 3), list[Tensor]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.fc1(x)
+            self.seen.append(self.last)
+            return self.fc2(self.last)
+
+    model, x = Remembering().eval(), torch.randn(4, 6)
+    model(x)
+    small = smaller(model, random_plan(capture(model, x)))
+    assert torch.equal(small.last, model.last) and small.last is small.seen[0] and not small.last.requires_grad
 
 
 # ---- parts
@@ -425,3 +443,31 @@ def test_a_submodule_may_be_called_like_a_method() -> None:
     graph = capture(model, x)
     plan = make_plan(graph, {"apply_": [0, 2, 5]})
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+NORMS = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "old weight norm": nn.utils.weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", NORMS)
+def test_convolutions_with_computed_weights_state_their_sizes(kind: str) -> None:
+    """Depthwise and in groups, after a training step: the older norms left a weight of the dense sizes."""
+    torch.manual_seed(0)
+    norm = NORMS[kind]
+    middle = [norm(nn.Conv1d(8, 8, 3, groups=8)), norm(nn.Conv1d(8, 8, 3, groups=4)), norm(nn.Conv1d(8, 6, 1))]
+    model, x = nn.Sequential(nn.Conv1d(3, 8, 1), *middle, nn.Conv1d(6, 2, 1)), torch.randn(2, 3, 9)
+    model(x).sum().backward()
+    graph = capture(model.eval(), x)
+    plan = make_plan(graph, {group.name: range(group.width // 2) for group in graph.groups})
+    small = smaller(model, plan)
+    assert [(m.in_channels, m.out_channels, m.groups) for m in small] == [
+        (3, 2, 1), (2, 2, 2), (2, 2, 2), (2, 3, 1), (3, 2, 1)
+    ]  # fmt: skip
+    assert [tuple(m.weight.shape) for m in small[1:4]] == [(2, 1, 3), (2, 1, 3), (3, 2, 1)]
+    assert verify(model, small, plan, x, graph=graph).passed
+    small.train()(x).sum().backward()

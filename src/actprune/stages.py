@@ -5,7 +5,6 @@ capture → axes → stats → guide → allocate → plan → compensate → cu
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from actprune.deciding import Deciding, FailedCutError
 from actprune.distance import choose
 from actprune.errors import DataError, EquivalenceError, PlanError
 from actprune.forms import Form, capture_form
+from actprune.graph.keep import copied
 from actprune.graph.run import run
 from actprune.graph.trace import preserved
 from actprune.guidance.guide import guide
@@ -221,7 +221,7 @@ class Run:
 
     def _recovered(self, small: nn.Module) -> tuple[nn.Module, Recovered]:
         """A copy that was trained towards the dense network."""
-        trained, asked = copy.deepcopy(small), self.settings
+        trained, asked = copied(small), self.settings
         with preserved(trained):
             done = cast("Distill", asked.recover).run(
                 trained, self.model, self.graph.program, self.data,
@@ -231,7 +231,7 @@ class Run:
 
     def _finetuned(self, small: nn.Module) -> nn.Module:
         """A trained copy, in the modes of the original."""
-        tuned = copy.deepcopy(small)
+        tuned = copied(small)
         returned: Any = None
         asked = self.settings
         with preserved(tuned), torch.enable_grad():

@@ -18,6 +18,7 @@ from actprune.axes.inference import Dims, Inference, Site, Term
 from actprune.axes.masks import Mask, with_masks
 from actprune.errors import CaptureError
 from actprune.graph.program import Program
+from actprune.graph.sizes import TRAINING
 from actprune.graph.trace import trace
 
 UNUSED = "not used by the forward pass"
@@ -35,7 +36,7 @@ class Graph:
         groups: what can be cut, in the order of the forward pass.
         sites: every contraction of an activation with a parameter.
         tensor_axes: tensor name → the axis expression of each of its dimensions.
-        node_axes: node name → the same for its result.
+        node_axes: node name → the same for its result; `training/` precedes the names of `training`'s.
         terms: the multiply-adds of every call as products of axes.
         frozen: leaf key → why it can't be cut.
         unknown_ops: ops without a rule; what they touch is frozen.
@@ -95,7 +96,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
     inference.walk(program)
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
-    nodes = dict(inference.axes)
+    nodes = set(inference.axes)
     training = _training_branches(model, program) if program.parameters - program.used else None
     unseen = training is None and bool(program.parameters - program.used)
     if training is not None and training.used <= program.used:
@@ -104,14 +105,15 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
     if training is not None:
         inference.walk(training)
         found = (site for site in inference.sites[len(every) :] if site.weight not in program.used)
-        extra = tuple(replace(site, node=f"training/{site.node}") for site in found)  # names recur in two programs
+        extra = tuple(replace(site, node=f"{TRAINING}{site.node}") for site in found)
+        program = replace(program, sizes=program.sizes.with_training(training.sizes))
     used = program.used if training is None else program.used | training.used
     groups = find_groups(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)
     if training is not None:
         later = inference.mixings[len(mixings) :]
-        training, more = with_masks(training, later, inference.operand_axis, keys, "training/")
+        training, more = with_masks(training, later, inference.operand_axis, keys, TRAINING)
         masks |= more
     resolve = cache(inference.algebra.resolve)  # nothing is refined any more, and most axes occur many times
     tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
@@ -127,7 +129,10 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         groups=groups,
         sites=tuple(site for site in every if site.reads),
         tensor_axes={name: tensors[name] for name in program.tensors if name in tensors},
-        node_axes={node.name: _resolved(dims, resolve) for node, dims in nodes.items()},
+        node_axes={
+            (node.name if node in nodes else TRAINING + node.name): _resolved(dims, resolve)
+            for node, dims in inference.axes.items()
+        },
         terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
         frozen=frozen,
         unknown_ops=tuple(sorted(inference.unknown)),

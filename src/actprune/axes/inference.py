@@ -177,6 +177,9 @@ class Call:
         found = self.inference.stored(weight)
         kind, reads = (kind, True) if found is not None else ("computed", False)
         found = found or self.inference.made_of(weight)
+        if found is None and (maker := self.inference.maker(weight, self.axes(weight)[out_dim])) is not None:
+            name, out_dim = maker
+            found, in_dim = (name, list(range(out_dim + 1))), out_dim
         if not reads:
             if source is None:
                 self.freeze(self.axes(weight)[in_dim], "contracted with a computed weight")
@@ -237,6 +240,10 @@ class Call:
     def macs(self, axes: Iterable[Axis], factor: float = 1.0) -> None:
         """This call costs `factor` × the product of the sizes of `axes` multiply-adds."""
         self.inference.terms.append(Term(tuple(axes), factor))
+
+
+_FAR = 200
+"""A weight is computed from tensors that are fewer calls away than this; beyond lies the rest of the network."""
 
 
 class Inference:
@@ -337,6 +344,22 @@ class Inference:
                 return found
             alike = [n for n in value.all_input_nodes if shape(n) == shape(value)]
             value = alike[0] if alike else None
+        return None
+
+    def maker(self, value: Node, units: Axis) -> tuple[str, int] | None:
+        """The nearest tensor that a computed weight is made of and that has some of `units`, and its dimension of them.
+
+        Sliced, reshaped, mixed from several: what it is made of need not have its shape.
+        """
+        wanted = {leaf.key for leaf in leaves(self.algebra.resolve(units))} - {ONE.key}
+        waiting, seen = [value], {value}
+        while waiting and len(seen) < _FAR:
+            node = waiting.pop(0)
+            for d, axis in enumerate(self.tensors[self._names[node]] if node in self._names else ()):
+                if not wanted.isdisjoint(leaf.key for leaf in leaves(self.algebra.resolve(axis))):
+                    return self._names[node], d
+            waiting += [source for source in node.all_input_nodes if source not in seen]
+            seen.update(node.all_input_nodes)
         return None
 
     def _apply(self, node: Node) -> Dims | list[Dims]:

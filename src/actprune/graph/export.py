@@ -25,6 +25,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
         Exception: whatever export or the model raises.
     """
     program, recorder = _program(model, args, kwargs)
+    _register_users(program.graph)
     _check_static(program.graph)
     inputs: list[str] = []
     bindings: dict[str, str] = {}
@@ -51,6 +52,14 @@ def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | 
     with contextlib.suppress(Exception), recording(model) as recorder:
         return torch.export.export(model, args, kwargs, strict=False), recorder
     return torch.export.export(model, args, kwargs, strict=False), None
+
+
+def _register_users(graph: Graph) -> None:
+    """Where export opens a region that does nothing (autocast off), what nobody reads is missing among the users of
+    its arguments: the argument could be erased before it."""
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
 
 
 def _check_static(graph: Graph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 from collections.abc import Iterable, Iterator
@@ -40,9 +41,7 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
     of one batch size. Dicts and lists among the attributes get their contents back, tensors their values; the
     values of parameters only where `parameters` asks for it (some models clip their weights as they run).
     """
-    own = [(vars(module), _entries(vars(module))) for module in model.modules()]
-    inner = [(box, _entries(box)) for _, entries in own for box in entries.values() if isinstance(box, dict | list)]
-    held: list[tuple[Any, dict[Any, Any]]] = [*own, *inner]
+    held = _held(model)
     copies = _copies(
         v for _, entries in held for v in entries.values() if parameters or not isinstance(v, nn.Parameter)
     )
@@ -52,6 +51,21 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
         for box, entries in held:
             _put_back(box, entries)
         _write_back(copies)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. Of what a module has computed with gradients (the weight under torch's older weight norm, features
+    of its last call), which torch refuses to copy, the copy holds the values."""
+    tensors = (value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor))
+    computed: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
+    return copy.deepcopy(model, computed)
+
+
+def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
+    """What every module holds in its attributes, and in dicts and lists among them: (box, its entries)."""
+    own = [(vars(module), _entries(vars(module))) for module in model.modules()]
+    inner = [(box, _entries(box)) for _, entries in own for box in entries.values() if isinstance(box, dict | list)]
+    return [*own, *inner]
 
 
 @contextlib.contextmanager
@@ -122,10 +136,10 @@ def _copies(values: Iterable[Any]) -> list[_Copy]:
 
 def _write_back(copies: list[_Copy]) -> bool:
     """Give every tensor its memory and values again; whether some had changed."""
-    changed = [copy for copy in copies if not copy.holds()]
-    for copy in changed:
-        copy.tensor.data = copy.memory
-        copy.memory.copy_(copy.values)
+    changed = [own for own in copies if not own.holds()]
+    for own in changed:
+        own.tensor.data = own.memory
+        own.memory.copy_(own.values)
     return bool(changed)
 
 

@@ -113,6 +113,24 @@ class Sizes:
         default_factory=dict[int, tuple[tuple[str, str], ...]], repr=False
     )
 
+    def with_training(self, other: Sizes) -> Sizes:
+        """These, and those of `other`, the record of training mode, that stand at other places in the source."""
+        known = {(use.place, use.place.code, use.slot) for use in self.uses}
+        more = [_in_training(use) for use in other.uses if (use.place, use.place.code, use.slot) not in known]
+        return Sizes((*self.uses, *more), {**other.attributes, **self.attributes}, {**other.owners, **self.owners})
+
+
+TRAINING = "training/"
+"""Precedes the names of nodes in the program of training mode: names recur in two programs."""
+
+
+def _in_training(use: SizeUse) -> SizeUse:
+    def named(name: Any) -> Any:
+        return TRAINING + name if isinstance(name, str) and not name.startswith("@") else name
+
+    kind, *role = use.role
+    return replace(use, expr=_renamed(use.expr, named), role=(kind, *map(named, role)))
+
 
 class Recorder(TorchFunctionMode):
     """Notes every call inside one forward pass."""

@@ -34,7 +34,7 @@ _FACTORS = {
 
 def followers(graph: Graph) -> dict[int, Follower]:
     """The numbers that may follow a size: index of the use → its new role."""
-    if graph.training is not None:  # its sizes are not recorded
+    if graph.training is not None:  # it would lack the factors
         return {}
     nodes = {node.name: node for node in graph.program.nodes}
     found: dict[int, Follower] = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, Leaf, blocks, leaves, place_after, size
+from actprune.axes.expr import ONE, Axis, Indices, Leaf, blocks, leaves, place_after, size
 from actprune.axes.inference import Dims
 from actprune.graph.numbers import Expr, evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
@@ -343,10 +343,41 @@ class _Solver:
         names = [code.co_name for code in (*callers, place.code)]
         if place.holder is not None:
             names[0] = f"{place.holder}.{names[0]}"
+        part = self._without_batch(found, use.expr, use.value, target)
+        if part is None:
+            return None
+        found, was, target = part
         text = ast.unparse(found)
         return SourceEdit(
-            place.module, tuple(names), found.lineno, found.col_offset, text, target, use.value, source.digest
+            place.module, tuple(names), found.lineno, found.col_offset, text, target, was, source.digest
         )
+
+    def _without_batch(self, found: ast.expr, expr: Expr, was: int, target: int) -> tuple[ast.expr, int, int] | None:
+        """The part of a product that becomes a number where the other is the size of the batch, as in `b * 64`.
+
+        Returns:
+            The part, its value in the dense model, and the number; None where the batch would become a number.
+        """
+        if not self._reads_batch(expr):
+            return found, was, target
+        if isinstance(expr, tuple) and expr[0] == "*" and isinstance(found, ast.BinOp):
+            for batch, part, inner in ((expr[1], expr[2], found.right), (expr[2], expr[1], found.left)):
+                times = evaluate(batch, lambda leaf: self.sizes.attributes.get(leaf) or self._dense(leaf))
+                if self._reads_batch(batch) and times and was % times == target % times == 0:
+                    return self._without_batch(inner, part, was // times, target // times)
+        return None
+
+    def _dense(self, leaf: tuple[Any, ...]) -> int | None:
+        axis = self._axis(leaf[1], leaf[2]) if leaf[1] is not None else None
+        return None if axis is None else size(axis)
+
+    def _reads_batch(self, expr: Expr) -> bool:
+        """Whether the size of the batch is part of an expression: as a number it would fit this batch only."""
+        program = self.graph.program
+        batched = [name for i, name in enumerate(program.inputs) if program.is_batched(i)]
+        keys = {leaf.key for name in batched for leaf in leaves(self._dims(name)[0])} - {ONE.key}
+        axes = [self._axis(leaf[1], leaf[2]) for leaf in variables(expr) if leaf[0] == "shape" and leaf[1] is not None]
+        return any(not keys.isdisjoint(leaf.key for leaf in leaves(axis)) for axis in axes if axis is not None)
 
     def _concerns(self, use: SizeUse) -> frozenset[int]:
         """The groups on which a size depends: its target, else sizes that are written alike, else all that it reads."""

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Leaf, Product, blocks, leaves, place_after, size
+from actprune.axes.expr import ONE, Axis, Leaf, Product, blocks, leaves, place_after, size
 from actprune.graph.program import named_arguments, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
@@ -235,6 +235,18 @@ def _attention(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Argument
     return node.target, given
 
 
+def _repeated(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    """What was one entry becomes as many as the result has, a batch of any size included."""
+    name = "dims" if "dims" in given else "repeats"
+    result = b.dims(node)
+    source = (ONE,) * (len(result) - len(b.dims(given["self"]))) + tuple(b.dims(given["self"]))
+    times = [
+        b.size(r) if size(a) == 1 else size(r, b.widths) // size(a, b.widths)
+        for a, r in zip(source, result, strict=True)
+    ]
+    return node.target, {**given, name: times}
+
+
 def _interleaved(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
     return node.target, {**given, "output_size": None}
 
@@ -257,5 +269,7 @@ _SIZES: dict[str, Resize] = {
     **{f"conv_transpose{n}d": _convolution for n in (1, 2, 3)},
     "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
+    "repeat": _repeated,
+    "tile": _repeated,
     "repeat_interleave": _interleaved,
 }

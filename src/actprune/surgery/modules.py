@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from actprune.axes.expr import Axis, blocks, size
 from actprune.plan import Plan
@@ -58,7 +61,8 @@ def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str], gro
         names: the attributes to set, those that `stated` gave before the cut.
         groups: what `group_count` gave then.
     """
-    weight, counted = _canonical(plan, f"{prefix}weight"), _counted(module)
+    _recompute(module)
+    weight, counted = _made_of(plan, prefix), _counted(module)
     if weight is not None and counted is not None and groups is not None:
         setattr(module, counted, remaining_groups(plan.dims[weight][0], groups, plan))
     for name, value in attributes(module).items():
@@ -72,8 +76,26 @@ def _counted(module: nn.Module) -> str | None:
     return "groups" if isinstance(module, _ConvNd) else "num_groups" if isinstance(module, nn.GroupNorm) else None
 
 
-def _canonical(plan: Plan, alias: str) -> str | None:
-    return next((name for name, names in plan.aliases.items() if alias in names), None)
+@torch.no_grad()
+def _recompute(module: nn.Module) -> None:
+    """What torch's older weight norm and spectral norm left as the weight in the last call has the dense sizes."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            setattr(module, hook.name, hook.compute_weight(module))
+        elif isinstance(hook, SpectralNorm):
+            setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+
+
+def _made_of(plan: Plan, prefix: str) -> str | None:
+    """The tensor that has the first dimension of a module's weight: the weight itself, or what it is computed from."""
+    aliases = {alias: name for name, names in plan.aliases.items() for alias in names}
+    return next((aliases[f"{prefix}{own}"] for own in _WEIGHTS if f"{prefix}{own}" in aliases), None)
+
+
+_WEIGHTS = (
+    "weight", "weight_orig", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1",
+)  # fmt: skip
+"""The weight, and what spectral norm and weight norm compute it from (a `weight_v` may be a vector of the former)."""
 
 
 def remaining_groups(axis: Axis, count: int, plan: Plan) -> int:

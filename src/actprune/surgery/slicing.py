@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
-from actprune.graph.keep import preserved, refresh
+from actprune.graph.keep import copied, preserved, refresh
 from actprune.graph.program import architecture
 from actprune.hints import hint_for
 from actprune.plan import Plan
@@ -171,12 +170,12 @@ def _repair(model: nn.Module, edits: Sequence[Any], make: Callable[[nn.Module, A
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a user's __deepcopy__ or a non-leaf tensor raises
+        return copied(model)
+    except Exception as error:  # whatever a user's __deepcopy__ or a handle of the system raises
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be copied.",
             expected="a model that copy.deepcopy takes",
             got=f"{type(error).__name__}: {error}",
             where="cut",
-            hint="pass inplace=True, or remove non-leaf tensors from the model's attributes",
+            hint="pass inplace=True, or remove what can't be copied from the model's attributes",
         ) from error

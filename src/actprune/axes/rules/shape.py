@@ -103,11 +103,12 @@ def ones_before(axes: Dims, rank: int) -> Dims:
 
 @rule("aten.repeat", "aten.tile")
 def repeat(call: Call) -> Dims:
+    """So many copies, one after the other: all alike, so that fewer of them may be made."""
     source = ones_before(call.axes(call.values[0]), len(call.shape()))
     dims: list[Axis] = []
     for axis, n in zip(source, call.shape(), strict=True):
         times = n // size(axis)
-        dims.append(axis if times == 1 else product([call.fixed(times, "repeated"), axis]))
+        dims.append(axis if times == 1 else product([call.algebra.leaf(times), axis]))
     return tuple(dims)
 
 
