@@ -384,6 +384,32 @@ def test_a_scale_follows_the_head_size(scale: str) -> None:
     torch.testing.assert_close(as_graph(model, graph, plan)(x), small(x))
 
 
+class Stepped(nn.Module):
+    """A recurrent layer that makes its own initial state, of a size that its class writes down."""
+
+    def __init__(self, kind: type[nn.RNNBase], **how: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Linear(WIDTH, 6)
+        self.steps = kind(6, 8, batch_first=True, **how)
+        self.head = nn.Linear(16 if how.get("bidirectional") else 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.steps(self.up(x))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_hidden_units_of_a_layer_that_makes_its_own_state(kind: Any, how: dict[str, Any]) -> None:
+    model, x = Stepped(kind, **how).eval(), torch.randn(4, 3, WIDTH)
+    graph = capture(model, x)
+    assert [group.name for group in graph.groups] == ["up", "steps"]
+    plan = make_plan(graph, {"up": range(4), "steps": [0, 2, 3, 5, 7]})
+    small = cut(model, plan)
+    assert (small.steps.input_size, small.steps.hidden_size) == (4, 5)
+    assert verify(model, small, plan, x, graph=graph).passed
+
+
 def test_a_scale_that_would_change_freezes() -> None:
     """1/√d out of sight: the class would compute something else, and the proof would say so."""
 

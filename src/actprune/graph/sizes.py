@@ -27,7 +27,14 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.numbers import Expr, TracedInt, expression, plain
 from actprune.graph.size_arguments import given_sizes
-from actprune.graph.traced_attributes import Attributes, Owners, traced_attributes, traced_roots, uncached_einops
+from actprune.graph.traced_attributes import (
+    Attributes,
+    Owners,
+    is_builtin,
+    traced_attributes,
+    traced_roots,
+    uncached_einops,
+)
 from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
@@ -115,6 +122,7 @@ class Recorder(TorchFunctionMode):
         self._came_from: dict[int, Key] = {}
         self._parameters: dict[int, str] | None = None
         self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
+        self._layers = {path for path, module in model.named_modules() if is_builtin(module)}
         self._paths = {id(vars(module)): path for path, module in model.named_modules()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -182,6 +190,8 @@ class Recorder(TorchFunctionMode):
         place = self._place()
         if place.module in self._hinted:
             return
+        if place.module in self._layers and isinstance(expression(value), int):
+            return  # of an attribute of the layer: surgery sets those by its tensors (the initial state of an LSTM)
         self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, place))
 
     def _place(self) -> Place:

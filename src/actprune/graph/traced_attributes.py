@@ -40,7 +40,7 @@ def traced_attributes(model: nn.Module, found: Attributes, owners: Owners) -> It
                 space[name] = new
 
     for path, module in model.named_modules():
-        if _is_builtin(module):
+        if is_builtin(module):
             continue
         for name, value in list(vars(module).items()):
             if not name.startswith("_") and _is_record(value):
@@ -79,7 +79,7 @@ _LONGEST = 64
 """Longer lists among the attributes are data, not sizes."""
 
 
-def _is_builtin(module: nn.Module) -> bool:
+def is_builtin(module: nn.Module) -> bool:
     """A layer of torch itself: what its attributes must say is known from its tensors."""
     own = next(module.parameters(recurse=False), None) is not None
     return own and type(module).__module__.startswith("torch.nn.")
