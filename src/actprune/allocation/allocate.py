@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from math import isfinite, prod
 from typing import Any
 
+from torch import Tensor
+from torch.fx import Node
+
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
 from actprune.allocation.improve import Around, improve
@@ -15,6 +18,7 @@ from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_cu
 from actprune.allocation.solve import solve
 from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
+from actprune.axes.inference import Site
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, Outputs, choose
 from actprune.errors import BudgetError, DataError
@@ -178,8 +182,31 @@ def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> int:
     A round takes two candidates of every group, each half a run on a share of the samples, and refits the whole network
     two or three times, in two streams.
     """
-    runs = cost(graph).macs * samples * (len(graph.groups) / 2 + 6)
+    groups = len(graph.groups)
+    runs = (cost(graph).macs * (groups / 2 + 6) + STEPPED * _stepped(graph) * (groups / 2 + 3)) * samples
     return min(ROUNDS, int(WORK / max(runs, 1)), int(REFIT_WORK / max(4 * _refit_work(graph, samples), 1)))
+
+
+STEPPED = 5
+"""So often the refit of a recurrent call runs it, besides the two streams."""
+
+
+def _stepped(graph: Graph) -> int:
+    """Multiply-adds per sample of the recurrent calls."""
+    nodes = {node.name: node for node in graph.program.nodes}
+    return sum(
+        graph.program.tensors[site.weight].numel() * _positions(graph, nodes[site.node], site)
+        for site in graph.sites
+        if site.kind == "recurrent"
+    )
+
+
+def _positions(graph: Graph, call: Node, site: Site) -> int:
+    """The rows per sample that a consumer's weight is multiplied with."""
+    if site.kind == "recurrent":
+        value = call.meta["val"]
+        return prod((value if isinstance(value, Tensor) else value[0]).shape[:-1]) // graph.program.batch_size
+    return prod(shape(call)) // (graph.program.tensors[site.weight].shape[site.out_dim] * graph.program.batch_size)
 
 
 def _refit_work(graph: Graph, samples: int) -> int:
@@ -189,10 +216,9 @@ def _refit_work(graph: Graph, samples: int) -> int:
     for site in {site for group in graph.groups for site in group.consumers if site.node in calls}:
         weight = graph.program.tensors[site.weight]
         if has_rows(site, weight):
-            outputs = weight.shape[site.out_dim]
-            columns = weight.numel() // outputs
-            positions = prod(shape(calls[site.node])) // (outputs * graph.program.batch_size)
-            total += min(samples * positions, most_rows(columns, QUICK_ROWS)) * columns**2
+            columns = weight.numel() // weight.shape[site.out_dim]
+            rows = samples * _positions(graph, calls[site.node], site)
+            total += min(rows, most_rows(columns, QUICK_ROWS)) * columns**2
     return total
 
 

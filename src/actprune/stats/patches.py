@@ -39,7 +39,7 @@ def columns_per_input(site: Site, weight: Tensor) -> int:
 def has_rows(site: Site, weight: Tensor) -> bool:
     """Whether the consumer's output is one matrix product of rows with its whole weight."""
     columns = weight.numel() // weight.shape[site.out_dim]
-    return columns <= MAX_COLUMNS and site.kind in ("linear", "conv") and site.groups == 1
+    return columns <= MAX_COLUMNS and site.kind in ("linear", "conv", "recurrent") and site.groups == 1
 
 
 EVERYWHERE = slice(None)
