@@ -30,6 +30,7 @@ from actprune.stats.patches import (
     ROWS,
     as_weight,
     columns_per_input,
+    has_grouped_rows,
     has_rows,
     input_rows,
     most_rows,
@@ -156,14 +157,24 @@ class Walk:
                 self.overrides[site.weight] = found
             return
         slot = self._slot(site, node)
-        if self.settings.method == "bias" or not has_rows(site, weight):
+        grouped = site.weight in self.zeroed and has_grouped_rows(site, weight)  # a depthwise one never loses columns
+        if self.settings.method == "bias" or not (grouped or has_rows(site, weight)):
             self._restore_mean(site, node, path, slot)
             return
+        for group in range(site.groups):
+            self._fit(site, node, path, slot, group)
+
+    def _fit(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None, group: int) -> None:
+        """Refit the outputs of one group of a convolution; all outputs of any other layer."""
+        weight = self.graph.program.tensors[site.weight].detach()
         full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
         columns, outputs = self._columns(site, weight), self._outputs(site, weight)
+        outputs = outputs[outputs * site.groups // len(full) == group]
+        if not len(outputs):
+            return
         stride = self._stride(site, node, len(columns))
         targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
-        rows = _Rows(self, site, node, weight, columns, stride)
+        rows = _Rows(self, site, node, weight, columns, stride, group)
         folds = self._folds(rows, targets)
         equations = merged_all(folds)
         start = full[outputs][:, columns]
@@ -305,10 +316,14 @@ class Walk:
 class _Rows:
     """The kept input columns of a consumer in the cut stream, batch by batch, as often as they are asked for."""
 
-    def __init__(self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int) -> None:
+    def __init__(
+        self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int, group: int
+    ) -> None:
         self.site, self.node, self.weight = site, node, weight
         self.columns, self.stride = columns, stride
-        self.inputs = walk.streams.cut(contracted(node))
+        self.inputs: list[Tensor] = walk.streams.cut(contracted(node))
+        if site.groups > 1:
+            self.inputs = [x.chunk(site.groups, 1)[group] for x in self.inputs]
         self.held: list[Centred] = []
 
     def __call__(self) -> Iterator[Centred]:

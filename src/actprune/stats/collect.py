@@ -286,7 +286,7 @@ class _Collector:
         if self.graph.program.batch_size == 1:
             return 0, torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         dims = self.graph.node_axes.get(source.name, ())
-        last = 1 if site.kind == "conv" else x.dim() - 1
+        last = 1 if "conv" in site.kind else x.dim() - 1
         for d, axis in enumerate(dims[:last]):
             numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
             if (numbers >= 0).all():
