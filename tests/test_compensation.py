@@ -923,3 +923,54 @@ def test_the_order_of_units_does_not_matter() -> None:
         plan: Plan = make_plan(graph, {"fc1": units})
         outputs.append(cut(network, plan, compensate(graph, plan, [x]))(x).detach())
     close(outputs[0], outputs[1], 1e-4)
+
+
+@pytest.mark.parametrize("how", [{}, {"stride": 2, "padding": 1, "output_padding": 1}], ids=str)
+def test_transposed_convolutions(how: dict[str, int]) -> None:
+    """Against rows of the identity: what each weight of the kernel adds to the output."""
+    graph, x = made(
+        lambda m, x: m.b(torch.sigmoid(m.a(x))), (6, 4, 4), a=nn.Conv2d(6, 5, 1), b=nn.ConvTranspose2d(5, 4, 3, **how)
+    )
+    kept = [0, 3, 4]
+    rewrite = compensate(graph, make_plan(graph, {"a": kept}), [x])
+    weights = {name: held.detach() for name, held in graph.program.tensors.items()}
+    hidden = torch.sigmoid(F.conv2d(x, weights["a.weight"], weights["a.bias"]))
+    dense = F.conv_transpose2d(hidden, weights["b.weight"], weights["b.bias"], **how)
+    taps = torch.eye(27).reshape(3, 9, 27).permute(0, 2, 1).reshape(3, 27, 3, 3)
+    rows = F.conv_transpose2d(hidden[:, kept], taps, **how).transpose(0, 1).flatten(1).T
+    start = weights["b.weight"][kept].transpose(0, 1).flatten(1)
+    ridge = rewrite.record["consumers"]["conv_transpose2d"]["ridge"]
+    expected = by_hand(rows, dense.transpose(0, 1).flatten(1).T, start, ridge, True)
+    close(tensor(graph, rewrite, "b.weight")[kept].transpose(0, 1).flatten(1), expected.weight)
+    close(tensor(graph, rewrite, "b.bias"), expected.bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_grouped_convolutions(bias: bool) -> None:
+    """Every group is fitted for itself on its own channels."""
+    graph, x = made(
+        lambda m, x: m.b(torch.sigmoid(m.a(x))), (6, 5, 5),
+        a=nn.Conv2d(6, 8, 1), b=nn.Conv2d(8, 6, 3, groups=2, bias=bias),
+    )  # fmt: skip
+    within = next(group for group in graph.groups if group.width == 4)
+    kept = [0, 2, 3]
+    rewrite = compensate(graph, make_plan(graph, {within.name: kept}), [x])
+    weights = {name: held.detach() for name, held in graph.program.tensors.items()}
+    hidden = torch.sigmoid(F.conv2d(x, weights["a.weight"], weights["a.bias"]))
+    dense = F.conv2d(hidden, weights["b.weight"], weights.get("b.bias"), groups=2)
+    found = tensor(graph, rewrite, "b.weight")
+    assert not found[:, 1].any()
+    errors = []
+    for name in ("least_squares", "bias", "none"):
+        held = compensate(graph, make_plan(graph, {within.name: kept}), [x], method=name)
+        own, shift = (tensor(graph, held, n).float() if n in weights else None for n in ("b.weight", "b.bias"))
+        errors.append(float(((F.conv2d(hidden, own, shift, groups=2) - dense) ** 2).sum()))
+    assert errors[0] < 0.7 * errors[1]
+    assert errors[1] <= errors[2]
+    for group in range(2):
+        outputs, own = slice(3 * group, 3 * group + 3), hidden[:, 4 * group : 4 * group + 4]
+        target = dense[:, outputs].transpose(0, 1).flatten(1).T
+        start = weights["b.weight"][outputs][:, kept].flatten(1)
+        fits = [by_hand(patches(own[:, kept], kernel_size=3), target, start, ridge, bias) for ridge in RIDGES]
+        differences = [float((found[outputs][:, kept].flatten(1) - fit.weight).abs().max()) for fit in fits]
+        assert min(differences) < 1e-4

@@ -18,7 +18,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import ArtifactError, DataError
 from actprune.stats import collect as collecting
 from actprune.stats.collect import Stats, collect, merge_stats
-from actprune.stats.patches import as_weight, has_rows, weight_matrix
+from actprune.stats.patches import as_weight, input_rows, output_rows, weight_matrix
 from nets import NETS, build
 
 Array = NDArray[np.float64]
@@ -145,6 +145,49 @@ def test_same_padding_of_an_even_kernel_has_one_more_at_the_end() -> None:
     rows = patches.transpose(1, 2).flatten(0, 1).double().numpy()
     assert_moments(stats, consumer(graph).node, rows)
     columns_fit_the_weight(graph, model, x, rows)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stride": 2},
+        {"stride": (2, 3), "padding": (1, 2), "output_padding": (1, 2), "dilation": (2, 1)},
+        {"bias": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["conv_transpose2d", "convolution"])
+def test_transposed_convolution(form: str, settings: dict[str, Any]) -> None:
+    """Its rows times its weight are what it gives; their moments are those of all positions."""
+    torch.manual_seed(0)
+    second = nn.ConvTranspose2d(4, 5, (2, 3), **settings)
+    model, x = Two(nn.Conv2d(3, 4, 1), second), torch.randn(6, 3, 4, 5)
+    if form == "convolution":
+        model = Two(model.first, Generic(second))
+    graph, stats = made(model, x, 3)
+    site = next(site for site in graph.sites if site.kind == "conv_transpose")
+    node = next(node for node in graph.program.nodes if node.name == site.node)
+    hidden, weight = model.hidden(x).detach(), second.weight.detach()
+    rows = input_rows(site, node, hidden, weight)
+    assert torch.equal(as_weight(site, weight_matrix(site, weight), weight), weight)
+    y = rows @ weight_matrix(site, weight).T + (0 if second.bias is None else second.bias.detach())
+    torch.testing.assert_close(y, output_rows(site, second(hidden).detach()), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(input_rows(site, node, hidden, weight, slice(1, None, 3)), rows[:, 1::3])
+    assert_moments(stats, site.node, rows.flatten(0, 1).double().numpy())
+
+
+class Generic(nn.Module):
+    """A transposed convolution by the call of which all convolutions are cases."""
+
+    def __init__(self, like: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.like = like
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.like
+        rest = (c.stride, c.padding, c.dilation, True, c.output_padding, 1)
+        return torch.convolution(x, c.weight, c.bias, *rest)
 
 
 @pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}, {"dilation": 2}], ids=str)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from math import isfinite, prod
 from typing import Any
 
+from torch import Tensor
+from torch.fx import Node
+
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
 from actprune.allocation.improve import Around, improve
@@ -15,6 +18,7 @@ from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_cu
 from actprune.allocation.solve import solve
 from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
+from actprune.axes.inference import Site
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, Outputs, choose
 from actprune.errors import BudgetError, DataError
@@ -180,16 +184,39 @@ def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> tuple[int, int]:
     A round takes two candidates of every group, each half a run on a share of the samples, and refits the whole network
     two or three times, in two streams. A trade refits it once.
     """
-    macs, refits = cost(graph).macs * samples, _refit_work(graph, samples)
-    each = macs * (len(graph.groups) / 2 + 6), 4 * refits
+    macs, steps = cost(graph).macs * samples, STEPPED * _stepped(graph) * samples
+    refits, half = _refit_work(graph, samples), len(graph.groups) / 2
+    each = macs * (half + 6) + steps * (half + 3), 4 * refits
     rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
     left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
-    return rounds, _whole(TRIALS, left, (3 * macs, refits))
+    return rounds, _whole(TRIALS, left, (3 * macs + steps, refits))
 
 
 def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
     """How often the work of both kinds suffices for one, at most `most`."""
     return min(most, *(int(total / max(one, 1)) for total, one in zip(work, each, strict=True)))
+
+
+STEPPED = 5
+"""So often the refit of a recurrent call runs it, besides the two streams."""
+
+
+def _stepped(graph: Graph) -> int:
+    """Multiply-adds per sample of the recurrent calls."""
+    nodes = {node.name: node for node in graph.program.nodes}
+    return sum(
+        graph.program.tensors[site.weight].numel() * _positions(graph, nodes[site.node], site)
+        for site in graph.sites
+        if site.kind == "recurrent"
+    )
+
+
+def _positions(graph: Graph, call: Node, site: Site) -> int:
+    """The rows per sample that a consumer's weight is multiplied with."""
+    if site.kind == "recurrent":
+        value = call.meta["val"]
+        return prod((value if isinstance(value, Tensor) else value[0]).shape[:-1]) // graph.program.batch_size
+    return prod(shape(call)) // (graph.program.tensors[site.weight].shape[site.out_dim] * graph.program.batch_size)
 
 
 def _refit_work(graph: Graph, samples: int) -> int:
@@ -199,10 +226,9 @@ def _refit_work(graph: Graph, samples: int) -> int:
     for site in {site for group in graph.groups for site in group.consumers if site.node in calls}:
         weight = graph.program.tensors[site.weight]
         if has_rows(site, weight):
-            outputs = weight.shape[site.out_dim]
-            columns = weight.numel() // outputs
-            positions = prod(shape(calls[site.node])) // (outputs * graph.program.batch_size)
-            total += min(samples * positions, most_rows(columns, QUICK_ROWS)) * columns**2
+            columns = weight.numel() // weight.shape[site.out_dim]
+            rows = samples * _positions(graph, calls[site.node], site)
+            total += min(rows, most_rows(columns, QUICK_ROWS)) * columns**2
     return total
 
 

@@ -84,6 +84,11 @@ class Site:
     groups: int = 1
     reads: bool = True
 
+    @property
+    def name(self) -> str:
+        """Its own among the sites of a graph: a recurrent call has several weights, any other one."""
+        return f"{self.node}:{self.weight}" if self.kind == "recurrent" else self.node
+
 
 @dataclass(frozen=True)
 class Term:

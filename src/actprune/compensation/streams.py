@@ -110,6 +110,10 @@ class Streams:
         """The dense value of a call on batch i, not kept."""
         return self._call(node, {source: self._dense[source][i] for source in node.all_input_nodes})
 
+    def given(self, node: Node, i: int, cut: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call on batch i, in the cut stream or in the dense one."""
+        return arguments(node, {s: self._now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
+
     def _may_differ(self, node: Node) -> bool:
         return self._apart or any(source in self._cut or self._overridden(source) for source in node.all_input_nodes)
 

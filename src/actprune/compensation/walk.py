@@ -15,6 +15,7 @@ from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.rectified import Rectified, rectified_fit
+from actprune.compensation.recurrent import Scope, refit_recurrent
 from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, choose_ridge, merged, merged_all, normal
 from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.schedule import Path, Schedule
@@ -29,6 +30,7 @@ from actprune.stats.patches import (
     ROWS,
     as_weight,
     columns_per_input,
+    has_grouped_rows,
     has_rows,
     input_rows,
     most_rows,
@@ -38,6 +40,9 @@ from actprune.stats.patches import (
 
 SMALL_GAIN = 1e-3
 """Outputs whose gain is below this share of the largest keep their own output as target."""
+
+OWN_ROUNDS = 2
+"""Fits of a recurrent weight on the states of the cut layer's own run."""
 
 FOLDS = 3
 
@@ -80,6 +85,10 @@ class Walk:
         self.nodes, self.paths = order.nodes[start:], order.paths
         self.zeroed = set(streams.overrides if lost is None else lost)
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
+        self.steps: dict[str, list[Site]] = {}
+        for site in graph.sites if settings.method == "least_squares" else ():
+            if site.kind == "recurrent":
+                self.steps.setdefault(site.node, []).append(site)
         self.record: dict[str, dict[str, Any]] = {}
         self.placeholders: dict[str, list[Node]] = {}
         for node in graph.program.nodes:
@@ -92,19 +101,43 @@ class Walk:
 
     def run(self) -> None:
         """Up to the last consumer that may be refitted."""
-        found = ((i, self.sites.get(node.name)) for i, node in enumerate(self.nodes))
-        asked = (i for i, site in found if site and (self.settings.everything or site.weight in self.zeroed))
+        asked = (i for i, node in enumerate(self.nodes) if any(map(self._may_be_asked, self._sites_of(node))))
         for node in self.nodes[: max(asked, default=-1) + 1]:
-            site = self.sites.get(node.name)
-            if site is None:
+            site, steps = self.sites.get(node.name), self.steps.get(node.name)
+            if site is None and steps is None:
                 self.streams.step(node)
                 continue
-            path = self.paths[node]
             self.streams.step_dense(node)
-            if self._wanted(site, node, path):
-                self._refit(site, node, path)
+            if steps is not None:
+                self._refit_steps(steps, node)
+            elif site is not None and self._wanted(site, node, self.paths[node]):
+                self._refit(site, node, self.paths[node])
             self.streams.step_cut(node)
             self.streams.forget(node)
+
+    def _sites_of(self, node: Node) -> list[Site]:
+        site = self.sites.get(node.name)
+        return self.steps.get(node.name, []) if site is None else [site]
+
+    def _may_be_asked(self, site: Site) -> bool:
+        return self.settings.everything or site.weight in self.zeroed
+
+    def _refit_steps(self, sites: Sequence[Site], node: Node) -> None:
+        """The weights of a recurrent call."""
+        differs = self.settings.everything and any(map(self.streams.differs, node.all_input_nodes))
+
+        def wanted(site: Site) -> bool:
+            alone = exclusive(self.placeholders.get(site.weight, ()), node)
+            return alone and (differs or site.weight in self.zeroed)
+
+        def free(name: str, reader: Node) -> bool:
+            return exclusive(self.placeholders[name], reader)
+
+        settings, quick = self.settings, self.settings.rows < ROWS
+        rounds = min(settings.rounds, 1 if quick else OWN_ROUNDS)
+        scope = Scope(self.graph, self.streams, self.kept, wanted, free, rounds, settings.rows, not quick)
+        if any(map(wanted, sites)):
+            self.record |= refit_recurrent(scope, node, sites)
 
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
         if not exclusive(self.placeholders.get(site.weight, ()), node) or not _is_plain(node):
@@ -124,14 +157,24 @@ class Walk:
                 self.overrides[site.weight] = found
             return
         slot = self._slot(site, node)
-        if self.settings.method == "bias" or not has_rows(site, weight):
+        grouped = site.weight in self.zeroed and has_grouped_rows(site, weight)  # a depthwise one never loses columns
+        if self.settings.method == "bias" or not (grouped or has_rows(site, weight)):
             self._restore_mean(site, node, path, slot)
             return
+        for group in range(site.groups):
+            self._fit(site, node, path, slot, group)
+
+    def _fit(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None, group: int) -> None:
+        """Refit the outputs of one group of a convolution; all outputs of any other layer."""
+        weight = self.graph.program.tensors[site.weight].detach()
         full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
         columns, outputs = self._columns(site, weight), self._outputs(site, weight)
+        outputs = outputs[outputs * site.groups // len(full) == group]
+        if not len(outputs):
+            return
         stride = self._stride(site, node, len(columns))
         targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
-        rows = _Rows(self, site, node, weight, columns, stride)
+        rows = _Rows(self, site, node, weight, columns, stride, group)
         folds = self._folds(rows, targets)
         equations = merged_all(folds)
         start = full[outputs][:, columns]
@@ -273,10 +316,14 @@ class Walk:
 class _Rows:
     """The kept input columns of a consumer in the cut stream, batch by batch, as often as they are asked for."""
 
-    def __init__(self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int) -> None:
+    def __init__(
+        self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int, group: int
+    ) -> None:
         self.site, self.node, self.weight = site, node, weight
         self.columns, self.stride = columns, stride
-        self.inputs = walk.streams.cut(contracted(node))
+        self.inputs: list[Tensor] = walk.streams.cut(contracted(node))
+        if site.groups > 1:
+            self.inputs = [x.chunk(site.groups, 1)[group] for x in self.inputs]
         self.held: list[Centred] = []
 
     def __call__(self) -> Iterator[Centred]:

@@ -104,7 +104,7 @@ class Problem:
 
 def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
     """The consumers of `group` that have moments of their rows; those that only training mode calls have none."""
-    known = {site for site in graph.sites if site.node in stats.sites}
+    known = {site for site in graph.sites if site.name in stats.sites}
     return [s for s in group.consumers if s in known and has_rows(s, graph.program.tensors[s.weight])]
 
 
@@ -115,8 +115,9 @@ def problems(graph: Graph, stats: Stats, group: Group) -> tuple[Problem, ...]:
     for site in measured(graph, stats, group):
         matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
         columns = unit_columns(graph, site, group, matrix.shape[1])
-        folds = tuple(_on_cpu(fold) for fold in stats.sites[site.node] if fold.count)
-        rows = output_gain(graph, nodes[site.node]) ** 2
+        folds = tuple(_on_cpu(fold) for fold in stats.sites[site.name] if fold.count)
+        gain = None if site.kind == "recurrent" else output_gain(graph, nodes[site.node])
+        rows = torch.ones(len(matrix), dtype=torch.float64) if gain is None else gain**2
         found.append(Problem(matrix, folds, columns, rows, _made(graph, site)))
     return tuple(found)
 

@@ -348,9 +348,7 @@ class _Solver:
             return None
         found, was, target = part
         text = ast.unparse(found)
-        return SourceEdit(
-            place.module, tuple(names), found.lineno, found.col_offset, text, target, was, source.digest
-        )
+        return SourceEdit(place.module, tuple(names), found.lineno, found.col_offset, text, target, was, source.digest)
 
     def _without_batch(self, found: ast.expr, expr: Expr, was: int, target: int) -> tuple[ast.expr, int, int] | None:
         """The part of a product that becomes a number where the other is the size of the batch, as in `b * 64`.

@@ -30,6 +30,7 @@ from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
 from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
 from actprune.stats.patches import LAYERS, has_rows, input_rows
+from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
 
 FOLDS = 5
 WIDE = 1024
@@ -75,7 +76,7 @@ class Stats:
     """Activation statistics of a captured model. Mergeable: `merge_stats(a, b)` equals one pass over both.
 
     Attributes:
-        sites: consumer node → moments of its input rows, one per fold.
+        sites: name of a consumer (`Site.name`) → moments of its input rows, one per fold.
         units: group name → activation values of its units.
         layers: consumer node → moments of (mean input, mean output) per sample, for the seed's own
             correlation of a layer's input with its output.
@@ -217,17 +218,20 @@ class _Collector:
         self.layers: dict[str, Moments] = {}
         self.maps: dict[str, Spread] = {}
         self.samples = 0
-        self._sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
+        self._sites = {site.name: site for site in graph.sites if site.kind in (*LAYERS, "recurrent")}
         self._consumers = {site for group in graph.groups for site in group.consumers}
         self._batch = batch_key(graph)
         self._first: dict[str, list[Group]] = {}
         for group in graph.groups:
             # some are called in training mode only
-            first = next((site for site in group.consumers if self._sites.get(site.node) == site), None)
+            first = next((site for site in group.consumers if self._sites.get(site.name) == site), None)
             if first is not None:
-                self._first.setdefault(first.node, []).append(group)
+                self._first.setdefault(first.name, []).append(group)
 
     def __call__(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
+        if is_recurrent(node):
+            self._steps(node, args, value)
+            return
         site = self._sites.get(node.name)
         if site is None:
             return
@@ -247,6 +251,32 @@ class _Collector:
         for group in self._first.get(node.name, ()):
             self._units(group, site, x)
 
+    def _steps(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
+        """Of a recurrent call: the rows of each of its weights are the steps of every sample."""
+        if not bool(torch.isfinite(value if isinstance(value, Tensor) else value[0]).all()):
+            raise _not_finite(node, args[0], value if isinstance(value, Tensor) else value[0])
+        run = unroll(node, args)
+        numbers = self._sample_of(node.args[0], batch_dim(node), len(run.x))
+        for part, x, states, hidden in run.steps():
+            for which, rows in part.reads(x, states, hidden):
+                held = part.nodes[which]
+                site = self._sites.get(f"{node.name}:{self.graph.program.bindings.get(held.name)}") if held else None
+                if site is None or site not in self._consumers:
+                    continue
+                if has_rows(site, self.graph.program.tensors[site.weight]):
+                    self._rows(site.name, rows, numbers.to(rows.device))
+                for group in self._first.get(site.name, ()):
+                    self._units(group, site, rows)
+
+    def _sample_of(self, source: Any, dim: int, count: int) -> Tensor:
+        """(count,) the sample of each index of a dimension; the indices themselves where it holds no samples."""
+        if self.graph.program.batch_size == 1:
+            return torch.zeros(count, dtype=torch.long)
+        dims = self.graph.node_axes.get(source.name, ())
+        axis = dims[dim] if dim < len(dims) else ()
+        numbers = np.full(1, -1) if isinstance(axis, tuple) else positions(axis, self._batch)
+        return torch.as_tensor(numbers) if (numbers >= 0).all() else torch.arange(count)
+
     def _numbers(self, site: Site, source: Any, x: Tensor) -> tuple[int, Tensor]:
         """The dimension of x that holds the samples, and the sample of each of its indices.
 
@@ -256,7 +286,7 @@ class _Collector:
         if self.graph.program.batch_size == 1:
             return 0, torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         dims = self.graph.node_axes.get(source.name, ())
-        last = 1 if site.kind == "conv" else x.dim() - 1
+        last = 1 if "conv" in site.kind else x.dim() - 1
         for d, axis in enumerate(dims[:last]):
             numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
             if (numbers >= 0).all():
@@ -274,7 +304,7 @@ class _Collector:
     def _units(self, group: Group, site: Site, x: Tensor) -> None:
         axis = self.graph.tensor_axes[site.weight][site.in_dim]
         unit = torch.as_tensor(positions(axis, group.key), device=x.device)
-        channel_last = site.kind == "linear"
+        channel_last = site.kind in ("linear", "recurrent")
         values = x.reshape(-1, x.shape[-1]).T if channel_last else x.transpose(0, 1).flatten(1)
         if unit.numel() != values.shape[0]:  # a grouped convolution: its weight names the channels of one group
             unit = unit.repeat(values.shape[0] // unit.numel())

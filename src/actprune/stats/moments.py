@@ -47,6 +47,10 @@ class Moments:
         right = self.mean if self.other is None else self.other
         return self.covariance + torch.outer(self.mean, right)
 
+    def mapped(self, weight: Tensor, constant: Tensor) -> Moments:
+        """Cross moments of weight (o, p) · x + constant (o,) with y, from those of x with y."""
+        return Moments(self.count, weight @ self.mean + constant, weight @ self.scatter, self.other)
+
 
 @dataclass(frozen=True, eq=False)
 class Centred:

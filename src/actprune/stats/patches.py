@@ -39,7 +39,12 @@ def columns_per_input(site: Site, weight: Tensor) -> int:
 def has_rows(site: Site, weight: Tensor) -> bool:
     """Whether the consumer's output is one matrix product of rows with its whole weight."""
     columns = weight.numel() // weight.shape[site.out_dim]
-    return columns <= MAX_COLUMNS and site.kind in ("linear", "conv") and site.groups == 1
+    return columns <= MAX_COLUMNS and site.kind in (*LAYERS, "recurrent") and site.groups == 1
+
+
+def has_grouped_rows(site: Site, weight: Tensor) -> bool:
+    """Whether that holds for each group of a convolution with its own channels and outputs."""
+    return site.kind == "conv" and site.groups > 1 and weight[0].numel() <= MAX_COLUMNS
 
 
 EVERYWHERE = slice(None)
@@ -47,6 +52,9 @@ EVERYWHERE = slice(None)
 
 def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice = EVERYWHERE) -> Tensor:
     """x as the call gets it → (samples, positions, columns); columns are those of `weight_matrix`.
+
+    A transposed convolution is a plain one, with the kernel turned round, of its input with zeros between the positions
+    (Dumoulin and Visin 2016, A Guide to Convolution Arithmetic for Deep Learning, §4).
 
     Args:
         x: (N, …, I) for a linear layer, (N, C, spatial…) for a convolution.
@@ -58,7 +66,15 @@ def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice 
     kernel = weight.shape[2:]
     count = len(kernel)
     stride, dilation = (_each(settings[name], count) for name in ("stride", "dilation"))
-    x = F.pad(x, _pads(settings["padding"], kernel, dilation))
+    pads = _pads(settings["padding"], kernel, dilation)
+    if site.kind == "conv_transpose":
+        x = _spread(x, stride)
+        more = _each(settings["output_padding"], count)
+        reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+        ends = [(r, r + m) for r, m in zip(reversed(reach), reversed(more), strict=True)]
+        pads = [n - p for n, p in zip((n for both in ends for n in both), pads, strict=True)]
+        stride = [1] * count
+    x = F.pad(x, pads)
     for d in range(count):
         x = x.unfold(2 + d, (kernel[d] - 1) * dilation[d] + 1, stride[d])[..., :: dilation[d]]
     # (N, C, positions…, kernel…) → (N, positions, C · kernel)
@@ -68,7 +84,7 @@ def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice 
         sizes = x.shape[2 : 2 + count]
         numbers = torch.arange(sizes.numel(), device=x.device)[places]
         x = x[:, :, *torch.unravel_index(numbers, sizes)].transpose(1, 2)
-    return x.reshape(x.shape[0], -1, weight.shape[1] * kernel.numel())
+    return x.reshape(x.shape[0], -1, weight.shape[site.in_dim] * kernel.numel())
 
 
 def output_rows(site: Site, y: Tensor, places: slice = EVERYWHERE) -> Tensor:
@@ -82,14 +98,29 @@ def weight_matrix(site: Site, weight: Tensor) -> Tensor:
     """(outputs, columns): a convolution's columns are grouped by input channel."""
     if site.kind == "linear":
         return weight if site.out_dim == 0 else weight.T
-    return weight.flatten(1)
+    return _turned(weight).flatten(1) if site.kind == "conv_transpose" else weight.flatten(1)
 
 
 def as_weight(site: Site, matrix: Tensor, like: Tensor) -> Tensor:
     """The inverse of `weight_matrix`."""
     if site.kind == "linear":
         matrix = matrix if site.out_dim == 0 else matrix.T
+    if site.kind == "conv_transpose":
+        matrix = _turned(matrix.reshape(_turned(like).shape))
     return matrix.reshape(like.shape).to(like.dtype)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """(I, O, kernel…) → (O, I, kernel…) with the kernel from end to start; its own inverse."""
+    return weight.transpose(0, 1).flip(*range(2, weight.dim()))
+
+
+def _spread(x: Tensor, stride: list[int]) -> Tensor:
+    """x (N, C, spatial…) with stride − 1 zeros between two positions."""
+    sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], stride, strict=True)]
+    wide = x.new_zeros(*x.shape[:2], *sizes)
+    wide[(..., *(slice(None, None, step) for step in stride))] = x
+    return wide
 
 
 def _each(value: Any, count: int) -> list[int]:

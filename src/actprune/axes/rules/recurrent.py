@@ -72,8 +72,9 @@ def _layer(call: Call, own: list[Any], inner: Axis, hidden: Axis, given: Axis, r
         )
         call.freeze(gates, "gates")
         call.unify(units, hidden)
-    for weight in (into, back):
-        call.site("recurrent", weight, None, in_dim=1, out_dim=0)
+    biases = rest[:2] if len(rest) > 1 else (None, None)
+    for weight, bias in zip((into, back), biases, strict=True):
+        call.site("recurrent", weight, bias, in_dim=1, out_dim=0)
         call.macs([*rows, *call.axes(weight)])
     if len(own) % 2:
         projection = call.axes(own[-1])

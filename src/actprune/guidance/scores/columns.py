@@ -84,7 +84,7 @@ def _columns(
     for site in group.consumers:
         if site in sites:
             matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
-            scores = by_column(matrix, given(stats).moments(site.node))
+            scores = by_column(matrix, given(stats).moments(site.name))
             yield scores[unit_columns(graph, site, group, matrix.shape[1])]
         elif unit is not None:
             weights = per_unit(graph, group, site.weight, site.in_dim, by_unit)

@@ -1,0 +1,179 @@
+"""Recurrent calls taken apart, against steps written by hand, and their refits where a perfect one is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actprune.axes.capture import Graph, capture
+from actprune.compensation.refit import compensate
+from actprune.data import fit
+from actprune.graph.run import run_all
+from actprune.guidance.guide import guide
+from actprune.plan import make_plan
+from actprune.rewrite import Rewrite
+from actprune.stats.collect import collect
+from actprune.stats.recurrent import is_recurrent, unroll
+from actprune.surgery.slicing import cut
+
+INPUTS, WIDTH, HIDDEN, SAMPLES, STEPS = 5, 6, 8, 48, 5
+DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
+LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "rnn": (nn.RNN, {}), "relu": (nn.RNN, {"nonlinearity": "relu"}), "gru": (nn.GRU, {}), "lstm": (nn.LSTM, {}),
+    "deep gru": (nn.GRU, DEEP), "deep lstm": (nn.LSTM, DEEP), "no bias": (nn.GRU, {"bias": False}),
+    "steps first": (nn.LSTM, {"batch_first": False}), "projection": (nn.LSTM, {"proj_size": 3}),
+    "rnn cell": (nn.RNNCell, {}), "gru cell": (nn.GRUCell, {}), "lstm cell": (nn.LSTMCell, {}),
+}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
+
+
+class Net(nn.Module):
+    """A layer, a recurrent layer or cell, a layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        make, how = LAYERS[kind]
+        self.cell = issubclass(make, nn.RNNCellBase)
+        how = how if self.cell else {"batch_first": True, **how}
+        self.up, self.steps = nn.Linear(INPUTS, WIDTH), make(WIDTH, HIDDEN, **how)
+        self.head = nn.Linear(how.get("proj_size", HIDDEN) * (2 if how.get("bidirectional") else 1), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.steps(torch.tanh(self.up(x if not self.cell else x[:, 0])))
+        return self.head(found[0] if isinstance(found, tuple) else found)
+
+
+def copied(net: Net) -> Net:
+    """The last half of the units of both layers are copies of the first."""
+    with torch.no_grad():
+        for tensor in net.up.parameters():
+            tensor[WIDTH // 2 :] = tensor[: WIDTH // 2]
+        for name, tensor in net.steps.named_parameters():
+            if "weight_hr" not in name:
+                gates = tensor.view(-1, HIDDEN, *tensor.shape[1:])
+                gates[:, HIDDEN // 2 :] = gates[:, : HIDDEN // 2]
+    return net.eval()
+
+
+def inputs(kind: str) -> Tensor:
+    shape = (STEPS, SAMPLES, INPUTS) if kind == "steps first" else (SAMPLES, STEPS, INPUTS)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def captured(net: nn.Module, x: Tensor) -> Graph:
+    return capture(net, x)
+
+
+def error(graph: Graph, x: Tensor, rewrite: Rewrite) -> float:
+    """Of the outputs, as a share of their variance."""
+    batches = fit(graph.program, [x]).batches
+    dense, found = (torch.cat([o[0] for o in run_all(graph.program, batches, t)]) for t in (None, rewrite.tensors))
+    return float(((dense - found) ** 2).sum() / ((dense - dense.mean(0)) ** 2).sum())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_step_by_hand(kind: str) -> None:
+    """What each weight reads, times the weight, through the gates, is the state after the step."""
+    net, x = Net(kind).eval(), inputs(kind)
+    graph = captured(net, x)
+    node = next(node for node in graph.program.nodes if is_recurrent(node))
+    source = torch.tanh(net.up(x if not net.cell else x[:, 0])).detach()
+    zeros = source.new_zeros((4 if "deep" in kind else 1, SAMPLES, 3 if kind == "projection" else HIDDEN))
+    states = [zeros, source.new_zeros(*zeros.shape[:2], HIDDEN)] if "lstm" in str(node.target) else zeros
+    if net.cell:
+        states = [state[0] for state in states] if isinstance(states, list) else states[0]
+    given: list[Any] = [p.detach() for p in net.steps.parameters()]
+    args = (source, states, *given) if net.cell else (source, states, given, *node.args[3:])
+    found = [net.steps(source)[0]] if not net.cell else [net.steps(source)]
+    wanted = (found[0][0] if isinstance(found[0], tuple) else found[0]).detach()
+    wanted = wanted[:, None] if net.cell else wanted.transpose(0, 1) if kind == "steps first" else wanted
+    parts = list(unroll(node, args).steps())
+    for part, own, start, hidden in parts:
+        rows = dict(part.reads(own, start, hidden))
+        into, back, into_bias, back_bias, projection = part.params
+        a, b = F.linear(rows[0], into, into_bias), F.linear(rows[1], back, back_bias)
+        if part.kind == "gru":
+            (r, z, n), (hr, hz, hn) = a.chunk(3, -1), b.chunk(3, -1)
+            keep = torch.sigmoid(z + hz)
+            after = (1 - keep) * torch.tanh(n + torch.sigmoid(r + hr) * hn) + keep * rows[1]
+        elif part.kind == "lstm":
+            after = part.cells(own, start, hidden) if projection is None else F.linear(rows[4], projection)
+        else:
+            after = torch.relu(a + b) if part.kind == "rnn_relu" else torch.tanh(a + b)
+        torch.testing.assert_close(after, hidden)
+    last = [h.flip(1) if part.backward else h for part, _, _, h in parts[-2 if "deep" in kind else -1 :]]
+    torch.testing.assert_close(torch.cat(last, -1), wanted)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_copies_are_cut_without_loss(kind: str) -> None:
+    """The refits of input, state and projection give what was there."""
+    net, x = copied(Net(kind)), inputs(kind)
+    graph = captured(net, x)
+    steps = "steps#1" if kind == "projection" else "steps"
+    every = {"up": range(WIDTH // 2), steps: range(HIDDEN // 2)}
+    for kept in ({"up": every["up"]}, {steps: every[steps]}, every):
+        plan = make_plan(graph, kept)
+        rewrite = compensate(graph, plan, [x])
+        assert error(graph, x, rewrite) < 1e-8 < 1e-3 < error(graph, x, compensate(graph, plan, [x], method="none"))
+        torch.testing.assert_close(cut(net, plan, rewrite)(x), net(x), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "deep lstm"])
+def test_the_guide_keeps_one_of_each_pair(kind: str) -> None:
+    net, x = copied(Net(kind)), inputs(kind)
+    graph = captured(net, x)
+    found = guide(graph, collect(graph, [x]))
+    for name, width in (("up", WIDTH // 2), ("steps", HIDDEN // 2)):
+        assert {unit % width for unit in found.kept(name, width)} == set(range(width))
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "deep gru", "projection", "no bias"])
+@pytest.mark.parametrize("method", ["bias", "none"])
+def test_refits_of_units_that_others_can_only_guess(kind: str, method: str) -> None:
+    net, x = Net(kind).eval(), inputs(kind)
+    with torch.no_grad():
+        for tensor in net.steps.parameters():
+            tensor *= 2
+    graph = captured(net, x[: SAMPLES // 2])
+    plan = make_plan(graph, {group.name: range(group.width // 2) for group in graph.groups})
+    fitted, other = x[: SAMPLES // 2], x[SAMPLES // 2 :]
+    refitted, plain = (compensate(graph, plan, [fitted], method=m) for m in ("least_squares", method))
+    assert error(graph, other, refitted) < error(graph, other, plain)
+
+
+def test_the_input_of_a_layer_is_fitted_as_that_of_a_linear_one() -> None:
+    net, x = Net("gru").eval(), inputs("gru")
+    graph = captured(net, x)
+    kept = [0, 2, 5]
+    rewrite = compensate(graph, make_plan(graph, {"up": kept}), [x], scope="cut")
+    record = rewrite.record["consumers"]["gru:steps.weight_ih_l0"]
+    rows = torch.tanh(net.up(x)).detach().double().flatten(0, 1)
+    weight, bias = (net.get_parameter(f"steps.{name}_ih_l0").detach().double() for name in ("weight", "bias"))
+    target = rows @ weight.T + bias
+    centred, aim = rows[:, kept] - rows[:, kept].mean(0), target - target.mean(0)
+    gram = centred.T @ centred / len(rows)
+    ridge = record["ridge"] * gram.diagonal().mean() * torch.eye(3)
+    expected = (aim.T @ centred / len(rows) + ridge[0, 0] * weight[:, kept]) @ torch.linalg.inv(gram + ridge)
+    assert (record["rows"], record["columns"]) == (SAMPLES * STEPS, 3)
+    torch.testing.assert_close(rewrite.tensors["steps.weight_ih_l0"][:, kept].double(), expected, atol=1e-4, rtol=1e-3)
+    shift = target.mean(0) - expected @ rows[:, kept].mean(0)
+    torch.testing.assert_close(rewrite.tensors["steps.bias_ih_l0"].double(), shift, atol=1e-4, rtol=1e-3)
+    assert "steps.weight_hh_l0" not in rewrite.tensors
+
+
+def test_the_steps_of_a_sample_stay_in_one_fold() -> None:
+    net, x = Net("steps first").eval(), inputs("steps first")
+    graph = captured(net, x)
+    stats = collect(graph, [x])
+    rows = torch.tanh(net.up(x)).detach().double()
+    for fold, found in enumerate(stats.sites["lstm:steps.weight_ih_l0"]):
+        own = rows[:, fold::5].flatten(0, 1)
+        assert found.count == len(own)
+        torch.testing.assert_close(found.mean, own.mean(0), atol=1e-6, rtol=1e-5)
