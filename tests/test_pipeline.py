@@ -49,7 +49,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which every cut network is ten times as fast as the dense one."""
-    monkeypatch.setattr("actprune.latency.bench.side_by_side", lambda calls, *_: [1.0] + [0.1] * (len(calls) - 1))
+    monkeypatch.setattr("actprune.latency.bench.side_by_side", lambda calls, *_, **__: [1.0] + [0.1] * (len(calls) - 1))
 
 
 @cache

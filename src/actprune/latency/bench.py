@@ -105,7 +105,8 @@ class Bench:
                 model.eval()
             stack.enter_context(torch.no_grad())
             seconds = QUICK_SECONDS if quick else 100 * self.setting.seconds
-            return side_by_side([partial(m, *args, **kwargs) for m in placed], seconds, self.device)
+            calls = [partial(m, *args, **kwargs) for m in placed]
+            return side_by_side(calls, seconds, self.device, least=1 if quick else 3)
 
     def op(self, key: Any, make: Callable[[], Callable[[], Any]]) -> float | None:
         """Milliseconds of one op, measured when it is asked for the first time; None where it does not run.

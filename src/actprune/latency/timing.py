@@ -15,7 +15,7 @@ import torch
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer as default_timer
 
-ROUNDS, LEAST_ROUNDS = 25, 3
+ROUNDS = 25
 """Turns of a comparison: fewer where a single call takes long."""
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 Timed = Callable[[], Any]
 
 
-def side_by_side(calls: Sequence[Timed], seconds: float = 0.2, device: torch.device = CPU) -> list[float]:
+def side_by_side(calls: Sequence[Timed], seconds: float, device: torch.device = CPU, least: int = 3) -> list[float]:
     """Milliseconds of each call after a warm-up (torch.utils.benchmark).
 
     The first is the reference. The others are its median times the median over the rounds of their ratio to it: a
@@ -32,10 +32,11 @@ def side_by_side(calls: Sequence[Timed], seconds: float = 0.2, device: torch.dev
     Args:
         seconds: spent on each call, about.
         device: where they run.
+        least: rounds that are taken however long they last.
     """
     timers = [_timer(call, device) for call in calls]
     once = max(_seconds(call) for call in calls)
-    turns = max(LEAST_ROUNDS, min(ROUNDS, int(seconds / once)))
+    turns = max(least, min(ROUNDS, int(seconds / once)))
     found = [[timer.blocked_autorange(min_run_time=seconds / turns).median for timer in timers] for _ in range(turns)]
     reference = median(row[0] for row in found)
     return [1e3 * reference * median(row[i] / row[0] for row in found) for i in range(len(calls))]
