@@ -20,7 +20,7 @@ import actprune as ap
 from actprune.latency.timing import side_by_side
 
 BATCHES = (1, 64)
-SECONDS = 4.0
+SECONDS = 3.0
 """Spent on each side of a comparison."""
 
 KEEP, MULTIPLE = 0.5, 8
@@ -67,17 +67,19 @@ FORMS: Mapping[str, Form] = {
 
 def measure(rows: Rows, folder: Path) -> None:
     dense, images = resnet56(folder), cifar10(folder, "test").images
+    small: ap.Result | None = None
     for batch in BATCHES:
-        setting = {"method": "l2", "setting": f"batch {batch}", "seed": 0}
-        x, latency = images[:batch].contiguous(), ap.Latency(batch=batch)
-        keys = [{**setting, "keep": f"macs={KEEP:.0%}", "stage": form} for form in FORMS]
-        if not all(rows.has(**key) for key in keys):
-            small = _pruned(dense, images, keep=f"macs={KEEP:.0%}", round_to=MULTIPLE)
-            for key in keys:
-                rows.measure(partial(_compared, key["stage"], dense, small, x), **key)
+        for form in FORMS:
+            key = {"method": "l2", "setting": f"batch {batch}", "keep": f"macs={KEEP:.0%}", "stage": form, "seed": 0}
+            if not rows.has(**key):
+                small = small or _pruned(dense, images, keep=key["keep"], round_to=MULTIPLE)
+                rows.measure(partial(_compared, form, dense, small, images[:batch]), **key)
+    for batch in BATCHES:
         for multiple in (1, "auto"):
-            key = {**setting, "keep": f"latency={KEEP:.0%}", "allocation": f"round_to={multiple}", "stage": "eager"}
-            rows.measure(partial(_on_time, dense, images, x, multiple, latency), **key)
+            key = {"method": "l2", "setting": f"batch {batch}", "keep": f"latency={KEEP:.0%}", "stage": "eager",
+                   "allocation": f"round_to={multiple}", "seed": 0}  # fmt: skip
+            work = partial(_on_time, dense, images, images[:batch], multiple, ap.Latency(batch=batch))
+            rows.measure(work, **key)
 
 
 def _on_time(dense: nn.Module, images: Tensor, x: Tensor, multiple: Any, latency: ap.Latency) -> Row:
