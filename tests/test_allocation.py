@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from actprune.allocation.allocate import ROUNDS, TRIALS, Measured, affordable, allocate, measure_all
 from actprune.allocation.budget import Budget, parse
-from actprune.allocation.correct import Corrected, checked, describe, least_keep, within_budget, within_drop
+from actprune.allocation.correct import Corrected, checked, describe, within_budget, within_drop
 from actprune.allocation.cost import cost
 from actprune.allocation.improve import improve
 from actprune.allocation.rules import layerwise, spatial, units
@@ -689,7 +689,8 @@ def test_a_round_records_the_prune_states_of_the_seed() -> None:
 
 
 def test_the_narrowest_network_may_do() -> None:
-    least = least_keep(graph_of("lenet"), "macs", dict.fromkeys(["conv1", "conv2", "fc1", "fc2"], 1))
+    least = make_space(graph_of("lenet"), Budget("macs", 1.0)).least
+    assert least == share(make_plan(graph_of("lenet"), {name: [0] for name in ("conv1", "conv2", "fc1", "fc2")}))
     found = within_drop(planner(), lambda plan: 1.0, 1.0, 0.0, least, 0.5)
     assert share(found.plan) < least + 0.01
     assert len(within_drop(planner(), lambda plan: 1.0, 1.0, 0.0, 0.4, 0.4).rounds) == 1

@@ -6,7 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from actprune.errors import (
 from actprune.methods import METHODS
 from actprune.pipeline import prune
 from actprune.recovery.sgd import reestimate_batchnorm
-from actprune.report.measure import latency_ms
 from actprune.result import Result
 from actprune.stats.patches import QUICK_ROWS
 from nets import NETS, build
@@ -44,7 +43,13 @@ from test_repair import Table
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is measured for 0.2 s otherwise, three times a call."""
-    monkeypatch.setattr("actprune.stages.latency_ms", partial(latency_ms, seconds=1e-3))
+    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which every cut network is ten times as fast as the dense one."""
+    monkeypatch.setattr("actprune.latency.bench.side_by_side", lambda calls, *_, **__: [1.0] + [0.1] * (len(calls) - 1))
 
 
 @cache
@@ -240,7 +245,7 @@ def _macs(result: Result, widths: Any) -> int:
     return ap.cost(result.graph, widths).macs
 
 
-def test_a_budget_that_would_lose_too_much_is_raised_and_the_report_says_so() -> None:
+def test_a_budget_that_would_lose_too_much_is_raised_and_the_report_says_so(fast: None) -> None:
     result = pruned(keep="macs=12%", max_drop=0.02, evaluate=accuracy)
     assert result.report.pruned.macs > 0.12 * result.report.dense.macs
     assert accuracy(result.model) >= 0.98
@@ -635,7 +640,7 @@ def test_generators_ragged_loaders_and_sizes() -> None:
     assert few.report.calibration == {"samples": 16, "left_over": 0, "batch_size": 8}
 
 
-def test_too_few_rows_are_told() -> None:
+def test_too_few_rows_are_told(fast: None) -> None:
     report = pruned("chain", calibration_size=8).report
     assert any("fewer than 10 calibration rows per column" in note for note in report.notes)
     assert not pruned("chain", calibration_size=8, method="l2").report.notes

@@ -18,7 +18,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import ArtifactError, DataError
 from actprune.stats import collect as collecting
 from actprune.stats.collect import Stats, collect, merge_stats
-from actprune.stats.patches import as_weight, input_rows, output_rows, weight_matrix
+from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
 from nets import NETS, build
 
 Array = NDArray[np.float64]

@@ -15,13 +15,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.command import command
-from benchmarks.method import lenet5, lenet300, resnet56, stories
+from benchmarks.method import lenet5, lenet300, resnet56, speed, stories
 from benchmarks.method.rows import Rows
 
 BENCHMARKS: dict[str, tuple[ModuleType, Callable[[Rows, Any], None]]] = {
     "lenet5": (lenet5, lambda rows, given: lenet5.measure(rows, given.data / "mnist.npz", given.seeds)),
     "lenet300": (lenet300, lambda rows, given: lenet300.measure(rows, given.fashion or given.data)),
     "resnet56": (resnet56, lambda rows, given: resnet56.measure(rows, given.data, long=given.long)),
+    "speed": (speed, lambda rows, given: speed.measure(rows, given.data)),
     "stories": (stories, lambda rows, given: stories.measure(rows, given.data)),
 }
 """Name → its module, and how it is run with the options."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from actprune.artifacts.checkpoint import load
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
+    from actprune.deployment import fold
     from actprune.errors import (
         ActpruneError,
         ArtifactError,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from actprune.guidance.confidence import Confidence, confidence
     from actprune.guidance.guide import Guide, guide
     from actprune.hints import hint
+    from actprune.latency.bench import Latency
+    from actprune.latency.table import LatencyTable, measure_latency
     from actprune.methods import METHODS
     from actprune.pipeline import prune
     from actprune.plan import Plan, make_plan
@@ -47,9 +50,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SGD": "recovery.sgd",
-    "Distill": "recovery.distill",
-    "METHODS": "methods",
     "ActpruneError": "errors",
     "ArtifactError": "errors",
     "Budget": "allocation.budget",
@@ -57,14 +57,19 @@ _HOMES = {
     "CaptureError": "errors",
     "Confidence": "guidance.confidence",
     "DataError": "errors",
+    "Distill": "recovery.distill",
     "EquivalenceError": "errors",
     "Graph": "axes.capture",
     "Guide": "guidance.guide",
+    "Latency": "latency.bench",
+    "LatencyTable": "latency.table",
+    "METHODS": "methods",
     "Plan": "plan",
     "PlanError": "errors",
     "Proof": "proof.check",
     "Result": "result",
     "Rewrite": "rewrite",
+    "SGD": "recovery.sgd",
     "Stats": "stats.collect",
     "UnsupportedModelError": "errors",
     "allocate": "allocation.allocate",
@@ -75,11 +80,13 @@ _HOMES = {
     "confidence": "guidance.confidence",
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
+    "fold": "deployment",
     "guide": "guidance.guide",
     "hint": "hints",
     "inspect": "report.inspection",
     "load": "artifacts.checkpoint",
     "make_plan": "plan",
+    "measure_latency": "latency.table",
     "prune": "pipeline",
     "verify": "proof.check",
 }
@@ -98,6 +105,8 @@ __all__ = [
     "EquivalenceError",
     "Graph",
     "Guide",
+    "Latency",
+    "LatencyTable",
     "Plan",
     "PlanError",
     "Proof",
@@ -113,11 +122,13 @@ __all__ = [
     "confidence",
     "cost",
     "cut",
+    "fold",
     "guide",
     "hint",
     "inspect",
     "load",
     "make_plan",
+    "measure_latency",
     "prune",
     "verify",
 ]

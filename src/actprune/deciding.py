@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from actprune.allocation.allocate import MEASURE_SAMPLES, Measured, allocate, measure_all
 from actprune.allocation.budget import Budget
-from actprune.allocation.correct import Corrected, describe, least_keep, within_budget, within_drop
+from actprune.allocation.correct import Corrected, describe, on_time, within_budget, within_drop
 from actprune.allocation.cost import cost
+from actprune.allocation.rounding import best_multiple
 from actprune.allocation.solve import trades
-from actprune.allocation.space import make_space
+from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
 from actprune.compensation.near import Near
 from actprune.compensation.refit import ROUNDS
@@ -22,6 +24,8 @@ from actprune.data import Calibration
 from actprune.errors import ActpruneError, PlanError
 from actprune.forms import Form
 from actprune.guidance.guide import Guide
+from actprune.latency.bench import Bench
+from actprune.latency.table import LatencyTable, measure_latency
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
@@ -56,7 +60,10 @@ class Deciding:
     form: Form
     guide: Guide
     data: Calibration
+    bench: Bench
     metrics: dict[Any, float] = field(default_factory=dict[Any, float])
+    table: LatencyTable | None = None
+    """What plans cost, for a budget of latency: led through what was measured of networks so far."""
 
     @property
     def graph(self) -> Graph:
@@ -73,26 +80,29 @@ class Deciding:
         """
         asked = self.settings
         if isinstance(asked.keep, Mapping) or (budget is None and asked.max_drop is None):
-            plan = allocate(self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=asked.round_to)
+            plan = allocate(self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=self.round_to)
             return self._as_it_is(plan, 1.0, dense)
         wanted = budget or Budget("macs", 1.0)
-        space = make_space(self.graph, wanted, protect=asked.protect, round_to=asked.round_to)
+        if wanted.cost == "latency":
+            self.table = self._led_through_the_narrowest(wanted)
+        space = self._space(wanted)
         measured = self._measured(wanted)
 
-        def plan_for(keep: float) -> Plan:
+        def plan_for(keep: float, effort: tuple[int, int] | None = None) -> Plan:
             return allocate(
                 self.graph, self.guide, keep=Budget(wanted.cost, keep), allocation=asked.method.allocation,
-                protect=asked.protect, round_to=asked.round_to, measured=measured,
+                protect=asked.protect, round_to=self.round_to, measured=measured, latency=self.table, effort=effort,
             )  # fmt: skip
 
+        on_time = self._on_time(plan_for, wanted, measured is not None) if wanted.cost == "latency" else None
         if asked.max_drop is None or dense is None:
-            plan = plan_for(wanted.keep)
+            plan = on_time or plan_for(wanted.keep)
             if dense is None or measured is None or wanted.cost == "units":
                 return self._as_it_is(plan, wanted.keep, dense)
             return within_budget(
                 self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._metric_of, dense
             )
-        lowest = least_keep(self.graph, wanted.cost, space.narrowest) if wanted.cost != "units" else 0.01
+        lowest = space.least if wanted.cost != "units" else 0.01
         lowest = max(lowest, wanted.keep if budget is not None else 0.0)
         first = lowest if budget is not None else max(lowest, 0.5)
         return within_drop(plan_for, self._metric_of, dense, asked.max_drop, lowest, first)
@@ -123,7 +133,7 @@ class Deciding:
         fitted, held = self.data.holdout(0.25)
         samples = _affordable(self.graph)
         fitted, held = fitted.subset(samples), held.subset(samples)
-        space = make_space(self.graph, replace(budget, keep=1.0), protect=asked.protect, round_to=asked.round_to)
+        space = self._space(replace(budget, keep=1.0))
 
         def near(plan: Plan | None) -> Near:
             around = None if plan is None else (plan, self.rewrite(plan, fitted, quick=True))
@@ -141,16 +151,77 @@ class Deciding:
         """Of the cut network; several ρ may give one plan."""
         key = tuple(group.kept for group in plan.groups.values())
         if key not in self.metrics:
-            rewrite = self.rewrite(plan)
-            try:
-                self.metrics[key] = self.settings.metric(self.form.cut(self.model, plan, rewrite)) or 0.0
-            except PlanError as error:  # a source that can't be rewritten
-                raise FailedCutError(plan, rewrite, error) from error
-            except ActpruneError:
-                raise
-            except Exception as error:  # of the caller's own function, or of a class that does not carry the cut
-                raise FailedCutError(plan, rewrite, error) from error
+            self.metrics[key] = self._tried(plan, self.rewrite(plan), lambda small: self.settings.metric(small) or 0.0)
         return self.metrics[key]
+
+    def _tried(self, plan: Plan, rewrite: Rewrite, use: Callable[[nn.Module], float]) -> float:
+        """What `use` says of the network that `plan` leaves."""
+        try:
+            return use(self.form.cut(self.model, plan, rewrite))
+        except PlanError as error:  # a source that can't be rewritten
+            raise FailedCutError(plan, rewrite, error) from error
+        except ActpruneError:
+            raise
+        except Exception as error:  # of the caller's own function, or of a class that does not carry the cut
+            raise FailedCutError(plan, rewrite, error) from error
+
+    # -- latency -----------------------------------------------------------------------------------
+
+    @cached_property
+    def ops(self) -> LatencyTable:
+        """What the ops of the dense network take, and those of narrower ones as they are asked for."""
+        return measure_latency(self.model, self.graph, bench=self.bench)
+
+    @cached_property
+    def round_to(self) -> int:
+        """Of what widths are multiples; measured, where that is asked for."""
+        asked = self.settings
+        if asked.round_to != "auto":
+            return cast("int", asked.round_to)  # `make_space` looks at it
+        wanted = asked.budget() or Budget("macs", 0.5)
+        return best_multiple(self.graph, wanted, self.table or self.ops, protect=asked.protect)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What a plan says of how it came about that no allocation knows."""
+        return {"round_to": self.round_to} if self.settings.round_to == "auto" else {}
+
+    def _space(self, budget: Budget) -> Space:
+        return make_space(self.graph, budget, protect=self.settings.protect, round_to=self.round_to, latency=self.table)
+
+    def _ratio_of(self, plan: Plan) -> float:
+        """Latency of the cut network as a fraction of the dense one's; a refit changes no shapes."""
+
+        def ratio(small: nn.Module) -> float:
+            dense, cut = self.bench.models([self.model, small])
+            return cut / dense
+
+        return self._tried(plan, Rewrite({}), ratio)
+
+    def _led_through_the_narrowest(self, wanted: Budget) -> LatencyTable:
+        """The table of ops, once it is known how much of the latency the widths decide at all."""
+        asked, whole = self.settings, replace(wanted, keep=1.0)
+        multiple = 1 if asked.round_to == "auto" else cast("int", asked.round_to)
+        space = make_space(self.graph, whole, protect=asked.protect, round_to=multiple, latency=self.ops)
+        plan = make_plan(self.graph, self.guide.supports(space.narrowest))
+        return self.ops.through(space.narrowest, self._ratio_of(plan))
+
+    def _on_time(self, plan_for: Callable[..., Plan], wanted: Budget, improved: bool) -> Plan:
+        """The plan whose network, measured, meets a budget of latency; `table` is then the one behind it.
+
+        Args:
+            improved: whether plans are improved in context, which is only done once the table is good enough.
+        """
+
+        def plan_by(effort: tuple[int, int] | None, table: LatencyTable) -> Plan:
+            self.table = table
+            return plan_for(wanted.keep, effort)
+
+        table = cast("LatencyTable", self.table)
+        if improved:
+            _, table = on_time(partial(plan_by, (0, 0)), self._ratio_of, table, wanted.keep)
+        plan, self.table = on_time(partial(plan_by, None), self._ratio_of, table, wanted.keep, 2 if improved else 5)
+        return plan
 
     def _as_it_is(self, plan: Plan, rho: float, dense: float | None) -> Corrected:
         if dense is None:
@@ -159,7 +230,7 @@ class Deciding:
         return Corrected(plan, metric, (describe(plan, "plan", rho, metric, dense, True),))
 
     def _trades(self, plan: Plan, budget: Budget, measured: Measured, most: int = 3) -> Iterator[Plan]:
-        space = make_space(self.graph, budget, protect=self.settings.protect, round_to=self.settings.round_to)
+        space = self._space(budget)
         names = list(measured.curves)
         for share in (0.2, 0.1):
             for i, widths in enumerate(trades(space, plan.widths, names, share, measured.curves)):

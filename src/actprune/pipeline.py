@@ -19,6 +19,7 @@ from actprune.distance import Distance
 from actprune.errors import DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
+from actprune.latency.bench import Latency
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
 from actprune.methods import method as preset
 from actprune.recovery.distill import Distill
@@ -44,7 +45,8 @@ def prune(
     compensate: str | None = None,
     batchnorm: bool | str = "auto",
     protect: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
+    latency: Latency | None = None,
     calibration_size: int = 2048,
     forward: Forward | None = None,
     distance: str | Distance = "auto",
@@ -67,9 +69,9 @@ def prune(
             also when an error is raised, unless `inplace`.
         calibration: any iterable of batches: a tensor is the input; of a tuple or list the first element is, as
             in a loader of (x, y); a dict holds keyword arguments, others than the model's are dropped.
-        keep: the budget: "macs=50%", "params=10%", "bytes=25%", "units=70%" (of every group, at least one), a bare
-            number (fraction of MACs), a `Budget`, or explicit widths {group name: units}. None with `max_drop`: the
-            smallest network within it; None without: the natural widths of the guide.
+        keep: the budget: "macs=50%", "params=10%", "bytes=25%", "latency=50%" (measured), "units=70%" (of every
+            group, at least one), a bare number (fraction of MACs), a `Budget`, or explicit widths {group name: units}.
+            None with `max_drop`: the smallest network within it; None without: the natural widths of the guide.
         max_drop: how much the metric of `evaluate` may fall before any fine-tune, in its units (0.005 is half a point
             of 0–1). With a budget as well, more than the budget is kept where it would lose more; the report says so.
         evaluate: model → metric on validation data, higher is better. Needed for `max_drop`; otherwise it enables
@@ -83,7 +85,10 @@ def prune(
         compensate: "least_squares", "ridge_map", "bias" or "none" instead of the method's.
         batchnorm: re-estimate BatchNorm statistics: True, False, or "auto", where held-out samples say it helps.
         protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
-        round_to: widths become multiples of it, for hardware that likes them.
+        round_to: widths become multiples of it, for hardware that likes them; "auto": of 1, 4, 8 or 16, as the
+            network's own shapes are fastest.
+        latency: a `Latency`: the device and the batch size whose milliseconds are meant, in a budget and in the report.
+            Without it, those of the calibration batches where the model is.
         calibration_size: samples taken from `calibration`, once.
         forward: `forward(model, batch)`, where a batch isn't called as above.
         distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
@@ -112,7 +117,7 @@ def prune(
     asked = Settings(
         chosen, method, keep, max_drop, evaluate, recover, finetune, batchnorm,
         tuple((protect,) if isinstance(protect, str) else protect),
-        round_to, distance, threshold, loss, norms, known(form, FORMS, "form"), seed, progress,
+        round_to, latency, distance, threshold, loss, norms, known(form, FORMS, "form"), seed, progress,
     )  # fmt: skip
     job = Run(model, asked)
     if save_to is not None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from actprune.artifacts.checkpoint import save
 from actprune.axes.capture import Graph
+from actprune.deployment import fold
 from actprune.guidance.confidence import RESAMPLES, Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.plan import Plan
@@ -53,3 +55,13 @@ class Result:
     def confidence(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Confidence]:
         """Group name → would other calibration data have kept the same units? See `actprune.confidence`."""
         return confidence(self.graph, self.stats, self.guide, self.plan.widths, resamples=resamples, seed=seed)
+
+    def fold(self, *, channels_last: bool | str = "auto") -> nn.Module:
+        """A copy of `model` for deployment: BatchNorm folded, in the memory layout that is fastest; see `fold`.
+
+        Raises:
+            EquivalenceError: its class can't be folded.
+        """
+        program = self.graph.program
+        args, kwargs = pytree.tree_unflatten(list(program.example), program.in_spec)
+        return fold(self.model, kwargs or args, channels_last=channels_last)

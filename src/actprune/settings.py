@@ -13,6 +13,7 @@ from actprune.allocation.correct import check_drop, checked
 from actprune.distance import Distance
 from actprune.errors import BudgetError, DataError
 from actprune.graph.trace import preserved
+from actprune.latency.bench import Latency
 from actprune.methods import Method
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
@@ -38,7 +39,8 @@ class Settings:
     finetune: SGD | Callable[[nn.Module], Any] | None
     batchnorm: bool | str
     protect: tuple[str, ...]
-    round_to: int
+    round_to: int | str
+    latency: Latency | None
     distance: str | Distance
     threshold: float | None
     loss: Loss | None
@@ -65,6 +67,14 @@ class Settings:
                 got=repr(self.recover),
                 where="prune(recover=…)",
                 hint="for example recover=actprune.Distill(steps=400)",
+            )
+        if self.latency is not None and not isinstance(self.latency, Latency):
+            raise DataError(
+                "latency is no setting of how to measure.",
+                expected="an actprune.Latency",
+                got=repr(self.latency),
+                where="prune(latency=…)",
+                hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
             )
         if self.max_drop is not None:
             check_drop(self.max_drop)

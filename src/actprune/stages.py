@@ -28,13 +28,14 @@ from actprune.graph.keep import copied
 from actprune.graph.run import run
 from actprune.graph.trace import preserved
 from actprune.guidance.guide import guide
+from actprune.latency.bench import Bench, Latency
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
 from actprune.recovery.distill import Distill, Recovered
 from actprune.recovery.sgd import SGD
 from actprune.report.groups import group_rows
-from actprune.report.measure import latency_ms, state_bytes, versions
+from actprune.report.measure import state_bytes, versions
 from actprune.report.record import Report, Stage
 from actprune.result import Result
 from actprune.rewrite import Rewrite
@@ -46,6 +47,9 @@ _FORMS = {
     "graph": "The network is the captured graph as a module, without dropout and the branches of training.",
 }
 """What the report says of the form that was not a matter of course."""
+
+SLOW, NO_FASTER = 1.3, 0.95
+"""Latency is told to be too high at so many times the share of MACs that stays, and at this share of the dense one."""
 
 ENOUGH_ROWS = 10
 """Calibration rows per column below which a refit is said to have had too few."""
@@ -90,9 +94,10 @@ class Run:
             labels = asked.loss is not None and "taylor" in asked.method.measures
             samples = take(self.model, calibration, size, forward, labels)
             # copies, for a model may write into its inputs; they are all positional or all by name
-            self.args, self.kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
-            self.inputs: Any = self.kwargs or self.args
+            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
+            self.inputs: Any = kwargs or args
             self.form = capture_form(self.model, self.inputs, asked.form, norms=asked.norms, seed=asked.seed)
+            self.bench = Bench(self.graph.program, asked.latency or Latency())
             self.data = fit(self.graph.program, samples)
             choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
             self._check_finite()
@@ -129,10 +134,10 @@ class Run:
 
     def _attempt(self, budget: Budget | None, dense: float | None) -> Attempt:
         """From allocation to fine-tune."""
-        deciding = Deciding(self.settings, self.model, self.form, self.guide, self.data)
+        deciding = Deciding(self.settings, self.model, self.form, self.guide, self.data, self.bench)
         with self._stage("allocate"):
             decided = deciding(budget, dense)
-            decided = replace(decided, plan=decided.plan.with_note(**self.form.note))
+            decided = replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
         with self._stage("cut and verify"):
             rewrite = deciding.rewrite(decided.plan)
             small, proof = self._cut(decided.plan, rewrite)
@@ -244,10 +249,11 @@ class Run:
     def _report(self, attempt: Attempt, budget: Budget | None, dense: float | None) -> Report:
         plan, small, final = attempt.decided.plan, attempt.small, attempt.final
         before, after = cost(self.graph), cost(self.graph, plan.widths)
+        timed = [self.model, small, *([attempt.recovered] if attempt.recovered else []), final]
+        latencies = self._latencies(timed, budget)
 
         def stage(model: nn.Module, metric: float | None, costs: Cost) -> Stage:
-            latency = latency_ms(model, self.args, self.kwargs)
-            return Stage(metric, costs.params, costs.macs, state_bytes(model), latency)
+            return Stage(metric, costs.params, costs.macs, state_bytes(model), latencies[model])
 
         return Report(
             model=type(self.model).__name__,
@@ -270,8 +276,30 @@ class Run:
             seed=self.settings.seed,
             seconds={name: round(value, 3) for name, value in self.seconds.items()},
             versions=versions(),
-            notes=tuple(self._notes(attempt, budget)),
+            notes=(
+                *self._notes(attempt, budget),
+                *self._speed(budget, latencies[final] / latencies[self.model], after.macs / max(before.macs, 1)),
+            ),
+            latency=self.bench.about(),
         )
+
+    def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> dict[nn.Module, float]:
+        """Milliseconds of every network, the dense one first; for longer where a budget was made of it."""
+        each = list(dict.fromkeys(models))
+        return dict(zip(each, self.bench.models(each, quick=not _of_latency(budget)), strict=True))
+
+    def _speed(self, budget: Budget | None, latency: float, macs: float) -> Iterator[str]:
+        """What is to be said of the shares of the dense latency and MACs that were reached."""
+        about = self.bench.about()
+        where = f"batches of {about['batch_size']} on {about['device']} with {about['threads']} threads"
+        if _of_latency(budget):
+            yield f"Latency is {latency:.1%} of the dense network's ({where})."
+        elif macs < 1 and latency > min(SLOW * macs, NO_FASTER):
+            yield (
+                f"Fewer MACs, but hardly faster: MACs are {macs:.0%} of the dense network's, latency is {latency:.0%} "
+                f'({where}). keep="latency=50%" aims at milliseconds, round_to="auto" at widths that suit the machine, '
+                "and result.fold() takes BatchNorm out of the way."
+            )
 
     def _goal(self, budget: Budget | None) -> str | None:
         """What was asked for, in one line."""
@@ -315,3 +343,7 @@ class Run:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.settings.tell(name, 1, 1)
+
+
+def _of_latency(budget: Budget | None) -> bool:
+    return budget is not None and budget.cost == "latency"

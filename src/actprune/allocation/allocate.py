@@ -25,6 +25,7 @@ from actprune.errors import BudgetError, DataError
 from actprune.graph.program import shape
 from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
+from actprune.latency.table import LatencyTable
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
@@ -75,6 +76,7 @@ def allocate(
     round_to: int = 1,
     distance: str | Distance = "auto",
     measured: Measured | None = None,
+    latency: LatencyTable | None = None,
     effort: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -82,8 +84,8 @@ def allocate(
 
     Args:
         calibration: held-out samples on which candidates are compared (for "sensitivity").
-        keep: the budget, "macs=50%", "params=10%", "bytes=…", "units=70%" (of every group, at least one), a
-            fraction of MACs, a `Budget`, explicit widths as a mapping, or None for the natural widths.
+        keep: the budget, "macs=50%", "params=10%", "bytes=…", "latency=50%", "units=70%" (of every group, at
+            least one), a fraction of MACs, a `Budget`, explicit widths as a mapping, or None for the natural widths.
         allocation: "sensitivity", "uniform", "layerwise", "spatial", "global", "natural"; None: the method's, and
             "uniform" for a method that has natural widths only but is given a budget.
         rewrite: how a candidate plan becomes a network; None: zero columns, no compensation.
@@ -91,6 +93,7 @@ def allocate(
         round_to: widths become multiples of it.
         distance: see `actprune.distance`.
         measured: from `measure_all`, to plan several budgets from one measurement.
+        latency: from `measure_latency`, for a budget of latency.
         effort: (rounds, trials) of the improvement in context; None: as many as a fixed amount of work allows.
 
     Raises:
@@ -102,7 +105,7 @@ def allocate(
     if isinstance(keep, Mapping):
         return _explicit(graph, guide, keep, protect)
     budget = Budget("macs", 1.0) if keep is None else parse(keep)
-    space = make_space(graph, budget, protect=protect, round_to=round_to)
+    space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
     if keep is None:
         name = "natural"
@@ -121,6 +124,8 @@ def allocate(
         "allocation": name,
         "predicted": {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes},
     }
+    if latency is not None:
+        note["predicted"]["latency_ms"] = latency(widths)
     return make_plan(graph, guide.supports(widths), **note)
 
 

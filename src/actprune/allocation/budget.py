@@ -10,7 +10,7 @@ from numbers import Real
 
 from actprune.errors import BudgetError
 
-COSTS = ("macs", "params", "bytes", "units")
+COSTS = ("macs", "params", "bytes", "latency", "units")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Budget:
     """How much may stay.
 
     Attributes:
-        cost: "macs" (multiply-adds), "params", "bytes", or "units" (of every group alike).
+        cost: "macs" (multiply-adds), "params", "bytes", "latency" (measured), or "units" (of every group alike).
         keep: fraction of the dense network's cost, in (0, 1].
 
     Raises:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actprune.allocation.budget import Budget
-from actprune.allocation.cost import cost
 from actprune.axes.capture import Graph
 from actprune.errors import BudgetError, DataError
+from actprune.latency.table import LatencyTable
 from actprune.plan import Plan
 
 EvaluatePlan = Callable[[Plan], float]
@@ -107,6 +107,39 @@ def within_drop(
     return Corrected(*best, tuple(record))
 
 
+def on_time(
+    plan_for: Callable[[LatencyTable], Plan],
+    ratio_of: Callable[[Plan], float],
+    table: LatencyTable,
+    keep: float,
+    rounds: int = 5,
+    tolerance: float = 0.02,
+) -> tuple[Plan, LatencyTable]:
+    """The plan whose network, cut and timed, comes nearest to a share of the dense latency, and the table behind it.
+
+    A table of single ops does not know how they run one after the other: as long as the network takes another share
+    than planned, the table is led through what was measured, and the plan is made again.
+
+    Args:
+        ratio_of: plan → milliseconds of its network as a fraction of the dense one's.
+        keep: that fraction as it should be.
+        tolerance: relative error of it that needs no other round.
+    """
+    tried: dict[tuple[int, ...], tuple[float, Plan, LatencyTable]] = {}
+    for _ in range(rounds):
+        plan = plan_for(table)
+        widths = tuple(plan.widths.values())
+        if widths in tried:
+            break
+        ratio = ratio_of(plan)
+        tried[widths] = abs(ratio - keep), plan, table
+        if abs(ratio / keep - 1) <= tolerance:
+            break
+        table = table.through(plan.widths, ratio)
+    _, plan, table = min(tried.values(), key=lambda found: found[0])
+    return plan, table
+
+
 def check_drop(max_drop: Any) -> None:
     """That it is a number ≥ 0."""
     if not isinstance(max_drop, int | float) or not max_drop >= 0:
@@ -185,8 +218,3 @@ def checked(metric: Any) -> float:
             hint="check the validation data and the metric on the dense model",
         )
     return value
-
-
-def least_keep(graph: Graph, name: str, narrowest: Mapping[str, int]) -> float:
-    """The smallest fraction of a cost that some allowed widths reach."""
-    return cost(graph, narrowest)[name] / cost(graph)[name]

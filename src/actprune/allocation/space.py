@@ -12,6 +12,7 @@ from actprune.allocation.cost import cost
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import BudgetError, PlanError
+from actprune.latency.table import LatencyTable
 
 Widths = dict[str, int]
 """Group name → number of units that stay."""
@@ -25,20 +26,29 @@ class Space:
         graph: the captured model.
         options: group name → the widths that are allowed, ascending; the last is the dense width.
         budget: the goal.
+        latency: what milliseconds any widths cost; needed for a budget of latency.
     """
 
     graph: Graph = field(repr=False)
     options: Mapping[str, tuple[int, ...]]
     budget: Budget
+    latency: LatencyTable | None = field(default=None, repr=False)
 
     @property
     def target(self) -> float:
         """The cost that must not be exceeded."""
-        return self.budget.keep * cost(self.graph)[self.budget.cost] * (1 + 1e-12)  # 29 % of 100 is 29
+        return self.budget.keep * self.cost({}) * (1 + 1e-12)  # 29 % of 100 is 29
 
-    def cost(self, widths: Mapping[str, int]) -> int:
-        """What the budget counts, for these widths."""
+    def cost(self, widths: Mapping[str, int]) -> float:
+        """What the budget counts, for these widths; groups that are not named are whole."""
+        if self.budget.cost == "latency" and self.latency is not None:
+            return self.latency(widths)
         return cost(self.graph, widths)[self.budget.cost]
+
+    @property
+    def least(self) -> float:
+        """The fraction of the dense cost that the narrowest network has."""
+        return self.cost(self.narrowest) / self.cost({})
 
     def fits(self, widths: Mapping[str, int]) -> bool:
         return self.cost(widths) <= self.target
@@ -62,21 +72,37 @@ class Space:
         return options[i] if 0 <= i < len(options) else None
 
 
-def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), round_to: int = 1) -> Space:
+def make_space(
+    graph: Graph,
+    budget: Budget,
+    *,
+    protect: Sequence[str] = (),
+    round_to: int = 1,
+    latency: LatencyTable | None = None,
+) -> Space:
     """The choice that a model leaves.
 
     Args:
         protect: patterns of module paths (`fnmatch`); the units that a matching module makes all stay.
         round_to: widths are multiples of it (and of what the group demands), or the dense width.
+        latency: for a budget of latency.
 
     Raises:
         PlanError: nothing can be cut, a pattern matches no module, or a bad `round_to`.
-        BudgetError: even the narrowest network costs more than the budget.
+        BudgetError: even the narrowest network costs more than the budget; a budget of latency without a table.
     """
+    if budget.cost == "latency" and latency is None:
+        raise BudgetError(
+            "A budget of latency needs measurements.",
+            expected="a table of milliseconds",
+            got="None",
+            where="latency",
+            hint="pass latency=measure_latency(model, graph) to allocate; prune measures by itself",
+        )
     if not isinstance(round_to, int) or round_to < 1:
         raise PlanError(
             "Widths can't be rounded so.",
-            expected="a whole number ≥ 1",
+            expected='a whole number ≥ 1; prune also takes "auto"',
             got=repr(round_to),
             where="round_to",
             hint="round_to=8 makes every width that is cut a multiple of 8",
@@ -97,12 +123,12 @@ def make_space(graph: Graph, budget: Budget, *, protect: Sequence[str] = (), rou
             where="plan",
             hint="print(graph.account()) says for every dimension why it is frozen; protect less, or lower round_to",
         )
-    space = Space(graph, options, budget)
+    space = Space(graph, options, budget, latency)
     if budget.cost != "units" and not space.fits(space.narrowest):
-        least = space.cost(space.narrowest) / cost(graph)[budget.cost]
+        least = _rounded_up(100 * space.least)
         raise BudgetError(
             "The budget can't be reached.",
-            expected=f"at least {budget.cost}={_rounded_up(100 * least)}%, the cost with one step of every group left",
+            expected=f"at least {budget.cost}={least}%, the cost with one step of every group left",
             got=str(budget),
             where="keep",
             hint="ask for more, protect less, or lower round_to",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table of rules)
 from actprune.axes.account import Account, account
-from actprune.axes.expr import Axis, leaves
+from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.groups import Group, find_groups
 from actprune.axes.inference import Dims, Inference, Site, Term
 from actprune.axes.masks import Mask, with_masks
@@ -66,6 +66,19 @@ class Graph:
         width = max((len(group.name) for group in self.groups), default=0)
         rows = [f"{g.name:<{width}}  {g.width:>6} {g.kind}" for g in self.groups]
         return "\n".join([f"{self.program.model_name}: {len(self.groups)} groups", *rows])
+
+    @cached_property
+    def batch(self) -> tuple[str, Leaf] | None:
+        """An input and the axis of the samples in it; None for a single sample, or where they are no axis of their own.
+
+        The input is given by the name of its placeholder.
+        """
+        for i, name in enumerate(self.program.inputs):
+            dims = self.node_axes.get(name)
+            first = dims[0] if isinstance(dims, tuple) and self.program.is_batched(i) else None
+            if isinstance(first, Leaf) and first.size > 1:
+                return name, first
+        return None
 
     def without(self, reasons: Mapping[str, str]) -> Graph:
         """The same graph with some groups frozen: group name → reason."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +25,12 @@ from actprune.demo.lenet5 import Split, accuracy, dense_checkpoint, minibatches,
 from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.errors import PlanError
 from actprune.guidance.guide import guide
+from actprune.latency.bench import Bench
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.pipeline import prune
 from actprune.plan import make_plan
 from actprune.recovery.sgd import SGD
-from actprune.report.measure import latency_ms, state_bytes
+from actprune.report.measure import state_bytes
 from actprune.report.record import Report, Stage
 from actprune.result import Result
 from actprune.surgery.slicing import cut
@@ -183,11 +183,10 @@ def _rival(result: Result, dense: nn.Module, split: Split) -> Stage:
     plan = make_plan(graph, ranked.supports(result.plan.widths))
     model = cut(dense, plan, compensate(graph, plan, (), method=None))
     counted = cost(graph, plan.widths)
-    example: Any = graph.program.example
     return Stage(
         accuracy(model, split.test.images, split.test.labels),
         counted.params,
         counted.macs,
         state_bytes(model),
-        latency_ms(model, example, {}),
+        Bench(graph.program).models([model], quick=True)[0],
     )

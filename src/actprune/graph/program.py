@@ -106,6 +106,11 @@ class Program:
         """The same samples several times over."""
         return tuple(torch.cat([v] * times) if self.is_batched(i) else v for i, v in enumerate(batch))
 
+    def resized(self, samples: int) -> Batch:
+        """The example with so many samples: the first ones, or all of them several times over."""
+        chosen = torch.arange(samples) % self.batch_size
+        return tuple(v[chosen.to(v.device)] if self.is_batched(i) else v for i, v in enumerate(self.example))
+
     def is_batched(self, position: int) -> bool:
         """Whether flat input `position` carries the batch in its first dimension."""
         value = self.example[position]

@@ -87,7 +87,7 @@ def _followed(graph: Graph, use: SizeUse) -> tuple[str, int, Expr] | None:
         else:
             place = _given_as(graph, use, part)
         if place is not None and not variables(with_value(use.expr, part, 1)):
-            return (*place, part)
+            return place[0], place[1], part
     return None
 
 

@@ -1,33 +1,16 @@
-"""Measured costs of a model as it is: state size and latency."""
+"""What the figures of a model depend on, and the size of its state."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 import actprune
-from actprune.graph.trace import preserved
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "safetensors")
-
-
-def latency_ms(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float = 0.2) -> float:
-    """Median milliseconds of one forward pass in eval mode without gradients (torch.utils.benchmark, warmed up)."""
-    with preserved(model), torch.no_grad():
-        model.eval()
-        model(*args, **kwargs)
-        timer = Timer(
-            "model(*args, **kwargs)",
-            globals={"model": model, "args": args, "kwargs": kwargs},
-            num_threads=torch.get_num_threads(),
-        )
-        return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
 
 
 def state_bytes(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ class Stage:
         params: parameters, tied ones once.
         macs: multiply-adds per sample.
         bytes: bytes of parameters and buffers.
-        latency_ms: median milliseconds of one forward pass on one calibration batch.
+        latency_ms: median milliseconds of one forward pass, see `Report.latency`.
         validation: the metric on the validation split, where `accuracy` is on a test set.
     """
 
@@ -67,6 +67,7 @@ class Report:
         rounds: those of correction, see `actprune.allocation.correct.Round`.
         seconds: stage → time.
         notes: what a reader of the figures must know.
+        latency: of what the milliseconds are: device, batch size, threads, layout.
         rivals: name → the same widths cut in another way, for comparison.
     """
 
@@ -87,6 +88,7 @@ class Report:
     seconds: Mapping[str, float]
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    latency: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rivals: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
 
     def to_data(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ there is no dropout in it, and branches other than those of the capture are gone
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import sqrt
 from typing import Any, TypeAlias, cast
 
@@ -65,7 +65,9 @@ class _Builder:
         nodes = {node.name: node for node in self.program.nodes if node.op == "placeholder"}
         for placeholder in self.program.inputs:  # one for each leaf of the arguments
             self.values[nodes[placeholder]] = self.graph.placeholder(placeholder)
-        self._find_batch(nodes)
+        if (found := self.captured.batch) is not None:  # its size is read from an input when the module runs
+            name, axis = found
+            self.batch = axis.key, self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
         for node in self.program.nodes:
             if node.op == "placeholder" and node not in self.values:
                 self.values[node] = self._held(self.program.bindings[node.name])
@@ -81,19 +83,6 @@ class _Builder:
         self.graph.set_codegen(calling(self.model, self.program))
         made = GraphModule(self.root, self.graph, class_name=f"{self.program.model_name}Graph")
         return made.train(self.model.training)
-
-    def _find_batch(self, nodes: Mapping[str, Node]) -> None:
-        """The leaf that is the batch: its size is read from an input when the module runs."""
-        for i, name in enumerate(self.program.inputs):
-            dims = self.captured.node_axes.get(name)
-            if (
-                self.program.is_batched(i)
-                and isinstance(dims, tuple)
-                and isinstance(dims[0], Leaf)
-                and dims[0].size > 1
-            ):
-                self.batch = dims[0].key, self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
-                return
 
     def _held(self, name: str) -> Any:
         """What stands for a tensor; None for a mask, which the cut makes needless, and a number for a mere gain."""

@@ -20,7 +20,7 @@ from actprune.axes.inference import Call, Dims, rule
     "aten.lstm.data", "aten.gru.data", "aten.rnn_tanh.data", "aten.rnn_relu.data",
 )  # fmt: skip
 def recurrent(call: Call) -> list[Dims]:
-    """input (T, N, I), (N, T, I) or packed (steps, I), states (layers · directions, N, H) → (…, directions · H), states."""
+    """input (T, N, I), (N, T, I) or packed (steps, I), hx (layers · directions, N, H) → (…, directions · H), states."""
     source = call.axes(call.values[0])
     states: list[Node] = [call["hx"]] if isinstance(call["hx"], Node) else list(call["hx"])
     call.freeze(source[1 if call["batch_first"] else 0], "stepped through")
