@@ -264,6 +264,25 @@ class Remade(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, groups=self.groups)
 
 
+class Shortcut(nn.Module):
+    """Option A of He et al. (2016): every second pixel, and zeros for the channels that the next stage has more."""
+
+    def __init__(self, literal: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(16, 2, 1)
+        self.down, self.block = nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1)
+        self.literal, self.missing = literal, 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        few = x[:, :, ::2, ::2]
+        half = self.missing // 2
+        few = F.pad(few, (0, 0, 0, 0, 3, 5)) if self.literal else F.pad(few, pad=(0, 0, 0, 0, half, half))
+        x = torch.relu(self.down(x) + few)
+        return self.head(torch.relu(self.block(x) + x))
+
+
 def tokens() -> Tensor:
     return torch.randn(2, 5, WIDTH)
 
@@ -287,6 +306,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "cross": (Cross, tokens),
     "grouped": (lambda: nn.Sequential(Remade(3, 24, 1), Remade(24, 12, 1, groups=3), Remade(12, 4, 1)), maps),
     "unflattened": (Unflattened, lambda: torch.randn(3, 6)),
+    "padded": (lambda: Shortcut(False), maps),
+    "padded by numbers": (lambda: Shortcut(True), maps),
 }
 
 
@@ -329,6 +350,19 @@ def test_the_cut_class_is_a_class_as_before(name: str) -> None:
         small(wide)
     out = copy.deepcopy(small).train()(x)
     (out[0] if isinstance(out, tuple) else out).sum().backward()
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_channels_of_a_shortcut_that_are_padded_are_groups_of_their_own(literal: bool) -> None:
+    model, x = Shortcut(literal).eval(), maps()
+    _, plan = less(model, x)
+    assert {name: group.width for name, group in plan.groups.items()} == {
+        "stem": 8,
+        "down#1": 3 if literal else 4,
+        "down#2": 5 if literal else 4,
+    }
+    graph = capture(model, x)
+    torch.testing.assert_close(as_graph(model, graph, plan)(x), cut(model, plan)(x))
 
 
 def test_heads_become_an_attribute() -> None:

@@ -960,7 +960,7 @@ def padded_channels(m: Any, x: Tensor) -> Tensor:
 
 
 def padded_sum(m: Any, x: Tensor) -> Tensor:
-    return padded_channels(m, x) + m.layer(x)
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, m.front, m.back)) + m.layer(x)
 
 
 def attended(m: Any, x: Tensor) -> Tensor:
@@ -1011,7 +1011,9 @@ USES: dict[str, Case] = {
     "GroupNorm on a concatenation": Case(doubled, "maps", False, parts=layer(nn.GroupNorm, 4, 16)),
     "channel shuffle": Case(shuffled, "maps", False),
     "zero channels": Case(padded_channels, "maps", False),
-    "zero channels in a sum": Case(padded_sum, "maps", False, parts=layer(nn.Conv2d, UNITS, 13, 1, 2)),
+    "zero channels in a sum": Case(
+        padded_sum, "maps", False, parts=lambda: {"front": 2, "back": 3, "layer": nn.Conv2d(UNITS, 13, 1, 2)}
+    ),
     "in place on a view": Case(masked_in_place, "maps", False),
     "blocks of four, the outer factor": Case(lambda m, x: x.view(x.shape[0], -1, 4).softmax(-1).flatten(1)),
     "one value on the right": Case(lambda m, x: x * (x @ m.v).sigmoid().unsqueeze(1) + x, parts=VECTOR),

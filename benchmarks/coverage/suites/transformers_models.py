@@ -180,7 +180,7 @@ TEXT_ENCODERS = {
     "ernie": Family(ENCODER, BERT, text),
     "megatron-bert": Family(ENCODER, BERT, text),
     "rembert": Family(ENCODER, {**BERT, "input_embedding_size": 32, "output_embedding_size": 32}, text),
-    "layoutlm": Family(ENCODER, BERT, text),
+    "layoutlm": Family(ENCODER, {**BERT, "max_2d_position_embeddings": 64}, text),
     "lilt": Family(ENCODER, {**BERT, "hidden_size": 96, "pad_token_id": 1}, text),
     "ibert": Family(ENCODER, {**BERT, "pad_token_id": 1}, text),
     "esm": Family(MASKED, {**BERT, "pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "rotary"}, text),
@@ -195,7 +195,11 @@ TEXT_ENCODERS = {
         {"vocab_size": VOCABULARY, "emb_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
         text,
     ),
-    "canine": Family(ENCODER, {**WIDTHS, "max_position_embeddings": 64, "local_transformer_stride": 128}, text),
+    "canine": Family(
+        ENCODER,
+        {**WIDTHS, "max_position_embeddings": 64, "num_hash_buckets": 64, "local_transformer_stride": 128},
+        text,
+    ),
     "longformer": Family(ENCODER, {**BERT, "attention_window": 8, "pad_token_id": 1}, text),
     "modernbert": Family(
         MASKED,

@@ -38,6 +38,8 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
     if name == "__getitem__":
         return _bounds(args[0], args[1])
+    if name == "pad":
+        return _pads(args, kwargs)
     groups = _groups(name, args, kwargs)
     if groups is not None:
         return [(-1, 0, groups, ("groups", 1))]
@@ -82,6 +84,18 @@ def _split(args: Any, kwargs: Any) -> list[Found]:
         return [(0, 1, sizes, ("size", 0, dim))]
     parts: list[Any] = list(sizes or ())
     return [(i, len(parts), n, ("size", i, dim)) for i, n in enumerate(parts) if isinstance(n, int)]
+
+
+def _pads(args: Any, kwargs: Any) -> list[Found]:
+    """How many entries are put in front of a dimension and behind it; the last dimension comes first."""
+    pads = args[1] if len(args) > 1 else kwargs["pad"]
+    found: list[Found] = []
+    for i, n in enumerate(pads):
+        dim = args[0].dim() - 1 - i // 2
+        first = args[0].shape[dim] + pads[i - 1] if i % 2 else 0
+        if isinstance(n, int) and n > 0:
+            found.append((i, len(pads), n, ("part", 0, dim, int(first), int(first + n))))
+    return found
 
 
 def _bounds(tensor: Tensor, index: Any) -> list[Found]:

@@ -75,6 +75,7 @@ class SizeUse:
         role: what the axes say about it; dimensions are those of a call's result or of the tensor it is given.
             ("size", node, dim): the size of that dimension;
             ("bound", node, dim): a place in that dimension, which is sliced;
+            ("part", node, dim, start, stop): how many of its entries lie between these two places;
             ("times", node, source, dim): how often that dimension of the source is repeated;
             ("groups", node, dim): into how many groups that dimension is divided;
             ("fixed", node): a number that no cut may change; the call that it is given to, or None;
@@ -202,8 +203,8 @@ class Recorder(TorchFunctionMode):
 
     def _note(self, call: int, op: str, slot: int, count: int, value: Any, role: tuple[Any, ...], args: Any) -> None:
         kind, *rest = role
-        if kind == "size":
-            role = ("size", (call, rest[0]), rest[1])
+        if kind in ("size", "part"):
+            role = (kind, (call, rest[0]), *rest[1:])
         elif kind in ("bound", "times", "groups"):
             source = self._key(args[0])
             role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])

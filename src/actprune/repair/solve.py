@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import ONE, Axis, Indices, Leaf, blocks, leaves, place_after, size
+from actprune.axes.expr import ONE, Axis, Indices, Leaf, blocks, leaves, place_after, positions, size
 from actprune.axes.inference import Dims
 from actprune.graph.numbers import Expr, evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
@@ -167,6 +167,9 @@ class _Solver:
             return evaluate(with_value(use.expr, where[2], size(axis, self.widths)), lambda leaf: None)
         if kind == "groups":
             return blocks(axis, size(axis) // use.value, self.widths)
+        if kind == "part":
+            start, stop = (place_after(axis, place, self.kept) for place in where[2:])
+            return stop - start
         return place_after(axis, use.value, self.kept) if kind == "bound" else size(axis, self.widths)
 
     def _dims(self, name: str) -> Dims:
@@ -339,8 +342,10 @@ class _Solver:
         source, found = source_of(place.code), argument(use)
         if source is None or found is None or isinstance(found, ast.Starred):
             return None
-        callers = [code for code in place.callers if "/torch/" not in code.co_filename]  # of the tracer
-        names = [code.co_name for code in (*callers, place.code)]
+        chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
+        names = [code.co_name for code in chain]
+        if any(name not in caller.co_names for caller, name in zip(chain, names[1:], strict=False)):
+            return None  # called by another name, such as an attribute that holds it: a new one would not be called
         if place.holder is not None:
             names[0] = f"{place.holder}.{names[0]}"
         part = self._without_batch(found, use.expr, use.value, target)
@@ -391,12 +396,15 @@ class _Solver:
 
     def _own_keys(self, use: SizeUse) -> set[int]:
         """Those of the dimension that a size speaks of, or of the shapes that a number is computed from."""
-        places = [use.role[1:3]] if use.role[0] in ("size", "bound", "groups", "follows") else []
+        places = [use.role[1:3]] if use.role[0] in ("size", "bound", "part", "groups", "follows") else []
         places += [use.role[2:4]] if use.role[0] == "times" else []
         if not places:
             places = [leaf[1:] for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None]
         axes = [axis for name, dim in places if (axis := self._axis(name, dim)) is not None]
-        return {leaf.key for axis in axes for leaf in leaves(axis)}
+        keys = {leaf.key for axis in axes for leaf in leaves(axis)}
+        if use.role[0] == "part":
+            keys = {key for key in keys if (positions(axes[0], key)[slice(*use.role[3:])] >= 0).any()}
+        return keys
 
 
 def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:

@@ -103,6 +103,8 @@ def _size_argument(node: ast.Call, use: _Size, source: Source) -> ast.expr | Non
             return given[0]
         return _item(given[0], use.slot, use.count, source) if given else None
     given = named or given
+    if use.op == "pad":
+        given = [k.value for k in node.keywords if k.arg == "pad"] or given[1:2]
     if len(given) > 1 and _is_function(node) and use.op in ("reshape", "tile"):
         given = given[1:]
     if len(given) == 1 and (use.count > 1 or isinstance(given[0], ast.Tuple | ast.List)):

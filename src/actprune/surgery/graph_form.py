@@ -236,6 +236,16 @@ def _repeated(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments
     return node.target, {**given, name: times}
 
 
+def _padded(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    dims, pads = b.dims(node), list(given["pad"])
+    for i, n in enumerate(pads):
+        if n > 0:
+            axis = dims[-1 - i // 2]
+            start = size(axis) - n if i % 2 else 0
+            pads[i] = b.bound(axis, start + n) - b.bound(axis, start)
+    return node.target, {**given, "pad": pads}
+
+
 def _interleaved(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
     return node.target, {**given, "output_size": None}
 
@@ -260,5 +270,7 @@ _SIZES: dict[str, Resize] = {
     "scaled_dot_product_attention": _attention,
     "repeat": _repeated,
     "tile": _repeated,
+    "pad": _padded,
+    "constant_pad_nd": _padded,
     "repeat_interleave": _interleaved,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from actprune.axes.expr import concat, size
@@ -169,9 +170,10 @@ def unbind(call: Call) -> list[Dims]:
 
 @rule("aten.pad", "aten.constant_pad_nd")
 def pad(call: Call) -> Dims:
-    """Padding of spatial axes; zero channels appended to an axis are a fixed part of a Concat."""
+    """Padding of spatial axes; zero channels that join an axis are parts of a Concat, of which fewer may be made."""
     source, pads = list(call.axes(call.values[0])), list(call["pad"])
     constant = call["mode"] in (None, "constant")
+    new = partial(call.fixed, why="padding of fixed size") if call["value"] else call.algebra.leaf
     for k in range(len(pads) // 2):
         before, after, d = pads[2 * k], pads[2 * k + 1], len(source) - 1 - k
         if before == after == 0:
@@ -180,7 +182,7 @@ def pad(call: Call) -> Dims:
             call.freeze(source[d], "padded")
             source[d] = call.fixed(size(source[d]) + before + after, "padded")
         else:
-            ends = [call.fixed(n, "padding of fixed size") for n in (before, after) if n]
+            ends = [new(n) for n in (before, after) if n]
             source[d] = concat([*ends[: bool(before)], source[d], *ends[bool(before) :]])
     return tuple(source)
 
