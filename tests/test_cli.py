@@ -159,7 +159,7 @@ def untouched(tmp_path: Path) -> bool:
         (["--allocation", "unifrom"], ["did you mean 'uniform'?"]),
         (["--keep", "macs=0%"], ["out of range", "got: macs=0%"]),
         (["--keep", "[half]"], ["can't be read", "got: '[half]'"]),
-        (["--keep", "flops=50%"], ["unknown cost", "macs, params, bytes, units"]),
+        (["--keep", "flops=50%"], ["unknown cost", "macs, params, bytes, latency, units"]),
         (["--method", "filter"], ["needs a threshold", "--threshold 0.01"]),
         (["--device", "abacus"], ["device can't be used", "abacus"]),
     ],

@@ -210,7 +210,8 @@ class _Solver:
     def _set_attributes(self, wrong: set[int]) -> None:
         """Change one attribute after another, each time the one that mends most; `wrong` shrinks on the way.
 
-        Where none mends more than it breaks, two are changed at once: `heads // key_heads` is right only if both are.
+        Where one leaves some of its readers wrong, two may do better at once: `heads // key_heads` is right only if
+        both are.
         """
         for part in self._connected(wrong):
             while best := self._next_change(wrong & part, wrong):
@@ -235,7 +236,10 @@ class _Solver:
 
     def _next_change(self, here: set[int], wrong: set[int]) -> Changes | None:
         singles = list(self._changes(here, {}))
-        return self._best(singles, wrong) or self._best(self._pairs(singles), wrong)
+        best = self._best(singles, wrong)
+        if best is not None and all(self._holds(i, best) for i in self._readers(best)):
+            return best
+        return self._best([*([best] if best else []), *self._pairs(singles)], wrong)
 
     def _best(self, changes: Iterable[Changes], wrong: set[int]) -> Changes | None:
         """The first of those that mend most, if any mends more than it breaks."""
