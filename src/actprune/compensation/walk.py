@@ -168,14 +168,15 @@ class Walk:
         """Refit the outputs of one group of a convolution; all outputs of any other layer."""
         weight = self.graph.program.tensors[site.weight].detach()
         full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
-        columns, outputs = self._columns(site, weight), self._outputs(site, weight)
+        units, outputs = self._units(site, weight), self._outputs(site, weight)
+        columns = _columns_of(units, columns_per_input(site, weight))
         outputs = outputs[outputs * site.groups // len(full) == group]
         if not len(outputs):
             return
         stride = self._stride(site, node, len(columns))
         targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
-        rows = _Rows(self, site, node, weight, columns, stride, group)
-        folds = self._folds(rows, targets)
+        rows = _Rows(self, site, node, weight, units, stride, group)
+        folds = self._folds(rows, targets, len(columns))
         equations = merged_all(folds)
         start = full[outputs][:, columns]
         size = choose_ridge(folds, start, slot is not None)
@@ -194,11 +195,10 @@ class Walk:
 
     # -- what a refit is made of -------------------------------------------------------------------
 
-    def _columns(self, site: Site, weight: Tensor) -> Tensor:
-        """The columns of the weight matrix that stay."""
-        kept = torch.as_tensor(kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept))
-        each = columns_per_input(site, weight)
-        return (kept[:, None] * each + torch.arange(each)).reshape(-1).to(weight.device)
+    def _units(self, site: Site, weight: Tensor) -> Tensor:
+        """The input channels that stay."""
+        kept = kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept)
+        return torch.as_tensor(kept, device=weight.device)
 
     def _outputs(self, site: Site, weight: Tensor) -> Tensor:
         """The rows of the weight matrix that stay: what is cut itself needs no fit."""
@@ -212,13 +212,13 @@ class Walk:
         wanted = most_rows(columns, self.settings.rows)
         return max(1, min(rows // wanted, outputs[0][1]))
 
-    def _folds(self, rows: _Rows, targets: list[Tensor]) -> list[Normal]:
+    def _folds(self, rows: _Rows, targets: list[Tensor], columns: int) -> list[Normal]:
         """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
 
         By batch where there are many, by position where there are few samples. All to one where there are too many
         columns for λ to be chosen.
         """
-        count = FOLDS if len(rows.columns) <= MAX_CHOSEN else 1
+        count = FOLDS if columns <= MAX_CHOSEN else 1
         parts: list[Normal | None] = [None] * count
         alone = sum(len(t) for t in targets) < 2 * FOLDS
         seen = 0
@@ -317,10 +317,10 @@ class _Rows:
     """The kept input columns of a consumer in the cut stream, batch by batch, as often as they are asked for."""
 
     def __init__(
-        self, walk: Walk, site: Site, node: Node, weight: Tensor, columns: Tensor, stride: int, group: int
+        self, walk: Walk, site: Site, node: Node, weight: Tensor, units: Tensor, stride: int, group: int
     ) -> None:
         self.site, self.node, self.weight = site, node, weight
-        self.columns, self.stride = columns, stride
+        self.units, self.stride = units, stride
         self.inputs: list[Tensor] = walk.streams.cut(contracted(node))
         if site.groups > 1:
             self.inputs = [x.chunk(site.groups, 1)[group] for x in self.inputs]
@@ -332,11 +332,16 @@ class _Rows:
             yield from self.held
             return
         for i, x in enumerate(self.inputs):
-            rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride))[..., self.columns]
+            rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride), self.units)
             found = centred(rows.flatten(0, 1))
             if rows.numel() * len(self.inputs) <= HELD:
                 self.held.append(found)
             yield found
+
+
+def _columns_of(units: Tensor, each: int) -> Tensor:
+    """The columns of the weight matrix that belong to these inputs, `each` of them to one."""
+    return (units[:, None] * each + torch.arange(each, device=units.device)).reshape(-1)
 
 
 def _thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:

@@ -50,7 +50,9 @@ def has_grouped_rows(site: Site, weight: Tensor) -> bool:
 EVERYWHERE = slice(None)
 
 
-def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice = EVERYWHERE) -> Tensor:
+def input_rows(
+    site: Site, node: Node, x: Tensor, weight: Tensor, places: slice = EVERYWHERE, units: Tensor | None = None
+) -> Tensor:
     """x as the call gets it → (samples, positions, columns); columns are those of `weight_matrix`.
 
     A transposed convolution is a plain one, with the kernel turned round, of its input with zeros between the positions
@@ -59,9 +61,13 @@ def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice 
     Args:
         x: (N, …, I) for a linear layer, (N, C, spatial…) for a convolution.
         places: which of the positions are wanted; no others are unfolded.
+        units: which of the input's channels are wanted; the columns are theirs.
     """
     if site.kind == "linear":
-        return x.reshape(x.shape[0], -1, x.shape[-1])[:, places]
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])[:, places]
+        return rows if units is None else rows[..., units]
+    if units is not None:
+        x = x[:, units]
     settings = named_arguments(node)
     kernel = weight.shape[2:]
     count = len(kernel)
@@ -84,7 +90,7 @@ def input_rows(site: Site, node: Node, x: Tensor, weight: Tensor, places: slice 
         sizes = x.shape[2 : 2 + count]
         numbers = torch.arange(sizes.numel(), device=x.device)[places]
         x = x[:, :, *torch.unravel_index(numbers, sizes)].transpose(1, 2)
-    return x.reshape(x.shape[0], -1, weight.shape[site.in_dim] * kernel.numel())
+    return x.reshape(x.shape[0], -1, (weight.shape[site.in_dim] if units is None else len(units)) * kernel.numel())
 
 
 def output_rows(site: Site, y: Tensor, places: slice = EVERYWHERE) -> Tensor:
