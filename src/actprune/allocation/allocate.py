@@ -38,7 +38,7 @@ the held-out samples); given by the pipeline."""
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
 
-WORK = 4e12
+WORK = 3e12
 """Multiply-adds that the improvement in context may spend; it takes `ROUNDS` of steps and `TRIALS` trades at most."""
 
 REFIT_WORK = 2e13

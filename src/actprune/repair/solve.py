@@ -19,7 +19,7 @@ from actprune.axes.inference import Dims
 from actprune.graph.numbers import Expr, evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
-from actprune.repair.source import argument, source_of
+from actprune.repair.source import argument, calls_by_name, source_of
 
 Variable = tuple[Any, ...]
 """("attr", holder, path), and for a shared object the path of the module that gets a copy."""
@@ -348,8 +348,8 @@ class _Solver:
             return None
         chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
         names = [code.co_name for code in chain]
-        if any(name not in caller.co_names for caller, name in zip(chain, names[1:], strict=False)):
-            return None  # called by another name, such as an attribute that holds it: a new one would not be called
+        if not all(map(calls_by_name, chain, chain[1:])):
+            return None  # held by an attribute, say: a rebuilt one would not be called
         if place.holder is not None:
             names[0] = f"{place.holder}.{names[0]}"
         part = self._without_batch(found, use.expr, use.value, target)

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import CodeType
+from types import CodeType, ModuleType
 
 from actprune.graph.sizes import SizeUse
 
@@ -49,6 +49,15 @@ def source_of(code: CodeType) -> Source | None:
         return None
     indent = len(lines[0]) - len(lines[0].lstrip())
     return Source(text, body[0], first, indent, hashlib.sha256(text.encode()).hexdigest())
+
+
+@cache
+def calls_by_name(caller: CodeType, callee: CodeType) -> bool:
+    """Whether a function finds another one by its name: among its globals, or in a library that these name."""
+    space = vars(inspect.getmodule(caller) or object)
+    libraries = [space[name] for name in caller.co_names if isinstance(space.get(name), ModuleType)]
+    held = [space.get(callee.co_name), *(getattr(library, callee.co_name, None) for library in libraries)]
+    return any(callable(f) and getattr(inspect.unwrap(f), "__code__", None) is callee for f in held)
 
 
 @dataclass(frozen=True)
