@@ -12,11 +12,11 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench coverage growth fuzz clean
+.PHONY: help demo test lint bench bench-long coverage growth fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to the demo and to pytest.'
 
@@ -32,9 +32,13 @@ lint: $(VENV)/.stamp-dev ## style, types and the direction of imports
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.stamp-dev ## measure again the figures of the README (about 20 minutes)
+bench: $(VENV)/.stamp-dev ## measure the figures of the README; with DATA=folder those of the method too (NAMES="lenet5 …": some)
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/torchvision_nets.py
+	$(if $(DATA),$(BIN)/python -m benchmarks.method $(NAMES) --data $(DATA),@echo 'DATA=folder measures the method as well')
+
+bench-long: $(VENV)/.stamp-dev ## the fine-tunes of ResNet-56 and further seeds (many hours; goes on where it stopped; DATA=folder)
+	$(BIN)/python -m benchmarks.method resnet56 --long --data $(DATA)
 
 coverage: $(VENV)/.stamp-dev ## measure torchvision, timm and transformers beside Torch-Pruning (hours; goes on where it stopped)
 	$(INSTALL) transformers==5.24.0
