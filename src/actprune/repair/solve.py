@@ -8,18 +8,18 @@ the axes that it forbids to cut.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import ONE, Axis, Indices, Leaf, blocks, leaves, place_after, positions, size
-from actprune.axes.inference import Dims
-from actprune.graph.numbers import Expr, evaluate, variables, with_value
+from actprune.axes.expr import Indices, size
+from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
-from actprune.repair.source import argument, calls_by_name, source_of
+from actprune.repair.rewriting import source_edit
+from actprune.repair.source import argument
+from actprune.repair.targets import Targets
 
 Variable = tuple[Any, ...]
 """("attr", holder, path), and for a shared object the path of the module that gets a copy."""
@@ -69,9 +69,7 @@ class _Solver:
     """One repair: the values that attributes take, and the sizes that follow."""
 
     def __init__(self, graph: Graph, kept: Mapping[int, Indices]) -> None:
-        self.graph = graph
-        self.kept = kept
-        self.widths = {key: len(units) for key, units in kept.items()}
+        self.at = Targets(graph, kept)
         self.sizes = graph.program.sizes
         self._written: dict[Any, list[int]] | None = None
         self.values: dict[Variable, int] = {}
@@ -79,7 +77,7 @@ class _Solver:
         self.reading: dict[Variable, list[int]] = {}
         self._read: dict[int, list[Variable]] = {}
         for i, use in enumerate(self.sizes.uses):
-            target = self._target(use)
+            target = self.at.wanted(use)
             if target is not None:
                 self.targets[i] = target
                 self._read[i] = [self._variable(use, leaf) for leaf in variables(use.expr) if leaf[0] == "attr"]
@@ -95,7 +93,7 @@ class _Solver:
         wrong = {i for i in wrong if self.sizes.uses[i].role[0] != "equal"}
         for i in sorted(wrong):
             use = self.sizes.uses[i]
-            edit = self._source_edit(use, self.targets[i])
+            edit = source_edit(self.at, use, self.targets[i])
             rivals = [j for j in self._together(use) if self.targets[j] != self.targets[i]]
             if edit is None or rivals:
                 stuck.append(Stuck(i, use, self._concerns(use), self._ties(i, rivals)))
@@ -133,53 +131,14 @@ class _Solver:
     def _ties(self, i: int, rivals: Iterable[int]) -> frozenset[tuple[int, int]]:
         """Pairs of groups that would fit if both kept the same units: they are the same number in the class."""
         use = self.sizes.uses[i]
-        own, attributes = self._lone(use), {leaf for leaf in variables(use.expr) if leaf[0] == "attr"}
+        own, attributes = self.at.lone(use), {leaf for leaf in variables(use.expr) if leaf[0] == "attr"}
         read = {j for leaf in attributes for j in self.reading[self._variable(use, leaf)]}
         same = [j for j in read if self.sizes.uses[j].expr == use.expr]
-        others = {self._lone(self.sizes.uses[j]) for j in (*rivals, *same)}
+        others = {self.at.lone(self.sizes.uses[j]) for j in (*rivals, *same)}
         pairs = [(own, other) for other in others if own is not None and other is not None and other.key != own.key]
         return frozenset((a.key, b.key) for a, b in pairs if a.size == b.size)
 
-    def _lone(self, use: SizeUse) -> Leaf | None:
-        """The one leaf that a size is the size of."""
-        axis = self._axis(use.role[1], use.role[2]) if use.role[0] == "size" else None
-        return axis if isinstance(axis, Leaf) and axis.key in self.kept else None
-
     # -- what each size is, and should be ----------------------------------------------------------
-
-    def _target(self, use: SizeUse) -> Any:
-        kind, *where = use.role
-        if kind in ("fixed", "equal"):
-            return use.value
-        if kind == "unknown":
-            return None
-        if kind == "times":
-            name, source_name, dim = where
-            source = self._axis(source_name, dim)
-            result = self._axis(name, dim + len(self._dims(name)) - len(self._dims(source_name)))
-            if source is None or result is None:
-                return None
-            return size(result, self.widths) // size(source, self.widths)
-        axis = self._axis(where[0], where[1])
-        if axis is None:
-            return None
-        if kind == "follows":
-            return evaluate(with_value(use.expr, where[2], size(axis, self.widths)), lambda leaf: None)
-        if kind == "groups":
-            return blocks(axis, size(axis) // use.value, self.widths)
-        if kind == "part":
-            start, stop = (place_after(axis, place, self.kept) for place in where[2:])
-            return stop - start
-        return place_after(axis, use.value, self.kept) if kind == "bound" else size(axis, self.widths)
-
-    def _dims(self, name: str) -> Dims:
-        """The axes of a node's result, or of the tensor whose name follows an "@"."""
-        dims = self.graph.tensor_axes.get(name[1:]) if name.startswith("@") else self.graph.node_axes.get(name)
-        return dims if isinstance(dims, tuple) else ()
-
-    def _axis(self, name: str, dim: int) -> Axis | None:
-        dims = self._dims(name)
-        return dims[dim] if dim < len(dims) else None
 
     def _variable(self, use: SizeUse, leaf: tuple[Any, ...]) -> Variable:
         return leaf if isinstance(leaf[1], str) else (*leaf, use.place.module)
@@ -187,8 +146,7 @@ class _Solver:
     def _value(self, use: SizeUse, expr: Expr, assumed: Mapping[Variable, int]) -> Any:
         def of(leaf: tuple[Any, ...]) -> int | None:
             if leaf[0] == "shape":
-                axis = self._axis(leaf[1], leaf[2]) if leaf[1] is not None else None
-                return None if axis is None else size(axis, self.widths)
+                return self.at.now(leaf)
             variable = self._variable(use, leaf)
             found = assumed.get(variable, self.values.get(variable))
             return self.sizes.attributes[leaf] if found is None else found
@@ -201,7 +159,7 @@ class _Solver:
         value = self._value(use, use.expr, assumed or {})
         if value is None or value == self.targets[i]:
             return True
-        axis = self._axis(use.role[1], use.role[2]) if use.role[0] == "bound" else None
+        axis = self.at.axis(use.role[1], use.role[2]) if use.role[0] == "bound" else None
         # a slice clamps what lies behind the end
         return axis is not None and use.value >= size(axis) and value >= self.targets[i]
 
@@ -337,55 +295,6 @@ class _Solver:
                 if owner == module[0]:
                     yield AttributeEdit(owner, (attribute, *path), value, shared=True)
 
-    # -- changing the source -----------------------------------------------------------------------
-
-    def _source_edit(self, use: SizeUse, target: int) -> SourceEdit | None:
-        place = use.place
-        if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
-            return None
-        source, found = source_of(place.code), argument(use)
-        if source is None or found is None or isinstance(found, ast.Starred):
-            return None
-        chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
-        names = [code.co_name for code in chain]
-        if not all(map(calls_by_name, chain, chain[1:])):
-            return None  # held by an attribute, say: a rebuilt one would not be called
-        if place.holder is not None:
-            names[0] = f"{place.holder}.{names[0]}"
-        part = self._without_batch(found, use.expr, use.value, target)
-        if part is None:
-            return None
-        found, was, target = part
-        text = ast.unparse(found)
-        return SourceEdit(place.module, tuple(names), found.lineno, found.col_offset, text, target, was, source.digest)
-
-    def _without_batch(self, found: ast.expr, expr: Expr, was: int, target: int) -> tuple[ast.expr, int, int] | None:
-        """The part of a product that becomes a number where the other is the size of the batch, as in `b * 64`.
-
-        Returns:
-            The part, its value in the dense model, and the number; None where the batch would become a number.
-        """
-        if not self._reads_batch(expr):
-            return found, was, target
-        if isinstance(expr, tuple) and expr[0] == "*" and isinstance(found, ast.BinOp):
-            for batch, part, inner in ((expr[1], expr[2], found.right), (expr[2], expr[1], found.left)):
-                times = evaluate(batch, lambda leaf: self.sizes.attributes.get(leaf) or self._dense(leaf))
-                if self._reads_batch(batch) and times and was % times == target % times == 0:
-                    return self._without_batch(inner, part, was // times, target // times)
-        return None
-
-    def _dense(self, leaf: tuple[Any, ...]) -> int | None:
-        axis = self._axis(leaf[1], leaf[2]) if leaf[1] is not None else None
-        return None if axis is None else size(axis)
-
-    def _reads_batch(self, expr: Expr) -> bool:
-        """Whether the size of the batch is part of an expression: as a number it would fit this batch only."""
-        program = self.graph.program
-        batched = [name for i, name in enumerate(program.inputs) if program.is_batched(i)]
-        keys = {leaf.key for name in batched for leaf in leaves(self._dims(name)[0])} - {ONE.key}
-        axes = [self._axis(leaf[1], leaf[2]) for leaf in variables(expr) if leaf[0] == "shape" and leaf[1] is not None]
-        return any(not keys.isdisjoint(leaf.key for leaf in leaves(axis)) for axis in axes if axis is not None)
-
     def _concerns(self, use: SizeUse) -> frozenset[int]:
         """The groups on which a size depends: its target, else sizes that are written alike, else all that it reads."""
         reading = {
@@ -393,22 +302,10 @@ class _Solver:
         }
         alike = [self.sizes.uses[i] for i in reading if self.sizes.uses[i].expr == use.expr]
         for uses in ([use], alike, [self.sizes.uses[i] for i in reading]):
-            keys = {key for other in uses for key in self._own_keys(other)} & set(self.kept)
+            keys = {key for other in uses for key in self.at.own_keys(other)} & set(self.at.kept)
             if keys:
                 return frozenset(keys)
         return frozenset()
-
-    def _own_keys(self, use: SizeUse) -> set[int]:
-        """Those of the dimension that a size speaks of, or of the shapes that a number is computed from."""
-        places = [use.role[1:3]] if use.role[0] in ("size", "bound", "part", "groups", "follows") else []
-        places += [use.role[2:4]] if use.role[0] == "times" else []
-        if not places:
-            places = [leaf[1:] for leaf in variables(use.expr) if leaf[0] == "shape" and leaf[1] is not None]
-        axes = [axis for name, dim in places if (axis := self._axis(name, dim)) is not None]
-        keys = {leaf.key for axis in axes for leaf in leaves(axis)}
-        if use.role[0] == "part":
-            keys = {key for key in keys if (positions(axes[0], key)[slice(*use.role[3:])] >= 0).any()}
-        return keys
 
 
 def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:

@@ -1,0 +1,65 @@
+"""A size that no attribute mends becomes a number in the source: where it stands, and what takes its place."""
+
+from __future__ import annotations
+
+import ast
+
+from actprune.axes.expr import ONE, leaves
+from actprune.graph.numbers import Expr, evaluate, variables
+from actprune.graph.sizes import SizeUse
+from actprune.repair.edits import SourceEdit
+from actprune.repair.source import argument, calls_by_name, source_of
+from actprune.repair.targets import Targets
+
+
+def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | None:
+    """The size as a number in the user's source; None where that is out of reach.
+
+    Args:
+        target: that number.
+    """
+    place = use.place
+    if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
+        return None
+    source, found = source_of(place.code), argument(use)
+    if source is None or found is None or isinstance(found, ast.Starred):
+        return None
+    chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
+    names = [code.co_name for code in chain]
+    if not all(map(calls_by_name, chain, chain[1:])):
+        return None  # held by an attribute, say: a rebuilt one would not be called
+    if place.holder is not None:
+        names[0] = f"{place.holder}.{names[0]}"
+    part = _without_batch(targets, found, use.expr, use.value, target)
+    if part is None:
+        return None
+    found, was, target = part
+    text = ast.unparse(found)
+    return SourceEdit(place.module, tuple(names), found.lineno, found.col_offset, text, target, was, source.digest)
+
+
+def _without_batch(
+    targets: Targets, found: ast.expr, expr: Expr, was: int, target: int
+) -> tuple[ast.expr, int, int] | None:
+    """The part of a product that becomes a number where the other is the size of the batch, as in `b * 64`.
+
+    Returns:
+        The part, its value in the dense model, and the number; None where the batch would become a number.
+    """
+    if not _reads_batch(targets, expr):
+        return found, was, target
+    if isinstance(expr, tuple) and expr[0] == "*" and isinstance(found, ast.BinOp):
+        for batch, part, inner in ((expr[1], expr[2], found.right), (expr[2], expr[1], found.left)):
+            times = evaluate(batch, targets.before)
+            if _reads_batch(targets, batch) and times and was % times == target % times == 0:
+                return _without_batch(targets, inner, part, was // times, target // times)
+    return None
+
+
+def _reads_batch(targets: Targets, expr: Expr) -> bool:
+    """Whether the size of the batch is part of an expression: as a number it would fit this batch only."""
+    program = targets.graph.program
+    batched = [name for i, name in enumerate(program.inputs) if program.is_batched(i)]
+    keys = {leaf.key for name in batched for leaf in leaves(targets.dims(name)[0])} - {ONE.key}
+    axes = [targets.axis(leaf[1], leaf[2]) for leaf in variables(expr) if leaf[0] == "shape" and leaf[1] is not None]
+    return any(not keys.isdisjoint(leaf.key for leaf in leaves(axis)) for axis in axes if axis is not None)
