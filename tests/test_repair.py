@@ -283,6 +283,37 @@ class Shortcut(nn.Module):
         return self.head(torch.relu(self.block(x) + x))
 
 
+class Lambda(nn.Module):
+    """The function of another module: its numbers are variables of that one's constructor."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class LambdaShortcut(nn.Module):
+    """Option A as many ResNets for CIFAR write it."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(width, 2, 1)
+        self.down = nn.Conv2d(8, width, 3, 2, 1)
+        self.shortcut = Lambda(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, width // 4, width // 4), "constant", 0))
+
+        def doubled(x: Tensor) -> Tensor:
+            return x.view(x.shape[0], 8, -1).mul(2).view(x.shape)
+
+        self.doubled = doubled
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.doubled(torch.relu(self.stem(x)))
+        return self.head(torch.relu(self.down(x) + self.shortcut(x)))
+
+
 def tokens() -> Tensor:
     return torch.randn(2, 5, WIDTH)
 
@@ -308,6 +339,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "unflattened": (Unflattened, lambda: torch.randn(3, 6)),
     "padded": (lambda: Shortcut(False), maps),
     "padded by numbers": (lambda: Shortcut(True), maps),
+    "padded by a lambda": (LambdaShortcut, maps),
 }
 
 
@@ -363,6 +395,15 @@ def test_channels_of_a_shortcut_that_are_padded_are_groups_of_their_own(literal:
     }
     graph = capture(model, x)
     torch.testing.assert_close(as_graph(model, graph, plan)(x), cut(model, plan)(x))
+
+
+def test_functions_in_attributes_are_rewritten_for_one_module() -> None:
+    model, x = LambdaShortcut().eval(), maps()
+    dense = model.shortcut.function
+    small, plan = less(model, x)
+    assert {name: group.width for name, group in plan.groups.items()} == {"stem": 8, "down#1": 4, "down#2": 4}
+    assert {edit.functions for edit in plan.edits.sources} == {("function.<lambda>",), ("doubled.doubled",)}
+    assert small.shortcut.function is not dense is model.shortcut.function
 
 
 def test_heads_become_an_attribute() -> None:

@@ -54,8 +54,8 @@ class Place:
         code: the function that makes the call.
         callers: the functions between that module's method and `code`, outermost first; empty if they are the same.
         span: first line, first column, last line, last column of the call.
-        holder: the attribute of that module that holds the plain object whose method is the first of these functions;
-            None where it is a method of the module.
+        holder: the attribute of that module that holds the first of these functions, or the plain object whose method
+            it is; None where it is a method of the module.
     """
 
     module: str | None
@@ -282,7 +282,10 @@ def _definer(frame: FrameType) -> FrameType:
 
 
 def _holder(owner: nn.Module, frame: FrameType) -> str | None:
-    """The attribute of a module that holds the plain object whose method a frame runs."""
+    """The attribute of a module that holds the function, or the plain object whose method, a frame runs."""
+    for name, value in vars(owner).items():
+        if isinstance(value, types.FunctionType) and inspect.unwrap(value).__code__ is frame.f_code:
+            return name
     own = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
     if own is None or isinstance(own, nn.Module | Tensor | int | float | str | type):
         return None

@@ -31,8 +31,8 @@ class SourceEdit:
 
     Attributes:
         module: path of the module; only this instance gets the new method.
-        functions: the method's name, then those of the functions down to the one with the argument. Of a method of
-            an object in an attribute of the module: "attribute.method".
+        functions: the method's name, then those of the functions down to the one with the argument. Of a
+            function in an attribute of the module, or a method of an object there: "attribute.function".
         line, column: of the argument, from the function's first line (1) and in bytes within it.
         text: the argument as it stands there.
         value: the number.

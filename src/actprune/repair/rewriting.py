@@ -27,7 +27,7 @@ def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | Non
     chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
     names = [code.co_name for code in chain]
     if not all(map(calls_by_name, chain, chain[1:])):
-        return None  # held by an attribute, say: a rebuilt one would not be called
+        return None  # a rebuilt one would not be called
     if place.holder is not None:
         names[0] = f"{place.holder}.{names[0]}"
     part = _without_batch(targets, found, use.expr, use.value, target)

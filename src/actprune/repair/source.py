@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import linecache
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, ModuleType
+from typing import cast
 
 from actprune.graph.sizes import SizeUse
 
@@ -35,7 +37,9 @@ class Source:
 
 @cache
 def source_of(code: CodeType) -> Source | None:
-    """None where the source isn't available, or is not a plain function's."""
+    """None where the source isn't available, or is not a plain function's or a lambda's."""
+    if code.co_name == "<lambda>":
+        return _source_of_lambda(code)
     try:
         lines, first = inspect.getsourcelines(code)
     except (OSError, TypeError):
@@ -49,6 +53,26 @@ def source_of(code: CodeType) -> Source | None:
         return None
     indent = len(lines[0]) - len(lines[0].lstrip())
     return Source(text, body[0], first, indent, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _source_of_lambda(code: CodeType) -> Source | None:
+    """As a function that returns its body; its file is read, for a lambda may start in the middle of a statement."""
+    text = "".join(linecache.getlines(code.co_filename))
+    spans = [(end, column) for _, end, _, column in code.co_positions() if end is not None and column is not None]
+    try:
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Lambda)]
+    except SyntaxError:
+        return None
+    ends = [n for n in nodes if (n.body.end_lineno, n.body.end_col_offset) == max(spans, default=None)]
+    found = [node for node in ends if node.lineno == code.co_firstlineno]
+    if len(found) != 1:
+        return None
+    (node,) = found
+    digest = hashlib.sha256((ast.get_source_segment(text, node) or "").encode()).hexdigest()
+    first = node.lineno
+    body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
+    tree = ast.copy_location(ast.FunctionDef("lambda_", node.args, body, decorator_list=[]), node)
+    return Source(text, cast("ast.FunctionDef", ast.increment_lineno(tree, 1 - first)), first, 0, digest)
 
 
 @cache

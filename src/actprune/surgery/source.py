@@ -33,11 +33,19 @@ def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
         own = [edit for edit in edits if edit.module == path]
         in_objects = [edit for edit in own if "." in edit.functions[0]]
         for name in dict.fromkeys(edit.functions[0].partition(".")[0] for edit in in_objects):
-            held = copy.copy(vars(module)[name])  # other modules may hold the same object
-            held.__class__ = _subclass(type(held), [_within(edit) for edit in in_objects if _of(edit, name)])
-            vars(module)[name] = held
+            inner = [_within(edit) for edit in in_objects if _of(edit, name)]
+            vars(module)[name] = _edited(vars(module)[name], inner)
         if rest := [edit for edit in own if edit not in in_objects]:
             module.__class__ = _subclass(type(module), rest)
+
+
+def _edited(held: Any, edits: Sequence[SourceEdit]) -> Any:
+    """A function, or an object with its methods, as a copy: other modules may hold the same one."""
+    if isinstance(held, FunctionType):
+        return _rebuilt(inspect.unwrap(held), [(edit.functions[1:], edit) for edit in edits])
+    held = copy.copy(held)
+    held.__class__ = _subclass(type(held), edits)
+    return held
 
 
 def _of(edit: SourceEdit, name: str) -> bool:
