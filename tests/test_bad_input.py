@@ -169,6 +169,10 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         UnsupportedModelError, other(Lonely()),
         ("Nothing in Lonely can be cut", "the account says why"),
     ),
+    "nothing but under a norm": (
+        UnsupportedModelError, other(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))),
+        ("Nothing in Sequential can be cut", "try norms=True", "normalised over"),
+    ),
     # budgets
     "a budget of nothing": (BudgetError, prune(keep="macs=0%"), ("out of range", "got: macs=0%", "where: keep")),
     "a budget of more than all": (BudgetError, prune(keep="params=110%"), ("at most 100 %", "got: params=110%")),

@@ -107,9 +107,17 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = Fals
             expected="at least one layer whose units only linear layers and convolutions consume",
             got="no prunable group",
             where="capture",
-            hint=f"the account says why:\n{found.graph.account()}",
+            hint=f"{_what_helps(whole, form, norms)}the account says why:\n{found.graph.account()}",
         )
     return found
+
+
+def _what_helps(graph: Graph, form: str, norms: bool) -> str:
+    """Settings with which something could be cut."""
+    over_norms = any(reason.startswith(("normalised over", "reduced by")) for reason in graph.frozen.values())
+    ways = ['form="graph" for the captured graph in place of the class'] if form == "class" and graph.groups else []
+    ways += ["norms=True to cut what norms and means run over"] if over_norms and not norms else []
+    return f"try {' or '.join(ways)}; " if ways else ""
 
 
 def alone(graph: Graph) -> Graph:
