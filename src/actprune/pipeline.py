@@ -214,7 +214,8 @@ def _settings(given: Mapping[str, Any]) -> Settings:
         "protect": tuple((protect,) if isinstance(protect, str) else protect),
         "form": known(given["form"], FORMS, "form"),
     }
-    return Settings(**{key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)})
+    chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
+    return Settings(**chosen)
 
 
 def _checked_method(name: str, allocation: str | None, compensate: str | None, budgeted: bool) -> Method:
