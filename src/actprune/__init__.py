@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from actprune.latency.bench import Latency
     from actprune.latency.table import LatencyTable, measure_latency
     from actprune.methods import METHODS
-    from actprune.pipeline import prune
+    from actprune.pipeline import predict, prune, sweep
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
     from actprune.recovery.distill import Distill
@@ -87,7 +87,9 @@ _HOMES = {
     "load": "artifacts.checkpoint",
     "make_plan": "plan",
     "measure_latency": "latency.table",
+    "predict": "pipeline",
     "prune": "pipeline",
+    "sweep": "pipeline",
     "verify": "proof.check",
 }
 
@@ -129,7 +131,9 @@ __all__ = [
     "load",
     "make_plan",
     "measure_latency",
+    "predict",
     "prune",
+    "sweep",
     "verify",
 ]
 

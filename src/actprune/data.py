@@ -118,6 +118,14 @@ def take(
     return _gather(calibration, size, call, device, labels)
 
 
+def first_batch(model: nn.Module, calibration: Iterable[Any], forward: Forward | None = None) -> Any:
+    """The inputs that `capture` takes of the first calibration batch: all positional, or all by name."""
+    for batch in calibration:
+        args, kwargs = take(model, [batch], SIZE, forward, False).example()
+        return kwargs or args
+    return take(model, [], SIZE, forward, False)  # raises what is to be said of no data
+
+
 def fit(
     program: Program,
     calibration: Iterable[Any] | Calibration | Samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -62,6 +62,8 @@ class Deciding:
     data: Calibration
     bench: Bench
     metrics: dict[Any, float] = field(default_factory=dict[Any, float])
+    known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
+    """Cost that a budget names → what was measured for it; given by who decides on several budgets."""
     table: LatencyTable | None = None
     """What plans cost, for a budget of latency: led through what was measured of networks so far."""
 
@@ -79,6 +81,11 @@ class Deciding:
             FailedCutError: a candidate could not be cut or evaluated.
         """
         asked = self.settings
+        if isinstance(asked.keep, Plan):
+            kept = {name: group.kept for name, group in asked.keep.groups.items()}
+            predicted = asdict(cost(self.graph, asked.keep.widths))
+            note = {"method": asked.name, "allocation": "plan", "budget": None, "predicted": predicted}
+            return self._as_it_is(make_plan(self.graph, kept, **note), 1.0, dense)
         if isinstance(asked.keep, Mapping) or (budget is None and asked.max_drop is None):
             plan = allocate(self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=self.round_to)
             return self._as_it_is(plan, 1.0, dense)
@@ -86,7 +93,9 @@ class Deciding:
         if wanted.cost == "latency":
             self.table = self._led_through_the_narrowest(wanted)
         space = self._space(wanted)
-        measured = self._measured(wanted)
+        if wanted.cost not in self.known:
+            self.known[wanted.cost] = self._measured(wanted)
+        measured = self.known[wanted.cost]
 
         def plan_for(keep: float, effort: tuple[int, int] | None = None) -> Plan:
             return allocate(

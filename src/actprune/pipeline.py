@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import numpy as np
 from torch import nn
 
 from actprune.allocation.budget import Keep
+from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
+from actprune.artifacts.journal import journal_of
 from actprune.data import Forward
 from actprune.distance import Distance
 from actprune.errors import DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.latency.bench import Latency
+from actprune.latency.table import measure_latency
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
 from actprune.methods import method as preset
+from actprune.plan import Plan
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
@@ -35,7 +40,7 @@ def prune(
     model: nn.Module,
     calibration: Iterable[Any],
     *,
-    keep: Keep = None,
+    keep: Keep | Plan = None,
     max_drop: float | None = None,
     evaluate: Evaluate | None = None,
     recover: Distill | None = None,
@@ -57,6 +62,7 @@ def prune(
     inplace: bool = False,
     seed: int = 0,
     save_to: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Cut a trained model to a budget, prove the cut, and give back the same class, smaller.
@@ -70,7 +76,8 @@ def prune(
         calibration: any iterable of batches: a tensor is the input; of a tuple or list the first element is, as
             in a loader of (x, y); a dict holds keyword arguments, others than the model's are dropped.
         keep: the budget: "macs=50%", "params=10%", "bytes=25%", "latency=50%" (measured), "units=70%" (of every
-            group, at least one), a bare number (fraction of MACs), a `Budget`, or explicit widths {group name: units}.
+            group, at least one), a bare number (fraction of MACs), a `Budget`, or explicit widths {group name: units},
+            or a `Plan`, whose units are kept as they are.
             None with `max_drop`: the smallest network within it; None without: the natural widths of the guide.
         max_drop: how much the metric of `evaluate` may fall before any fine-tune, in its units (0.005 is half a point
             of 0–1). With a budget as well, more than the budget is kept where it would lose more; the report says so.
@@ -103,7 +110,10 @@ def prune(
             carry cuts of less than half of the parameters that the graph could be cut in; the report says which.
         inplace: change `model` itself, once everything is proved; only in the form "class".
         seed: of everything random (the method "random", the redrawn weights of the proof).
-        save_to: write a run folder there at the end; checked before any work.
+        save_to: write a run folder there at the end; checked before any work. Until then every stage leaves its result
+            in `save_to` + ".unfinished", and begins with the same random state (`seed`).
+        resume: go on from what an interrupted run with the same model, data and settings left there, if there is any:
+            the end is the same, byte for byte. A run folder that is there already is then replaced.
         progress: called with (stage, done, total).
 
     Raises:
@@ -113,26 +123,99 @@ def prune(
     """
     if inplace and form != "class":
         raise _not_in_place(form)
-    chosen = _checked_method(method, allocation, compensate, keep is not None or max_drop is not None)
-    asked = Settings(
-        chosen, method, keep, max_drop, evaluate, recover, finetune, batchnorm,
-        tuple((protect,) if isinstance(protect, str) else protect),
-        round_to, latency, distance, threshold, loss, norms, known(form, FORMS, "form"), seed, progress,
-    )  # fmt: skip
+    journal = journal_of(save_to, resume) if save_to is not None else None
+    asked = _settings(locals())
     job = Run(model, asked)
     if save_to is not None:
-        check_output(Path(save_to), overwrite=False)
+        check_output(Path(save_to), overwrite=resume and Path(save_to).exists())
     with _undisturbed(model):
         result = job(calibration, calibration_size, forward)
     if inplace:
         _check_replaceable(result)
     if save_to is not None:
-        result.save(save_to)
+        result.save(save_to, overwrite=resume and Path(save_to).exists())
+    if journal is not None:
+        journal.remove()
     if inplace:
         cut(model, result.plan, result.rewrite, inplace=True)
         model.load_state_dict(result.model.state_dict())
         result = replace(result, model=model)
     return result
+
+
+def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> Prediction:
+    """What `prune` with these arguments would do, without doing it: nothing is cut, trained or written.
+
+    Where a cut turns out later not to be provable, `prune` makes its plan again, so it may differ from this one.
+
+    Args:
+        arguments: those of `prune`, of which `recover`, `finetune`, `inplace`, `save_to` and `resume` are not used.
+    """
+    given = _arguments(model, calibration, arguments)
+    job = Run(model, _settings({**given, "journal": None}))
+    with _undisturbed(model):
+        plan = job.decide(calibration, given["calibration_size"], given["forward"])
+        table = measure_latency(model, job.graph, bench=job.bench)
+        before, after = cost(job.graph), cost(job.graph, plan.widths)
+        return Prediction(plan, before, after, table({}), table(plan.widths))
+
+
+def sweep(model: nn.Module, calibration: Iterable[Any], keeps: Sequence[Keep], **arguments: Any) -> Iterator[Result]:
+    """`prune` for several budgets, of one capture and one pass of statistics; a result as soon as it is there.
+
+    Args:
+        arguments: those of `prune` but `keep`, `inplace`, `save_to` and `resume`.
+    """
+    given = _arguments(model, calibration, arguments)
+    job = Run(model, _settings({**given, "journal": None, "keep": next(iter(keeps), None)}))
+    with _undisturbed(model):
+        yield from job.sweep(keeps, calibration, given["calibration_size"], given["forward"])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan would leave.
+
+    Attributes:
+        before, after: costs of the dense and of the cut network, exact.
+        before_ms, after_ms: milliseconds of a forward pass, of measured ops.
+    """
+
+    plan: Plan
+    before: Cost
+    after: Cost
+    before_ms: float
+    after_ms: float
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON values."""
+        dense = {**asdict(self.before), "latency_ms": self.before_ms}
+        groups = {
+            name: {"before": group.width, "after": len(group.kept), "kept": list(group.kept)}
+            for name, group in self.plan.groups.items()
+        }
+        return {"dense": dense, "pruned": {**asdict(self.after), "latency_ms": self.after_ms}, "groups": groups}
+
+
+def _arguments(model: nn.Module, calibration: Iterable[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of `prune`; `TypeError` where it has no argument of such a name."""
+    bound = inspect.signature(prune).bind(model, calibration, **arguments)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    """The arguments of `prune`, checked as far as can be told from each alone."""
+    budgeted = given["keep"] is not None or given["max_drop"] is not None
+    protect, name = given["protect"], given["method"]
+    checked = {
+        "method": _checked_method(name, given["allocation"], given["compensate"], budgeted),
+        "name": name,
+        "protect": tuple((protect,) if isinstance(protect, str) else protect),
+        "form": known(given["form"], FORMS, "form"),
+    }
+    chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
+    return Settings(**chosen)
 
 
 def _checked_method(name: str, allocation: str | None, compensate: str | None, budgeted: bool) -> Method:

@@ -10,11 +10,13 @@ from torch import nn
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.correct import check_drop, checked
+from actprune.artifacts.journal import Journal
 from actprune.distance import Distance
 from actprune.errors import BudgetError, DataError
 from actprune.graph.trace import preserved
 from actprune.latency.bench import Latency
 from actprune.methods import Method
+from actprune.plan import Plan
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.stats.gradients import Loss
@@ -32,7 +34,7 @@ class Settings:
 
     method: Method
     name: str
-    keep: Keep
+    keep: Keep | Plan
     max_drop: float | None
     evaluate: Evaluate | None
     recover: Distill | None
@@ -48,6 +50,7 @@ class Settings:
     form: str
     seed: int
     progress: Progress | None
+    journal: Journal | None = None
 
     def budget(self) -> Budget | None:
         """The budget, once all that can be checked before the work is checked."""
@@ -79,7 +82,7 @@ class Settings:
         if self.max_drop is not None:
             check_drop(self.max_drop)
             self._check_drop_decides()
-        return None if self.keep is None or isinstance(self.keep, Mapping) else parse(self.keep)
+        return None if self.keep is None or isinstance(self.keep, Mapping | Plan) else parse(self.keep)
 
     def _check_drop_decides(self) -> None:
         if self.evaluate is None:
@@ -90,7 +93,7 @@ class Settings:
                 where="prune(max_drop=…)",
                 hint="pass evaluate=, or a budget with keep=",
             )
-        if isinstance(self.keep, Mapping):
+        if isinstance(self.keep, Mapping | Plan):
             raise BudgetError(
                 "max_drop has nothing to decide where all widths are given.",
                 expected="max_drop, or keep={group: units}",

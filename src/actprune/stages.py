@@ -5,21 +5,26 @@ capture → axes → stats → guide → allocate → plan → compensate → cu
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from actprune.allocation.budget import Budget
+from actprune.allocation.allocate import Measured
+from actprune.allocation.budget import Budget, Keep
 from actprune.allocation.correct import Corrected, describe
 from actprune.allocation.cost import Cost, cost
+from actprune.artifacts.files import content_digest
+from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS, TRAINED, Kind, Trained
 from actprune.axes.capture import Graph
-from actprune.data import Forward, fit, take
+from actprune.data import Forward, Samples, fit, take
 from actprune.deciding import Deciding, FailedCutError
 from actprune.distance import choose
 from actprune.errors import DataError, EquivalenceError, PlanError
@@ -27,7 +32,8 @@ from actprune.forms import Form, capture_form
 from actprune.graph.keep import copied
 from actprune.graph.run import run
 from actprune.graph.trace import preserved
-from actprune.guidance.guide import guide
+from actprune.guidance.guide import Guide, guide
+from actprune.guidance.problem import problems
 from actprune.latency.bench import Bench, Latency
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
@@ -41,6 +47,8 @@ from actprune.result import Result
 from actprune.rewrite import Rewrite
 from actprune.settings import Settings
 from actprune.stats.collect import Stats, collect
+
+T = TypeVar("T")
 
 _FORMS = {
     "class": "The network is of the class that was given.",
@@ -86,13 +94,45 @@ class Run:
     model: nn.Module
     settings: Settings
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+    known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
+    losses: list[list[float]] = field(default_factory=list[list[float]])
+    frozen: int = 0
+    turn: str = ""
 
     def __call__(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Result:
+        budget = self.settings.budget()
+        return self._result(budget, self._prepared(calibration, size, forward))
+
+    def decide(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Plan:
+        """The plan alone: nothing is refitted for good, cut, proved or trained."""
+        budget = self.settings.budget()
+        dense = self._prepared(calibration, size, forward)
+        while True:
+            try:
+                return self._decided(budget, dense)[1].plan
+            except FailedCutError as error:
+                self._freeze(error)
+
+    def sweep(
+        self, keeps: Iterable[Keep], calibration: Iterable[Any], size: int, forward: Forward | None
+    ) -> Iterator[Result]:
+        """One result for each budget, of one capture and one pass of statistics."""
+        each = [replace(self.settings, keep=keep) for keep in keeps]
+        budgets = [asked.budget() for asked in each]  # all of them are looked at before the work
+        dense = self._prepared(calibration, size, forward)
+        shared = dict(self.seconds)
+        for self.settings, budget in zip(each, budgets, strict=True):
+            self.seconds, self.losses = dict(shared), []
+            self.turn = f"-{self.settings.keep}"
+            yield self._result(budget, dense)
+
+    def _prepared(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> float | None:
+        """All that comes before a budget is looked at; the metric of the dense network."""
         asked = self.settings
-        budget = asked.budget()
         with self._stage("capture"):
             labels = asked.loss is not None and "taylor" in asked.method.measures
             samples = take(self.model, calibration, size, forward, labels)
+            self._begin(samples, size)
             # copies, for a model may write into its inputs; they are all positional or all by name
             args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
             self.inputs: Any = kwargs or args
@@ -104,6 +144,9 @@ class Run:
         with self._stage("evaluate"):
             dense_metric = asked.metric(self.model)
         self._look()
+        return dense_metric
+
+    def _result(self, budget: Budget | None, dense_metric: float | None) -> Result:
         attempt = self._proved(budget, dense_metric)
         with self._stage("report"):
             report = self._report(attempt, budget, dense_metric)
@@ -125,21 +168,32 @@ class Run:
             try:
                 return self._attempt(budget, dense)
             except FailedCutError as error:
-                failed = error
-            tried = self.form.name
-            with self._stage("cut and verify"):
-                self.form = self._without_what_fails(failed)
-            if self.form.name != tried:  # it has other groups than those that were looked at
-                self._look()
+                self._freeze(error)
+
+    def _freeze(self, failed: FailedCutError) -> None:
+        tried = self.form.name
+        with self._stage("cut and verify"):
+            self.form = self._without_what_fails(failed)
+        self.frozen += 1
+        self.known.clear()
+        if self.form.name != tried:  # it has other groups than those that were looked at
+            self._look()
+
+    def _decided(self, budget: Budget | None, dense: float | None) -> tuple[Deciding, Corrected]:
+        deciding = Deciding(self.settings, self.model, self.form, self.guide, self.data, self.bench, known=self.known)
+
+        def decide() -> Corrected:
+            decided = deciding(budget, dense)
+            return replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
+
+        with self._stage("allocate"):
+            return deciding, self._kept("plan", DECIDED, decide)
 
     def _attempt(self, budget: Budget | None, dense: float | None) -> Attempt:
         """From allocation to fine-tune."""
-        deciding = Deciding(self.settings, self.model, self.form, self.guide, self.data, self.bench)
-        with self._stage("allocate"):
-            decided = deciding(budget, dense)
-            decided = replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
+        deciding, decided = self._decided(budget, dense)
         with self._stage("cut and verify"):
-            rewrite = deciding.rewrite(decided.plan)
+            rewrite = self._kept("rewrite", REWRITE, lambda: deciding.rewrite(decided.plan))
             small, proof = self._cut(decided.plan, rewrite)
         with self._stage("evaluate"):
             metric = self.settings.metric(small)
@@ -180,15 +234,25 @@ class Run:
         with self._stage("capture"):
             self.proving = self.form.few(self.model, self.inputs)
         with self._stage("statistics"):
-            self.stats = self._collected()
+            self.stats = None if not asked.method.statistics else self._kept("statistics", STATISTICS, self._collected)
         with self._stage("guide"):
-            self.guide = guide(self.graph, self.stats, method=asked.name, threshold=asked.threshold, seed=asked.seed)
+            self.guide = self._guide()
 
-    def _collected(self) -> Stats | None:
-        method = self.settings.method
-        if not method.statistics:
-            return None
-        return collect(self.graph, self.data, measures=method.measures, loss=self.settings.loss)
+    def _guide(self) -> Guide:
+        asked, stats = self.settings, self.stats
+
+        def look() -> Guide:
+            return guide(self.graph, stats, method=asked.name, threshold=asked.threshold, seed=asked.seed)
+
+        if asked.journal is None:
+            return look()
+        groups = self._kept("guide", GUIDE, lambda: look().groups)
+        asks = {g.name: problems(self.graph, stats, g) if stats is not None else () for g in self.graph.groups}
+        return Guide(asked.name, groups, asks, asked.threshold)
+
+    def _collected(self) -> Stats:
+        asked = self.settings
+        return collect(self.graph, self.data, measures=asked.method.measures, loss=asked.loss)
 
     def _check_finite(self) -> None:
         """Of one batch: methods without statistics look at no activations."""
@@ -227,24 +291,49 @@ class Run:
     def _recovered(self, small: nn.Module) -> tuple[nn.Module, Recovered]:
         """A copy that was trained towards the dense network."""
         trained, asked = copied(small), self.settings
-        with preserved(trained):
-            done = cast("Distill", asked.recover).run(
+
+        def recover(trained: nn.Module) -> Recovered:
+            return cast("Distill", asked.recover).run(
                 trained, self.model, self.graph.program, self.data,
                 distance=asked.distance, seed=asked.seed, progress=lambda i, n: asked.tell("recover", i, n),
             )  # fmt: skip
-        return trained, done
+
+        with preserved(trained):
+            if asked.journal is None:
+                return trained, recover(trained)
+
+            def step() -> Trained:
+                done = asdict(recover(trained))
+                return trained.state_dict(keep_vars=True), done
+
+            state, done = self._kept("recovered", TRAINED, step)
+            trained.load_state_dict(state)
+            return trained, Recovered(**done)
 
     def _finetuned(self, small: nn.Module) -> nn.Module:
         """A trained copy, in the modes of the original."""
-        tuned = copied(small)
-        returned: Any = None
-        asked = self.settings
-        with preserved(tuned), torch.enable_grad():
-            if isinstance(asked.finetune, SGD):
-                asked.finetune.run(tuned, self.model, lambda done, total, _: asked.tell("fine-tune", done, total))
-            elif asked.finetune is not None:
-                returned = asked.finetune(tuned)
-        return returned if isinstance(returned, nn.Module) else tuned
+        tuned, asked = copied(small), self.settings
+
+        def finetune() -> nn.Module:
+            returned: Any = None
+            with preserved(tuned), torch.enable_grad():
+                if isinstance(asked.finetune, SGD):
+                    asked.finetune.run(
+                        tuned, self.model, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
+                    )
+                elif asked.finetune is not None:
+                    returned = asked.finetune(tuned)
+            return returned if isinstance(returned, nn.Module) else tuned
+
+        if asked.journal is None:
+            return finetune()
+
+        def step() -> Trained:
+            return finetune().state_dict(keep_vars=True), self.losses
+
+        state, self.losses = self._kept("fine-tuned", TRAINED, step)
+        tuned.load_state_dict(state)
+        return tuned
 
     def _report(self, attempt: Attempt, budget: Budget | None, dense: float | None) -> Report:
         plan, small, final = attempt.decided.plan, attempt.small, attempt.final
@@ -281,6 +370,7 @@ class Run:
                 *self._speed(budget, latencies[final] / latencies[self.model], after.macs / max(before.macs, 1)),
             ),
             latency=self.bench.about(),
+            losses=tuple((int(step), loss) for step, loss in self.losses),
         )
 
     def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> dict[nn.Module, float]:
@@ -303,7 +393,7 @@ class Run:
 
     def _goal(self, budget: Budget | None) -> str | None:
         """What was asked for, in one line."""
-        if isinstance(self.settings.keep, Mapping):
+        if isinstance(self.settings.keep, Mapping | Plan):
             return "explicit widths"
         goals = [str(budget)] if budget is not None else []
         goals += [f"max_drop={self.settings.max_drop:g}"] if self.settings.max_drop is not None else []
@@ -336,9 +426,38 @@ class Run:
 
     # -- what the stages share ---------------------------------------------------------------------
 
+    def _begin(self, samples: Samples, size: int) -> None:
+        """Open the journal, for this run only: its settings, its weights and its data."""
+        asked = self.settings
+        if asked.journal is None:
+            return
+        keep = asked.keep.digest if isinstance(asked.keep, Plan) else asked.keep
+        told = {
+            "method": asked.name, "compensate": asked.method.compensate, "allocation": asked.method.allocation,
+            "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
+            "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
+            "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
+            "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
+            "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
+            "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
+            "torch": torch.__version__,
+        }  # fmt: skip
+        model = content_digest(self.model.state_dict().items())
+        data = content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves))
+        asked.journal.begin({**told, "model": model, "data": data})
+
+    def _kept(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
+        """The result of a stage, by way of the journal where there is one."""
+        journal = self.settings.journal
+        return make() if journal is None else journal.keep(f"{name}{self.turn}-{self.frozen}", kind, make)
+
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         self.settings.tell(name, 0, 1)
+        if self.settings.journal is not None:  # a stage must not depend on which stages ran before it in this process
+            random.seed(self.settings.seed)
+            np.random.seed(self.settings.seed)
+            torch.manual_seed(self.settings.seed)
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -25,13 +26,16 @@ from actprune.artifacts.files import read_text, sha256, unreadable
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, new_folder
 from actprune.artifacts.replay import replay
 from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
-from actprune.axes.expr import leaves, size
+from actprune.axes.capture import capture
+from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
 from actprune.plan import Plan
+from actprune.proof.check import Proof, verify
+from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import tensor_slots
 
-__all__ = ["check_output", "load", "save"]
+__all__ = ["check_output", "load", "proved", "save"]
 
 SCHEMA = "actprune.weights/1"
 
@@ -106,6 +110,37 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     target = replay(model, plan, example_inputs, where / PLAN)
     _fill(target, weights, where / WEIGHTS)
     return target
+
+
+def proved(folder: str | Path, model: nn.Module, small: nn.Module, inputs: Any) -> Proof:
+    """Prove a loaded model, after any fine-tune: its weights, put back into the dense shape, against the plan.
+
+    Args:
+        model: the dense model.
+        small: what `load` made of it.
+        inputs: one batch, as for `capture`.
+
+    Raises:
+        EquivalenceError: the proof fails.
+        ArtifactError: the plan can't be read.
+    """
+    plan, _ = _read_plan(Path(folder) / PLAN)
+    graph = capture(model, inputs, norms=plan.note.get("norms") is True)
+    saved = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    dense = {n: t for n, t in graph.program.tensors.items() if n in saved}
+    tensors = {name: _scattered(own, saved[name], plan.indices(name)) for name, own in dense.items()}
+    return verify(model, small, plan, inputs, rewrite=Rewrite(tensors), graph=graph)
+
+
+def _scattered(dense: Tensor, saved: Tensor, indices: list[Indices | None]) -> Tensor:
+    """`saved` in the shape of the dense tensor; what was cut is zero."""
+    where = [range(n) if i is None else i for n, i in zip(dense.shape, indices, strict=False)]
+    where += [range(n) for n in dense.shape[len(where) :]]
+    if not where:
+        return saved.detach().clone()
+    found = torch.zeros(dense.shape, dtype=saved.dtype)
+    found[np.ix_(*map(np.asarray, where))] = saved.detach().cpu()
+    return found.to(dense.dtype)
 
 
 # ---- writing

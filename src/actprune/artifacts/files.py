@@ -6,9 +6,13 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from actprune.errors import ArtifactError
 
@@ -65,6 +69,20 @@ def sha256(path: Path, hint: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, "a file that can be read", str(error), hint) from error
+
+
+def content_digest(items: Iterable[tuple[str, Any]]) -> str:
+    """SHA-256 of named values: of tensors the dtypes, shapes and bytes, of others what they print."""
+    found = hashlib.sha256()
+    for name, value in items:
+        found.update(f"{name} ".encode())
+        if isinstance(value, Tensor):
+            own = value.detach().cpu().contiguous()
+            found.update(f"{own.dtype} {tuple(own.shape)} ".encode())
+            found.update(own.reshape(-1).view(torch.uint8).numpy().tobytes() if own.numel() else b"")
+        else:
+            found.update(repr(value).encode())
+    return found.hexdigest()
 
 
 def read_text(path: Path, limit: int, hint: str) -> str:

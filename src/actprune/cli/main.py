@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from actprune.cli.demo import demo
+from actprune.cli.init import init
 from actprune.cli.inspect import inspect
+from actprune.cli.prune import prune
+from actprune.cli.verify import verify
 from actprune.errors import ActpruneError
 
 app = typer.Typer(
@@ -22,8 +25,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.command()(demo)
-app.command()(inspect)
+for command in (init, inspect, prune, verify, demo):
+    app.command()(command)
 
 
 def _version(value: bool) -> None:

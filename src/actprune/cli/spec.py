@@ -79,7 +79,7 @@ def load_spec(spec: Spec) -> tuple[nn.Module, Any]:
     """
     from torch import nn
 
-    found = _attribute(_module(spec), spec)
+    found = _attribute(load_module(spec), spec)
     if isinstance(found, nn.Module):
         if spec.args is not None:
             raise _problem(spec, "is a model already", "no arguments", "brackets", "leave them out")
@@ -120,7 +120,7 @@ def _called(found: Any, spec: Spec) -> Any:
 # -- where it is -----------------------------------------------------------------------------------
 
 
-def _module(spec: Spec) -> Any:
+def load_module(spec: Spec) -> Any:
     """Import the home of `spec`, with the working folder (or the file's own) on the path, as Python has it."""
     if spec.home.endswith(".py"):
         return _file(spec)

@@ -62,11 +62,18 @@ class SGD:
     def __call__(self, model: nn.Module) -> nn.Module:
         return self.run(model)
 
-    def run(self, model: nn.Module, teacher: nn.Module | None = None, progress: Epoch | None = None) -> nn.Module:
+    def run(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None = None,
+        progress: Epoch | None = None,
+        losses: list[list[float]] | None = None,
+    ) -> nn.Module:
         """Fine-tune `model` in place.
 
         Args:
             teacher: the dense network to distil from; it is used in eval mode and not changed.
+            losses: gets about a hundred pairs (steps done, loss).
 
         Returns:
             The same model, in the modes that it came in.
@@ -89,6 +96,8 @@ class SGD:
                     if not isfinite(loss):
                         raise _diverged(epoch, loss, self.lr)
                     done += 1
+                    if losses is not None and (done % max(1, steps // 100) == 0 or done == steps):
+                        losses.append([done, loss])
                     if progress is not None and (done % 50 == 0 or done == steps):
                         progress(done, steps, f"epoch {epoch + 1}, loss {loss:.4f}")
         optimizer.zero_grad(set_to_none=True)

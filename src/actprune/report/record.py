@@ -68,6 +68,7 @@ class Report:
         seconds: stage → time.
         notes: what a reader of the figures must know.
         latency: of what the milliseconds are: device, batch size, threads, layout.
+        losses: of the fine-tune, where it is an `SGD`: (steps done, loss).
         rivals: name → the same widths cut in another way, for comparison.
     """
 
@@ -89,6 +90,7 @@ class Report:
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
     latency: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    losses: Sequence[tuple[int, float]] = ()
     rivals: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
 
     def to_data(self) -> dict[str, Any]:

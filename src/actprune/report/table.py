@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -12,6 +13,26 @@ from rich.text import Text
 from actprune.report.inspection import Inspection
 from actprune.report.record import Report, Stage
 
+if TYPE_CHECKING:
+    from actprune.allocation.cost import Cost
+    from actprune.plan import Plan
+
+
+class Prediction(Protocol):
+    """What `actprune.predict` returns, as far as it is shown here."""
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def before(self) -> Cost: ...
+    @property
+    def after(self) -> Cost: ...
+    @property
+    def before_ms(self) -> float: ...
+    @property
+    def after_ms(self) -> float: ...
+
+
 _COUNTED_TWICE = "group: params and MACs that would go with all of it; a weight between two groups counts for both"
 
 _COUNTED_ONCE = "frozen: each parameter counted once, under the reason that holds the most; dims: those of parameters"
@@ -20,6 +41,21 @@ _COUNTED_ONCE = "frozen: each parameter counted once, under the reason that hold
 def tables(report: Report) -> Group:
     """Before and after of the whole network, then widths layer by layer."""
     return Group(_summary(report), _groups(report), *map(Text, report.notes))
+
+
+def prediction_table(found: Prediction) -> Group:
+    """What a plan would leave: costs before and after, and the width of every group."""
+    costs = _table(f"{found.plan.model}: predicted, nothing is written")
+    for name in ("network", "params", "MACs", "bytes", "ms"):
+        costs.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
+    for name, own, ms in (("dense", found.before, found.before_ms), ("after cut", found.after, found.after_ms)):
+        costs.add_row(name, f"{own.params:,}", f"{own.macs:,}", f"{own.bytes:,}", f"{ms:.2f}")
+    widths = _table("widths")
+    widths.add_column("group", overflow="fold")
+    widths.add_column("before → after", justify="right", no_wrap=True)
+    for name, group in found.plan.groups.items():
+        widths.add_row(Text(name), f"{group.width} → {len(group.kept)}")
+    return Group(costs, widths)
 
 
 def render(report: Report, width: int = 160) -> str:

@@ -67,7 +67,7 @@ def load_stats(path: str | Path) -> Stats:
 
     def names(kind: str) -> list[str]:
         prefixes = (key.removeprefix("count ") for key in counts if key.startswith(f"count {kind}/"))
-        return list(dict.fromkeys(prefix.split("/", 1)[1].rsplit("/", 1)[0] for prefix in prefixes))
+        return sorted({prefix.split("/", 1)[1].rsplit("/", 1)[0] for prefix in prefixes})  # a header has no order
 
     def folds(node: str) -> tuple[Moments, ...]:
         count = sum(key.startswith(f"count sites/{node}/") for key in counts)

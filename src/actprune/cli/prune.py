@@ -1,0 +1,75 @@
+"""`actprune prune`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from actprune.cli.recipe import DEFAULT
+
+
+def prune(
+    spec: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.py, or package.module.")] = DEFAULT,
+    keep: Annotated[str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=25%, latency=50%, …")] = None,
+    max_drop: Annotated[float | None, typer.Option(min=0, help="How much the metric may fall, in its units.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Keep the units of this plan.json, edited by hand or not.")] = None,
+    method: Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, wanda, …")] = "sgd-ap",
+    allocation: Annotated[str | None, typer.Option(help="Instead of the method's.")] = None,
+    compensate: Annotated[str | None, typer.Option(help="Instead of the method's.")] = None,
+    protect: Annotated[list[str] | None, typer.Option(help="Module paths whose units stay; several times.")] = None,
+    round_to: Annotated[str, typer.Option(help="Widths are multiples of it; or auto.")] = "1",
+    form: Annotated[str, typer.Option(help="class, graph or auto.")] = "class",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would stay; write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")] = False,
+) -> None:
+    """Prune the model of a recipe, prove the cut, fine-tune if the recipe can, and write a run folder.
+
+    Example: actprune prune recipe.py --keep macs=50% --out runs/half
+    """
+    from rich.console import Console
+
+    from actprune.cli.progress import bars
+    from actprune.cli.recipe import load_recipe
+    from actprune.pipeline import predict
+    from actprune.pipeline import prune as run
+    from actprune.report.table import prediction_table, tables
+
+    arguments: dict[str, Any] = {
+        "keep": _budget(keep, max_drop, plan), "max_drop": max_drop, "method": method, "allocation": allocation,
+        "compensate": compensate, "protect": protect or (), "form": form, "seed": seed,
+        "round_to": int(round_to) if round_to.isdecimal() else round_to,
+    }  # fmt: skip
+    console = Console(highlight=False)
+    with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
+        recipe = load_recipe(spec, seed)
+        model, data = recipe.model(), recipe.calibration()
+        arguments |= {"evaluate": recipe.optional("evaluate"), "progress": progress}
+        if dry_run:
+            found: Any = predict(model, data, **arguments)
+        else:
+            arguments["finetune"] = recipe.optional("finetune")
+            found = run(model, data, **arguments, save_to=out, resume=resume).report
+    if as_json:
+        typer.echo(json.dumps(found.to_data(), indent=1))
+        return
+    console.print(prediction_table(found) if dry_run else tables(found))
+    if not dry_run:
+        console.print(f"written to {out}")
+
+
+def _budget(keep: str | None, max_drop: float | None, plan: Path | None) -> Any:
+    if plan is None:
+        return "macs=50%" if keep is None and max_drop is None else keep
+    if keep is not None:
+        raise typer.BadParameter("--plan says all that --keep could", param_hint="--plan")
+    from actprune.artifacts.plan_file import read_plan
+
+    return read_plan(plan)

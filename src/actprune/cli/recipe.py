@@ -1,0 +1,126 @@
+"""SPEC on the command line → a recipe: what `prune` and its kin need to know of a user's project.
+
+    path/to/recipe.py          a file (or package.module) with these functions, the first two at least:
+                               model(), calibration(), evaluate(model), finetune(model), example_inputs()
+    package.module:factory     a model alone, or (model, example inputs)
+
+A recipe is code, and running it is what these commands are for; the user is told before one runs that lies outside of
+the working folder. No run folder ever says which code is to be run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from actprune.cli.spec import Spec, load_module, load_spec, parse_spec
+from actprune.errors import CaptureError, DataError
+
+NAMES = ("model", "calibration", "evaluate", "finetune", "example_inputs")
+
+DEFAULT = "recipe.py"
+"""What `actprune init` writes, and commands look for where no SPEC is given."""
+
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """The functions of a project; each call begins with the random state of the seed."""
+
+    text: str
+    seed: int
+    functions: dict[str, Callable[..., Any]]
+
+    def model(self) -> Any:
+        """The dense model.
+
+        Raises:
+            CaptureError: the function gives none.
+        """
+        from torch import nn
+
+        made = self._call("model")
+        if isinstance(made, nn.Module):
+            return made
+        raise CaptureError(
+            "The recipe's model() gives no model.",
+            expected="a torch.nn.Module",
+            got=type(made).__name__,
+            where=self.text,
+            hint="return the trained model",
+        )
+
+    def calibration(self) -> Any:
+        """The calibration batches.
+
+        Raises:
+            DataError: there is no function for them.
+        """
+        if "calibration" in self.functions:
+            return self._call("calibration")
+        raise DataError(
+            "There is no calibration data.",
+            expected="a recipe with a function calibration()",
+            got=f"one with {', '.join(self.functions)}",
+            where=self.text,
+            hint="`actprune init` writes a recipe to start from",
+        )
+
+    def optional(self, name: str) -> Callable[..., Any] | None:
+        """One of the functions, if there is one."""
+        return (lambda *args: self._call(name, *args)) if name in self.functions else None
+
+    def _call(self, name: str, *args: Any) -> Any:
+        import numpy as np
+        import torch
+
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+        return self.functions[name](*args)
+
+
+def load_recipe(text: str, seed: int = 0) -> Recipe:
+    """The recipe of a SPEC.
+
+    Raises:
+        CaptureError: there is no such file or module, it can't be run, or it has no function model().
+        typer.BadParameter: `text` has another form.
+    """
+    if text.endswith(".keras"):
+        raise typer.BadParameter(f"{text}: Keras files are not read yet")
+    if not text.endswith(".py") and _MODULE.fullmatch(text) is None:
+        spec = parse_spec(text)
+        _tell(spec)
+        model, example = load_spec(spec)
+        found: dict[str, Callable[..., Any]] = {"model": lambda: model}
+        return Recipe(text, seed, found if example is None else {**found, "example_inputs": lambda: example})
+    spec = Spec(text, text, "")
+    _tell(spec)
+    module = load_module(spec)
+    functions = {name: getattr(module, name) for name in NAMES if callable(getattr(module, name, None))}
+    if "model" not in functions:
+        others = [name for name in vars(module) if not name.startswith("_")]
+        near = difflib.get_close_matches("model", others, 1)
+        raise CaptureError(
+            "The recipe has no function model().",
+            expected=f"functions named {', '.join(NAMES)}, the first at least",
+            got=", ".join(others[:20]) or "nothing",
+            where=text,
+            hint=f"did you mean {near[0]!r}?" if near else f"name one model in it: {text}:name",
+        )
+    return Recipe(text, seed, functions)
+
+
+def _tell(spec: Spec) -> None:
+    """That a file from elsewhere is run."""
+    if spec.home.endswith(".py") and not Path(spec.home).resolve().is_relative_to(Path.cwd().resolve()):
+        typer.echo(f"note: {spec.home} is code from outside the working folder, and is run now", err=True)

@@ -1,0 +1,96 @@
+"""From an empty folder to a proved run folder, as a new user would go."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from actprune.artifacts.plan_file import read_plan
+from actprune.cli.init import TEMPLATES, init
+from actprune.cli.recipe import load_recipe
+from actprune.errors import ArtifactError, CaptureError, PlanError
+from kill_and_resume import same_after
+from test_cli import Run, run  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_walk(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    assert run("init")[0] == 0
+    code, _, err = run("init")
+    assert code == 1 and "can't be written" in err
+    code, out, _ = run("prune", "recipe.py", "--keep", "macs=50%", "--method", "flap", "--dry-run", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["pruned"]["macs"] <= told["dense"]["macs"] / 2
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["recipe.py"]
+    words = ("prune", "recipe.py", "--method", "flap", "--keep", "macs=50%", "--out", "runs/half")
+    code, out, err = run(*words)
+    assert code == 0 and "written to runs/half" in out, err
+    report = json.loads((tmp_path / "runs" / "half" / "report.json").read_text())
+    assert report["pruned"]["macs"] == told["pruned"]["macs"]
+    code, out, err = run("verify", "runs/half")
+    assert code == 0 and out.startswith("proved"), err
+    plan = tmp_path / "runs" / "half" / "plan.json"
+    edited = json.loads(plan.read_text())
+    name, group = next(iter(edited["groups"].items()))
+    group["kept"] = group["kept"][:2]
+    (tmp_path / "mine.json").write_text(json.dumps(edited, indent=1))
+    code, out, err = run("prune", "recipe.py", "--method", "l2", "--plan", "mine.json", "--out", "runs/mine", "--json")
+    assert code == 0, err
+    assert {g["name"]: g["after"] for g in json.loads(out)["groups"]}[name] == 2
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_template_is_a_recipe(template: str, run: Run) -> None:  # noqa: F811
+    assert run("init", "mine.py", "--template", template)[0] == 0
+    recipe = load_recipe("mine.py")
+    assert recipe.functions.keys() == {"model", "calibration", "evaluate", "finetune"}
+    code, _, err = run("init", "other.py", "--template", "cnm")
+    assert code == 1 and "did you mean 'cnn'?" in err
+
+
+def test_what_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.py").write_text("def modle(): pass")
+    with pytest.raises(CaptureError, match="did you mean 'modle'"):
+        load_recipe("r.py")
+    (tmp_path / "work").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "work")
+        with pytest.raises(CaptureError):
+            load_recipe("../r.py")
+    assert capsys.readouterr().err.count("code from outside the working folder") == 1
+
+
+def test_errors_in_a_plan_name_the_line(tmp_path: Path) -> None:
+    good = {"schema": "actprune.plan/1", "model": "", "architecture": "", "dims": {}, "aliases": {}, "edits": {},
+            "note": {}, "groups": {"a": {"key": 1, "width": 4, "kept": [0, 1]}}}  # fmt: skip
+    path = tmp_path / "plan.json"
+    for kept, line in ((["x", 1], 12), ([0, "x"], 13)):
+        good["groups"]["a"]["kept"] = kept  # type: ignore[index]
+        text = json.dumps(good, indent=1)
+        path.write_text(text)
+        with pytest.raises(PlanError) as caught:
+            read_plan(path)
+        expected = text[: text.index('"x"')].count("\n") + 1
+        assert str(caught.value.where).endswith(f", line {expected}"), (caught.value.where, line)
+    path.write_text('{\n "a": }')
+    with pytest.raises(PlanError, match="line 2"):
+        read_plan(path)
+    with pytest.raises(ArtifactError, match="can't be read"):
+        read_plan(tmp_path / "none.json")
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python tests/kill_and_resume.py 30` does so thirty times."""
+    source = str(Path(__file__).resolve().parents[1] / "src")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])))
+    init(tmp_path / "recipe.py", "cnn")
+    assert same_after(3, tmp_path) == 3
