@@ -37,6 +37,9 @@ def test_the_walk(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert report["pruned"]["macs"] == told["pruned"]["macs"]
     code, out, err = run("verify", "runs/half")
     assert code == 0 and out.startswith("proved"), err
+    code, out, err = run("export", "runs/half", "--pt2", "--fold")
+    assert code == 0 and "written to runs/half/model.pt2" in out, err
+    assert run("export", "runs/half")[0] == 2
     plan = tmp_path / "runs" / "half" / "plan.json"
     edited = json.loads(plan.read_text())
     name, group = next(iter(edited["groups"].items()))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from actprune.cli.demo import demo
+from actprune.cli.export import export
 from actprune.cli.init import init
 from actprune.cli.inspect import inspect
 from actprune.cli.prune import prune
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (init, inspect, prune, verify, demo):
+for command in (init, inspect, prune, verify, export, demo):
     app.command()(command)
 
 

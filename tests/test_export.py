@@ -1,0 +1,53 @@
+"""`model.onnx` and `model.pt2`: executed for other batch sizes too, or not written."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actprune.artifacts.export import FORMATS, export
+from actprune.errors import ArtifactError
+from nets import build
+
+MISSING = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+ONNX = pytest.param(
+    ".onnx",
+    marks=[pytest.mark.skipif(bool(MISSING), reason="onnx is not installed"), pytest.mark.filterwarnings("ignore")],
+)
+
+
+@pytest.mark.parametrize("ending", [".pt2", ONNX])
+@pytest.mark.parametrize("name", ["residual", "two_inputs"])
+def test_any_batch_size(name: str, ending: str, tmp_path: Path) -> None:
+    model, inputs = build(name)
+    model.train()
+    path = export(model, inputs, tmp_path / f"model{ending}")
+    assert model.training and [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    model.eval()
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    more = tuple(torch.cat([x, x, x]) for x in args)
+    found, expected = FORMATS[ending][1](path, more, {}), model(*more)
+    for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-4, atol=1e-5)
+
+
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(4, 6).sum(1)
+
+
+def test_nothing_is_written_that_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = build("chain")
+    with pytest.raises(ArtifactError, match="is not written"):
+        export(model, inputs, tmp_path / "model.pth")
+    with pytest.raises(ArtifactError, match="any batch size"):
+        export(Fixed(), torch.randn(4, 6), tmp_path / "model.pt2")
+    write, run = FORMATS[".pt2"]
+    monkeypatch.setitem(FORMATS, ".pt2", (write, lambda *a: [1.01 * out for out in run(*a)]))
+    with pytest.raises(ArtifactError, match="relative error"):
+        export(model, inputs, tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
