@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -161,3 +162,14 @@ def test_a_prediction_is_what_comes(tmp_path: Path) -> None:
         ap.predict(model, given["calibration"], kep=0.5)
     with pytest.raises(BudgetError):
         list(ap.sweep(model, given["calibration"], ["params=50%", "params=0%"]))
+
+
+def test_a_fine_tune_may_return_a_network_of_its_own(tmp_path: Path) -> None:
+    made: list[torch.nn.Module] = []
+
+    def finetune(model: torch.nn.Module) -> torch.nn.Module:
+        made.append(copy.deepcopy(model))
+        return made[-1]
+
+    result = ap.prune(build("chain")[0], **arguments(finetune=finetune), save_to=tmp_path / "run")
+    assert result.model is made[0] and [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -87,6 +87,14 @@ class Attempt:
     worse: tuple[tuple[str, float, float], ...] = ()
 
 
+class _AnotherNetworkError(Exception):
+    """A fine-tune returned a network of its own; never seen by the caller of `prune`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
 @dataclass(eq=False)
 class Run:
     """One call of `prune`: its settings, and the stages that share them."""
@@ -307,7 +315,7 @@ class Run:
                 return trained.state_dict(keep_vars=True), done
 
             state, done = self._kept("recovered", TRAINED, step)
-            trained.load_state_dict(state)
+            trained.load_state_dict({**trained.state_dict(), **state})
             return trained, Recovered(**done)
 
     def _finetuned(self, small: nn.Module) -> nn.Module:
@@ -329,10 +337,16 @@ class Run:
             return finetune()
 
         def step() -> Trained:
-            return finetune().state_dict(keep_vars=True), self.losses
+            returned = finetune()
+            if returned is not tuned:
+                raise _AnotherNetworkError(returned)
+            return tuned.state_dict(keep_vars=True), self.losses
 
-        state, self.losses = self._kept("fine-tuned", TRAINED, step)
-        tuned.load_state_dict(state)
+        try:
+            state, self.losses = self._kept("fine-tuned", TRAINED, step)
+        except _AnotherNetworkError as error:  # whose weights say nothing of how to make it again
+            return error.network
+        tuned.load_state_dict({**tuned.state_dict(), **state})
         return tuned
 
     def _report(self, attempt: Attempt, budget: Budget | None, dense: float | None) -> Report:
