@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import settings
+
+os.environ["KERAS_BACKEND"] = "torch"  # before anybody imports Keras
 
 # no deadline: a capture takes longer while other work shares the machine; the same examples on every run
 settings.register_profile("actprune", deadline=None, derandomize=True)

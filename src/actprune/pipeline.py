@@ -22,6 +22,10 @@ from actprune.distance import Distance
 from actprune.errors import DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
+from actprune.keras3.backend import is_keras
+from actprune.keras3.bridge import check_keras, keras_result, on_network, training_of
+from actprune.keras3.data import Batches
+from actprune.keras3.network import KerasNetwork
 from actprune.latency.bench import Latency
 from actprune.latency.table import measure_latency
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
@@ -71,8 +75,8 @@ def prune(
     often as it takes.
 
     Args:
-        model: any module that `torch.export` takes. It is left as it was (modes, dtype, hooks, random state),
-            also when an error is raised, unless `inplace`.
+        model: any module that `torch.export` takes, or a Keras 3 model on the torch backend (docs/keras.md). It is left
+            as it was (modes, dtype, hooks, random state), also when an error is raised, unless `inplace`.
         calibration: any iterable of batches: a tensor is the input; of a tuple or list the first element is, as
             in a loader of (x, y); a dict holds keyword arguments, others than the model's are dropped.
         keep: the budget: "macs=50%", "params=10%", "bytes=25%", "latency=50%" (measured), "units=70%" (of every
@@ -121,6 +125,12 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
+    given = model
+    if is_keras(given):
+        check_keras(form, inplace)
+        model = KerasNetwork(given)
+        calibration = Batches(calibration, given) if forward is None else calibration
+        evaluate, finetune = on_network(evaluate), training_of(finetune)
     if inplace and form != "class":
         raise _not_in_place(form)
     journal = journal_of(save_to, resume) if save_to is not None else None
@@ -130,6 +140,8 @@ def prune(
         check_output(Path(save_to), overwrite=resume and Path(save_to).exists())
     with _undisturbed(model):
         result = job(calibration, calibration_size, forward)
+    if is_keras(given):
+        result = keras_result(result)
     if inplace:
         _check_replaceable(result)
     if save_to is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,13 @@ MOST_UNITS = 1 << 28  # in one dimension of a tensor that contains a group
 
 
 def save(
-    folder: str | Path, model: nn.Module, plan: Plan, report: Mapping[str, Any], *, overwrite: bool = False
+    folder: str | Path,
+    model: nn.Module,
+    plan: Plan,
+    report: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    more: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> Path:
     """Write a cut model as a run folder: all of it, or nothing.
 
@@ -54,6 +60,7 @@ def save(
         model: the model that `cut` returned for `plan`, fine-tuned or not.
         report: JSON values; numbers that are not finite become null, which JSON has no other word for.
         overwrite: replace `folder` if it is a run folder or empty. Anything else is never touched.
+        more: further files: name, one of `RUN_FILES` → what writes it.
 
     Returns:
         The absolute path of the folder.
@@ -71,6 +78,8 @@ def save(
             write_weights(scratch / WEIGHTS, state, {"schema": SCHEMA, "plan": plan.digest})
             final = plan.with_note(**{WEIGHTS_SHA256: sha256(scratch / WEIGHTS, AGAIN)})
             _write_text(scratch / PLAN, final.to_json())
+            for name, write in (more or {}).items():
+                write(scratch / name)
             _write_text(scratch / REPORT, json.dumps(_finite(report), indent=1, allow_nan=False))
     except (OSError, SafetensorError, PlanError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise ArtifactError(

@@ -70,6 +70,7 @@ class Site:
         weight, bias: tensor names; `bias` is None where there is none.
         in_dim, out_dim: the weight's dimensions that are contracted, and kept.
         groups: number of groups of a grouped convolution.
+        order: which dimension of the stored weight each one is of what the call is given; () where they are the same.
         reads: whether zero columns in `in_dim` take units away. An embedding only makes units; what a computed
             weight reads is masked.
     """
@@ -83,6 +84,7 @@ class Site:
     out_dim: int
     groups: int = 1
     reads: bool = True
+    order: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -205,6 +207,7 @@ class Call:
                 order[out_dim],
                 groups,
                 reads,
+                tuple(order) if order != sorted(order) else (),
             )
         )
 
@@ -313,13 +316,15 @@ class Inference:
     def stored(self, value: Any) -> tuple[str, list[int]] | None:
         """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
 
-        Transposes are seen through.
+        Transposes are seen through, and reshapes that do no more than one.
         """
         if not isinstance(value, Node):
             return None
         if value in self._names:
             return self._names[value], list(range(len(shape(value))))
         base = op_name(value).split(".")[1] if op_name(value).startswith("aten.") else ""
+        if base == "reshape":
+            return self._stored_alike(value)
         if base not in ("t", "transpose", "permute", "numpy_T", "mT"):
             return None
         below = self.stored(value.args[0])
@@ -335,6 +340,15 @@ class Inference:
             order[a], order[b] = order[b], order[a]
             return name, order
         return name, order[::-1]
+
+    def _stored_alike(self, value: Node) -> tuple[str, list[int]] | None:
+        """Of a reshape that only moves dimensions of size 1, as that of Keras's depthwise kernels (h, w, C, 1)."""
+        below = self.stored(value.args[0])
+        before, after = shape(value.args[0]), shape(value)
+        if below is None or len(before) != len(after) or [n for n in before if n > 1] != [n for n in after if n > 1]:
+            return None
+        wide, narrow = ([d for d, n in enumerate(before) if (n > 1) is is_wide] for is_wide in (True, False))
+        return below[0], [below[1][wide.pop(0) if n > 1 else narrow.pop(0)] for n in after]
 
     def operand_axis(self, mixing: Mixing) -> Axis:
         """What a mixing sums over."""

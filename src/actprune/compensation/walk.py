@@ -46,6 +46,9 @@ OWN_ROUNDS = 2
 
 FOLDS = 3
 
+_TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
+"""Between a stored weight and the call that reads it; a reshape there does no more (`Inference.stored`)."""
+
 HELD = 64_000_000
 """Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
 
@@ -373,7 +376,7 @@ def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
         (node,) = node.users
         if node is reader:
             return True
-        if not any(word in str(node.target) for word in ("aten.t.", "aten.transpose", "aten.permute", "numpy_T")):
+        if not any(word in str(node.target) for word in _TRANSPOSES):
             return False
     return False
 

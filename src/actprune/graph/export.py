@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import torch
+import torch.fx.traceback as annotations
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.names import Names
 from actprune.graph.program import place
+from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Recorder, recording
 from actprune.graph.traced import Refused, Traced
 
@@ -48,7 +50,13 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
 
 
 def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | None]:
-    """The export, with the sizes that the forward pass writes down; without them where recording is in the way."""
+    """The export, with the sizes that the forward pass writes down; without them where recording is in the way.
+
+    A model that is rebuilt has no such sizes, only places.
+    """
+    if isinstance(model, Rebuilt):
+        with annotations.preserve_node_meta():
+            return torch.export.export(model, args, kwargs, strict=False), None
     with contextlib.suppress(Exception), recording(model) as recorder:
         return torch.export.export(model, args, kwargs, strict=False), recorder
     return torch.export.export(model, args, kwargs, strict=False), None

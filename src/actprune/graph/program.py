@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError
+from actprune.graph.rebuilt import PATH
 from actprune.graph.sizes import Sizes
 
 Batch = tuple[Any, ...]
@@ -146,6 +147,9 @@ def named_arguments(node: Node) -> dict[str, Any]:
 
 def module_path(node: Node) -> str:
     """The module that a node was called in, e.g. `layer1.0.conv1`; empty for the model itself."""
+    annotated = (node.meta.get("custom") or {}).get(PATH)
+    if annotated is not None:
+        return annotated
     stack = node.meta.get("nn_module_stack") or {}
     return next((path for path, _ in reversed(list(stack.values()))), "")
 

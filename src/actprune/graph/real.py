@@ -26,6 +26,7 @@ from actprune.graph.keep import kept_buffers
 from actprune.graph.names import Names
 from actprune.graph.outputs import register_containers
 from actprune.graph.program import op_name, place, shape
+from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Recorder, recording
 from actprune.graph.traced import Refused, Traced
 
@@ -65,7 +66,7 @@ def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
             call, tracing_mode="real", pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
         try:
-            with recording(model) as recorder:
+            with contextlib.nullcontext() if isinstance(model, Rebuilt) else recording(model) as recorder:
                 module = tracer(*tensors)
         except Exception:  # recording may be in the way; else the same is raised again
             recorder = None

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.errors import CaptureError
 from actprune.graph.arguments import added, call_arguments
+from actprune.graph.canonical import make_canonical
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
@@ -26,6 +27,7 @@ from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
+from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import Refused, Traced
 
@@ -85,6 +87,10 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         inline(graph, traced.module)
         _drop_noise(graph)
         make_pure(graph)
+        if isinstance(model, Rebuilt):
+            weights = {node: name for node, name in traced.bindings.items() if name in names.tensors}
+            statistics = {n for n, name in weights.items() if not isinstance(names.tensors[name], nn.Parameter)}
+            make_canonical(graph, statistics, set(weights))
     every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
     return Program(
@@ -105,11 +111,18 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         batch_size=int(batch),
         model_name=type(model).__name__,
         architecture=architecture(model.state_dict()),
-        sizes=traced.recorder.result(graph) if traced.recorder is not None else Sizes(),
+        sizes=_sizes(model, traced, graph),
         subgraphs={node.name: node.meta["subgraph"] for node in graph.nodes if node.op == "get_attr"},
         source=traced.source,
         added={name: value for name, value in added(model).items() if kwargs.get(name, value) is value},
     )
+
+
+def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
+    """The sizes that the forward pass, or a model's description, writes down."""
+    if isinstance(model, Rebuilt):
+        return model.written(graph)
+    return traced.recorder.result(graph) if traced.recorder is not None else Sizes()
 
 
 def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:

@@ -25,7 +25,9 @@ Follower = tuple[Any, ...]
 
 _FACTORS = {
     "aten.mul.Tensor": ("other", 1, "self"),
+    "aten.multiply.Tensor": ("other", 1, "self"),
     "aten.div.Tensor": ("other", -1, "self"),
+    "aten.divide.Tensor": ("other", -1, "self"),
     "aten.baddbmm.default": ("alpha", 1, "batch1"),
     "aten.scaled_dot_product_attention.default": ("scale", 1, "query"),
 }

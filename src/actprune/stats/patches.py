@@ -31,6 +31,11 @@ def most_rows(columns: int, per_column: int = ROWS) -> int:
     return per_column * max(columns, LEAST_COLUMNS)
 
 
+def as_called(site: Site, weight: Tensor) -> Tensor:
+    """A stored weight as the call gets it: (outputs, inputs, kernel…) for a convolution, wherever it keeps them."""
+    return weight.permute(site.order) if site.order and site.kind != "linear" else weight
+
+
 def columns_per_input(site: Site, weight: Tensor) -> int:
     """Columns of the weight matrix that an index of the weight's input dimension has: the size of a kernel."""
     return weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
@@ -44,7 +49,7 @@ def has_rows(site: Site, weight: Tensor) -> bool:
 
 def has_grouped_rows(site: Site, weight: Tensor) -> bool:
     """Whether that holds for each group of a convolution with its own channels and outputs."""
-    return site.kind == "conv" and site.groups > 1 and weight[0].numel() <= MAX_COLUMNS
+    return site.kind == "conv" and site.groups > 1 and weight.numel() // weight.shape[site.out_dim] <= MAX_COLUMNS
 
 
 EVERYWHERE = slice(None)
@@ -69,7 +74,7 @@ def input_rows(
     if units is not None:
         x = x[:, units]
     settings = named_arguments(node)
-    kernel = weight.shape[2:]
+    kernel = as_called(site, weight).shape[2:]
     count = len(kernel)
     stride, dilation = (_each(settings[name], count) for name in ("stride", "dilation"))
     pads = _pads(settings["padding"], kernel, dilation)
@@ -104,16 +109,19 @@ def weight_matrix(site: Site, weight: Tensor) -> Tensor:
     """(outputs, columns): a convolution's columns are grouped by input channel."""
     if site.kind == "linear":
         return weight if site.out_dim == 0 else weight.T
+    weight = as_called(site, weight)
     return _turned(weight).flatten(1) if site.kind == "conv_transpose" else weight.flatten(1)
 
 
 def as_weight(site: Site, matrix: Tensor, like: Tensor) -> Tensor:
     """The inverse of `weight_matrix`."""
     if site.kind == "linear":
-        matrix = matrix if site.out_dim == 0 else matrix.T
+        return (matrix if site.out_dim == 0 else matrix.T).reshape(like.shape).to(like.dtype)
+    called = as_called(site, like)
     if site.kind == "conv_transpose":
-        matrix = _turned(matrix.reshape(_turned(like).shape))
-    return matrix.reshape(like.shape).to(like.dtype)
+        matrix = _turned(matrix.reshape(_turned(called).shape))
+    made = matrix.reshape(called.shape).to(like.dtype)
+    return made.permute(*(site.order.index(d) for d in range(like.dim()))).contiguous() if site.order else made
 
 
 def _turned(weight: Tensor) -> Tensor:

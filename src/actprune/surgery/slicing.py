@@ -12,6 +12,7 @@ from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import copied, preserved, refresh
 from actprune.graph.program import architecture
+from actprune.graph.rebuilt import Rebuilt
 from actprune.hints import hint_for
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
@@ -42,6 +43,8 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     """
     overrides = rewrite.tensors if rewrite is not None else {}
     _check_fits(model, plan, overrides)
+    if isinstance(model, Rebuilt):
+        return _rebuilt(model, plan, overrides, inplace)
     target = model if inplace else _copied(model)
     slots = tensor_slots(target)
     holders: dict[int, list[str]] = {}
@@ -77,6 +80,20 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     with preserved(target):
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
     return target
+
+
+def _rebuilt(model: Rebuilt, plan: Plan, overrides: Mapping[str, Tensor], inplace: bool) -> nn.Module:
+    if inplace:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} can't be changed in place.",
+            expected="inplace=False",
+            got="inplace=True",
+            where="cut",
+            hint="use the model that is returned: it is built anew from the description of this one",
+        )
+    held = {name: _held(slot).detach() for name, slot in tensor_slots(model).items()}
+    changed = dict.fromkeys((*plan.dims, *overrides))
+    return model.rebuilt(plan, {name: sliced(overrides.get(name, held[name]), plan.indices(name)) for name in changed})
 
 
 def _users(name: str) -> tuple[str, ...]:

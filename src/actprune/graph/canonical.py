@@ -1,0 +1,265 @@
+"""A graph in the form that the later stages know best: biases and batch norms in one call, channels in dimension 1.
+
+Keras on torch adds a bias in a call of its own, writes batch norm out in elementary calls, and permutes every map to
+channels-first and back around each convolution. The same function, said otherwise:
+
+    permute(relu(permute(conv(x)) + b))  =  relu(conv(x, b))        where the permutes are inverse
+
+so that a refit finds the bias that it may change, and the norm and the ReLU behind a convolution are found behind it.
+Nothing is merged that computes another function: weights keep their names, shapes and places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from actprune.graph.program import named_arguments, op_name, shape
+
+ATEN = torch.ops.aten
+
+_LAYOUT_ONLY = ("aten.contiguous.", "aten.to.dtype", "aten._to_copy.")
+_RESHAPES = ("aten.reshape.", "aten.view.", "aten._unsafe_view.")
+_CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.conv_transpose")
+
+
+def make_canonical(graph: Graph, statistics: set[str], weights: set[str]) -> None:
+    """Rewrite `graph` in place.
+
+    Args:
+        statistics: the placeholders of tensors that no training step changes, such as running means.
+        weights: the placeholders of all tensors of the model.
+    """
+    _drop_copies(graph)
+    for node in list(graph.nodes):
+        _norm_in_one_call(graph, node, statistics, weights)
+        _bias_in_one_call(graph, node, weights)
+    _sink_permutes(graph)
+    graph.eliminate_dead_code()
+    graph.lint()
+
+
+def _is(node: Any, *names: str) -> bool:
+    return isinstance(node, Node) and op_name(node).startswith(names)
+
+
+def _make(graph: Graph, target: Any, args: Sequence[Any], like: Node, value: Any) -> Node:
+    """A new call that stands where `like` does, with a result of the shape and dtype of `value`."""
+    made = graph.call_function(target, tuple(args))
+    made.meta = {**like.meta, "val": value}
+    return made
+
+
+def _permuted(graph: Graph, node: Node, order: Sequence[int]) -> Node:
+    """`node` with its dimensions in another order; itself where the order is the same."""
+    if list(order) == sorted(order):
+        return node
+    return _make(graph, ATEN.permute.default, (node, list(order)), node, node.meta["val"].permute(*order))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [list(order).index(d) for d in range(len(order))]
+
+
+# -- copies that change nothing --------------------------------------------------------------------
+
+
+def _drop_copies(graph: Graph) -> None:
+    """Leave out casts to the dtype that a value has, and `contiguous` where no view of the result needs it."""
+    for node in list(graph.nodes):
+        if not _is(node, *_LAYOUT_ONLY):
+            continue
+        source: Any = node.args[0]
+        before, after = source.meta["val"], node.meta["val"]
+        viewed = any(_is(user, "aten.view.", "aten.as_strided", "aten.view_as") for user in node.users)
+        if before.dtype == after.dtype and before.device == after.device and not viewed:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+# -- vectors of the model, as they are broadcast ---------------------------------------------------
+
+
+def _vector(node: Any, holders: set[str]) -> tuple[Node, int] | None:
+    """The placeholder of a vector of the model that `node` is, and which of its dimensions, from the end, the vector
+    runs along; dimensions of size 1 may stand around it."""
+    sizes = shape(node)
+    source = node.args[0] if _is(node, *_RESHAPES) else node
+    if not isinstance(source, Node) or source.name not in holders or len(shape(source)) != 1:
+        return None
+    wide = [d for d, n in enumerate(sizes) if n != 1]
+    if len(wide) > 1 or prod(sizes) != shape(source)[0]:
+        return None
+    # a vector of one entry may stand for any dimension: it stands for the last
+    return source, (wide[0] if wide else len(sizes) - 1) - len(sizes)
+
+
+def _pair(node: Node) -> list[Any]:
+    """The two operands of an addition or a product, or none."""
+    given = named_arguments(node)
+    return [given["self"], given["other"]] if given.get("alpha", 1) == 1 else []
+
+
+def _with_other(node: Node, own: Node) -> Any:
+    """What `own` is combined with in a call of two operands."""
+    return next((value for value in _pair(node) if value is not own), None)
+
+
+# -- biases ----------------------------------------------------------------------------------------
+
+
+def _bias_in_one_call(graph: Graph, node: Node, weights: set[str]) -> None:
+    """`conv(x, w) + b` → `conv(x, w, b)`, and `x @ w + b` → `linear(x, wᵀ, b)`, a permute between them or not."""
+    if not _is(node, "aten.add.Tensor"):
+        return
+    for made in _pair(node):
+        found = _vector(_with_other(node, made), weights) if isinstance(made, Node) else None
+        if found is None or shape(made) != shape(node) or len(made.users) != 1:
+            continue
+        bias, dim = found
+        order = list(range(len(shape(made))))
+        layer = made
+        if _is(made, "aten.permute."):
+            order, layer = [d % len(order) for d in cast("list[int]", made.args[1])], cast("Node", made.args[0])
+        if len(layer.users) == 1 and order[dim] == _output_dim(layer, weights) and _suits(layer, bias):
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(_permuted(graph, _biased(graph, layer, bias), order))
+            return
+
+
+def _output_dim(layer: Node, weights: set[str]) -> int | None:
+    """The dimension that holds the outputs of a layer without a bias; None for any other call."""
+    given = named_arguments(layer) if layer.op == "call_function" else {}
+    if _is(layer, *_CONVOLUTIONS):
+        return len(shape(layer)) - len(shape(given["weight"])) + 1 if given["bias"] is None else None
+    if _is(layer, "aten.matmul.") and _is_weight(given["other"], weights):
+        return len(shape(layer)) - 1
+    return None
+
+
+def _is_weight(node: Any, weights: set[str]) -> bool:
+    """Whether a matrix is one of the model's, transposed perhaps."""
+    source = node.args[0] if _is(node, "aten.permute.", "aten.t.", "aten.transpose.") else node
+    return isinstance(source, Node) and source.name in weights and len(shape(source)) == 2
+
+
+def _suits(layer: Node, bias: Node) -> bool:
+    given = named_arguments(layer)
+    units = shape(layer)[-1] if _is(layer, "aten.matmul.") else shape(layer)[-(len(shape(given["weight"])) - 1)]
+    return shape(bias)[0] == units and bias.meta["val"].dtype == layer.meta["val"].dtype
+
+
+def _biased(graph: Graph, layer: Node, bias: Node) -> Node:
+    value = layer.meta["val"]
+    if _is(layer, "aten.matmul."):
+        source, weight = cast("tuple[Node, Node]", layer.args)
+        return _make(graph, ATEN.linear.default, (source, _permuted(graph, weight, (1, 0)), bias), layer, value)
+    return _make(graph, layer.target, (*layer.args[:2], bias, *layer.args[3:]), layer, value)
+
+
+# -- batch norm ------------------------------------------------------------------------------------
+
+
+def _norm_in_one_call(graph: Graph, node: Node, statistics: set[str], weights: set[str]) -> None:
+    """(x − mean) · (rsqrt(var + ε) · γ) + β → batch_norm, with the running statistics of the model.
+
+    `node` is the rsqrt.
+    """
+    if not _is(node, "aten.rsqrt.") or not _is(node.args[0], "aten.add."):
+        return
+    variance, eps = named_arguments(cast("Node", node.args[0]))["self"], named_arguments(node.args[0])["other"]  # type: ignore[arg-type]
+    spread = _vector(variance, statistics)
+    factor, gain = _one_of(node, "aten.mul.", weights, 1.0)
+    product = next(iter(factor.users), None) if factor is not None and len(factor.users) == 1 else None
+    if spread is None or not isinstance(eps, float) or factor is None or not _is(product, "aten.mul."):
+        return
+    centred = _with_other(cast("Node", product), factor)
+    shifted, offset = _one_of(cast("Node", product), "aten.add.", weights, 0.0)
+    if shifted is None or not _is(centred, "aten.sub.", "aten.subtract.") or len(centred.users) != 1:
+        return
+    x, mean = centred.args[0], _vector(centred.args[1], statistics)
+    vectors = [found for found in (mean, spread, gain, offset) if found is not None]
+    same = len({dim for _, dim in vectors}) == 1 and shape(x) == shape(shifted)
+    if mean is None or not same or len(shape(x)) < 2:
+        return
+    if any(vector.meta["val"].dtype != x.meta["val"].dtype for vector, _ in vectors):
+        return
+    rank = len(shape(x))
+    channels = rank + spread[1]
+    order = [0, channels, *(d for d in range(1, rank) if d != channels)]
+    if channels == 0:
+        return
+    held = [None if found is None else found[0] for found in (gain, offset)]
+    with graph.inserting_before(shifted):
+        first = _permuted(graph, x, order)
+        norm = _make(
+            graph, ATEN.batch_norm.default, (first, *held, mean[0], spread[0], False, 0.1, eps, False),
+            shifted, first.meta["val"],
+        )  # fmt: skip
+        shifted.replace_all_uses_with(_permuted(graph, norm, _inverse(order)))
+
+
+def _one_of(node: Node, op: str, weights: set[str], neutral: float) -> tuple[Node | None, tuple[Node, int] | None]:
+    """The one call that combines `node` with a vector of the model, and that vector; none where it is constant.
+
+    Args:
+        neutral: what the constant consists of: Keras makes ones for a γ, zeros for a β that isn't there.
+    """
+    user = next(iter(node.users), None)
+    if len(node.users) != 1 or user is None or not _is(user, op):
+        return None, None
+    other = _with_other(user, node)
+    if _is(other, "aten.ones_like." if neutral else "aten.zeros_like."):
+        return user, None
+    found = _vector(other, weights)
+    return (user, found) if found is not None else (None, None)
+
+
+# -- permutes --------------------------------------------------------------------------------------
+
+
+def _sink_permutes(graph: Graph) -> None:
+    """Element-wise calls go in front of the permutes of their operands, so that inverse permutes meet and cancel."""
+    for node in list(graph.nodes):
+        if _is(node, "aten.permute.") and _is(node.args[0], "aten.permute."):
+            inner = cast("Node", node.args[0])
+            order = [_order(inner)[d] for d in _order(node)]
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(_permuted(graph, cast("Node", inner.args[0]), order))
+            graph.erase_node(node)
+        elif (order := _common_order(node)) is not None:
+            _exchange(graph, node, order)
+
+
+def _order(node: Node) -> list[int]:
+    return [d % len(shape(node)) for d in cast("list[int]", node.args[1])]
+
+
+def _common_order(node: Node) -> list[int] | None:
+    """The order in which all operands of an element-wise call, or of a concatenation, are permuted."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        return None
+    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and not _is(node, "aten.cat."):
+        return None
+    operands = [n for n in node.all_input_nodes if len(shape(n)) > 0]
+    if not operands or any(not _is(n, "aten.permute.") or len(shape(n)) != len(shape(node)) for n in operands):
+        return None
+    orders = [_order(n) for n in operands]
+    return orders[0] if all(order == orders[0] for order in orders) else None
+
+
+def _exchange(graph: Graph, node: Node, order: list[int]) -> None:
+    back = _inverse(order)
+    with graph.inserting_before(node):
+        made = graph.node_copy(node, lambda n: cast("Node", n.args[0]) if len(shape(n)) > 0 else n)
+        if _is(made, "aten.cat."):
+            dim = int(cast("int", named_arguments(node)["dim"])) % len(order)
+            made.args, made.kwargs = (made.args[0], order[dim]), {}
+        made.meta = {**node.meta, "val": node.meta["val"].permute(*back)}
+        node.replace_all_uses_with(_permuted(graph, made, order))
+    graph.erase_node(node)

@@ -1,0 +1,40 @@
+"""A model that is not cut in place: it makes its smaller self anew, from a description of its own.
+
+A Keras model is one. It is an `nn.Module` as far as capture and proof are concerned, whose tensors have the names of
+the layers that hold them. Sizes that its code writes down say nothing of what can be cut, so none are recorded, and
+its graph may be put into the form that the later stages know best (`graph/canonical.py`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from actprune.graph.sizes import Sizes
+
+PATH = "actprune_path"
+"""Under this name a node's annotations hold the path of the layer that it was called in."""
+
+
+class Rebuilt(nn.Module):
+    """The base class of such models."""
+
+    @abstractmethod
+    def rebuilt(self, plan: Any, tensors: Mapping[str, Tensor]) -> Rebuilt:
+        """The smaller model.
+
+        Args:
+            plan: the `Plan`: which units stay; its edits name the numbers of the description that no tensor has.
+            tensors: tensor name → its new value, for those that change.
+
+        Raises:
+            PlanError: the description can't express these sizes; the message names the layer.
+        """
+
+    def written(self, graph: Graph) -> Sizes:
+        """The numbers in the description that no tensor has, and what the captured `graph` says of them."""
+        return Sizes()

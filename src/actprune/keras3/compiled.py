@@ -1,0 +1,56 @@
+"""What `compile` has given a Keras model, given to the rebuilt one, with the state of its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actprune.keras3.backend import keras_on_torch
+
+Slicer = Callable[[Any, Tensor], Tensor]
+"""(variable of the dense model, a tensor of its shape) → that tensor, cut like the variable."""
+
+
+def compile_like(new: Any, old: Any, cut: Slicer) -> None:
+    """Compile `new` as `old` was: the same losses, metrics and settings, an optimizer of its own."""
+    settings = getattr(getattr(old, "_compile_config", None), "config", None)
+    if not old.compiled or settings is None:
+        return
+    keras = keras_on_torch()
+    again = {key: _own(keras, value) for key, value in settings.items()}
+    optimizer = getattr(old, "optimizer", None)
+    if optimizer is not None:
+        again["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+    new.compile(**again)
+    if optimizer is not None and optimizer.built:
+        new.optimizer.build(new.trainable_variables)
+        _take_state(new.optimizer, optimizer, cut)
+
+
+def _own(keras: Any, value: Any) -> Any:
+    """Metrics hold state, so each model has its own."""
+    if isinstance(value, keras.metrics.Metric):
+        return type(value).from_config(value.get_config())
+    if isinstance(value, dict):
+        return {key: _own(keras, entry) for key, entry in value.items()}
+    return [_own(keras, entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+@torch.no_grad()
+def _take_state(new: Any, old: Any, cut: Slicer) -> None:
+    """Moments of the weights are cut like the weights; counters are taken over; what has another shape starts anew."""
+    trained = old._trainable_variables
+    slots: dict[int, Any] = {}
+    for held in vars(old).values():
+        if isinstance(held, list) and len(held) == len(trained):
+            slots |= {id(slot): v for slot, v in zip(held, trained, strict=True) if slot is not None}
+    for made, was in zip(new.variables, old.variables, strict=True):
+        value = was.value.detach()
+        variable = slots.get(id(was))
+        if variable is not None and tuple(was.shape) == tuple(variable.shape):
+            value = cut(variable, value)
+        if tuple(made.shape) == tuple(value.shape):
+            made.value.copy_(value)

@@ -1,0 +1,92 @@
+"""Calibration data as Keras users hold it: arrays, (x, y), dicts of arrays, `PyDataset`, `tf.data`, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actprune.data import CHUNK
+from actprune.errors import DataError
+from actprune.keras3.backend import keras_on_torch
+
+
+class Batches:
+    """Calibration data for a Keras model as batches that the engine takes; as often as the data can be iterated over.
+
+    A tuple (x, y) or (x, y, weights) of arrays is what `fit` takes: all samples. A dict of arrays holds all samples
+    under the names of the inputs. Everything else is an iterable of batches; of a tuple or list the first element is
+    the input.
+    """
+
+    def __init__(self, data: Any, model: Any) -> None:
+        self.data, self.model = data, model
+        self.dtypes = {tensor.name: tensor.dtype for tensor in model.inputs}
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in _batches(self.data):
+            yield self._batch(batch)
+
+    def _batch(self, batch: Any) -> Any:
+        """(inputs, labels) of tensors: one input, a tuple of them in the model's order, or a dict of them."""
+        x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        if isinstance(x, Mapping):
+            known = {name: x[name] for name in self.dtypes if name in x}
+            if len(known) < len(self.dtypes):
+                raise DataError(
+                    f"A calibration batch lacks inputs of {self.model.name}.",
+                    expected=f"a dict with {', '.join(self.dtypes)}",
+                    got=", ".join(map(str, x)),
+                    where="calibration",
+                    hint="name the entries like the Input layers of the model",
+                )
+            inputs: Any = {name: _tensor(value, self.dtypes[name]) for name, value in known.items()}
+        elif isinstance(x, tuple | list):
+            inputs = tuple(_tensor(value, dtype) for value, dtype in zip(x, self.dtypes.values(), strict=True))
+        else:
+            inputs = _tensor(x, next(iter(self.dtypes.values())))
+        return (inputs, *(_tensor(label) for label in rest[:1] if label is not None))
+
+
+def _batches(data: Any) -> Iterable[Any]:
+    keras = keras_on_torch()
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(data.num_batches or 1 << 62))
+    whole = isinstance(data, tuple) and len(data) in (2, 3) and not isinstance(data[0], tuple)
+    if whole or isinstance(data, Mapping) or _is_array(data):
+        return _split(data)
+    return data
+
+
+def _split(data: Any) -> Iterator[Any]:
+    """All samples → batches of `CHUNK`."""
+    count = len(_first(data))
+    for start in range(0, count, CHUNK):
+        yield _sliced(data, slice(start, start + CHUNK))
+
+
+def _first(data: Any) -> Any:
+    while isinstance(data, Mapping | tuple | list):
+        data = next(iter(data.values() if isinstance(data, Mapping) else data))
+    return data
+
+
+def _sliced(data: Any, part: slice) -> Any:
+    if isinstance(data, Mapping):
+        return {name: _sliced(value, part) for name, value in data.items()}
+    if isinstance(data, tuple | list):
+        return tuple(None if value is None else _sliced(value, part) for value in data)
+    return data[part]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _tensor(value: Any, dtype: str | None = None) -> Tensor:
+    """A tensor of anything that NumPy can read, of the dtype that the model's input has."""
+    found = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
+    return found if dtype is None else found.to(getattr(torch, dtype))

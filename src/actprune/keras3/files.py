@@ -1,0 +1,58 @@
+"""A Keras model and its data from files, without running what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actprune.errors import ArtifactError
+from actprune.keras3.backend import keras_on_torch
+
+
+def load_keras(path: str | Path) -> Any:
+    """The model in a `.keras` file; one that holds code (a Lambda) is refused.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or not to be read safely.
+        UnsupportedModelError: Keras isn't installed, or doesn't compute with torch.
+    """
+    keras = keras_on_torch()
+    try:
+        return keras.models.load_model(path, safe_mode=True)
+    except Exception as error:  # whatever Keras and the zip reader raise on a file
+        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ArtifactError(
+            "The Keras model can't be loaded.",
+            expected="a file that model.save('name.keras') wrote, without code in it",
+            got=f"{type(error).__name__}: {said[:200]}",
+            where=str(path),
+            hint="a model with Lambda layers or classes of your own is given to actprune.prune in Python",
+        ) from error
+
+
+def load_npz(path: str | Path) -> Any:
+    """Calibration data of an `.npz`: its x and y as a pair, with the names of Keras's own data sets if need be.
+
+    Returns:
+        x, or (x, y), from the entries `x` and `y`, or `x_train` and `y_train`; else a dict of all arrays.
+
+    Raises:
+        ArtifactError: it is missing, damaged or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except Exception as error:  # whatever NumPy and the zip reader raise on a file
+        raise ArtifactError(
+            "The data can't be read.",
+            expected="an .npz of plain arrays",
+            got=f"{type(error).__name__}: {error}",
+            where=str(path),
+            hint="write it with numpy.savez(path, x=…, y=…)",
+        ) from error
+    for x, y in (("x", "y"), ("x_train", "y_train")):
+        if x in arrays:
+            return (arrays[x], arrays[y]) if y in arrays else arrays[x]
+    return arrays

@@ -1,0 +1,128 @@
+"""A Keras model as the engine sees it: a torch module whose tensors have the names of the layers that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch.fx.traceback as annotations
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from actprune.errors import CaptureError
+from actprune.graph.rebuilt import PATH, Rebuilt
+from actprune.graph.sizes import Sizes
+from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.places import Placed, operations, placed
+from actprune.keras3.rebuild import check_rebuildable, filled, rebuild
+from actprune.keras3.sizes import written_sizes
+from actprune.plan import Plan
+
+
+class KerasNetwork(Rebuilt):
+    """`model` with its variables under names such as `conv2d_1.kernel`; they share the model's memory.
+
+    It is called like the model: with one input, with several in order, or with keywords where they have names.
+
+    Attributes:
+        model: the `keras.Model`.
+        places: its layers, under the paths that the dense model gave them.
+    """
+
+    model: Any
+    places: list[Placed]
+
+    def __init__(self, model: Any, like: KerasNetwork | None = None) -> None:
+        """
+        Args:
+            like: the network that `model` was rebuilt from; layers and variables have the names that they have there.
+
+        Raises:
+            UnsupportedModelError: Keras doesn't compute with torch, or the model can't be rebuilt from its config.
+            CaptureError: the model has no variables yet.
+        """
+        super().__init__()
+        keras_on_torch()
+        if like is None:
+            check_rebuildable(model)
+        if not model.built:
+            raise CaptureError(
+                f"{model.name} has no variables yet.",
+                expected="a model that is built",
+                got="one that was never called",
+                where="model",
+                hint="give it an Input layer, or call it once on a batch",
+            )
+        vars(self)["model"] = model
+        vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like.places)
+        for place in self.places:
+            holder = _module(self, place.path)
+            for name, (variable, trainable) in place.variables.items():
+                if trainable:
+                    holder.register_parameter(name, variable.value)
+                elif variable.value.is_floating_point():  # not the state of random numbers
+                    holder.register_buffer(name, variable.value.detach())
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = kwargs or (args[0] if len(args) == 1 else list(args))
+        with _annotated(self):
+            return self.model(inputs, training=self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KerasNetwork:
+        return self.rebuilt(Plan({}, {}, {}, ""), {})
+
+    def rebuilt(self, plan: Plan, tensors: Mapping[str, Tensor]) -> KerasNetwork:
+        made = KerasNetwork(rebuild(self.model, self.places, plan), like=self)
+        filled(made.places, self.places, plan, tensors)
+        return made.train(self.training)
+
+    def written(self, graph: Graph) -> Sizes:
+        return written_sizes(self.places, operations(self.model), graph)
+
+
+def _module(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path, made where there is none."""
+    for name in filter(None, path.split(".")):
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root._modules[name]  # type: ignore[assignment]
+    return root
+
+
+def _named_alike(found: list[Placed], like: list[Placed]) -> list[Placed]:
+    """Layers under the paths and names of others: a layer may name its sublayers by a counter."""
+    return [
+        Placed(old.path, new.layer, dict(zip(old.variables, new.variables.values(), strict=True)))
+        for new, old in zip(found, like, strict=True)
+    ]
+
+
+@contextmanager
+def _annotated(network: KerasNetwork) -> Iterator[None]:
+    """Note in every node of a capture the layer that it was called in: Keras's own call hides it from torch."""
+    if not annotations.has_preserved_node_meta():
+        yield
+        return
+    named = [(one.path, one.layer) for one in network.places if one.path]
+    named += [(op.name, op) for op in operations(network.model)]
+    with ExitStack() as stack:
+        for path, layer in named:
+            stack.enter_context(_noting(path, layer))
+        yield
+
+
+@contextmanager
+def _noting(path: str, layer: Any) -> Iterator[None]:
+    call = layer.call
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        with annotations.annotate({PATH: path}):
+            return call(*args, **kwargs)
+
+    vars(layer)["call"] = noted
+    try:
+        yield
+    finally:
+        del vars(layer)["call"]

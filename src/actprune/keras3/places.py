@@ -1,0 +1,59 @@
+"""The layers of a Keras model and their variables, under paths of layer names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """One layer of a model.
+
+    Attributes:
+        path: the names of the layers around it and its own, joined by dots; "" for the model.
+        layer: the `keras.Layer`.
+        variables: name → (its variable, whether training may change it), without what its sublayers hold.
+    """
+
+    path: str
+    layer: Any
+    variables: dict[str, tuple[Any, bool]]
+
+
+def placed(model: Any) -> list[Placed]:
+    """Every layer once, the model first, each before its sublayers. A shared one has the path of its first place."""
+    return list(_walk(model, "", set()))
+
+
+def _walk(layer: Any, path: str, seen: set[int]) -> Iterator[Placed]:
+    seen.add(id(layer))
+    variables: dict[str, tuple[Any, bool]] = {}
+    for trainable, held in ((True, layer._trainable_variables), (False, layer._non_trainable_variables)):
+        for variable in held:
+            variables[_unique(variable.name, variables)] = variable, trainable
+    yield Placed(path, layer, variables)
+    names: dict[str, Any] = dict.fromkeys(variables)
+    for inner in layer._layers:
+        if id(inner) not in seen:
+            name = _unique(inner.name, names)
+            names[name] = inner
+            yield from _walk(inner, f"{path}.{name}" if path else name, seen)
+
+
+def _unique(name: str, taken: dict[str, Any]) -> str:
+    """A name without dots that isn't taken."""
+    found = name = name.replace(".", "_")
+    number = 1
+    while found in taken:
+        found, number = f"{name}_{number}", number + 1
+    return found
+
+
+def operations(model: Any) -> list[Any]:
+    """Calls of a functional model that are no layers, such as a `keras.ops.reshape`, also those of models within."""
+    layers = [one.layer for one in placed(model)]
+    held = {id(op): op for layer in layers for op in getattr(layer, "_operations", ())}
+    known = {id(layer) for layer in layers}
+    return [op for key, op in held.items() if key not in known]

@@ -1,0 +1,255 @@
+"""A Keras model built anew from its config, with the sizes that a plan leaves, and with its own weights in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actprune.errors import PlanError, UnsupportedModelError
+from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.compiled import compile_like
+from actprune.keras3.places import Placed
+from actprune.keras3.table import Cut, fields
+from actprune.plan import Plan
+from actprune.surgery.slicing import sliced
+
+
+def check_rebuildable(model: Any) -> None:
+    """Refuse, by name, what its config doesn't describe.
+
+    Raises:
+        UnsupportedModelError: a subclassed model, or one that holds one.
+    """
+    keras = keras_on_torch()
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model) and not _is_described(layer):
+            raise UnsupportedModelError(
+                f"{type(layer).__name__} {layer.name!r} can't be rebuilt: its config doesn't say how its layers are "
+                "connected.",
+                expected="a Sequential or a functional model",
+                got=f"the subclass {type(layer).__name__}",
+                where=layer.name,
+                hint="write it with keras.Input and keras.Model(inputs, outputs); where its class is a functional "
+                "model inside, keras.Model(model.inputs, model.outputs) will do",
+            )
+
+
+def _is_described(model: Any) -> bool:
+    from keras.src.models.functional import Functional  # it has no public name
+
+    return type(model) in (keras_on_torch().Sequential, Functional)
+
+
+def rebuild(model: Any, places: Sequence[Placed], plan: Plan) -> Any:
+    """The model with smaller layers, compiled as before, its variables not yet filled.
+
+    Raises:
+        PlanError: a layer can't be built in that size.
+    """
+    return _Rebuilding(places, plan).model(model)
+
+
+_WITHIN = (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "backward_layer"), ("cell", "cell"))
+"""Fields of a config that hold the config of a layer, and the attribute with that layer."""
+
+
+class _Within:
+    """Stands for a model within a model until its inputs, and so their new sizes, are known."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+
+class _Rebuilding:
+    """One rebuild; layers that are shared are made once."""
+
+    def __init__(self, places: Sequence[Placed], plan: Plan) -> None:
+        self.plan = plan
+        self.paths = {id(place.layer): place.path for place in places}
+        self.shapes = {
+            f"{place.path}.{name}" if place.path else name: tuple(variable.shape)
+            for place in places
+            for name, (variable, _) in place.variables.items()
+        }
+        self.shapes |= {name: plan.shape(name) for name in plan.dims}
+        self.edits: dict[str, dict[tuple[Any, ...], int]] = {}
+        for edit in plan.edits.attributes:
+            self.edits.setdefault(edit.module, {})[edit.path] = edit.value
+        self.made: dict[int, Any] = {}
+
+    def model(self, model: Any, inputs: Any = None) -> Any:
+        """The new model for an old one.
+
+        Args:
+            inputs: symbolic tensors that a model within a model is called on; its own inputs take their shapes.
+        """
+        keras = keras_on_torch()
+        compiled, model.compiled = model.compiled, False  # Keras would compile by names, not with the same objects
+        try:
+            made = (
+                self._sequential(model, inputs)
+                if isinstance(model, keras.Sequential)
+                else keras.models.clone_model(
+                    model, input_tensors=_inputs(model, inputs), clone_function=self.layer, call_function=self._call
+                )
+            )
+        except PlanError:
+            raise
+        except Exception as error:  # whatever a layer raises on shapes it doesn't expect
+            raise _misfit(model.name, error) from error
+        finally:
+            model.compiled = compiled
+        return made
+
+    def _sequential(self, model: Any, inputs: Any) -> Any:
+        keras = keras_on_torch()
+        made = keras.Sequential(name=model.name)
+        made.add(_inputs(model, inputs))
+        for layer in model.layers:
+            new = self.layer(layer)
+            if isinstance(new, _Within):
+                made._maybe_rebuild()
+                new = self._built(new, made.outputs[0])
+            made.add(new, rebuild=False)
+        made._maybe_rebuild()
+        return made
+
+    def _built(self, within: _Within, inputs: Any) -> Any:
+        key = id(within)
+        if key not in self.made:
+            self.made[key] = self.model(within.model, inputs)
+        return self.made[key]
+
+    def layer(self, layer: Any) -> Any:
+        """The new layer for an old one; a call that is no layer, such as `keras.ops.reshape`, likewise."""
+        if id(layer) not in self.made:
+            self.made[id(layer)] = self._layer(layer)
+        return self.made[id(layer)]
+
+    def _layer(self, layer: Any) -> Any:
+        keras = keras_on_torch()
+        if isinstance(layer, keras.Model):
+            return _Within(layer)
+        if not isinstance(layer, keras.Layer):
+            return self._operation(layer)
+        try:
+            if isinstance(layer, keras.layers.Lambda):  # its config holds code, which isn't read back
+                return type(layer)(
+                    layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
+                    name=layer.name, dtype=layer.dtype_policy,
+                )  # fmt: skip
+            return type(layer).from_config(self._config(layer))
+        except PlanError:
+            raise
+        except Exception as error:  # a config without what the class needs
+            raise _misfit(layer.name, error) from error
+
+    def _config(self, layer: Any) -> dict[str, Any]:
+        keras = keras_on_torch()
+        path: str = self.paths.get(id(layer), layer.name)
+        config = dict(layer.get_config())
+        for field, attribute in _WITHIN:
+            inner = getattr(layer, attribute, None)
+            if field in config and isinstance(inner, keras.Layer):
+                config[field] = keras.saving.serialize_keras_object(self.layer(inner))
+        own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
+        config |= fields(Cut(layer, path, own, self.plan)) if own else {}
+        for (field, *rest), value in self.edits.get(path, {}).items():
+            config[field] = _with_entry(config[field], rest, value)
+        return config
+
+    def _operation(self, operation: Any) -> Any:
+        edits = self.edits.get(operation.name)
+        if not edits:
+            return operation
+        made = copy.copy(operation)
+        made._inbound_nodes, made._outbound_nodes = [], []
+        for (field, *rest), value in edits.items():
+            setattr(made, field, _with_entry(getattr(made, field), rest, value))
+        return made
+
+    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, _Within):
+            layer = self._built(layer, args[0] if args else kwargs["inputs"])
+        try:
+            return layer(*args, **kwargs)
+        except Exception as error:  # whatever a layer raises on a width that it doesn't expect
+            raise _misfit(layer.name, error) from error
+
+
+def _inputs(model: Any, given: Any) -> Any:
+    """New inputs for a model, like its own but of the sizes of what it is given, if anything."""
+    keras = keras_on_torch()
+    old = model.inputs
+    new = old if given is None else keras.tree.flatten(given)
+    shapes = [(was.shape[0], *now.shape[1:]) for was, now in zip(old, new, strict=True)]
+    made = [keras.Input(**{**_shape_of(was), "batch_shape": shape}) for was, shape in zip(old, shapes, strict=True)]
+    return made[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model._inputs_struct, made)
+
+
+def _shape_of(tensor: Any) -> dict[str, Any]:
+    """What an Input layer is made of; the tensor has another name than its layer where that was not named."""
+    layer = tensor._keras_history.operation
+    return {"batch_shape": tensor.shape, "dtype": tensor.dtype, "name": layer.name}
+
+
+def _with_entry(value: Any, path: Sequence[Any], new: int) -> Any:
+    """`value`, or the entry of a tuple that `path` leads to, replaced."""
+    if not path:
+        return new
+    return type(value)(_with_entry(v, path[1:], new) if i == path[0] else v for i, v in enumerate(value))
+
+
+def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Give a rebuilt model its weights, trainable flags and the state of its optimizer.
+
+    Raises:
+        PlanError: a variable hasn't the size that the plan predicts.
+    """
+    pairs: list[tuple[Any, Any, str]] = []
+    for made, was in zip(new, old, strict=True):
+        made.layer.trainable = was.layer._trainable  # of the layers within too, whose own turn comes later
+        for name, (variable, _) in made.variables.items():
+            full = f"{made.path}.{name}" if made.path else name
+            source = was.variables[name][0]
+            value = tensors.get(full)
+            value = source.value.detach() if value is None else value
+            if tuple(variable.shape) != tuple(value.shape):
+                raise PlanError(
+                    f"Layer {made.path!r} can't be rebuilt in the size that the plan leaves.",
+                    expected=f"{name} of shape {tuple(value.shape)}",
+                    got=f"{tuple(variable.shape)}, as {type(made.layer).__name__} makes it from its config",
+                    where=f"{made.path}, a {type(made.layer).__name__}",
+                    hint="protect it, or give the class a config that holds its size",
+                )
+            with torch.no_grad():
+                variable.value.copy_(value)
+            pairs.append((variable, source, full))
+    for variable, source, _ in pairs:
+        variable.trainable = source.trainable
+    compile_like(new[0].layer, old[0].layer, _slicer(plan, pairs))
+
+
+def _slicer(plan: Plan, pairs: Iterable[tuple[Any, Any, str]]) -> Any:
+    """A function from an old variable and a tensor of its shape to that tensor, cut like the variable."""
+    names = {id(source): name for _, source, name in pairs}
+
+    def cut(variable: Any, value: Tensor) -> Tensor:
+        return sliced(value, plan.indices(names[id(variable)]))
+
+    return cut
+
+
+def _misfit(name: str, error: Exception) -> PlanError:
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    return PlanError(
+        f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
+        expected="a layer that its config describes, and that takes inputs of the new size",
+        got=f"{type(error).__name__}: {said[:200]}",
+        where=name,
+        hint="protect the layers that feed it, or write it without a fixed size",
+    )

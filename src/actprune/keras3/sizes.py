@@ -1,0 +1,86 @@
+"""Sizes that the layers of a Keras model write down and no variable of theirs has: the record for `actprune.repair`.
+
+The target shape of a `Reshape`, and the 1/√(head size) of an attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from actprune.graph.numbers import Expr
+from actprune.graph.program import module_path, named_arguments, op_name, shape
+from actprune.graph.sizes import Place, Sizes, SizeUse
+from actprune.keras3.places import Placed
+
+_SCALED = {
+    "MultiHeadAttention": ("key_dim", ("query",)),
+    "GroupedQueryAttention": ("head_dim", ("query", "value")),
+}
+"""Class → the field that its scale is computed from, and the sublayers whose last output dimension has that size."""
+
+
+def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Graph) -> Sizes:
+    """The sizes that these layers and calls write down.
+
+    Args:
+        graph: the capture, whose nodes know the layers that they were called in.
+    """
+    nodes: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            nodes.setdefault(module_path(node), []).append(node)
+    uses: list[SizeUse] = []
+    for place in places:
+        own = nodes.get(place.path, [])
+        uses += _target_shape(place.path, place.layer, "target_shape", own, 1)
+        for kind in type(place.layer).__mro__:
+            if kind.__module__.startswith("keras.") and kind.__name__ in _SCALED:
+                uses += _scale(place, *_SCALED[kind.__name__], nodes)
+    for op in operations:
+        uses += _target_shape(op.name, op, "newshape", nodes.get(op.name, []), 0)
+    attributes: dict[Any, int] = {
+        use.expr: use.value for use in uses if isinstance(use.expr, tuple) and use.expr[0] == "attr"
+    }
+    return Sizes(tuple(uses), attributes)
+
+
+def _target_shape(path: str, layer: Any, field: str, nodes: Sequence[Node], before: int) -> Iterator[SizeUse]:
+    """Every entry of a target shape but -1, which adapts; `before` dimensions of the result stand before them.
+
+    A layer that is called several times has as many nodes, all of one shape.
+    """
+    target = getattr(layer, field, None)
+    if not isinstance(target, tuple | list):
+        return
+    for node in nodes:
+        if op_name(node).startswith(("aten.reshape.", "aten.view.")):
+            for k, value in enumerate(target):
+                if isinstance(value, int) and value > 0 and shape(node)[before + k : before + k + 1] == (value,):
+                    yield _use(layer, value, ("attr", path, (field, k)), ("size", node.name, before + k), "reshape", k)
+
+
+def _scale(place: Placed, field: str, sources: Sequence[str], nodes: dict[str, list[Node]]) -> Iterator[SizeUse]:
+    """The size of a head, and the scale that is computed from it."""
+    head = place.layer.get_config()[field]
+    name: Expr = ("attr", place.path, (field,))
+    for node in (node for source in sources for node in nodes.get(f"{place.path}.{source}", [])):
+        if op_name(node).startswith("aten.einsum."):
+            yield _use(place.layer, head, name, ("size", node.name, len(shape(node)) - 1), "einsum", 0)
+    scale: Expr = ("/", 1.0, ("**", name, 0.5))
+    for node in nodes.get(place.path, []):
+        given = named_arguments(node)
+        # where it is a tensor, it is rounded: a cut would be another function by that much, so it stays
+        for value in (given.get("scale"), given.get("other")):
+            held = (
+                1 / head**0.5 if isinstance(value, Node) and value.op == "placeholder" and not shape(value) else value
+            )
+            if isinstance(held, float) and abs(held * head**0.5 - 1) < 1e-6:
+                yield _use(place.layer, held, scale, ("fixed", node.name), "scale", 0)
+
+
+def _use(layer: Any, value: Any, expr: Expr, role: tuple[Any, ...], op: str, slot: int) -> SizeUse:
+    code = getattr(type(layer).call, "__code__", type(layer).__init__.__code__)
+    return SizeUse(value, expr, role, op, slot, 1, Place(None, code, (), (code.co_firstlineno, 0, 0, 0)))

@@ -1,0 +1,419 @@
+"""Keras 3 models on the torch backend: captured, cut by rebuilding, proved, saved, loaded by plain Keras."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras import layers as kl
+
+import actprune
+from actprune.distance import output_kind
+from actprune.errors import ArtifactError, CaptureError, DataError, UnsupportedModelError
+from actprune.graph.lift import lift
+from actprune.graph.program import op_name
+from actprune.graph.run import run
+from actprune.keras3.bridge import progress_callback
+from actprune.keras3.data import Batches
+from actprune.keras3.files import load_keras, load_npz
+from actprune.keras3.network import KerasNetwork
+
+RNG = np.random.default_rng(0)
+
+
+def _model(shape: tuple[int, ...], *layers: Any) -> Any:
+    inputs = x = keras.Input(shape)
+    for layer in layers:
+        x = layer(x)
+    return _lively(keras.Model(inputs, x))
+
+
+def _lively(model: Any) -> Any:
+    """With statistics and gains that hide nothing."""
+    for variable in model.weights:
+        if not variable.dtype.startswith("int"):
+            noise = 0.1 * RNG.random(variable.shape)
+            variable.assign(keras.ops.convert_to_numpy(variable) + noise)
+    return model
+
+
+def _inputs(model: Any, samples: int = 4) -> tuple[torch.Tensor, ...]:
+    def one(tensor: Any) -> torch.Tensor:
+        shape = (samples, *tensor.shape[1:])
+        if tensor.dtype.startswith("int"):
+            return torch.as_tensor(RNG.integers(0, 9, shape), dtype=getattr(torch, tensor.dtype))
+        return torch.as_tensor(RNG.normal(size=shape), dtype=torch.float32)
+
+    return tuple(map(one, model.inputs))
+
+
+def _halved(model: Any) -> tuple[actprune.Graph, actprune.Plan, Any]:
+    """The graph, a plan that keeps half of every group, and the cut model, proved."""
+    network, inputs = KerasNetwork(model), _inputs(model)
+    graph = actprune.capture(network, inputs)
+    plan = actprune.make_plan(graph, {g.name: range(0, g.width, 2) for g in graph.groups})
+    small: Any = actprune.cut(network, plan)
+    assert actprune.verify(network, small, plan, inputs, graph=graph).passed
+    return graph, plan, small.model
+
+
+def lenet() -> Any:
+    model = keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            kl.Conv2D(6, 3, padding="same", activation="relu"),
+            kl.MaxPooling2D(),
+            kl.Conv2D(8, 3),
+            kl.BatchNormalization(),
+            kl.ReLU(),
+            kl.Flatten(),
+            kl.Dense(20, activation="relu"),
+            kl.Dropout(0.5),
+            kl.Dense(4, activation="softmax"),
+        ]
+    )
+    return _lively(model)
+
+
+def transformer() -> Any:
+    tokens = keras.Input((7,), dtype="int32")
+    x = kl.Embedding(9, 16)(tokens)
+    x = kl.LayerNormalization()(kl.Add()([x, kl.MultiHeadAttention(4, 4)(x, x)]))
+    x = kl.LayerNormalization()(x + kl.Dense(16)(kl.Dense(24, activation="gelu")(x)))
+    return _lively(keras.Model(tokens, kl.Dense(3)(kl.GlobalAveragePooling1D()(x))))
+
+
+def two_inputs() -> Any:
+    shared = kl.Dense(6, activation="relu", name="shared")
+    inner = keras.Sequential([keras.Input((6,)), kl.Dense(5, activation="tanh"), kl.Dense(4)], name="inner")
+    a, b = keras.Input((7,), name="a"), keras.Input((7,), name="b")
+    x, y = shared(a), shared(b)
+    z = kl.Concatenate()([kl.Multiply()([x, y]), kl.Subtract()([x, y]), inner(x)])
+    z = keras.ops.reshape(kl.Dense(9, name="mixed")(z), (-1, 3, 3))
+    return _lively(keras.Model([a, b], [kl.Dense(2)(kl.Flatten()(z)), kl.Dense(2)(inner(y))]))
+
+
+def _attention_and_recurrence() -> Any:
+    inputs = keras.Input((5, 8))
+    x = kl.Dense(8)(inputs)
+    x = kl.GroupQueryAttention(4, 4, 2)(x, x)
+    x = kl.TimeDistributed(kl.Dense(7))(x)
+    x = kl.Bidirectional(kl.GRU(4, return_sequences=True), merge_mode="sum")(x)
+    x = kl.Bidirectional(kl.LSTM(4, return_sequences=True))(x)
+    x = kl.MultiHeadAttention(2, 4, value_dim=3, dropout=0.1, output_shape=6)(x, x)
+    return _lively(keras.Model(inputs, kl.Dense(2)(kl.SimpleRNN(4)(x))))
+
+
+LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
+    "depthwise and separable": (
+        lambda: _model(
+            (8, 8, 4), kl.Conv2D(6, 3), kl.DepthwiseConv2D(3, strides=2, padding="same"), kl.SeparableConv2D(8, 3),
+            kl.LeakyReLU(), kl.GlobalMaxPooling2D(), kl.Dense(3),
+        ),
+        {"conv2d": 3, "separable_conv2d": 4},
+    ),
+    "depthwise with two outputs a channel": (
+        lambda: _model(
+            (6, 6, 4), kl.Conv2D(6, 3), kl.DepthwiseConv2D(3, depth_multiplier=2), kl.Flatten(), kl.Dense(3)
+        ),
+        {"conv2d": 3},
+    ),
+    "transposed": (
+        lambda: _model(
+            (4, 4, 4), kl.Conv2DTranspose(6, 3, strides=2, padding="same"), kl.Conv2D(4, 3), kl.Flatten(), kl.Dense(3)
+        ),
+        {"conv2d_transpose": 3, "conv2d": 2},
+    ),
+    "one dimension, grouped, causal": (
+        lambda: _model(
+            (8, 4), kl.Conv1D(8, 3, padding="causal", groups=2), kl.Conv1D(8, 3, groups=2), kl.MaxPooling1D(2),
+            kl.Flatten(), kl.Dense(3),
+        ),
+        {"conv1d": 2, "conv1d_1": 2},
+    ),
+    "three dimensions": (
+        lambda: _model(
+            (5, 5, 5, 2), kl.Conv3D(6, 3), kl.AveragePooling3D(2), kl.Conv3DTranspose(4, 2),
+            kl.GlobalAveragePooling3D(), kl.Dense(3),
+        ),
+        {"conv3d": 3, "conv3d_transpose": 2},
+    ),
+    "group norm": (
+        lambda: _model(
+            (6, 6, 4), kl.Conv2D(8, 3), kl.GroupNormalization(4), kl.Activation("gelu"), kl.Flatten(), kl.Dense(3)
+        ),
+        {"conv2d": 2},
+    ),
+    "norms over the width": (
+        lambda: _model(
+            (6, 4), kl.Dense(8), kl.RMSNormalization(), kl.Dense(6, activation="swish"), kl.LayerNormalization(),
+            kl.Dense(6, activation="elu"), kl.Flatten(), kl.Dense(3),
+        ),
+        {"dense_2": 3},
+    ),
+    "preprocessing, norms without gain or shift": (
+        lambda: _model(
+            (8, 8, 3), kl.Rescaling(1 / 255), kl.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 2.0, 3.0]),
+            kl.RandomFlip(), kl.Conv2D(6, 3, use_bias=False), kl.BatchNormalization(scale=False), kl.ReLU(6.0),
+            kl.ZeroPadding2D(1), kl.Conv2D(4, 3, dilation_rate=2), kl.BatchNormalization(center=False),
+            kl.PReLU(shared_axes=[1, 2]), kl.UpSampling2D(2), kl.Cropping2D(1), kl.Flatten(), kl.Dense(3),
+        ),
+        {"conv2d": 3, "conv2d_1": 2},
+    ),
+    "reshape and permute": (
+        lambda: _model(
+            (8, 8, 3), kl.Conv2D(6, 3), kl.SpatialDropout2D(0.2), kl.Reshape((36, 6)), kl.Permute((2, 1)),
+            kl.Permute((2, 1)), kl.Dense(8), kl.Reshape((-1, 4)), kl.Dense(6), kl.Flatten(), kl.Dense(3),
+        ),
+        {"conv2d": 3, "dense#1": 2, "dense#2": 1, "dense_1": 3},
+    ),
+    "attention and recurrence": (
+        _attention_and_recurrence,
+        {
+            "dense": 4, "grouped_query_attention.query#1": 1, "grouped_query_attention.query#2": 1,
+            "grouped_query_attention.query#3": 2, "grouped_query_attention.attention_output": 4,
+            "time_distributed.dense_1": 4, "bidirectional.forward_gru": 2, "bidirectional_1.forward_lstm": 2,
+            "bidirectional_1.backward_lstm": 2, "multi_head_attention.query#1": 1, "multi_head_attention.value": 2,
+            "multi_head_attention.attention_output": 3, "simple_rnn.simple_rnn_cell": 2,
+        },
+    ),
+    "transformer": (
+        transformer,
+        {
+            "multi_head_attention.query#1": 2, "multi_head_attention.query#2": 2, "multi_head_attention.value": 2,
+            "dense_1": 12,
+        },
+    ),
+    "two inputs, shared and nested": (
+        two_inputs,
+        {"shared": 3, "inner.dense": 3, "inner.dense_1": 2, "mixed#1": 2, "mixed#2": 2},
+    ),
+}  # fmt: skip
+"""Hazard → a network with these layers, and how many units are left of each group when it is halved."""
+
+
+@pytest.fixture(autouse=True)
+def names() -> None:
+    """Names of layers are counted from one in every test."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+@pytest.mark.parametrize("hazard", LAYERS)
+def test_layers_are_cut_and_proved(hazard: str) -> None:
+    make, widths = LAYERS[hazard]
+    model = make()
+    before = model.get_weights()
+    _, plan, small = _halved(model)
+    assert plan.widths == widths
+    assert type(small) is type(model)
+    assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
+    assert small.count_params() < model.count_params()
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("make", [lenet, transformer, two_inputs])
+def test_the_graph_computes_what_the_model_does(make: Callable[[], Any]) -> None:
+    """Biases and norms in one call, permutes moved: the same outputs as Keras's own."""
+    model = make()
+    inputs = _inputs(model)
+    program = actprune.capture(KerasNetwork(model), inputs).program
+    expected = keras.tree.flatten(model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
+    for own, theirs in zip(run(program, inputs), expected, strict=True):
+        assert torch.allclose(own, theirs.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_convolutions_meet_their_norm_and_relu_without_permutes() -> None:
+    graph = actprune.capture(KerasNetwork(lenet()), torch.zeros(2, 12, 12, 1))
+    names = [op_name(node).split(".")[1] for node in graph.program.nodes if node.op == "call_function"]
+    found = [name for name in names if name not in ("permute", "reshape")]
+    assert found == "conv2d relu max_pool2d conv2d batch_norm relu linear relu linear softmax".split()
+    assert [site.bias for site in graph.sites] == ["conv2d.bias", "conv2d_1.bias", "dense.bias", "dense_1.bias"]
+    assert graph.sites[1].order == (3, 2, 0, 1)  # (outputs, inputs, height, width) of (height, width, inputs, outputs)
+    assert output_kind(graph.program) == "probabilities"
+
+
+def test_a_redundant_channel_is_lost_without_a_trace() -> None:
+    """The refit finds Keras's kernels and biases where they are: a copy of a channel can go, with nothing lost."""
+    model = lenet()
+    kernel, bias = model.layers[0].get_weights()
+    kernel[..., 5], bias[5] = kernel[..., 0], bias[0]
+    model.layers[0].set_weights([kernel, bias])
+    x = RNG.normal(size=(256, 12, 12, 1)).astype("float32")
+    result = actprune.prune(model, x, keep={"conv2d": 5}, batchnorm=False)
+    assert np.allclose(model.predict(x, verbose=0), result.model.predict(x, verbose=0), atol=1e-3)
+    assert result.report.model == "Sequential"
+
+
+def test_prune_evaluates_and_trains_keras_models(tmp_path: Path) -> None:
+    model = lenet()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = RNG.normal(size=(128, 12, 12, 1)).astype("float32"), RNG.integers(0, 4, 128)
+    model.fit(x, y, verbose=0)
+    told: list[tuple[str, int, int]] = []
+    callback = progress_callback(lambda *step: told.append(step))
+    result = actprune.prune(
+        model, (x, y), keep="macs=60%", save_to=tmp_path / "run", round_to=1,
+        evaluate=lambda m: m.evaluate(x, y, verbose=0, return_dict=True)["accuracy"],
+        finetune=lambda m: m.fit(x, y, epochs=2, verbose=0, callbacks=[callback]),
+    )  # fmt: skip
+    assert isinstance(result.model, keras.Sequential) and result.proof.passed
+    assert [step for step in told if step[0] == "fine-tune"] == [("fine-tune", n, 2) for n in range(3)]
+    loaded = load_keras(tmp_path / "run" / "model.keras")
+    assert np.allclose(loaded.predict(x, verbose=0), result.model.predict(x, verbose=0), atol=1e-5)
+    result.model.fit(x, y, verbose=0)
+    with pytest.raises(UnsupportedModelError, match="isn't folded"):
+        result.fold()
+
+
+def test_training_settings_survive() -> None:
+    model = lenet()
+    model.layers[2].trainable = False
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 10, 0.9), beta_1=0.8)
+    model.compile(
+        optimizer, "sparse_categorical_crossentropy", metrics=[keras.metrics.SparseCategoricalAccuracy("acc")]
+    )
+    model.fit(RNG.normal(size=(32, 12, 12, 1)), RNG.integers(0, 4, 32), verbose=0)
+    _, plan, small = _halved(model)
+    assert small.optimizer.get_config() == model.optimizer.get_config() and small.optimizer is not model.optimizer
+    assert small.loss == model.loss and small.get_compile_config() == model.get_compile_config()
+    assert int(small.optimizer.iterations) == int(model.optimizer.iterations) == 1
+    assert [layer.trainable for layer in small.layers] == [layer.trainable for layer in model.layers]
+    assert [v.trainable for v in small.weights] == [v.trainable for v in model.weights]
+    moments = {v.path: keras.ops.convert_to_numpy(v) for v in model.optimizer.variables}
+    cut = {v.path: keras.ops.convert_to_numpy(v) for v in small.optimizer.variables}
+    (name,) = [path for path in moments if path.endswith("conv2d_kernel_momentum")]
+    kept = list(plan.groups["conv2d"].kept)
+    assert np.array_equal(cut[name], moments[name][..., kept])
+
+
+def test_mixed_precision_and_regularizers_survive() -> None:
+    layers = [kl.Dense(8, kernel_regularizer="l2", dtype="mixed_bfloat16", name="first"), kl.Dense(2, name="last")]
+    _, _, small = _halved(_model((6,), *layers))
+    assert small.get_layer("first").dtype_policy.name == "mixed_bfloat16"
+    assert isinstance(small.get_layer("first").kernel_regularizer, keras.regularizers.L2)
+
+
+LOAD = """
+import sys, numpy as np, keras
+model, x = keras.models.load_model(sys.argv[1]), np.load(sys.argv[2])
+assert "actprune" not in sys.modules
+np.save(sys.argv[3], np.asarray(model.predict(x, verbose=0)))
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
+def test_the_file_loads_in_plain_keras(backend: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    x = RNG.normal(size=(8, 12, 12, 1)).astype("float32")
+    result = actprune.prune(lenet(), [x], keep="units=50%", method="l2")
+    result.model.save(tmp_path / "small.keras")
+    np.save(tmp_path / "x.npy", x)
+    files = [tmp_path / "small.keras", tmp_path / "x.npy", tmp_path / "y.npy"]
+    env = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", LOAD, *map(str, files)], check=True, env=env, capture_output=True)
+    assert np.allclose(np.load(tmp_path / "y.npy"), result.model.predict(x, verbose=0), atol=1e-4)
+
+
+class _Data(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return np.full((4, 7), index, "float64"), np.zeros(4)
+
+
+def test_data_in_every_form() -> None:
+    model = _model((7,), kl.Dense(4), kl.Dense(2))
+    x, y = RNG.normal(size=(40, 7)), RNG.integers(0, 2, 40)
+
+    def shapes(data: Any, of: Any = model) -> list[Any]:
+        return [keras.tree.map_structure(lambda t: tuple(t.shape), batch) for batch in Batches(data, of)]
+
+    assert shapes(x) == [((32, 7),), ((8, 7),)]
+    assert shapes((x, y)) == [((32, 7), (32,)), ((8, 7), (8,))]
+    assert shapes([x[:4], x[4:8]]) == [((4, 7),), ((4, 7),)]
+    assert shapes([(x[:4], y[:4])]) == [((4, 7), (4,))]
+    assert shapes(_Data()) == [((4, 7), (4,))] * 3
+    assert shapes(iter([torch.zeros(2, 7)])) == [((2, 7),)]
+    two = two_inputs()
+    assert shapes({"b": x, "a": x, "unused": x}, two)[0] == ({"a": (32, 7), "b": (32, 7)},)
+    assert shapes(([x, x], y), two)[0] == (((32, 7), (32, 7)), (32,))
+    assert next(iter(Batches(x, model)))[0].dtype == torch.float32
+    with pytest.raises(DataError, match="lacks inputs"):
+        shapes({"a": x}, two)
+
+
+def test_dicts_of_inputs_are_pruned_with() -> None:
+    x = RNG.normal(size=(32, 7)).astype("float32")
+    result = actprune.prune(two_inputs(), {"a": x, "b": x[::-1]}, keep="units=50%", method="l2")
+    assert result.plan.widths["shared"] == 3 and result.proof.passed
+
+
+def test_what_bakes_a_width_is_frozen() -> None:
+    lambda_layer = kl.Lambda(lambda t: t[:, :4] * 2, name="first_four")
+    model = _model((7,), kl.Dense(6, name="a"), lambda_layer, kl.Dense(6, name="b"), kl.Dense(2))
+    result = actprune.prune(model, RNG.normal(size=(32, 7)), keep={"b": 3}, method="l2")
+    assert "a" not in {group.name for group in result.graph.groups}
+    assert "can't follow a cut here" in str(result.graph.account())
+    assert result.model.get_layer("b").units == 3
+
+
+def test_refusals() -> None:
+    class Own(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x
+
+    own = Own(name="mine")
+    own(np.zeros((1, 2)))
+    with pytest.raises(UnsupportedModelError, match="Own 'mine' can't be rebuilt"):
+        actprune.prune(own, np.zeros((4, 2)), keep=0.5)
+    with pytest.raises(CaptureError, match="has no variables yet"):
+        actprune.prune(keras.Sequential([kl.Dense(2)]), np.zeros((4, 2)), keep=0.5)
+    for options in ({"inplace": True}, {"form": "graph"}):
+        with pytest.raises(DataError, match="has no other form"):
+            actprune.prune(lenet(), np.zeros((4, 12, 12, 1)), keep=0.5, **options)  # type: ignore[arg-type]
+
+
+def test_another_backend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(UnsupportedModelError, match="KERAS_BACKEND=torch") as caught:
+        KerasNetwork(object())
+    assert "started with KERAS_BACKEND=torch" in str(caught.value)
+
+
+def test_files_are_read_without_running_them(tmp_path: Path) -> None:
+    x, y = np.arange(6.0).reshape(3, 2), np.arange(3)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    np.savez(tmp_path / "b.npz", x_train=x, x_test=x)
+    np.savez(tmp_path / "c.npz", left=x, right=x)
+    np.savez(tmp_path / "d.npz", x=np.array([{}], dtype=object))
+    assert np.array_equal(load_npz(tmp_path / "a.npz")[1], y)
+    assert np.array_equal(load_npz(tmp_path / "b.npz"), x)
+    assert set(load_npz(tmp_path / "c.npz")) == {"left", "right"}
+    with pytest.raises(ArtifactError, match="data can't be read"):
+        load_npz(tmp_path / "d.npz")
+    _model((2,), kl.Lambda(lambda t: t), kl.Dense(2)).save(tmp_path / "code.keras")
+    with pytest.raises(ArtifactError, match="can't be loaded"):
+        load_keras(tmp_path / "code.keras")
+
+
+def test_the_result_is_lifted_from_the_dense_model_alone() -> None:
+    """A copy shares nothing with the model it was made from."""
+    model = lenet()
+    network = KerasNetwork(model)
+    other: Any = copy.deepcopy(network)
+    assert all(torch.equal(lift(a), lift(b)) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    other.model.layers[0].kernel.assign(other.model.layers[0].kernel * 0)
+    assert float(model.layers[0].kernel.value.detach().abs().sum()) > 0
