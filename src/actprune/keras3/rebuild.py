@@ -150,7 +150,7 @@ class _Rebuilding:
 
     def _config(self, layer: Any) -> dict[str, Any]:
         keras = keras_on_torch()
-        path: str = self.paths.get(id(layer), layer.name)
+        path = self.paths.get(id(layer)) or str(layer.name)
         config = dict(layer.get_config())
         for field, attribute in _WITHIN:
             inner = getattr(layer, attribute, None)

@@ -38,7 +38,8 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
         uses += _target_shape(place.path, place.layer, "target_shape", own, 1)
         for kind in type(place.layer).__mro__:
             if kind.__module__.startswith("keras.") and kind.__name__ in _SCALED:
-                uses += _scale(place, *_SCALED[kind.__name__], nodes)
+                field, sources = _SCALED[kind.__name__]
+                uses += _scale(place, field, sources, nodes)
     for op in operations:
         uses += _target_shape(op.name, op, "newshape", nodes.get(op.name, []), 0)
     attributes: dict[Any, int] = {
