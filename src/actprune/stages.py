@@ -41,7 +41,7 @@ from actprune.proof.trial import at_fault
 from actprune.recovery.distill import Distill, Recovered
 from actprune.recovery.sgd import SGD
 from actprune.report.groups import group_rows
-from actprune.report.measure import state_bytes, versions
+from actprune.report.measure import command, state_bytes, versions
 from actprune.report.record import Report, Stage
 from actprune.result import Result
 from actprune.rewrite import Rewrite
@@ -385,6 +385,7 @@ class Run:
             ),
             latency=self.bench.about(),
             losses=tuple((int(step), loss) for step, loss in self.losses),
+            command=command(),
         )
 
     def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> dict[nn.Module, float]:

@@ -17,7 +17,17 @@ from actprune.artifacts.files import read_text, sibling, sync
 from actprune.errors import ArtifactError
 
 WEIGHTS, PLAN, REPORT = "weights.safetensors", "plan.json", "report.json"
-RUN_FILES = (WEIGHTS, PLAN, REPORT, "report.html", "model.onnx", "model.onnx.data", "model.pt2", "model.keras")
+RUN_FILES = (
+    WEIGHTS,
+    PLAN,
+    REPORT,
+    "report.md",
+    "report.html",
+    "model.onnx",
+    "model.onnx.data",
+    "model.pt2",
+    "model.keras",
+)
 """All that actprune ever writes into a run folder: overwriting deletes nothing else."""
 
 PLAN_BYTES = 1 << 28  # the plan of a network with 8 G parameters takes about 5 MB

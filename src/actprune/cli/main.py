@@ -16,6 +16,7 @@ from actprune.cli.export import export
 from actprune.cli.init import init
 from actprune.cli.inspect import inspect
 from actprune.cli.prune import prune
+from actprune.cli.report import report
 from actprune.cli.verify import verify
 from actprune.errors import ActpruneError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (init, inspect, prune, verify, export, demo):
+for command in (init, inspect, prune, verify, export, report, demo):
     app.command()(command)
 
 

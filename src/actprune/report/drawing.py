@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from actprune.errors import ActpruneError
 from actprune.report.inspection import GroupEntry, Inspection
 from actprune.report.table import several
+from actprune.report.templates import EXTRA, rendered
 
 PALETTE = ("#2f6fde", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#c2255c", "#8f6400", "#5f3dc4")
 """Colours that keep apart on white and on black; groups take them in turn."""
@@ -163,23 +162,9 @@ def page(found: Inspection) -> str:
     Raises:
         ActpruneError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ActpruneError(
-            "A page can't be made without jinja2.",
-            expected="the extra 'report' of actprune",
-            got=str(error),
-            where="to_html",
-            hint="pip install 'actprune[report]', or draw for Graphviz, which needs nothing: a file that ends in .dot",
-        ) from error
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    hint = f"{EXTRA}, or draw for Graphviz, which needs nothing: a file that ends in .dot"
     filters: dict[str, Any] = {"several": several, "label": _label, "number": "{:,}".format, "percent": _percent}
-    environment.filters.update(filters)
-    template = files("actprune.report").joinpath("templates", "inspection.html").read_text("utf-8")
-    return environment.from_string(template).render(found=found, drawing=layout(found))
+    return rendered("inspection.html", "to_html", hint, filters, found=found, drawing=layout(found))
 
 
 def _percent(part: float, whole: float) -> str:

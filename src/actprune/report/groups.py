@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from actprune.axes.capture import Graph
-from actprune.guidance.guide import Guide
+from actprune.guidance.guide import GroupGuide, Guide
 from actprune.plan import Plan
-from actprune.report.record import GroupRow
-from actprune.stats.collect import Stats
+from actprune.report.record import CURVE_POINTS, MOST_UNITS, GroupRow, Units
+from actprune.stats.collect import Activation, Stats
 
 
 def group_rows(graph: Graph, guide: Guide, stats: Stats | None, plan: Plan) -> tuple[GroupRow, ...]:
     """What `plan` does to every group of `graph`."""
     choices = guide.choices(plan.widths)
     rows: list[GroupRow] = []
+    room = MOST_UNITS
     for group in graph.groups:
         own, choice = guide.groups[group.name], choices[group.name]
         unit = stats.units.get(group.name) if stats is not None else None
@@ -28,6 +31,30 @@ def group_rows(graph: Graph, guide: Guide, stats: Stats | None, plan: Plan) -> t
                 error=choice.error,
                 mean=None if unit is None else float(unit.signed.mean.mean()),
                 std=None if unit is None else float(unit.signed.std.mean()),
+                curve=_points(own.curve, len(choice.units)),
+                units=_units(own, unit) if group.width <= room else None,
             )
         )
+        room -= group.width if group.width <= room else 0
     return tuple(rows)
+
+
+def _points(curve: Sequence[float], kept: int) -> tuple[tuple[int, float], ...]:
+    """(k, E(k)) at evenly spaced widths k, with both ends and the width that is kept."""
+    last, steps = len(curve) - 1, CURVE_POINTS - 2
+    widths = {round(i * last / steps) for i in range(steps + 1)} | {kept}
+    return tuple((k, _short(curve[k])) for k in sorted(widths))
+
+
+def _units(own: GroupGuide, unit: Activation | None) -> Units:
+    def short(values: Iterable[float]) -> tuple[float, ...]:
+        return tuple(map(_short, values))
+
+    if unit is None:
+        return Units(short(own.scores), None, None)
+    return Units(short(own.scores), short(unit.signed.mean.tolist()), short(unit.signed.std.tolist()))
+
+
+def _short(value: float) -> float:
+    """To four digits: what a chart shows."""
+    return float(f"{value:.4g}")

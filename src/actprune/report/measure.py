@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -31,3 +34,10 @@ def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def command() -> str | None:
+    """What was typed to start this run; None where Python started it."""
+    program = Path(sys.argv[0])
+    called = program.parent.name if program.name == "__main__.py" else program.stem
+    return shlex.join(["actprune", *sys.argv[1:]]) if called == "actprune" else None

@@ -31,6 +31,25 @@ class Stage:
     validation: float | None = None
 
 
+CURVE_POINTS = 65
+MOST_UNITS = 32_768
+"""Bounds on what a report holds: points of one error curve, units of all groups together."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Of n units, to four digits.
+
+    Attributes:
+        scores: (n,) importance, on a scale that is comparable between groups.
+        mean, std: (n,) of the activation, or None where there are no statistics.
+    """
+
+    scores: Sequence[float | None]
+    mean: Sequence[float | None] | None
+    std: Sequence[float | None] | None
+
+
 @dataclass(frozen=True)
 class GroupRow:
     """One group: widths before and after, and why.
@@ -41,6 +60,9 @@ class GroupRow:
         criterion: which criterion's support won.
         error: held-out refit error as a share of the consumers' output variance, or None.
         mean, std: activation statistics averaged over the units, or None.
+        curve: (k, E(k)), what keeping k units would cost on held-out data, as a share of the consumers' output variance
+            (without statistics: of the total score); at most `CURVE_POINTS`, with both ends and the width that is kept.
+        units: what is known of every unit; None where the report has no room for it (`MOST_UNITS`).
     """
 
     name: str
@@ -53,6 +75,8 @@ class GroupRow:
     error: float | None
     mean: float | None = None
     std: float | None = None
+    curve: Sequence[tuple[int, float | None]] = field(default=(), repr=False)
+    units: Units | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class Report:
         latency: of what the milliseconds are: device, batch size, threads, layout.
         losses: of the fine-tune, where it is an `SGD`: (steps done, loss).
         rivals: name → the same widths cut in another way, for comparison.
+        command: what was typed, where the run was started from the command line.
     """
 
     model: str
@@ -90,8 +115,31 @@ class Report:
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
     latency: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    losses: Sequence[tuple[int, float]] = ()
+    losses: Sequence[tuple[int, float | None]] = ()
     rivals: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
+    command: str | None = None
+
+    @property
+    def final(self) -> Stage:
+        """The network that was returned."""
+        return self.finetuned or self.recovered or self.pruned
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Every network that was measured, by the name that readers see."""
+        found = {
+            "dense": self.dense,
+            **{f"{name}, same widths": stage for name, stage in self.rivals.items()},
+            "after cut": self.pruned,
+            "after recovery": self.recovered,
+            "after fine-tune": self.finetuned,
+        }
+        return {name: stage for name, stage in found.items() if stage is not None}
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the metric is between 0 and 1 throughout, as an accuracy is."""
+        return all(stage.accuracy is None or 0 <= stage.accuracy <= 1 for stage in self.stages.values())
 
     def to_data(self) -> dict[str, Any]:
         """JSON values, with the schema first."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actprune.report.inspection import Inspection
-from actprune.report.record import Report, Stage
+from actprune.report.record import GroupRow, Report, Stage
 
 if TYPE_CHECKING:
     from actprune.allocation.cost import Cost
@@ -84,37 +84,32 @@ def _summary(report: Report) -> Table:
     budget = f", {report.budget}" if report.budget else ""
     table = _table(f"{report.model}: {report.method}{budget}")
     table.add_column("network", no_wrap=True)
-    stages = [stage for stage in _stages(report).values() if stage is not None]
-    percent = all(stage.accuracy is None or 0 <= stage.accuracy <= 1 for stage in stages)
-    for name in ("accuracy" if percent else "metric", "params", "", "MACs", "", "bytes", "ms"):
+    for name in headings(report):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, stage in _stages(report).items():
-        if stage is not None:
-            table.add_row(name, *_cells(stage, report.dense, percent))
-    proof = report.proof
-    state = "proved" if proof["passed"] else "NOT PROVED"
-    table.caption = f"{state}: relative error {proof['max_rel_error']:.1e} in float64; ms: one forward pass of a batch"
+    for name, stage in report.stages.items():
+        table.add_row(name, *cells(stage, report))
+    table.caption = proof_line(report)
     table.caption_justify = "left"
     return table
 
 
-def _stages(report: Report) -> dict[str, Stage | None]:
-    return {
-        "dense": report.dense,
-        **{f"{name}, same widths": stage for name, stage in report.rivals.items()},
-        "after cut": report.pruned,
-        "after recovery": report.recovered,
-        "after fine-tune": report.finetuned,
-    }
+def proof_line(report: Report) -> str:
+    """Whether the cut was proved, and of what the milliseconds are."""
+    state = "proved" if report.proof["passed"] else "NOT PROVED"
+    error = report.proof["max_rel_error"]
+    return f"{state}: relative error {error:.1e} in float64; ms: one forward pass of a batch"
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+def headings(report: Report) -> tuple[str, ...]:
+    """What stands above the cells of a network."""
+    return "accuracy" if report.in_percent else "metric", "params", "", "MACs", "", "bytes", "ms"
 
 
-def _cells(stage: Stage, dense: Stage, percent: bool) -> list[str]:
+def cells(stage: Stage, report: Report) -> list[str]:
+    """The figures of a network as texts, with shares of the dense one."""
+    dense = report.dense
     return [
-        _metric(stage.accuracy, percent),
+        metric(stage.accuracy, report.in_percent),
         f"{stage.params:,}",
         f"{100 * stage.params / max(dense.params, 1):.1f}%",
         f"{stage.macs:,}",
@@ -124,26 +119,39 @@ def _cells(stage: Stage, dense: Stage, percent: bool) -> list[str]:
     ]
 
 
-def _metric(value: float | None, percent: bool) -> str:
+def metric(value: float | None, percent: bool) -> str:
+    """A metric as a text, in percent where it is between 0 and 1 throughout."""
     if value is None:
         return "–"
     return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+WIDTHS = ("group", "before → after", "kept", "natural", "mean", "std", "held-out", "support by")
+"""What stands above the cells of a group."""
+
+
+def width_cells(row: GroupRow) -> list[str]:
+    """The figures of a group as texts."""
+    return [
+        row.name,
+        f"{row.before} → {row.after}",
+        f"{100 * row.after / max(row.before, 1):.0f}%",
+        *(("–" if value is None else f"{value:.3g}") for value in (row.natural, row.mean, row.std)),
+        "–" if row.error is None else f"{100 * row.error:.2f}%",
+        row.criterion,
+    ]
+
+
 def _groups(report: Report) -> Table:
     table = _table("widths")
-    for name in ("group", "before → after", "kept", "natural", "mean", "std", "held-out"):
-        table.add_column(name, justify="left" if name == "group" else "right", no_wrap=True)
-    table.add_column("support by", no_wrap=True)
+    for name in WIDTHS:
+        table.add_column(name, justify="left" if name in (WIDTHS[0], WIDTHS[-1]) else "right", no_wrap=True)
     for row in report.groups:
-        table.add_row(
-            row.name,
-            f"{row.before} → {row.after}",
-            f"{100 * row.after / row.before:.0f}%",
-            *(("–" if value is None else f"{value:.3g}") for value in (row.natural, row.mean, row.std)),
-            "–" if row.error is None else f"{100 * row.error:.2f}%",
-            row.criterion,
-        )
+        table.add_row(*map(Text, width_cells(row)))
     return table
 
 

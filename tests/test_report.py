@@ -1,0 +1,216 @@
+"""`actprune report`: from a run folder to pages that need nothing else, whatever the names and the files hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import actprune as ap
+from actprune.errors import ArtifactError
+from actprune.report import groups
+from actprune.report.page import CHART_BYTES, markdown, page, ranges
+from actprune.report.reading import read_report
+from actprune.report.record import CURVE_POINTS
+from actprune.result import Result
+from nets import build
+from test_cli import Run, run  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    model, x = build("chain")
+    torch.manual_seed(0)
+    data = [torch.randn_like(x) for _ in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+        return ap.prune(model, data, keep="units=60%")
+
+
+@pytest.fixture
+def folder(result: Result, tmp_path: Path) -> Path:
+    return result.save(tmp_path / "run")
+
+
+def charts(text: str) -> dict[str, Any]:
+    """The data of the charts of a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+# ---- what report.json holds of every group
+
+
+def test_the_curve_and_every_unit_are_recorded(result: Result) -> None:
+    for row in result.report.groups:
+        own, stats = result.guide.groups[row.name], result.stats
+        assert stats is not None and row.units is not None and row.units.mean and row.units.std
+        assert [k for k, _ in row.curve] == list(range(row.before + 1))
+        assert [e for _, e in row.curve] == pytest.approx(own.curve, rel=1e-3)
+        assert row.units.scores == pytest.approx(own.scores, rel=1e-3)
+        signed = stats.units[row.name].signed
+        assert row.units.mean == pytest.approx(signed.mean.tolist(), rel=1e-3)
+        assert row.units.std == pytest.approx(signed.std.tolist(), rel=1e-3)
+
+
+def test_what_is_recorded_is_bounded(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = [1 / (k + 1) for k in range(1001)]
+    points = groups._points(curve, 7)
+    assert len(points) == CURVE_POINTS and points[0][0] == 0 and points[-1][0] == 1000
+    assert dict(points)[7] == pytest.approx(1 / 8)
+    first = result.report.groups[0]
+    monkeypatch.setattr(groups, "MOST_UNITS", first.before)
+    rows = groups.group_rows(result.graph, result.guide, result.stats, result.plan)
+    assert [row.units is not None for row in rows] == [True] + [False] * (len(rows) - 1)
+
+
+# ---- reading it
+
+
+def test_a_report_comes_back_as_it_was(result: Result, folder: Path) -> None:
+    assert read_report((folder / "report.json").read_text()).to_json() == result.report.to_json()
+
+
+def test_older_and_newer_reports_are_read(result: Result) -> None:
+    data = json.loads(result.report.to_json()) | {"invented": 1}
+    for row in data["groups"]:
+        del row["curve"], row["units"]
+    found = read_report(json.dumps(data))
+    assert found.pruned == result.report.pruned and found.groups[0].units is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("schema", "actprune.report/9", "schema"),
+        ("seed", True, "a whole number"),
+        ("dense/params", "many", "a whole number"),
+        ("dense", [], "an object"),
+        ("groups/0/name", 3, "text"),
+        ("groups/0/curve/1", [1], "2 values"),
+        ("groups", {}, "an array"),
+        ("proof/max_rel_error", None, "a number"),
+        ("seconds/guide", "1", "a number"),
+    ],
+)
+def test_what_is_no_report(result: Result, place: str, value: Any, told: str) -> None:
+    data = json.loads(result.report.to_json())
+    *way, last = [int(part) if part.isdecimal() else part for part in place.split("/")]
+    target = data
+    for part in way:
+        target = target[part]
+    target[last] = value
+    with pytest.raises(ArtifactError, match=told) as caught:
+        read_report(json.dumps(data), "report.json")
+    assert f"where: report.json: {place}" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": NaN}', "[" * 100_000])
+def test_what_is_no_json_of_a_report(text: str) -> None:
+    with pytest.raises(ArtifactError, match="no report of actprune"):
+        read_report(text)
+
+
+# ---- the pages
+
+
+def test_a_page_needs_nothing_else(result: Result) -> None:
+    pytest.importorskip("plotly")
+    report = replace(result.report, losses=((0, 2.0), (1, None)))
+    text = page(report, result.plan)
+    assert len(text.encode()) < 6_000_000
+    assert text.count("plotly.js v") == 1  # its banner: it is there once
+    own = re.sub(r"<script>/\*.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=|@import|url\(|https?:""", own)
+    data = charts(text)
+    assert {row.name for row in report.groups} == set(data["details"])
+    for name, shown in data["details"].items():
+        assert [i for i, one in enumerate(shown["kept"]) if one == "1"] == list(result.plan.groups[name].kept)
+        assert shown["curve"] and shown["scores"] and shown["mean"] and shown["std"]
+    for told in (f"{report.final.params:,}", "prefers-color-scheme: dark", "@media print", "width=device-width"):
+        assert told in text
+
+
+def test_names_are_no_markup(result: Result) -> None:
+    pytest.importorskip("plotly")
+    bad = "</script><b>|`x`"
+    report = replace(result.report, model=bad, notes=(bad,), groups=(replace(result.report.groups[0], name=bad),))
+    text = page(report, result.plan)
+    assert "<b>|" not in text and set(charts(text)["details"]) == {bad}
+    assert "<b>" not in markdown(report, result.plan).replace("\\<b\\>", "")
+
+
+def test_charts_leave_room(result: Result) -> None:
+    pytest.importorskip("plotly")
+    row = result.report.groups[0]
+    wide = replace(row, guide=[0.123456789] * (CHART_BYTES // 40))
+    report = replace(result.report, groups=tuple(replace(wide, name=f"g{i}") for i in range(20)))
+    text = page(report, result.plan)
+    assert len(text.encode()) < 6_000_000
+    assert 1 <= len(charts(text)["details"]) < 20 and "of 20 groups have no charts here" in text
+
+
+def test_markdown_has_the_tables(result: Result) -> None:
+    text = markdown(result.report, result.plan)
+    for row in result.report.groups:
+        assert f"{row.before} → {row.after}" in text
+        assert ranges(result.plan.groups[row.name].kept) in text
+    assert f"{result.report.final.macs:,}" in text
+
+
+def test_lists_of_units_are_shortened() -> None:
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
+    assert ranges([]) == ""
+    assert ranges(range(0, 4000, 2)).endswith(", …")
+
+
+# ---- the command
+
+
+def test_report_writes_both_pages(run: Run, folder: Path, result: Result) -> None:  # noqa: F811
+    pytest.importorskip("plotly")
+    for _ in range(2):  # a second time replaces the first
+        code, out, err = run("report", folder)
+        assert (code, err) == (0, "")
+        assert out == f"written to {folder / 'report.html'}\nwritten to {folder / 'report.md'}\n"
+    result.save(folder, overwrite=True)  # both count as files of a run
+    code, _, err = run("report", folder, "--open", "noo")
+    assert code == 1 and "did you mean 'no'?" in err
+    code, _, err = run("report", folder / "none")
+    assert code == 1 and "expected: a run folder" in err
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "plotly"])
+def test_the_extra_is_named(
+    missing: str,
+    run: Run,  # noqa: F811
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    code, _, err = run("report", folder)
+    assert code == 1 and f"without {missing}" in err and "pip install 'actprune[report]'" in err
+    assert not (folder / "report.md").exists()
+
+
+def test_the_command_line_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from actprune.report.measure import command
+
+    for program, told in (("/x/bin/actprune", True), ("/x/actprune/__main__.py", True), ("train.py", False)):
+        monkeypatch.setattr(sys, "argv", [program, "prune", "my recipe.py"])
+        assert command() == ("actprune prune 'my recipe.py'" if told else None)
+
+
+def test_a_run_that_can_not_be_read(folder: Path, run: Run) -> None:  # noqa: F811
+    (folder / "report.json").write_text("{}")
+    code, _, err = run("report", folder)
+    assert code == 1 and "no report of actprune" in err
