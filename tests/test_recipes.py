@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from actprune.artifacts.plan_file import read_plan
@@ -97,3 +98,18 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])))
     init(tmp_path / "recipe.py", "cnn")
     assert same_after(3, tmp_path) == 3
+
+
+def test_a_keras_file_and_arrays(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    parts = [keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(3, activation="softmax")]
+    keras.Sequential(parts).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((64, 6), "float32"), y=np.zeros(64))
+    code, out, err = run("prune", "net.keras", "--data", "data.npz", "--method", "l2", "--keep", "units=50%")
+    assert code == 0 and "written to runs/pruned" in out, err
+    small = keras.models.load_model(tmp_path / "runs" / "pruned" / "model.keras")
+    assert [layer.units for layer in small.layers] == [4, 3]
+    code, _, err = run("prune", "net.keras", "--keep", "units=50%")
+    assert code == 1 and "--data" in err
+    assert run("prune", "recipe.py", "--data", "data.npz")[0] == 2

@@ -14,7 +14,10 @@ from actprune.cli.recipe import DEFAULT
 
 
 def prune(
-    spec: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.py, or package.module.")] = DEFAULT,
+    spec: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe.py, package.module or model.keras.")
+    ] = DEFAULT,
+    data: Annotated[Path | None, typer.Option(help="Calibration samples of a .keras file: an .npz.")] = None,
     keep: Annotated[str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=25%, latency=50%, …")] = None,
     max_drop: Annotated[float | None, typer.Option(min=0, help="How much the metric may fall, in its units.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Keep the units of this plan.json, edited by hand or not.")] = None,
@@ -33,6 +36,8 @@ def prune(
     """Prune the model of a recipe, prove the cut, fine-tune if the recipe can, and write a run folder.
 
     Example: actprune prune recipe.py --keep macs=50% --out runs/half
+
+    Example: actprune prune lenet.keras --data mnist.npz --keep macs=50% --out runs/keras
     """
     from rich.console import Console
 
@@ -49,14 +54,14 @@ def prune(
     }  # fmt: skip
     console = Console(highlight=False)
     with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
-        recipe = load_recipe(spec, seed)
-        model, data = recipe.model(), recipe.calibration()
+        recipe = load_recipe(spec, seed, data)
+        model, samples = recipe.model(), recipe.calibration()
         arguments |= {"evaluate": recipe.optional("evaluate"), "progress": progress}
         if dry_run:
-            found: Any = predict(model, data, **arguments)
+            found: Any = predict(model, samples, **arguments)
         else:
             arguments["finetune"] = recipe.optional("finetune")
-            found = run(model, data, **arguments, save_to=out, resume=resume).report
+            found = run(model, samples, **arguments, save_to=out, resume=resume).report
     if as_json:
         typer.echo(json.dumps(found.to_data(), indent=1))
         return

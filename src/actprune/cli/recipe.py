@@ -11,6 +11,7 @@ the working folder. No run folder ever says which code is to be run.
 from __future__ import annotations
 
 import difflib
+import os
 import random
 import re
 from collections.abc import Callable
@@ -71,7 +72,7 @@ class Recipe:
             expected="a recipe with a function calibration()",
             got=f"one with {', '.join(self.functions)}",
             where=self.text,
-            hint="`actprune init` writes a recipe to start from",
+            hint="`actprune init` writes a recipe to start from; for a .keras file: --data samples.npz",
         )
 
     def optional(self, name: str) -> Callable[..., Any] | None:
@@ -88,15 +89,20 @@ class Recipe:
         return self.functions[name](*args)
 
 
-def load_recipe(text: str, seed: int = 0) -> Recipe:
+def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
     """The recipe of a SPEC.
+
+    Args:
+        data: an `.npz` of calibration samples, for a `.keras` file.
 
     Raises:
         CaptureError: there is no such file or module, it can't be run, or it has no function model().
         typer.BadParameter: `text` has another form.
     """
     if text.endswith(".keras"):
-        raise typer.BadParameter(f"{text}: Keras files are not read yet")
+        return _keras_recipe(text, seed, data)
+    if data is not None:
+        raise typer.BadParameter("a recipe has calibration() for that", param_hint="--data")
     if not text.endswith(".py") and _MODULE.fullmatch(text) is None:
         spec = parse_spec(text)
         _tell(spec)
@@ -117,6 +123,17 @@ def load_recipe(text: str, seed: int = 0) -> Recipe:
             where=text,
             hint=f"did you mean {near[0]!r}?" if near else f"name one model in it: {text}:name",
         )
+    return Recipe(text, seed, functions)
+
+
+def _keras_recipe(text: str, seed: int, data: Path | None) -> Recipe:
+    """Of a file that Keras saved: it is read, never run."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # this process is ours
+    from actprune.keras3.files import load_keras, load_npz
+
+    functions: dict[str, Callable[..., Any]] = {"model": lambda: load_keras(text)}
+    if data is not None:
+        functions["calibration"] = lambda: load_npz(data)
     return Recipe(text, seed, functions)
 
 
