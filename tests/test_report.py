@@ -15,6 +15,7 @@ import torch
 import actprune as ap
 from actprune.errors import ArtifactError
 from actprune.report import groups
+from actprune.report.comparison import compared, comparison_tables
 from actprune.report.page import CHART_BYTES, markdown, page, ranges
 from actprune.report.reading import read_report
 from actprune.report.record import CURVE_POINTS
@@ -214,3 +215,30 @@ def test_a_run_that_can_not_be_read(folder: Path, run: Run) -> None:  # noqa: F8
     (folder / "report.json").write_text("{}")
     code, _, err = run("report", folder)
     assert code == 1 and "no report of actprune" in err
+
+
+# ---- two of them
+
+
+def test_compare_shows_what_differs(run: Run, result: Result, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    first, *rest = result.report.groups
+    changed = replace(result.report, groups=(replace(first, after=first.after - 1), *rest))
+    other = replace(result, report=changed).save(tmp_path / "other")
+    code, out, err = run("compare", folder, other, "--json")
+    told = json.loads(out)
+    assert (code, err) == (0, "") and told["widths"] == {first.name: [first.after, first.after - 1]}
+    assert told["runs"][0]["final"]["macs"] == result.report.final.macs and told["notes"] == []
+    code, out, _ = run("compare", folder, other)
+    assert code == 0 and "widths that differ: 1" in out and out.count("dense") == 1
+    code, out, _ = run("compare", folder, folder)
+    assert code == 0 and "widths" not in out
+
+
+def test_compare_tells_that_the_dense_networks_differ(result: Result) -> None:
+    dense = replace(result.report.dense, params=1)
+    other = replace(result.report, dense=dense, latency={}, groups=result.report.groups[1:])
+    found = compared(("a", "b"), result.report, other)
+    assert [note.split()[0] for note in found.notes] == ["The", "Milliseconds"]
+    first = result.report.groups[0]
+    assert found.widths == {first.name: (first.after, None)}
+    assert len(comparison_tables(found).renderables) == 4

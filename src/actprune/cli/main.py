@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from actprune.cli.compare import compare
 from actprune.cli.demo import demo
 from actprune.cli.export import export
 from actprune.cli.init import init
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (init, inspect, prune, verify, export, report, demo):
+for command in (init, inspect, prune, verify, export, report, compare, demo):
     app.command()(command)
 
 

@@ -54,8 +54,8 @@ def page(report: Report, plan: Plan) -> str:
         EXTRA,
         report=report,
         tiles=_tiles(report),
-        headings=headings(report),
-        stages=[(name, cells(stage, report)) for name, stage in report.stages.items()],
+        headings=headings(report.in_percent),
+        stages=_stages(report),
         proof=proof_line(report),
         width_headings=WIDTHS,
         widths=[(width_cells(row), _keys(row)) for row in report.groups],
@@ -78,7 +78,7 @@ def markdown(report: Report, plan: Plan) -> str:
     parts = [
         f"# {_cell(report.model)}: {_cell(_title(report))}",
         "",
-        *md_table(("network", *headings(report)), ([name, *cells(s, report)] for name, s in report.stages.items())),
+        *md_table(("network", *headings(report.in_percent)), ([name, *row] for name, row in _stages(report))),
         *(f"- {_cell(line)}" for line in proof),
         "",
         "## Widths",
@@ -117,6 +117,11 @@ def ranges(units: Iterable[int]) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST].rpartition(',')[0]}, …"
 
 
+def _stages(report: Report) -> list[tuple[str, list[str]]]:
+    """Name and figures of every network."""
+    return [(name, cells(stage, report.dense, report.in_percent)) for name, stage in report.stages.items()]
+
+
 def _title(report: Report) -> str:
     return ", ".join(filter(None, (report.method, report.budget)))
 
@@ -128,7 +133,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str, str]]:
     if final.accuracy is not None:
         change = "" if dense.accuracy is None else _change(final.accuracy - dense.accuracy, report.in_percent)
         before, after = (metric(stage.accuracy, report.in_percent) for stage in (dense, final))
-        found.append((headings(report)[0], before, after, change))
+        found.append((headings(report.in_percent)[0], before, after, change))
     for name, before, after in (
         ("parameters", dense.params, final.params),
         ("MACs", dense.macs, final.macs),

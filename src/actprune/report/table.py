@@ -45,12 +45,12 @@ def tables(report: Report) -> Group:
 
 def prediction_table(found: Prediction) -> Group:
     """What a plan would leave: costs before and after, and the width of every group."""
-    costs = _table(f"{found.plan.model}: predicted, nothing is written")
+    costs = new_table(f"{found.plan.model}: predicted, nothing is written")
     for name in ("network", "params", "MACs", "bytes", "ms"):
         costs.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
     for name, own, ms in (("dense", found.before, found.before_ms), ("after cut", found.after, found.after_ms)):
         costs.add_row(name, f"{own.params:,}", f"{own.macs:,}", f"{own.bytes:,}", f"{ms:.2f}")
-    widths = _table("widths")
+    widths = new_table("widths")
     widths.add_column("group", overflow="fold")
     widths.add_column("before → after", justify="right", no_wrap=True)
     for name, group in found.plan.groups.items():
@@ -82,12 +82,12 @@ def _plain(shown: Group, width: int) -> str:
 
 def _summary(report: Report) -> Table:
     budget = f", {report.budget}" if report.budget else ""
-    table = _table(f"{report.model}: {report.method}{budget}")
+    table = new_table(f"{report.model}: {report.method}{budget}")
     table.add_column("network", no_wrap=True)
-    for name in headings(report):
+    for name in headings(report.in_percent):
         table.add_column(name, justify="right", no_wrap=True)
     for name, stage in report.stages.items():
-        table.add_row(name, *cells(stage, report))
+        table.add_row(name, *cells(stage, report.dense, report.in_percent))
     table.caption = proof_line(report)
     table.caption_justify = "left"
     return table
@@ -100,16 +100,15 @@ def proof_line(report: Report) -> str:
     return f"{state}: relative error {error:.1e} in float64; ms: one forward pass of a batch"
 
 
-def headings(report: Report) -> tuple[str, ...]:
+def headings(percent: bool) -> tuple[str, ...]:
     """What stands above the cells of a network."""
-    return "accuracy" if report.in_percent else "metric", "params", "", "MACs", "", "bytes", "ms"
+    return "accuracy" if percent else "metric", "params", "", "MACs", "", "bytes", "ms"
 
 
-def cells(stage: Stage, report: Report) -> list[str]:
-    """The figures of a network as texts, with shares of the dense one."""
-    dense = report.dense
+def cells(stage: Stage, dense: Stage, percent: bool) -> list[str]:
+    """The figures of a network as texts, with shares of the dense one; the metric in percent, if that fits it."""
     return [
-        metric(stage.accuracy, report.in_percent),
+        metric(stage.accuracy, percent),
         f"{stage.params:,}",
         f"{100 * stage.params / max(dense.params, 1):.1f}%",
         f"{stage.macs:,}",
@@ -126,7 +125,8 @@ def metric(value: float | None, percent: bool) -> str:
     return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table in the style of all of them."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
@@ -147,7 +147,7 @@ def width_cells(row: GroupRow) -> list[str]:
 
 
 def _groups(report: Report) -> Table:
-    table = _table("widths")
+    table = new_table("widths")
     for name in WIDTHS:
         table.add_column(name, justify="left" if name in (WIDTHS[0], WIDTHS[-1]) else "right", no_wrap=True)
     for row in report.groups:
@@ -157,7 +157,7 @@ def _groups(report: Report) -> Table:
 
 def _governed(found: Inspection) -> Table:
     groups = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
-    table = _table(f"{found.model}: {found.params:,} parameters, {found.macs:,} MACs, {groups}")
+    table = new_table(f"{found.model}: {found.params:,} parameters, {found.macs:,} MACs, {groups}")
     table.add_column("group", overflow="fold")
     table.add_column("kind", no_wrap=True)
     for name in ("width", "params", "", "MACs", ""):
@@ -178,7 +178,7 @@ def _governed(found: Inspection) -> Table:
 
 
 def _frozen(found: Inspection) -> Table:
-    table = _table(f"frozen: {found.frozen:,} parameters")
+    table = new_table(f"frozen: {found.frozen:,} parameters")
     table.add_column("reason", overflow="fold")
     for name in ("params", "", "dims", "places"):
         table.add_column(name, justify="right", no_wrap=True)
