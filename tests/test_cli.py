@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +18,7 @@ from actprune import __version__
 from actprune.artifacts.checkpoint import load
 from actprune.cli.main import app, main
 from actprune.cli.progress import bars
-from actprune.demo import main_job
+from actprune.demo import keras_job, main_job
 from actprune.demo.lenet5 import LeNet5
 from actprune.demo.mnist import Mnist
 from actprune.errors import DataError
@@ -60,6 +61,7 @@ def digits() -> Mnist:
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run) -> Run:
     """`actprune demo …` on those digits, with a cache of its own."""
     monkeypatch.setattr(main_job, "load_mnist", lambda data, cache: digits())
+    monkeypatch.setattr(keras_job, "load_mnist", lambda data, cache: digits())
     monkeypatch.setattr(main_job, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     return lambda *words: run("demo", *words)
@@ -73,7 +75,7 @@ def test_help(run: Run) -> None:
         code, out, err = run(*words)
         assert (code, err) == (0, "")
     for option in ("--keep", "--max-drop", "--method", "--allocation", "--threshold", "--finetune-epochs", "--epochs",
-                   "--seed", "--data", "--out", "--overwrite", "--device"):  # fmt: skip
+                   "--seed", "--data", "--out", "--overwrite", "--device", "--framework"):  # fmt: skip
         assert option in out
     assert "Example: actprune demo" in out
 
@@ -136,6 +138,32 @@ def test_the_demo(demo: Run, tmp_path: Path) -> None:
     assert "train" not in again["seconds"] and again["finetuned"] is None
     assert again["budget"] == "max_drop=0.5"
     assert again["pruned"]["validation"] >= again["dense"]["validation"] - 0.5
+
+
+def test_the_demo_on_keras(demo: Run, tmp_path: Path) -> None:
+    """The seed's own script: compile, fit, evaluate, SGD-AP, fit, evaluate."""
+    words: tuple[str | Path, ...] = ("--epochs", "2", "--finetune-epochs", "1", "--keep", "params=30%")
+    code, out, err = demo("--framework", "keras", *words, "--allocation", "uniform", "--out", tmp_path / "run")
+    assert code == 0, err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["pruned"]["params"] <= 0.3 * report["dense"]["params"] == 0.3 * 44_426
+    assert report["dense"]["macs"] == 281_640
+    for stage in ("dense", "pruned", "finetuned"):
+        assert 0 <= report[stage]["accuracy"] <= 1 and 0 <= report[stage]["validation"] <= 1
+    assert report["dense"]["validation"] > 0.5  # chance is a tenth: it was trained
+    small = keras.models.load_model(tmp_path / "run" / "model.keras")
+    assert isinstance(small, keras.Sequential)
+    assert [layer.name for layer in small.layers] == [layer.name for layer in keras_job.lenet5().layers]
+    assert {group["name"]: group["after"] for group in report["groups"]} == {
+        name: small.get_layer(name).get_config().get("filters") or small.get_layer(name).units
+        for name in ("conv1", "conv2", "fc1", "fc2")
+    }
+    for words in ("pruning guide", "after fine-tune", "proved", "L2 norm, same widths"):
+        assert words in out, words
+    code, _, err = demo("--framework", "keras", "--device", "cuda", "--out", tmp_path / "other")
+    assert code == 1 and "leave --device out" in err
+    code, _, err = demo("--framework", "kears")
+    assert code == 1 and "keras" in err
 
 
 def test_the_seeds_filter_pruning(demo: Run, tmp_path: Path) -> None:

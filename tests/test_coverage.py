@@ -137,6 +137,7 @@ def test_names_are_plain_data_and_occur_once():
     assert counts["torchvision"] == 80 + 6 + 9 + 12
     assert counts["timm"] == 98
     assert counts["transformers"] >= 60
+    assert counts["keras"] == 12
     assert counts["eval"] == 0
     assert all(len(set(names(suite))) == len(names(suite)) for suite in SUITES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import torch
@@ -41,6 +42,23 @@ def train_step(model: nn.Module, inputs: Any) -> None:
             parameter.sub_(gradient, alpha=1e-6)
     model.zero_grad(set_to_none=True)
     model.eval()
+
+
+def reloaded(network: Any, inputs: Any) -> None:
+    """Save a Keras model, load it with plain Keras, and compare.
+
+    Raises:
+        ValueError: the outputs differ.
+    """
+    import keras
+
+    with tempfile.TemporaryDirectory() as folder:
+        network.model.save(f"{folder}/small.keras")
+        other = keras.models.load_model(f"{folder}/small.keras")
+    with torch.no_grad():
+        a, b = (model(inputs, training=False) for model in (network.model, other))
+    if not torch.allclose(a, b, rtol=1e-4, atol=1e-4):
+        raise ValueError(f"the loaded model gives other outputs, by {float((a - b).abs().max()):.1e}")
 
 
 def tensors_in(value: Any) -> list[Tensor]:

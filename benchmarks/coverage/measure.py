@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.coverage.attention import heads
-from benchmarks.coverage.exercise import outputs_of, train_step
+from benchmarks.coverage.exercise import outputs_of, reloaded, train_step
 from benchmarks.coverage.frozen import frozen_reasons
 from benchmarks.coverage.suites.case import Case
 from benchmarks.coverage.words import said
@@ -16,6 +16,7 @@ from torch import nn
 
 import actprune as ap
 from actprune.axes.capture import Graph
+from actprune.keras3.network import KerasNetwork
 from actprune.proof.trial import at_fault, cannot_follow
 
 BATCH, OTHER_BATCH = 2, 3
@@ -134,6 +135,8 @@ def _use(model: nn.Module, small: nn.Module, case: Case, graph: Graph, row: Row)
         "train_step": lambda m: train_step(m, case.inputs(BATCH)),
         "other_batch": lambda m: outputs_of(m, case.inputs(OTHER_BATCH)),
     }
+    if isinstance(small, KerasNetwork):
+        checks["reload"] = lambda m: reloaded(m, case.inputs(BATCH))
     failures: list[str] = []
     for name, check in checks.items():
         if name == "other_batch" and fixed:

@@ -100,7 +100,7 @@ def line_of(key: Key, row: Row) -> str:
 
 def measure_one(key: Key, old: Row | None, rivals: bool, eval_folder: Path | None, ours: Limits = OURS) -> Row | None:
     """The row of a model with its rival columns; what `old` has is not measured again."""
-    wanted = ["quick", "helped"] if rivals else []
+    wanted = ["quick", "helped"] if rivals and key[0] != "keras" else []  # Torch-Pruning takes no Keras model
     wanted += ["quality"] if key[0] == "eval" and rivals else []
     missing = [name for name in wanted if not (old or {}).get(name)]
     if old is not None and not missing:

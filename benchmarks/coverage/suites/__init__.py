@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.coverage.suites import evaluated, timm_models, torchvision_models, transformers_models
+from benchmarks.coverage.suites import evaluated, keras_models, timm_models, torchvision_models, transformers_models
 from benchmarks.coverage.suites.case import Case
 from benchmarks.coverage.suites.weights import redraw
 
-SUITES = ("torchvision", "timm", "transformers", "eval")
+SUITES = ("torchvision", "timm", "transformers", "keras", "eval")
 
 
 def names(suite: str, eval_folder: Path | None = None) -> list[str]:
@@ -22,6 +22,7 @@ def names(suite: str, eval_folder: Path | None = None) -> list[str]:
         "torchvision": torchvision_models.names,
         "timm": timm_models.names,
         "transformers": transformers_models.names,
+        "keras": keras_models.names,
     }[suite]()
 
 
@@ -35,6 +36,7 @@ def build(suite: str, name: str, eval_folder: Path | None = None, seed: int = 0)
         "torchvision": torchvision_models.build,
         "timm": timm_models.build,
         "transformers": transformers_models.build,
+        "keras": keras_models.build,
     }
     case = builders[suite](name)
     redraw(case.model, seed)

@@ -24,9 +24,9 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
         if parameter.is_floating_point():
             parameter.copy_(_like(parameter, generator))
     for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
+        if name.endswith(("running_mean", "moving_mean")):
             buffer.copy_(SMALL * _noise(buffer, generator))
-        elif name.endswith("running_var"):
+        elif name.endswith(("running_var", "moving_variance")):
             buffer.copy_(torch.exp(SMALL * _noise(buffer, generator)))
 
 

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actprune.errors import PlanError
+from actprune.methods import known
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from actprune.demo.main_job import Outcome
+
+
+FRAMEWORKS = ("torch", "keras")
 
 
 def demo(
@@ -38,10 +42,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/lenet5-mnist"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run folder.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    framework: Annotated[str, typer.Option(help="torch, or keras for the seed's own script on Keras 3.")] = "torch",
 ) -> None:
     """Train LeNet-5 on MNIST, cut it, prove the cut, fine-tune, and report.
 
-    The second run starts at pruning: the dense network is cached.
+    The second run starts at pruning: the dense network is cached (on PyTorch).
 
     Example: actprune demo --keep params=10% --finetune-epochs 1
     """
@@ -57,8 +62,12 @@ def demo(
             hint="--threshold 0.01, say: smaller weights count as zero",
         )
     from actprune.cli.progress import bars
-    from actprune.demo.main_job import Options, run
+    from actprune.demo.main_job import Options
 
+    if known(framework, FRAMEWORKS, "framework") == "keras":
+        from actprune.demo.keras_job import run
+    else:
+        from actprune.demo.main_job import run
     options = Options(
         keep=budget, max_drop=max_drop, method=method, allocation=allocation, threshold=threshold,
         finetune_epochs=finetune_epochs, epochs=epochs, seed=seed, data=data, out=out, overwrite=overwrite,

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from actprune.allocation.budget import Keep, parse
 from actprune.allocation.cost import cost
@@ -28,11 +28,12 @@ from actprune.guidance.guide import guide
 from actprune.latency.bench import Bench
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.pipeline import prune
-from actprune.plan import make_plan
+from actprune.plan import Plan, make_plan
 from actprune.recovery.sgd import SGD
 from actprune.report.measure import state_bytes
 from actprune.report.record import Report, Stage
 from actprune.result import Result
+from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import cut
 
 CALIBRATION = 8192
@@ -93,7 +94,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     """
     tell = progress or (lambda stage, done, total: None)
     check_output(options.out, overwrite=options.overwrite)
-    _check(options)
+    check(options)
     started = time.perf_counter()
     split = tensors(load_mnist(options.data, options.cache))
     loaded = time.perf_counter()
@@ -121,7 +122,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
         progress=progress,
     )
     tell("test", 0, 1)
-    report = _tested(result, dense, split, options)
+    report = tested(result, dense, lambda m: accuracy(m, split.test.images, split.test.labels), options, cut)
     seconds = {"load": loaded - started, "train" if trained else "load dense": ready - loaded}
     report = replace(report, seconds={**{k: round(v, 3) for k, v in seconds.items()}, **report.seconds})
     tell("test", 1, 1)
@@ -129,7 +130,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     return Outcome(result, report, folder)
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
     """What can be known to be wrong before anything is loaded or trained."""
     method(options.method)
     if options.allocation is not None:
@@ -156,35 +157,47 @@ def _finetune(split: Split, options: Options) -> SGD | None:
     return SGD(loader, loss=F.cross_entropy, lr=0.05, epochs=options.finetune_epochs)
 
 
-def _tested(result: Result, dense: nn.Module, split: Split, options: Options) -> Report:
-    """The report with test accuracies, and the L2 norm at the same widths beside ours."""
+def tested(
+    result: Result,
+    dense: Any,
+    test: Callable[[Any], float],
+    options: Options,
+    make: Callable[[Any, Plan, Rewrite], Any],
+) -> Report:
+    """The report with test accuracies, and the L2 norm at the same widths beside ours.
 
-    def tested(model: nn.Module, stage: Stage) -> Stage:
-        found = accuracy(model, split.test.images, split.test.labels)
-        return replace(stage, accuracy=found, validation=stage.accuracy)
+    Args:
+        test: model → accuracy on the test set.
+        make: (dense model, plan, rewrite) → the cut model.
+    """
+
+    def stage(model: Any, stage: Stage) -> Stage:
+        return replace(stage, accuracy=test(model), validation=stage.accuracy)
 
     report, small = result.report, result.before_finetune or result.model
     rivals: dict[str, Stage] = {}
     if options.method != "l2":
-        rivals["L2 norm"] = _rival(result, dense, split)
+        rivals["L2 norm"] = _rival(result, dense, test, make)
     return replace(
         report,
-        dense=tested(dense, report.dense),
-        pruned=tested(small, report.pruned),
-        finetuned=None if report.finetuned is None else tested(result.model, report.finetuned),
+        dense=stage(dense, report.dense),
+        pruned=stage(small, report.pruned),
+        finetuned=None if report.finetuned is None else stage(result.model, report.finetuned),
         rivals=rivals,
     )
 
 
-def _rival(result: Result, dense: nn.Module, split: Split) -> Stage:
+def _rival(
+    result: Result, dense: Any, test: Callable[[Any], float], make: Callable[[Any, Plan, Rewrite], Any]
+) -> Stage:
     """The same widths by L2 norm of the filters, without compensation."""
     graph = result.graph
     ranked = guide(graph, None, method="l2")
     plan = make_plan(graph, ranked.supports(result.plan.widths))
-    model = cut(dense, plan, compensate(graph, plan, (), method=None))
+    model = make(dense, plan, compensate(graph, plan, (), method=None))
     counted = cost(graph, plan.widths)
     return Stage(
-        accuracy(model, split.test.images, split.test.labels),
+        test(model),
         counted.params,
         counted.macs,
         state_bytes(model),
