@@ -345,7 +345,7 @@ def test_a_read_only_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fills while the weights are written: only finished stages are left, and the model is not cut in place either."""
+    """It fills while the weights are written: only finished stages are left, and the model is as it was."""
 
     def fill(path: Path, *args: Any) -> None:
         path.write_bytes(b"half of the wei")

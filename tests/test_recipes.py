@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from actprune.artifacts.plan_file import read_plan
 from actprune.cli.init import TEMPLATES, init
 from actprune.cli.recipe import load_recipe
 from actprune.errors import ArtifactError, CaptureError, PlanError
+from actprune.report.frontier import Frontier, Point
+from actprune.report.record import Report, Stage
 from kill_and_resume import same_after
 from test_cli import Run, run  # noqa: F401
 
@@ -49,6 +54,41 @@ def test_the_walk(run: Run, tmp_path: Path) -> None:  # noqa: F811
     code, out, err = run("prune", "recipe.py", "--method", "l2", "--plan", "mine.json", "--out", "runs/mine", "--json")
     assert code == 0, err
     assert {g["name"]: g["after"] for g in json.loads(out)["groups"]}[name] == 2
+
+
+def test_a_sweep_is_run_folders_and_a_frontier(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    assert run("init")[0] == 0
+    words = ("sweep", "recipe.py", "--keep", "macs=70%", "--keep", "params=40%", "--method", "l2", "--out", "runs/s")
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    told, home = json.loads(out), tmp_path / "runs" / "s"
+    assert told == json.loads((home / "frontier.json").read_text())
+    assert [one["folder"] for one in told["points"]] == ["macs-70", "params-40"]
+    for one in told["points"]:
+        report = json.loads((home / one["folder"] / "report.json").read_text())
+        assert (one["macs"], one["accuracy"]) == (report["finetuned"]["macs"], report["finetuned"]["accuracy"])
+        assert f"| {one['keep']} |" in (home / "frontier.md").read_text()
+    assert told["points"][0]["macs"] <= 0.7 * told["dense"]["macs"]
+    assert told["points"][1]["params"] <= 0.4 * told["dense"]["params"]
+    assert run("verify", "runs/s/params-40")[0] == 0
+    code, _, err = run(*words)
+    assert code == 1 and "a sweep in this folder already" in err
+    assert run("sweep", "--keep", "macs=50%", "--keep", "0.5")[0] == 2
+    code, _, err = run("sweep", "--keep", "flops=50%")
+    assert code == 1 and "unknown cost" in err
+    assert run("sweep")[0] == 2
+
+
+def test_the_frontier_leaves_out_what_another_run_beats() -> None:
+    dense = Stage(0.9, 100, 100, 400, None)
+
+    def point(accuracy: float | None, macs: int) -> Point:
+        report = SimpleNamespace(final=replace(dense, accuracy=accuracy, macs=macs), dense=dense)
+        return Point(f"macs={macs}%", f"macs-{macs}", cast("Report", report))
+
+    points = [point(0.9, 70), point(0.8, 50), point(0.85, 50), point(0.85, 60), point(None, 10)]
+    found = Frontier(points)
+    assert [found.best(one) for one in points] == [True, False, True, False, None]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from actprune.cli.options import AsJson
+
 
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show two runs side by side: the networks that they returned, and the widths that differ.
 

@@ -18,6 +18,7 @@ from actprune.cli.init import init
 from actprune.cli.inspect import inspect
 from actprune.cli.prune import prune
 from actprune.cli.report import report
+from actprune.cli.sweep import sweep
 from actprune.cli.verify import verify
 from actprune.errors import ActpruneError
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (init, inspect, prune, verify, export, report, compare, demo):
+for command in (init, inspect, prune, sweep, verify, export, report, compare, demo):
     app.command()(command)
 
 

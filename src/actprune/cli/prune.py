@@ -10,28 +10,38 @@ from typing import Annotated, Any
 
 import typer
 
+from actprune.cli.options import (
+    Allocation,
+    AsJson,
+    Compensate,
+    FormName,
+    MethodName,
+    Protect,
+    RecipeSpec,
+    RoundTo,
+    Seed,
+    rounded,
+)
 from actprune.cli.recipe import DEFAULT
 
 
 def prune(
-    spec: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe.py, package.module or model.keras.")
-    ] = DEFAULT,
+    spec: RecipeSpec = DEFAULT,
     data: Annotated[Path | None, typer.Option(help="Calibration samples of a .keras file: an .npz.")] = None,
     keep: Annotated[str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=25%, latency=50%, …")] = None,
     max_drop: Annotated[float | None, typer.Option(min=0, help="How much the metric may fall, in its units.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Keep the units of this plan.json, edited by hand or not.")] = None,
-    method: Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, wanda, …")] = "sgd-ap",
-    allocation: Annotated[str | None, typer.Option(help="Instead of the method's.")] = None,
-    compensate: Annotated[str | None, typer.Option(help="Instead of the method's.")] = None,
-    protect: Annotated[list[str] | None, typer.Option(help="Module paths whose units stay; several times.")] = None,
-    round_to: Annotated[str, typer.Option(help="Widths are multiples of it; or auto.")] = "1",
-    form: Annotated[str, typer.Option(help="class, graph or auto.")] = "class",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    method: MethodName = "sgd-ap",
+    allocation: Allocation = None,
+    compensate: Compensate = None,
+    protect: Protect = None,
+    round_to: RoundTo = "1",
+    form: FormName = "class",
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would stay; write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prune the model of a recipe, prove the cut, fine-tune if the recipe can, and write a run folder.
 
@@ -50,7 +60,7 @@ def prune(
     arguments: dict[str, Any] = {
         "keep": _budget(keep, max_drop, plan), "max_drop": max_drop, "method": method, "allocation": allocation,
         "compensate": compensate, "protect": protect or (), "form": form, "seed": seed,
-        "round_to": int(round_to) if round_to.isdecimal() else round_to,
+        "round_to": rounded(round_to),
     }  # fmt: skip
     console = Console(highlight=False)
     with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer

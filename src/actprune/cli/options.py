@@ -1,0 +1,22 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+RecipeSpec = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.py, package.module or model.keras.")]
+MethodName = Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, wanda, …")]
+Allocation = Annotated[str | None, typer.Option(help="Instead of the method's.")]
+Compensate = Annotated[str | None, typer.Option(help="Instead of the method's.")]
+Protect = Annotated[list[str] | None, typer.Option(help="Module paths whose units stay; several times.")]
+RoundTo = Annotated[str, typer.Option(help="Widths are multiples of it; or auto.")]
+FormName = Annotated[str, typer.Option(help="class, graph or auto.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")]
+
+
+def rounded(text: str) -> Any:
+    """What `--round-to` says."""
+    return int(text) if text.isdecimal() else text

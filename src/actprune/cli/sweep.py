@@ -1,0 +1,111 @@
+"""`actprune sweep`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actprune.allocation.budget import parse
+from actprune.cli.options import (
+    Allocation,
+    AsJson,
+    Compensate,
+    FormName,
+    MethodName,
+    Protect,
+    RecipeSpec,
+    RoundTo,
+    Seed,
+    rounded,
+)
+from actprune.cli.recipe import DEFAULT
+from actprune.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from actprune.report.frontier import Frontier
+
+FRONTIER = ("frontier.json", "frontier.md")
+
+
+def sweep(
+    keep: Annotated[list[str], typer.Option(help="A budget: macs=50%, params=10%, …; several times.")],
+    spec: RecipeSpec = DEFAULT,
+    method: MethodName = "sgd-ap",
+    allocation: Allocation = None,
+    compensate: Compensate = None,
+    protect: Protect = None,
+    round_to: RoundTo = "1",
+    form: FormName = "class",
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the run folders and the frontier.")] = Path("runs/sweep"),
+    as_json: AsJson = False,
+) -> None:
+    """Prune to several budgets, of one pass of statistics: accuracy against cost.
+
+    Each result is a run folder below --out; frontier.json and frontier.md say what was reached.
+
+    Example: actprune sweep recipe.py --keep macs=70% --keep macs=50% --out runs/sweep
+    """
+    names = _folders(keep)
+    from rich.console import Console
+
+    from actprune.artifacts.checkpoint import check_output
+    from actprune.cli.progress import bars
+    from actprune.cli.recipe import load_recipe
+    from actprune.cli.runs import write_texts
+    from actprune.pipeline import sweep as run
+    from actprune.report.frontier import Frontier, Point
+
+    _check_free(out)
+    for name in names:
+        check_output(out / name)
+    points: list[Point] = []
+    with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
+        recipe = load_recipe(spec, seed)
+        results = run(
+            recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
+            protect=protect or (), round_to=rounded(round_to), form=form, seed=seed, progress=progress,
+            evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"),
+        )  # fmt: skip
+        for result, budget, name in zip(results, keep, names, strict=True):
+            result.save(out / name)
+            points.append(Point(budget, name, result.report))
+            # written each time, so that an interruption leaves what was reached
+            write_texts(out, dict(zip(FRONTIER, _texts(Frontier(points)), strict=True)))
+    found = Frontier(points)
+    if as_json:
+        typer.echo(_texts(found)[0])
+        return
+    console = Console(highlight=False)
+    console.print(found.to_table())
+    console.print(f"written to {out}")
+
+
+def _texts(found: Frontier) -> tuple[str, str]:
+    return json.dumps(found.to_data(), indent=1), found.to_markdown()
+
+
+def _folders(keeps: list[str]) -> list[str]:
+    """The name of a folder for each budget: macs-50."""
+    budgets = [parse(keep) for keep in keeps]
+    names = [f"{budget.cost}-{100 * budget.keep:.6g}" for budget in budgets]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("every budget once", param_hint="--keep")
+    return names
+
+
+def _check_free(out: Path) -> None:
+    """That no earlier sweep is there."""
+    if any((out / name).exists() for name in FRONTIER):
+        raise ArtifactError(
+            "There is a sweep in this folder already.",
+            expected="a folder without one",
+            got=f"one with {' and '.join(FRONTIER)}",
+            where=str(out),
+            hint="choose another --out, or move that one away",
+        )
