@@ -83,12 +83,23 @@ def test_the_frontier_leaves_out_what_another_run_beats() -> None:
     dense = Stage(0.9, 100, 100, 400, None)
 
     def point(accuracy: float | None, macs: int) -> Point:
-        report = SimpleNamespace(final=replace(dense, accuracy=accuracy, macs=macs), dense=dense)
+        own = replace(dense, accuracy=accuracy, macs=macs)
+        report = SimpleNamespace(final=own, dense=dense, model="Net", method="l2", in_percent=True)
         return Point(f"macs={macs}%", f"macs-{macs}", cast("Report", report))
 
     points = [point(0.9, 70), point(0.8, 50), point(0.85, 50), point(0.85, 60), point(None, 10)]
     found = Frontier(points)
     assert [found.best(one) for one in points] == [True, False, True, False, None]
+    table = found.to_table()
+    assert [str(column.header) for column in table.columns] == [
+        "budget",
+        "accuracy",
+        "params",
+        "MACs",
+        "ms",
+        "frontier",
+    ]
+    assert table.row_count == 1 + len(points)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -57,13 +57,14 @@ class Frontier:
         return "\n".join([f"# {first.model}: {first.method}", "", *md_table(header, rows)])
 
     def to_table(self) -> Table:
-        """The same for a terminal."""
+        """The same for a terminal, without what 80 columns have no room for."""
         header, rows = self._table()
-        table = new_table(f"{self.points[0].report.model}: accuracy against cost")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        shown = [i for i, name in enumerate(header) if name not in ("", "bytes", "run")]
+        table = new_table(f"{self.points[0].report.model}: {header[1]} against cost")
+        for i in shown:
+            table.add_column(header[i], justify="right" if i else "left", no_wrap=True)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(row[i] for i in shown))
         return table
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
