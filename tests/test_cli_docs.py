@@ -20,8 +20,10 @@ def test_every_command_has_its_section_and_its_example() -> None:
     sections = dict(re.findall(r"^## actprune (\w+)\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL))
     assert sections.keys() == COMMANDS.keys()
     for name, command in COMMANDS.items():
-        example = str(command.__doc__).partition("Example: ")[2].strip()
-        assert example and f"    {example}\n" in sections[name]
+        examples = re.findall(r"^ *Example: (.*)$", str(command.__doc__), re.MULTILINE)
+        assert examples
+        for example in examples:
+            assert f"    {example}\n" in sections[name]
 
 
 def test_every_option_that_is_named_exists() -> None:

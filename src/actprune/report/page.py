@@ -18,7 +18,7 @@ from actprune.report.record import GroupRow, Report
 from actprune.report.table import WIDTHS, cells, headings, metric, proof_line, width_cells
 from actprune.report.templates import EXTRA, rendered
 
-CHART_BYTES = 1_000_000
+CHART_BYTES = 800_000
 """What the data of charts may take, beside the 4.8 MB of plotly.js: groups that would exceed it have no charts."""
 
 LONGEST = 400
