@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 RecipeSpec = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.py, package.module or model.keras.")]
+Samples = Annotated[Path | None, typer.Option(help="Calibration samples of a .keras file: an .npz.")]
 MethodName = Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, wanda, …")]
 Allocation = Annotated[str | None, typer.Option(help="Instead of the method's.")]
 Compensate = Annotated[str | None, typer.Option(help="Instead of the method's.")]

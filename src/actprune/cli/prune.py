@@ -19,6 +19,7 @@ from actprune.cli.options import (
     Protect,
     RecipeSpec,
     RoundTo,
+    Samples,
     Seed,
     rounded,
 )
@@ -27,7 +28,7 @@ from actprune.cli.recipe import DEFAULT
 
 def prune(
     spec: RecipeSpec = DEFAULT,
-    data: Annotated[Path | None, typer.Option(help="Calibration samples of a .keras file: an .npz.")] = None,
+    data: Samples = None,
     keep: Annotated[str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=25%, latency=50%, …")] = None,
     max_drop: Annotated[float | None, typer.Option(min=0, help="How much the metric may fall, in its units.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Keep the units of this plan.json, edited by hand or not.")] = None,

@@ -20,6 +20,7 @@ from actprune.cli.options import (
     Protect,
     RecipeSpec,
     RoundTo,
+    Samples,
     Seed,
     rounded,
 )
@@ -35,6 +36,7 @@ FRONTIER = ("frontier.json", "frontier.md")
 def sweep(
     keep: Annotated[list[str], typer.Option(help="A budget: macs=50%, params=10%, …; several times.")],
     spec: RecipeSpec = DEFAULT,
+    data: Samples = None,
     method: MethodName = "sgd-ap",
     allocation: Allocation = None,
     compensate: Compensate = None,
@@ -66,7 +68,7 @@ def sweep(
         check_output(out / name)
     points: list[Point] = []
     with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
-        recipe = load_recipe(spec, seed)
+        recipe = load_recipe(spec, seed, data)
         results = run(
             recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
             protect=protect or (), round_to=rounded(round_to), form=form, seed=seed, progress=progress,
