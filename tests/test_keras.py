@@ -276,6 +276,23 @@ def test_prune_evaluates_and_trains_keras_models(tmp_path: Path) -> None:
         result.fold()
 
 
+def test_a_saved_plan_is_replayed_on_a_fresh_model(tmp_path: Path) -> None:
+    """Also with a recovery, which trains the Keras variables through torch."""
+    x = RNG.normal(size=(64, 12, 12, 1)).astype("float32")
+    result = actprune.prune(lenet(), x, keep="units=50%", method="l2", recover=actprune.Distill(steps=4))
+    result.save(tmp_path / "run")
+    keras.utils.clear_session()
+    loaded: Any = actprune.load(tmp_path / "run", KerasNetwork(lenet()))
+    assert np.array_equal(loaded.model.predict(x, verbose=0), result.model.predict(x, verbose=0))
+
+
+def test_gradients_of_gates_with_a_scale_that_follows_a_size() -> None:
+    """The factor that stands for 1/√(head size) takes no unit away, so it has no gate."""
+    model = transformer()
+    result = actprune.prune(model, [_inputs(model)[0]], keep="params=70%", method="taylor")
+    assert result.proof.passed
+
+
 def test_training_settings_survive() -> None:
     model = lenet()
     model.layers[2].trainable = False
