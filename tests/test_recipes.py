@@ -161,6 +161,11 @@ def test_a_keras_file_and_arrays(run: Run, tmp_path: Path) -> None:  # noqa: F81
     assert code == 0 and "written to runs/pruned" in out, err
     small = keras.models.load_model(tmp_path / "runs" / "pruned" / "model.keras")
     assert [layer.units for layer in small.layers] == [4, 3]
+    words = ("net.keras", "--data", "data.npz", "--method", "l2", "--keep", "macs=70%")
+    code, out, err = run("prune", *words, "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["pruned"]["macs"] < json.loads(out)["dense"]["macs"], err
+    code, out, err = run("sweep", *words)
+    assert code == 0 and (tmp_path / "runs" / "sweep" / "macs-70" / "model.keras").exists(), err
     code, _, err = run("prune", "net.keras", "--keep", "units=50%")
     assert code == 1 and "--data" in err
     assert run("prune", "recipe.py", "--data", "data.npz")[0] == 2

@@ -16,7 +16,7 @@ from torch import nn
 from actprune.allocation.budget import Keep
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
-from actprune.artifacts.journal import journal_of
+from actprune.artifacts.journal import Journal, journal_of
 from actprune.data import Forward
 from actprune.distance import Distance
 from actprune.errors import DataError
@@ -125,23 +125,15 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
-    given = model
-    if is_keras(given):
-        check_keras(form, inplace)
-        model = KerasNetwork(given)
-        calibration = Batches(calibration, given) if forward is None else calibration
-        evaluate, finetune = on_network(evaluate), training_of(finetune)
+    given = _as_network(locals())  # the arguments: nothing else has a name yet
     if inplace and form != "class":
         raise _not_in_place(form)
     journal = journal_of(save_to, resume) if save_to is not None else None
-    asked = _settings(locals())
-    job = Run(model, asked)
+    job = Run(given["model"], _settings(given, journal))
     if save_to is not None:
         check_output(Path(save_to), overwrite=resume and Path(save_to).exists())
-    with _undisturbed(model):
-        result = job(calibration, calibration_size, forward)
-    if is_keras(given):
-        result = keras_result(result)
+    with _undisturbed(job.model):
+        result = _returned(job(given["calibration"], calibration_size, forward))
     if inplace:
         _check_replaceable(result)
     if save_to is not None:
@@ -164,10 +156,10 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
         arguments: those of `prune`, of which `recover`, `finetune`, `inplace`, `save_to` and `resume` are not used.
     """
     given = _arguments(model, calibration, arguments)
-    job = Run(model, _settings({**given, "journal": None}))
-    with _undisturbed(model):
-        plan = job.decide(calibration, given["calibration_size"], given["forward"])
-        table = measure_latency(model, job.graph, bench=job.bench)
+    job = Run(given["model"], _settings(given))
+    with _undisturbed(job.model):
+        plan = job.decide(given["calibration"], given["calibration_size"], given["forward"])
+        table = measure_latency(job.model, job.graph, bench=job.bench)
         before, after = cost(job.graph), cost(job.graph, plan.widths)
         return Prediction(plan, before, after, table({}), table(plan.widths))
 
@@ -178,10 +170,10 @@ def sweep(model: nn.Module, calibration: Iterable[Any], keeps: Sequence[Keep], *
     Args:
         arguments: those of `prune` but `keep`, `inplace`, `save_to` and `resume`.
     """
-    given = _arguments(model, calibration, arguments)
-    job = Run(model, _settings({**given, "journal": None, "keep": next(iter(keeps), None)}))
-    with _undisturbed(model):
-        yield from job.sweep(keeps, calibration, given["calibration_size"], given["forward"])
+    given = _arguments(model, calibration, {**arguments, "keep": next(iter(keeps), None)})
+    job = Run(given["model"], _settings(given))
+    with _undisturbed(job.model):
+        yield from map(_returned, job.sweep(keeps, given["calibration"], given["calibration_size"], given["forward"]))
 
 
 @dataclass(frozen=True)
@@ -213,10 +205,31 @@ def _arguments(model: nn.Module, calibration: Iterable[Any], arguments: Mapping[
     """With the defaults of `prune`; `TypeError` where it has no argument of such a name."""
     bound = inspect.signature(prune).bind(model, calibration, **arguments)
     bound.apply_defaults()
-    return bound.arguments
+    return _as_network(bound.arguments)
 
 
-def _settings(given: Mapping[str, Any]) -> Settings:
+def _as_network(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `prune` as the engine takes them: for a Keras model its network, and what is given that one."""
+    model = given["model"]
+    if not is_keras(model):
+        return given
+    check_keras(given["form"], given["inplace"])
+    data = given["calibration"]
+    return {
+        **given,
+        "model": KerasNetwork(model),
+        "calibration": Batches(data, model) if given["forward"] is None else data,
+        "evaluate": on_network(given["evaluate"]),
+        "finetune": training_of(given["finetune"]),
+    }
+
+
+def _returned(result: Result) -> Result:
+    """The result as the caller gets it: with Keras models, where one was given."""
+    return keras_result(result) if isinstance(result.model, KerasNetwork) else result
+
+
+def _settings(given: Mapping[str, Any], journal: Journal | None = None) -> Settings:
     """The arguments of `prune`, checked as far as can be told from each alone."""
     budgeted = given["keep"] is not None or given["max_drop"] is not None
     protect, name = given["protect"], given["method"]
@@ -225,6 +238,7 @@ def _settings(given: Mapping[str, Any]) -> Settings:
         "name": name,
         "protect": tuple((protect,) if isinstance(protect, str) else protect),
         "form": known(given["form"], FORMS, "form"),
+        "journal": journal,
     }
     chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
     return Settings(**chosen)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from actprune.artifacts.checkpoint import check_output
-from actprune.demo.main_job import CALIBRATION, Options, Outcome, Progress, check, tested
+from actprune.demo.main_job import CALIBRATION, Options, Outcome, Progress, check, how_to_prune, tested
 from actprune.demo.mnist import load_mnist
 from actprune.errors import PlanError
 from actprune.keras3.backend import keras_on_torch
@@ -65,16 +65,10 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     result = prune(
         dense,
         x[:first][:CALIBRATION].reshape(-1, 256, 28, 28, 1) if first >= CALIBRATION else x[:first],
-        keep=options.keep,
-        max_drop=None if options.max_drop is None else options.max_drop / 100,
         evaluate=accuracy_on(x[first:], y[first:]),
         finetune=_finetune(x[:first], y[:first], options, tell),
-        method=options.method,
-        allocation=options.allocation,
-        threshold=options.threshold,
-        calibration_size=CALIBRATION,
-        seed=options.seed,
         progress=progress,
+        **how_to_prune(options),
     )
     tell("test", 0, 1)
     report = tested(

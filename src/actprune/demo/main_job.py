@@ -110,16 +110,10 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     result = prune(
         dense,
         split.train.images[:CALIBRATION].split(256),
-        keep=options.keep,
-        max_drop=None if options.max_drop is None else options.max_drop / 100,
         evaluate=lambda model: accuracy(model, split.validation.images, split.validation.labels),
         finetune=_finetune(split, options),
-        method=options.method,
-        allocation=options.allocation,
-        threshold=options.threshold,
-        calibration_size=CALIBRATION,
-        seed=options.seed,
         progress=progress,
+        **how_to_prune(options),
     )
     tell("test", 0, 1)
     report = tested(result, dense, lambda m: accuracy(m, split.test.images, split.test.labels), options, cut)
@@ -128,6 +122,19 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     tell("test", 1, 1)
     folder = save(options.out, result.model, result.plan, report.to_data(), overwrite=options.overwrite)
     return Outcome(result, report, folder)
+
+
+def how_to_prune(options: Options) -> dict[str, Any]:
+    """What the options say of `prune`, whatever the framework."""
+    return {
+        "keep": options.keep,
+        "max_drop": None if options.max_drop is None else options.max_drop / 100,
+        "method": options.method,
+        "allocation": options.allocation,
+        "threshold": options.threshold,
+        "calibration_size": CALIBRATION,
+        "seed": options.seed,
+    }
 
 
 def check(options: Options) -> None:
