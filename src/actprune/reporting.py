@@ -1,0 +1,186 @@
+"""What a run says of itself at its end: figures of every network, and what a reader of them must know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from actprune.allocation.budget import Budget
+from actprune.allocation.correct import Corrected
+from actprune.allocation.cost import Cost, cost
+from actprune.axes.capture import Graph
+from actprune.data import Calibration
+from actprune.forms import Form
+from actprune.guidance.guide import Guide
+from actprune.latency.bench import Bench
+from actprune.plan import Plan
+from actprune.proof.check import Proof
+from actprune.recovery.distill import Recovered
+from actprune.report.groups import group_rows
+from actprune.report.measure import command, state_bytes, versions
+from actprune.report.record import Report, Stage
+from actprune.rewrite import Rewrite
+from actprune.settings import Settings
+from actprune.stats.collect import Stats
+
+_FORMS = {
+    "class": "The network is of the class that was given.",
+    "graph": "The network is the captured graph as a module, without dropout and the branches of training.",
+}
+"""What the report says of the form that was not a matter of course."""
+
+SLOW, NO_FASTER = 1.3, 0.95
+"""Latency is told to be too high at so many times the share of MACs that stays, and at this share of the dense one."""
+
+ENOUGH_ROWS = 10
+"""Calibration rows per column below which a refit is said to have had too few."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """One way from allocation to fine-tune.
+
+    Attributes:
+        small, metric: the network after cut and compensation.
+        final, final_metric: the one that is returned.
+        recovery, recovered: what the recovery without labels did, and the network after it, where it was asked for.
+        worse: steps that made the metric worse: (name, metric before, after).
+    """
+
+    decided: Corrected
+    rewrite: Rewrite
+    small: nn.Module
+    proof: Proof
+    metric: float | None
+    final: nn.Module
+    final_metric: float | None
+    recovery: Recovered | None = None
+    recovered: nn.Module | None = None
+    recovered_metric: float | None = None
+    worse: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Reporting:
+    """What a run was asked for, and what its stages left.
+
+    Attributes:
+        seconds: stage → time.
+        losses: of the fine-tune: (steps done, loss).
+    """
+
+    model: nn.Module
+    settings: Settings
+    form: Form
+    guide: Guide
+    stats: Stats | None
+    data: Calibration
+    bench: Bench
+    seconds: Mapping[str, float]
+    losses: Sequence[Sequence[float]]
+
+    @property
+    def graph(self) -> Graph:
+        return self.form.graph
+
+    def __call__(self, attempt: Attempt, budget: Budget | None, dense: float | None) -> Report:
+        """The report.
+
+        Args:
+            budget: that was asked for, if one was.
+            dense: the metric of the dense network, where there is one.
+        """
+        plan, small, final = attempt.decided.plan, attempt.small, attempt.final
+        before, after = cost(self.graph), cost(self.graph, plan.widths)
+        timed = [self.model, small, *([attempt.recovered] if attempt.recovered else []), final]
+        latencies = self._latencies(timed, budget)
+
+        def stage(model: nn.Module, metric: float | None, costs: Cost) -> Stage:
+            return Stage(metric, costs.params, costs.macs, state_bytes(model), latencies[model])
+
+        return Report(
+            model=type(self.model).__name__,
+            method=self.settings.name,
+            allocation=str(plan.note.get("allocation")),
+            compensation=self.settings.method.compensate or "none",
+            budget=self._goal(budget),
+            dense=stage(self.model, dense, before),
+            pruned=stage(small, attempt.metric, after),
+            recovered=stage(attempt.recovered, attempt.recovered_metric, after) if attempt.recovered else None,
+            finetuned=stage(final, attempt.final_metric, after) if self.settings.finetune is not None else None,
+            groups=group_rows(self.graph, self.guide, self.stats, plan),
+            proof=asdict(attempt.proof),
+            rounds=tuple(asdict(one) for one in attempt.decided.rounds),
+            calibration={
+                "samples": self.data.samples,
+                "left_over": self.data.left_over,
+                "batch_size": self.graph.program.batch_size,
+            },
+            seed=self.settings.seed,
+            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            versions=versions(),
+            notes=(
+                *self._notes(attempt, budget),
+                *self._speed(budget, latencies[final] / latencies[self.model], after.macs / max(before.macs, 1)),
+            ),
+            latency=self.bench.about(),
+            losses=tuple((int(step), loss) for step, loss in self.losses),
+            command=command(),
+        )
+
+    def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> dict[nn.Module, float]:
+        """Milliseconds of every network, the dense one first; for longer where a budget was made of it."""
+        each = list(dict.fromkeys(models))
+        return dict(zip(each, self.bench.models(each, quick=not _of_latency(budget)), strict=True))
+
+    def _speed(self, budget: Budget | None, latency: float, macs: float) -> Iterator[str]:
+        """What is to be said of the shares of the dense latency and MACs that were reached."""
+        about = self.bench.about()
+        where = f"batches of {about['batch_size']} on {about['device']} with {about['threads']} threads"
+        if _of_latency(budget):
+            yield f"Latency is {latency:.1%} of the dense network's ({where})."
+        elif macs < 1 and latency > min(SLOW * macs, NO_FASTER):
+            yield (
+                f"Fewer MACs, but hardly faster: MACs are {macs:.0%} of the dense network's, latency is {latency:.0%} "
+                f'({where}). keep="latency=50%" aims at milliseconds, round_to="auto" at widths that suit the machine, '
+                "and result.fold() takes BatchNorm out of the way."
+            )
+
+    def _goal(self, budget: Budget | None) -> str | None:
+        """What was asked for, in one line."""
+        if isinstance(self.settings.keep, Mapping | Plan):
+            return "explicit widths"
+        goals = [str(budget)] if budget is not None else []
+        goals += [f"max_drop={self.settings.max_drop:g}"] if self.settings.max_drop is not None else []
+        return ", ".join(goals) or None
+
+    def _notes(self, attempt: Attempt, budget: Budget | None) -> Iterator[str]:
+        """What a reader of the figures must know."""
+        if self.settings.form != "class":
+            yield _FORMS[self.form.name]
+        if self.data.left_over:
+            yield f"{self.data.left_over} calibration samples did not fill a batch and were not used."
+        drop, reached = self.settings.max_drop, attempt.decided.plan.note.get("budget")
+        if drop is not None and budget is not None and reached != str(budget):
+            yield f"{budget} would lose more than max_drop={drop:g}: {reached}."
+        for step, before, after in attempt.worse:
+            yield f"The {step} made the metric worse ({before:.4g} → {after:.4g}): the network before it is returned."
+        if (done := attempt.recovery) is not None:
+            yield (
+                f"The recovery took {done.steps} steps; on held-out calibration samples the distance to the dense "
+                f"network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
+            )
+        fits = attempt.rewrite.record.get("consumers", {}).values()
+        if left := [fit for fit in fits if "left" in fit]:
+            yield f"{len(left)} of {len(fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."
+        refitted = [fit for fit in fits if "rows" in fit]
+        few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)
+        if few:
+            rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"
+            yield f"{few} of {len(refitted)} refitted layers had {rows}: more samples would help."
+
+
+def _of_latency(budget: Budget | None) -> bool:
+    return budget is not None and budget.cost == "latency"
