@@ -682,7 +682,7 @@ def test_many_positions_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(graph, {"a": [0, 1, 3]})
     full = compensate(graph, plan, [x])
     monkeypatch.setattr("actprune.stats.patches.LEAST_COLUMNS", 1000)
-    monkeypatch.setattr("actprune.compensation.walk.HELD", 0)  # rows are made again for every round
+    monkeypatch.setattr("actprune.compensation.rows.HELD", 0)  # rows are made again for every round
     thin = compensate(graph, plan, [x], rows=1)
     counts = [r.record["consumers"]["conv2d_1"]["rows"] for r in (full, thin)]
     assert counts[0] == SAMPLES * 64 and 1000 <= counts[1] < 1300
@@ -858,8 +858,11 @@ def test_compensation_in_a_network_that_writes_into_views() -> None:
 
 @pytest.mark.parametrize("method", ["least_squares", "bias", "none"])
 @pytest.mark.parametrize("name", [*NETS, "views"])
-def test_candidates_of_one_group_are_made_from_a_shared_run(name: str, method: str) -> None:
+def test_candidates_of_one_group_are_made_from_a_shared_run(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the order in which they are asked for, they are what a refit of the whole network gives."""
+    monkeypatch.setattr("actprune.compensation.ridge.RIDGES", (1e-3,) * 3)  # λ is chosen once, not for every width
     torch.manual_seed(0)
     model, inputs = (Views().eval(), torch.randn(4, 6)) if name == "views" else build(name)
     graph = capture(model, inputs)
@@ -868,21 +871,34 @@ def test_candidates_of_one_group_are_made_from_a_shared_run(name: str, method: s
                for i in range(6)]  # fmt: skip
     samples = graph.program.batch_size
     fitted, held = Calibration(tuple(batches[:4]), 4 * samples), Calibration(tuple(batches[4:]), 2 * samples)
-    near = Near(graph, fitted, held, method=method, rounds=2)
+    near = Near(graph, fitted, held, method=method)
     for group in [*graph.groups, graph.groups[0]]:
+        alone = len({site.node for site in group.consumers}) == 1
         for kept in {1, group.width // 2} - {0, group.width}:
             plan = make_plan(graph, {group.name: range(kept)})
-            rewrite = compensate(graph, plan, fitted, method=method, rounds=2, batchnorm=False, scope="cut")
+            rewrite = compensate(graph, plan, fitted, method=method, rounds=0, batchnorm=False, scope="cut")
             candidate = {**rewrite.tensors, **mask_values(graph, plan)}
-            for found, wanted in zip(near(plan), run_all(graph.program, held.batches, candidate), strict=True):
-                for a, b in zip(found, wanted, strict=True):
-                    torch.testing.assert_close(a, b)
+            near_zero = zero_columns(graph, plan)
+            wanted, plain = (run_all(graph.program, held.batches, network) for network in (candidate, near_zero))
+            dense = run_all(graph.program, held.batches)
+            found = near(plan)
+            if alone or method != "least_squares":
+                assert distance(found, wanted) <= 1e-4 * distance(plain, dense) + 1e-9
+            else:  # one reader behind another: the second one is refitted on what it got before
+                assert distance(found, dense) <= 1.05 * distance(plain, dense) + 1e-9
+
+
+def distance(a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> float:
+    """Sum of squares between the outputs of two networks."""
+    pairs = ((x, y) for first, second in zip(a, b, strict=True) for x, y in zip(first, second, strict=True))
+    return sum(float(((x.double() - y.double()) ** 2).sum()) for x, y in pairs if isinstance(x, Tensor))
 
 
 @pytest.mark.parametrize("method", ["least_squares", "bias", "none"])
 @pytest.mark.parametrize("name", ["chain", "lenet"])
-def test_candidates_near_a_cut_network(name: str, method: str) -> None:
+def test_candidates_near_a_cut_network(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """That network itself, and what is wider in its last group, are what a refit of the whole network gives."""
+    monkeypatch.setattr("actprune.compensation.ridge.RIDGES", (1e-3,) * 3)
     torch.manual_seed(0)
     model, inputs = build(name)
     graph = capture(model, inputs)
@@ -891,18 +907,17 @@ def test_candidates_near_a_cut_network(name: str, method: str) -> None:
     fitted, held = Calibration(tuple(batches[:4]), 4 * samples), Calibration(tuple(batches[4:]), 2 * samples)
 
     def rewritten(plan: Plan) -> Rewrite:
-        return compensate(graph, plan, fitted, method=method, rounds=2, batchnorm=False)
+        return compensate(graph, plan, fitted, method=method, rounds=0, batchnorm=False)
 
     kept = {group.name: range(max(1, group.width // 2)) for group in graph.groups}
     plan = make_plan(graph, kept)
-    near = Near(graph, fitted, held, method=method, rounds=2, around=(plan, rewritten(plan)))
+    near = Near(graph, fitted, held, method=method, around=plan)
     last = graph.groups[-1]
     for width in (last.width // 2, last.width - 1, last.width):
         candidate = make_plan(graph, {**kept, last.name: range(width)})
         whole = {**rewritten(candidate).tensors, **mask_values(graph, candidate)}
-        for found, wanted in zip(near(candidate), run_all(graph.program, held.batches, whole), strict=True):
-            for a, b in zip(found, wanted, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        wanted, dense = (run_all(graph.program, held.batches, network) for network in (whole, {}))
+        assert distance(near(candidate), wanted) <= 1e-4 * distance(wanted, dense) + 1e-9
 
 
 def test_the_order_of_units_does_not_matter() -> None:

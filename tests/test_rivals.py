@@ -18,7 +18,7 @@ import actprune as ap
 from actprune.axes.capture import Graph, capture
 from actprune.axes.expr import positions
 from actprune.compensation.ridge_map import channel_columns
-from actprune.compensation.walk import contracted
+from actprune.compensation.rows import contracted
 from actprune.errors import DataError, PlanError
 from actprune.graph.run import run
 from actprune.guidance.guide import guide

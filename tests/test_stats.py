@@ -499,6 +499,23 @@ def test_merged_statistics_equal_one_pass(net: str) -> None:
     assert_stats(collect(graph, x[:10].double()).merge(collect(graph, x[10:].double())), whole, 1e-12)
 
 
+def test_large_maps_give_as_many_rows_as_their_columns_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same positions of every map, so that parts which know of the whole merge to it."""
+    monkeypatch.setattr("actprune.stats.collect.most_rows", lambda columns: 40)
+    torch.manual_seed(0)
+    model, x = Two(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3)), torch.randn(20, 3, 8, 7)
+    graph = capture(model.double(), x[:5].double())
+    whole = collect(graph, x.double())
+    node = consumer(graph).node
+    assert whole.moments(node).count == 2 * 20  # of 6 · 5 positions
+    places = torch.randperm(30, generator=torch.Generator().manual_seed(30))[:2].sort().values
+    patches = F.unfold(model.hidden(x.double()), 3)[..., places].transpose(1, 2).flatten(0, 1)
+    assert torch.allclose(whole.moments(node).mean, patches.mean(0).detach())
+    parts = [collect(graph, part.double(), total=20) for part in x.split(10)]
+    assert_stats(merge_stats(*parts), whole, 1e-12)
+    assert whole.units[graph.groups[0].name].signed.count == 20 * 8 * 7  # activation values are of all positions
+
+
 def test_statistics_of_another_form_do_not_merge() -> None:
     torch.manual_seed(0)
     model, x = Two(nn.Linear(6, 5), nn.Linear(5, 3)), torch.randn(12, 6)

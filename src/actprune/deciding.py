@@ -9,16 +9,16 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import MEASURE_SAMPLES, Measured, allocate, measure_all
+from actprune.allocation.allocate import FITTED, MEASURE_SAMPLES, Measured, allocate, is_small, measure_all
 from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected, describe, on_time, within_budget, within_drop
 from actprune.allocation.cost import cost
 from actprune.allocation.rounding import best_multiple
+from actprune.allocation.sensitivity import FRACTIONS
 from actprune.allocation.solve import trades
 from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
 from actprune.compensation.near import Near
-from actprune.compensation.refit import ROUNDS
 from actprune.compensation.refit import compensate as refit
 from actprune.data import Calibration
 from actprune.errors import ActpruneError, PlanError
@@ -29,12 +29,11 @@ from actprune.latency.table import LatencyTable, measure_latency
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
-from actprune.stats.patches import QUICK_ROWS, ROWS
 
 QUICK_ROUNDS = 3
-"""Rounds of rectified fits for candidates that are only compared."""
+"""Rounds of rectified fits for candidates of small networks; those of large ones have plain fits."""
 
-MEASURE_WORK = 2e13
+MEASURE_WORK = 5e12
 """Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
 
 
@@ -116,17 +115,15 @@ class Deciding:
         first = lowest if budget is not None else max(lowest, 0.5)
         return within_drop(plan_for, self._metric_of, dense, asked.max_drop, lowest, first)
 
-    def rewrite(self, plan: Plan, data: Calibration | None = None, quick: bool = False) -> Rewrite:
-        """The candidate network of a plan; `quick` for the many that are only compared."""
+    def rewrite(self, plan: Plan) -> Rewrite:
+        """The candidate network of a plan."""
         asked = self.settings
         return refit(
             self.graph,
             plan,
-            data or self.data,
+            self.data,
             method=asked.method.compensate,
-            rounds=QUICK_ROUNDS if quick else ROUNDS,
-            rows=QUICK_ROWS if quick else ROWS,
-            batchnorm=False if quick else asked.batchnorm,
+            batchnorm=asked.batchnorm,
             distance=asked.distance,
             base=self._base(),
         )
@@ -139,17 +136,16 @@ class Deciding:
         asked = self.settings
         if asked.method.allocation != "sensitivity" or budget.cost == "units":
             return None
-        fitted, held = self.data.holdout(0.25)
+        fitted, held = self.data.holdout(1 / (1 + FITTED))
         samples = _affordable(self.graph)
-        fitted, held = fitted.subset(samples), held.subset(samples)
+        fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))
+        rounds = QUICK_ROUNDS if is_small(self.graph, held.samples) else 0
 
-        def near(plan: Plan | None) -> Near:
-            around = None if plan is None else (plan, self.rewrite(plan, fitted, quick=True))
+        def near(plan: Plan | None, held: Calibration) -> Near:
             return Near(
-                self.graph, fitted, held, method=asked.method.compensate, rounds=QUICK_ROUNDS, rows=QUICK_ROWS,
-                base=self._base(), around=around,
-            )  # fmt: skip
+                self.graph, fitted, held, method=asked.method.compensate, rounds=rounds, base=self._base(), around=plan
+            )
 
         return measure_all(
             self.graph, self.guide, space, held, None, asked.distance,
@@ -249,6 +245,7 @@ class Deciding:
 
 
 def _affordable(graph: Graph) -> int:
-    """Samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`."""
-    per_sample = max(cost(graph).macs * 3 * 4 * len(graph.groups), 1)
-    return max(graph.program.batch_size, min(MEASURE_SAMPLES, int(MEASURE_WORK / per_sample)))
+    """Held-out samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`: `FRACTIONS` runs of every
+    group, half of the network each, and two of what is refitted on."""
+    per_sample = max(cost(graph).macs * (len(FRACTIONS) / 2 * len(graph.groups) + 2 * FITTED), 1)
+    return max(graph.program.batch_size, min(MEASURE_SAMPLES // (1 + FITTED), int(MEASURE_WORK / per_sample)))

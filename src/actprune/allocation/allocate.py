@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite, prod
 from typing import Any
 
@@ -31,9 +32,9 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
 from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
 
-Near = Callable[[Plan | None], Callable[[Plan], list[Outputs]]]
-"""A plan, or None for the dense network → (plans that differ from it in a group or two → that candidate's outputs on
-the held-out samples); given by the pipeline."""
+Near = Callable[[Plan | None, Calibration], Callable[[Plan], list[Outputs]]]
+"""(a plan, or None for the dense network; samples) → (plans that differ from it in a group or two → that candidate's
+outputs on these samples); given by the pipeline."""
 
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
@@ -50,6 +51,9 @@ ROUNDS, TRIALS = 12, 64
 MEASURE_SAMPLES = 2048
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
 
+CURVE_SAMPLES = 128
+"""Held-out samples that the curves of single groups are measured on; whole networks are compared on all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -58,10 +62,12 @@ class Measured:
     Attributes:
         curves: group name → sensitivity curve.
         around: widths → the distances of candidates near the network of these widths.
+        samples: that these are compared on.
     """
 
     curves: Mapping[str, Curve]
     around: Around = field(repr=False)
+    samples: int = MEASURE_SAMPLES // 4
 
 
 def allocate(
@@ -154,53 +160,71 @@ def measure_all(
         )
     data = fit(graph.program, calibration)
     how = choose(graph.program, distance)
-    dense = run_all(graph.program, data.batches)
 
-    def outputs(plan: Plan) -> list[Outputs]:
+    def outputs(data: Calibration, plan: Plan) -> list[Outputs]:
         if rewrite is None:
             candidate = zero_columns(graph, plan)
         else:
             candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
         return run_all(graph.program, data.batches, candidate)
 
-    def around(widths: Widths) -> Measure:
-        here = None if near is None else near(make_plan(graph, guide.supports(widths)) if widths else None)
+    def on(data: Calibration) -> Around:
+        dense = run_all(graph.program, data.batches)
 
-        def measure(changed: Widths) -> float:
-            plan = make_plan(graph, guide.supports({**widths, **changed}))
-            return _finite(how(dense, (here or outputs)(plan)))
+        def around(widths: Widths) -> Measure:
+            here = make_plan(graph, guide.supports(widths)) if widths else None
+            outputs_of = partial(outputs, data) if near is None else near(here, data)
 
-        return measure
+            def measure(changed: Widths) -> float:
+                return _finite(how(dense, outputs_of(make_plan(graph, guide.near(widths, changed)))))
 
-    return Measured(measure_curves(space, guide, around({}), progress), around)
+            return measure
+
+        return around
+
+    curves = measure_curves(space, guide, on(data.subset(CURVE_SAMPLES))({}), progress)
+    return Measured(curves, on(data), data.samples)
 
 
 def _by_sensitivity(
     space: Space, guide: Guide, measured: Measured, effort: tuple[int, int] | None
 ) -> tuple[Widths, float]:
     widths = solve(space, guide, measured.curves)
-    rounds, trials = affordable(space.graph) if effort is None else effort
+    rounds, trials = affordable(space.graph, measured.samples) if effort is None else effort
     return improve(space, widths, measured.curves, measured.around, rounds, trials)
 
 
-def affordable(graph: Graph, samples: int = MEASURE_SAMPLES) -> tuple[int, int]:
+def affordable(graph: Graph, samples: int) -> tuple[int, int]:
     """(rounds, trials) that keep to `WORK` and `REFIT_WORK`: rounds first, trades with what they leave.
 
-    A round takes two candidates of every group, each half a run on a share of the samples, and refits the whole network
-    two or three times, in two streams. A trade refits it once.
+    A round runs and refits the whole network once, in two streams, on the samples of the refits, and takes two
+    candidates of every group, each half a run on those that are compared. A trade is such a candidate; those that look
+    better are refitted as a whole.
+
+    Args:
+        samples: that candidates are compared on.
     """
-    macs, steps = cost(graph).macs * samples, STEPPED * _stepped(graph) * samples
-    refits, half = _refit_work(graph, samples), len(graph.groups) / 2
-    each = macs * (half + 6) + steps * (half + 3), 4 * refits
+    fitted = FITTED * samples
+    macs, steps = cost(graph).macs, STEPPED * _stepped(graph)
+    refits, groups = _refit_work(graph, fitted), len(graph.groups)
+    each = macs * (groups * samples + 2 * fitted) + steps * (groups + 1) * fitted, refits
     rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
     left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
-    return rounds, _whole(TRIALS, left, (3 * macs + steps, refits))
+    return rounds, _whole(TRIALS, left, (macs * (samples + fitted) + steps * fitted, refits / 2))
+
+
+def is_small(graph: Graph, samples: int) -> bool:
+    """Whether all rounds and trades would take but a small part of the work that is allowed."""
+    return 4 * ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED) <= WORK
 
 
 def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
     """How often the work of both kinds suffices for one, at most `most`."""
     return min(most, *(int(total / max(one, 1)) for total, one in zip(work, each, strict=True)))
 
+
+FITTED = 3
+"""So many samples are refitted on for each that candidates are compared on."""
 
 STEPPED = 5
 """So often the refit of a recurrent call runs it, besides the two streams."""

@@ -36,14 +36,14 @@ def improve(
     Returns:
         (widths, distance): the best found, and its distance.
     """
-    best, distance = steps(space, widths, curves, around, rounds)
-    return traded(space, best, distance, curves, around, trials)
+    best, distance, measure = steps(space, widths, curves, around, rounds)
+    return traded(space, best, distance, measure, curves, around, trials)
 
 
 def steps(
     space: Space, widths: Widths, curves: Mapping[str, Curve], around: Around, rounds: int
-) -> tuple[Widths, float]:
-    """(widths, distance) where no step of all groups together lowers the distance."""
+) -> tuple[Widths, float, Measure]:
+    """(widths, distance, what measures around them) where no step of all groups together lowers the distance."""
     best, measure = dict(widths), around(widths)
     distance, step = measure({}), STEP
     bent: dict[str, Curve] = {}
@@ -62,15 +62,22 @@ def steps(
         step /= 2  # the same figures, less far
         if step < LEAST_STEP:
             break
-    return best, distance
+    return best, distance, measure
 
 
 def traded(
-    space: Space, widths: Widths, distance: float, curves: Mapping[str, Curve], around: Around, trials: int
+    space: Space,
+    widths: Widths,
+    distance: float,
+    measure: Measure,
+    curves: Mapping[str, Curve],
+    around: Around,
+    trials: int,
 ) -> tuple[Widths, float]:
-    """(widths, distance) after trades that lowered the distance, each measured whole.
+    """(widths, distance) after trades that lowered the distance.
 
-    One trade shrinks one group by a step and lets one other grow into the room; steps halve when no trade helps.
+    One trade shrinks one group by a step and lets one other grow into the room; steps halve when no trade helps. Those
+    that look better from where we are, are measured whole.
     """
     best = dict(widths)
     names = [name for name in curves if len(space.options[name]) > 1]
@@ -84,10 +91,13 @@ def traded(
             if tuple(trade.values()) in seen:
                 continue
             seen.add(tuple(trade.values()))
-            found = around(trade)({})
             trials -= 1
+            if measure({name: k for name, k in trade.items() if k != best[name]}) >= distance * (1 - 1e-6):
+                continue
+            there = around(trade)
+            found = there({})
             if found < distance * (1 - 1e-6):
-                best, distance, improved = trade, found, True
+                best, distance, measure, improved = trade, found, there, True
                 break
         if not improved:
             step /= 2

@@ -1,9 +1,9 @@
-"""Candidates near one network: what they share with it is run once for all of them.
+"""Candidates near one network: what they share with it is computed once for all of them.
 
-In front of the first reader of a group that differs the candidate is that network, and only the readers of such groups
-are refitted. Both runs (on the samples of the refits, and on those that candidates are compared on) therefore go
-forward through the network once, while the groups are asked for from the inputs to the outputs, and every candidate
-forks from there.
+One pass over the samples of the refits leaves the equations of every consumer over all of its columns, in that network;
+the plain refit of any support is solved from a part of them. In front of the first reader of a group that differs the
+candidate's run on the samples that it is compared on is that network's as well: it goes forward once, while the groups
+are asked for from the inputs to the outputs, and every candidate forks from there.
 """
 
 from __future__ import annotations
@@ -15,24 +15,30 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices
+from actprune.compensation.equations import Equations, refit_from
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration
 from actprune.distance import Outputs
-from actprune.plan import Plan
+from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, kept_units, readers, zero_columns
-from actprune.stats.patches import ROWS
+from actprune.stats.patches import QUICK_ROWS
 
 
 class Near:
     """The outputs of candidates that differ from one network in a group or two, whose readers are refitted.
 
+    A refit aims at what the dense network delivers, from what that one network gives the reader. What the candidate
+    itself would give it differs only where one reader of a group lies behind another.
+
     Args:
         fitted: samples of the refits.
         held: samples of the outputs.
-        method, rounds, rows, base: as for `compensate`.
-        around: that network, as a plan with its rewrite; None: the dense one.
+        method, rows, base: as for `compensate`.
+        rounds: of rectified fits. With 0, every refit is solved from equations that are gathered once; else each
+            passes over the samples, which takes several times as long.
+        around: that network; None: the dense one.
     """
 
     def __init__(
@@ -42,29 +48,40 @@ class Near:
         held: Calibration,
         *,
         method: str | None,
-        rounds: int,
-        rows: int = ROWS,
+        rounds: int = 0,
+        rows: int = QUICK_ROWS,
         base: Mapping[str, Tensor] | None = None,
-        around: tuple[Plan, Rewrite] | None = None,
+        around: Plan | None = None,
     ) -> None:
         self.graph, self.base = graph, dict(base or {})
-        self.settings = None if method in (None, "none") else Settings(method, False, rounds, rows)
         self.order = schedule(graph)
-        self.kept = {} if around is None else kept_units(graph, around[0])
-        self.overrides = self.base if around is None else zero_columns(graph, *around)
+        plan = make_plan(graph, {}) if around is None else around
+        self.kept = kept_units(graph, plan)
+        self.overrides = zero_columns(graph, plan, Rewrite(self.base))
+        self.settings: Settings | None = None
+        self.equations: Mapping[str, Equations] = {}
+        if method not in (None, "none"):
+            self.settings = Settings(method, True, rounds, rows, method == "least_squares" and not rounds)
+            streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides)
+            walk = Walk(graph, plan, self.order, streams, self.settings)
+            walk.run()
+            self.overrides, self.equations = walk.overrides, walk.equations
         self.fitted = _Shared(graph, fitted, self.order.nodes, self.overrides, twice=True)
         self.held = _Shared(graph, held, self.order.nodes, self.overrides)
 
     def __call__(self, plan: Plan) -> list[Outputs]:
         """The flat outputs for every batch of `held`."""
-        read = self._concerned(kept_units(self.graph, plan))
-        left = {name: tensor for name, tensor in self.overrides.items() if name not in read}
-        left |= {name: self.base[name] for name in read & self.base.keys()}
-        overrides = zero_columns(self.graph, plan, Rewrite(left))
-        start = self._first_reader(read)
-        if self.settings is not None and read:
+        kept = kept_units(self.graph, plan)
+        read = self._concerned(kept)
+        overrides = {name: tensor for name, tensor in self.overrides.items() if name not in read}
+        overrides |= {name: self.base[name] for name in read & self.base.keys()}
+        for name in read & self.equations.keys():
+            overrides |= refit_from(self.graph, self.equations[name], kept, self.base)
+        overrides = zero_columns(self.graph, plan, Rewrite(overrides))
+        start, others = self._first_reader(read), read - self.equations.keys() - self.graph.masks.keys()
+        if self.settings is not None and others:
             fork, place = self.fitted.fork(start, overrides)
-            walk = Walk(self.graph, plan, self.order, fork, self.settings, place, read)
+            walk = Walk(self.graph, plan, self.order, fork, self.settings.alone, place, others)
             walk.run()
             overrides = walk.overrides
         run, place = self.held.fork(start, overrides)
@@ -75,7 +92,7 @@ class Near:
         return list(zip(*values, strict=True))
 
     def _concerned(self, wanted: Mapping[int, Indices]) -> set[str]:
-        """Names of what reads a group that differs, and of what makes units that are cut here: no refit was theirs."""
+        """Names of what reads a group that differs, and of what makes units that are cut here and had no refit."""
         differs: set[int] = set()
         makers: set[str] = set()
         for group in self.graph.groups:
@@ -84,7 +101,7 @@ class Near:
             if asked != here:
                 differs.add(group.key)
             if asked - here:
-                makers |= {site.weight for site in group.producers} & self.overrides.keys()
+                makers |= {site.weight for site in group.producers} & self.overrides.keys() - self.equations.keys()
         return readers(self.graph, differs) | makers
 
     def _first_reader(self, names: Collection[str]) -> int:

@@ -30,7 +30,7 @@ from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.stats.patches import ROWS
 
-ROUNDS = 12
+ROUNDS = 8
 """Rounds of a rectified fit."""
 
 

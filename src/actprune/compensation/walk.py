@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,25 +14,24 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site
 from actprune.compensation.batchnorm import running_statistics
+from actprune.compensation.equations import Equations, Slot, part
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
 from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, choose_ridge, merged, merged_all, normal
 from actprune.compensation.ridge_map import ridge_map
+from actprune.compensation.rows import InputRows, columns_of, contracted, thinned
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
-from actprune.stats.moments import Centred, centred
 from actprune.stats.patches import (
-    EVERYWHERE,
     LAYERS,
     ROWS,
     as_weight,
     columns_per_input,
     has_grouped_rows,
     has_rows,
-    input_rows,
     most_rows,
     output_rows,
     weight_matrix,
@@ -49,18 +48,29 @@ FOLDS = 3
 _TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
 """Between a stored weight and the call that reads it; a reshape there does no more (`Inference.stored`)."""
 
-HELD = 64_000_000
-"""Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
+COLLECTED = 250_000_000
+"""Numbers of all equations that are kept for candidates: 2 GB."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to refit: see `compensate`."""
+    """How to refit: see `compensate`.
+
+    Attributes:
+        collects: keep the equations of every consumer over all of its columns, up to `COLLECTED` numbers, and refit
+            every output, also what is cut.
+    """
 
     method: str
     everything: bool
     rounds: int
     rows: int = ROWS
+    collects: bool = False
+
+    @property
+    def alone(self) -> Settings:
+        """For a candidate: only what loses columns is refitted."""
+        return replace(self, everything=False, collects=False)
 
 
 class Walk:
@@ -88,11 +98,13 @@ class Walk:
         self.nodes, self.paths = order.nodes[start:], order.paths
         self.zeroed = set(streams.overrides if lost is None else lost)
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
+        self.readers = {site for group in graph.groups for site in group.consumers}
         self.steps: dict[str, list[Site]] = {}
         for site in graph.sites if settings.method == "least_squares" else ():
             if site.kind == "recurrent":
                 self.steps.setdefault(site.node, []).append(site)
         self.record: dict[str, dict[str, Any]] = {}
+        self.equations: dict[str, Equations] = {}
         self.placeholders: dict[str, list[Node]] = {}
         for node in graph.program.nodes:
             if node.name in graph.program.bindings:  # tied tensors have one each
@@ -125,6 +137,12 @@ class Walk:
     def _may_be_asked(self, site: Site) -> bool:
         return self.settings.everything or site.weight in self.zeroed
 
+    def _collects(self, site: Site) -> bool:
+        weight = self.graph.program.tensors[site.weight]
+        held = sum(known.held for known in self.equations.values())
+        columns = weight.numel() // weight.shape[site.out_dim]
+        return self.settings.collects and has_rows(site, weight) and held + FOLDS * columns**2 <= COLLECTED
+
     def _refit_steps(self, sites: Sequence[Site], node: Node) -> None:
         """The weights of a recurrent call."""
         differs = self.settings.everything and any(map(self.streams.differs, node.all_input_nodes))
@@ -145,7 +163,7 @@ class Walk:
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
         if not exclusive(self.placeholders.get(site.weight, ()), node) or not _is_plain(node):
             return False
-        if site.weight in self.zeroed:
+        if site.weight in self.zeroed or (site in self.readers and self._collects(site)):
             return True
         if self.settings.method == "ridge_map":
             return False
@@ -167,31 +185,38 @@ class Walk:
         for group in range(site.groups):
             self._fit(site, node, path, slot, group)
 
-    def _fit(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None, group: int) -> None:
+    def _fit(self, site: Site, node: Node, path: Path, slot: Slot | None, group: int) -> None:
         """Refit the outputs of one group of a convolution; all outputs of any other layer."""
         weight = self.graph.program.tensors[site.weight].detach()
         full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
         units, outputs = self._units(site, weight), self._outputs(site, weight)
-        columns = _columns_of(units, columns_per_input(site, weight))
+        columns = columns_of(units, columns_per_input(site, weight))
         outputs = outputs[outputs * site.groups // len(full) == group]
         if not len(outputs):
             return
-        stride = self._stride(site, node, len(columns))
+        collects = site in self.readers and self._collects(site)
+        seen = torch.arange(weight.shape[site.in_dim], device=weight.device) if collects else units
+        stride = self._stride(site, node, len(seen) * columns_per_input(site, weight))
         targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
-        rows = _Rows(self, site, node, weight, units, stride, group)
-        folds = self._folds(rows, targets, len(columns))
-        equations = merged_all(folds)
+        rows = InputRows(self.streams, site, node, weight, seen, stride, group)
+        folds = self._folds(rows, targets, len(seen) * columns_per_input(site, weight))
         start = full[outputs][:, columns]
-        size = choose_ridge(folds, start, slot is not None)
+        if collects:
+            found = self.equations[site.weight] = Equations(site, folds, slot)
+            if len(columns) == full.shape[1] and not self.streams.differs(contracted(node)):
+                return  # the dense consumer on the dense inputs: there is nothing to refit yet
+            size, equations = found.ridge(columns, start), part(found.folds[0], columns)
+        else:
+            size, equations = choose_ridge(folds, start, slot is not None), merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         fit = ridge.fit(equations.outer, start)
-        if path.rectified and self.settings.rounds:
+        if path.rectified and self.settings.rounds and not collects:
             wanted = self._rectified(site, node, path, targets, stride, outputs)
             fit = rectified_fit(rows, wanted, ridge, fit, start, self.settings.rounds)
         full[outputs[:, None], columns] = fit.weight
         self.overrides[site.weight] = as_weight(site, full, weight)
         if slot is not None:
-            self._put(slot, fit.bias, outputs)
+            slot.put(self.overrides, self.graph.program, fit.bias, outputs)
         self.record[site.node] = {
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
@@ -204,7 +229,9 @@ class Walk:
         return torch.as_tensor(kept, device=weight.device)
 
     def _outputs(self, site: Site, weight: Tensor) -> Tensor:
-        """The rows of the weight matrix that stay: what is cut itself needs no fit."""
+        """The rows of the weight matrix that stay: what is cut itself needs no fit, unless it may come back."""
+        if self.settings.collects:
+            return torch.arange(weight.shape[site.out_dim], device=weight.device)
         kept = kept_indices(self.graph.tensor_axes[site.weight][site.out_dim], self.kept)
         return torch.as_tensor(kept, device=weight.device)
 
@@ -215,7 +242,7 @@ class Walk:
         wanted = most_rows(columns, self.settings.rows)
         return max(1, min(rows // wanted, outputs[0][1]))
 
-    def _folds(self, rows: _Rows, targets: list[Tensor], columns: int) -> list[Normal]:
+    def _folds(self, rows: InputRows, targets: list[Tensor], columns: int) -> list[Normal]:
         """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
 
         By batch where there are many, by position where there are few samples. All to one where there are too many
@@ -242,11 +269,11 @@ class Walk:
 
         Without the bias where that one can't change.
         """
-        own = _thinned(site, self.streams.dense(node), stride)
+        own = thinned(site, self.streams.dense(node), stride)
         if path.partner is not None and self.streams.differs(path.partner):
             inverse = self._inverse_gain(path, own[0])
             streams = (self.streams.dense(path.partner), self.streams.cut(path.partner))
-            dense, cut = (_thinned(site, values, stride) for values in streams)
+            dense, cut = (thinned(site, values, stride) for values in streams)
             own = [y + (a - b) * inverse for y, a, b in zip(own, dense, cut, strict=True)]
         if keeps_bias and site.bias is not None:
             bias = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
@@ -257,7 +284,7 @@ class Walk:
         self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int, outputs: Tensor
     ) -> list[Rectified]:
         """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner."""
-        inputs = _thinned(site, self._relu_inputs(node, path), stride)
+        inputs = thinned(site, self._relu_inputs(node, path), stride)
         inverse = self._inverse_gain(path, inputs[0])[outputs]
         sign = torch.where(inverse >= 0, 1.0, -1.0)
         found: list[Rectified] = []
@@ -277,7 +304,7 @@ class Walk:
         small = gain.abs() <= SMALL_GAIN * gain.abs().max()  # all of them, where every gain is zero
         return torch.where(small, 0, 1 / torch.where(small, 1, gain))
 
-    def _restore_mean(self, site: Site, node: Node, path: Path, slot: tuple[str, float] | None) -> None:
+    def _restore_mean(self, site: Site, node: Node, path: Path, slot: Slot | None) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
         if slot is None:
             self.record[site.node] = {
@@ -294,73 +321,17 @@ class Walk:
         now: Tensor | float = 0.0
         if site.bias is not None:
             now = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach().double()
-        self._put(slot, now + total / count)
+        slot.put(self.overrides, self.graph.program, now + total / count)
         self.record[site.node] = {"module": site.module, "bias": True}
 
-    def _slot(self, site: Site, node: Node) -> tuple[str, float] | None:
-        """Where a new bias goes: the consumer's own, or with opposite sign the following norm's running mean."""
+    def _slot(self, site: Site, node: Node) -> Slot | None:
         if site.bias is not None:
             held = self.graph.program.tensors[site.bias]
             suits = held.dim() == 1 and len(held) == self.graph.program.tensors[site.weight].shape[site.out_dim]
-            return (site.bias, 1.0) if suits and exclusive(self.placeholders[site.bias], node) else None
+            return Slot(site.bias, 1.0) if suits and exclusive(self.placeholders[site.bias], node) else None
         norm = self.paths[node].norm
         names = running_statistics(self.graph.program, norm) if norm is not None else None
-        return None if names is None or not exclusive(self.placeholders[names[0]], norm) else (names[0], -1.0)
-
-    def _put(self, slot: tuple[str, float], bias: Tensor, outputs: Tensor | slice = slice(None)) -> None:
-        """Set the bias of these outputs; what it was before, in a norm's mean too, does not count."""
-        name, sign = slot
-        own = self.graph.program.tensors[name].detach()
-        new = self.overrides.get(name, own).double().clone()
-        new[outputs] = bias if sign > 0 else own.double()[outputs] - bias
-        self.overrides[name] = new.to(own.dtype)
-
-
-class _Rows:
-    """The kept input columns of a consumer in the cut stream, batch by batch, as often as they are asked for."""
-
-    def __init__(
-        self, walk: Walk, site: Site, node: Node, weight: Tensor, units: Tensor, stride: int, group: int
-    ) -> None:
-        self.site, self.node, self.weight = site, node, weight
-        self.units, self.stride = units, stride
-        self.inputs: list[Tensor] = walk.streams.cut(contracted(node))
-        if site.groups > 1:
-            self.inputs = [x.chunk(site.groups, 1)[group] for x in self.inputs]
-        self.held: list[Centred] = []
-
-    def __call__(self) -> Iterator[Centred]:
-        """(n · positions, columns) of every batch."""
-        if self.held:
-            yield from self.held
-            return
-        for i, x in enumerate(self.inputs):
-            rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride), self.units)
-            found = centred(rows.flatten(0, 1))
-            if rows.numel() * len(self.inputs) <= HELD:
-                self.held.append(found)
-            yield found
-
-
-def _columns_of(units: Tensor, each: int) -> Tensor:
-    """The columns of the weight matrix that belong to these inputs, `each` of them to one."""
-    return (units[:, None] * each + torch.arange(each, device=units.device)).reshape(-1)
-
-
-def _thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
-    """Per batch (n, positions, outputs) of a call's results, every stride-th position."""
-    return [output_rows(site, value, _places(i, stride)) for i, value in enumerate(values)]
-
-
-def _places(i: int, stride: int) -> slice:
-    """Every stride-th position of batch i, each batch starting elsewhere."""
-    return slice((7 * i) % stride, None, stride) if stride > 1 else EVERYWHERE
-
-
-def contracted(node: Node) -> Node:
-    """The activation that a contraction gets."""
-    settings = named_arguments(node)
-    return next(settings[key] for key in ("input", "mat1", "self") if isinstance(settings.get(key), Node))
+        return None if names is None or not exclusive(self.placeholders[names[0]], norm) else Slot(names[0], -1.0)
 
 
 def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:

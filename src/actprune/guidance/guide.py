@@ -91,6 +91,7 @@ class Guide:
     problems: Mapping[str, tuple[Problem, ...]] = field(repr=False)
     threshold: float | None = None
     _known: dict[Any, Choice] = field(default_factory=dict[Any, "Choice"], repr=False)
+    _orders: dict[Any, list[int]] = field(default_factory=dict[Any, "list[int]"], repr=False)
 
     def kept(self, name: str, k: int) -> tuple[int, ...]:
         """The k units of one group to keep while all others stay whole."""
@@ -99,6 +100,17 @@ class Guide:
     def supports(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """The units to keep for widths of several groups: group name → units."""
         return {name: choice.units for name, choice in self.choices(widths).items() if name in widths}
+
+    def near(self, widths: Mapping[str, int], changed: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The units to keep where some groups get other widths, and all others keep what they have at `widths`."""
+        here = self.choices(widths)
+        found = {name: choice.units for name, choice in here.items() if name in widths}
+        names = list(self.groups)
+        for name, k in changed.items():
+            behind = names[names.index(name) + 1 :]
+            decided = {other: here[other].units for other in behind if here[other].criterion != WHOLE}
+            found[name] = self._choice(name, k, decided).units
+        return found
 
     def choices(self, widths: Mapping[str, int]) -> dict[str, Choice]:
         """The choice of every group, from the last to the first.
@@ -121,6 +133,13 @@ class Guide:
             self._known[key] = self._choose(name, k, decided)
         return self._known[key]
 
+    def _eliminated(self, name: str, group: Sequence[Problem], decided: Mapping[str, tuple[int, ...]]) -> list[int]:
+        """The greedy order where some of what the consumers make is cut; it serves every width."""
+        key = (name, tuple(sorted(decided.items())))
+        if key not in self._orders:
+            self._orders[key] = eliminate(group)[0]
+        return self._orders[key]
+
     def _choose(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]]) -> Choice:
         """The best support by held-out refit error among all criteria."""
         own, group = self.groups[name], self.problems[name]
@@ -131,7 +150,7 @@ class Guide:
         if decided and "greedy" in own.orders:
             group = tuple(problem.without(decided) for problem in group)
             if small:
-                candidates[tuple(sorted(eliminate(group)[0][:k]))] = "greedy"
+                candidates[tuple(sorted(self._eliminated(name, group, decided)[:k]))] = "greedy"
         for criterion, order in own.orders.items():
             units = own.path_support.get(k, order[:k]) if criterion == "lasso" else order[:k]
             candidates.setdefault(tuple(sorted(units)), criterion)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from actprune.stats.gradients import Loss
 from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
 from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
-from actprune.stats.patches import LAYERS, has_rows, input_rows
+from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, has_rows, input_rows, most_rows
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
 
 FOLDS = 5
@@ -136,6 +137,7 @@ def collect(
     folds: int = FOLDS,
     measures: Iterable[str] = (),
     loss: Loss | None = None,
+    total: int | None = None,
 ) -> Stats:
     """Gather the statistics of every consumer and group of `graph`.
 
@@ -145,6 +147,9 @@ def collect(
         measures: what else to take, which costs more: "taylor" (gradients), "hrank" or "chip" (feature maps).
         loss: for "taylor": (outputs as the model returns them, labels) → scalar. Labels are then the second element of
             every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own predictions.
+        total: number of samples of all parts together, where these are one part of what will be merged. The patches of
+            a convolution overlap: of large maps only so many positions count that there are `ROWS` rows for each
+            column, and every part must take the same.
 
     Raises:
         DataError: no data, data of another shape, no labels for a loss, or activations that are NaN or infinite.
@@ -152,7 +157,7 @@ def collect(
     """
     others = Measures(graph, measures, loss)
     data = fit(graph.program, calibration, labels=others.labelled)
-    collector = _Collector(graph, folds)
+    collector = _Collector(graph, folds, total or data.samples)
 
     def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
         collector(node, args, value)
@@ -211,8 +216,8 @@ def _check_same_form(a: Stats, b: Stats) -> None:
 class _Collector:
     """The observer of one pass."""
 
-    def __init__(self, graph: Graph, folds: int) -> None:
-        self.graph, self.folds = graph, folds
+    def __init__(self, graph: Graph, folds: int, total: int) -> None:
+        self.graph, self.folds, self.total = graph, folds, total
         self.sites: dict[str, list[Moments]] = {}
         self.units: dict[str, Activation] = {}
         self.layers: dict[str, Moments] = {}
@@ -247,9 +252,18 @@ class _Collector:
         self.layers[node.name] = merge(self.layers.get(node.name), moments(torch.stack(means, 1)))
         weight = self.graph.program.tensors[site.weight]
         if has_rows(site, weight):
-            self._rows(node.name, input_rows(site, node, by_sample, weight), numbers)
+            places = self._places(site, weight, value.movedim(dim, 0))
+            self._rows(node.name, input_rows(site, node, by_sample, weight, places), numbers)
         for group in self._first.get(node.name, ()):
             self._units(group, site, x)
+
+    def _places(self, site: Site, weight: Tensor, value: Tensor) -> Places:
+        """The positions of a map whose patches count: they overlap, so that a few of many say as much."""
+        if site.kind == "linear":
+            return EVERYWHERE
+        positions = value[0, 0].numel()
+        rows = most_rows(weight.numel() // weight.shape[site.out_dim])
+        return drawn_places(positions, ceil(rows / self.total))
 
     def _steps(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
         """Of a recurrent call: the rows of each of its weights are the steps of every sample."""

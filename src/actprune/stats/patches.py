@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +52,22 @@ def has_grouped_rows(site: Site, weight: Tensor) -> bool:
     return site.kind == "conv" and site.groups > 1 and weight.numel() // weight.shape[site.out_dim] <= MAX_COLUMNS
 
 
+Places: TypeAlias = slice | Tensor
+"""Which positions of a map: a slice of their numbers, or the numbers."""
+
 EVERYWHERE = slice(None)
 
 
+def drawn_places(positions: int, wanted: int) -> Places:
+    """`wanted` of the positions of a map, the same ones whenever they are asked for; all where there are no more."""
+    if wanted >= positions:
+        return EVERYWHERE
+    draw = torch.Generator().manual_seed(positions)
+    return torch.randperm(positions, generator=draw)[:wanted].sort().values
+
+
 def input_rows(
-    site: Site, node: Node, x: Tensor, weight: Tensor, places: slice = EVERYWHERE, units: Tensor | None = None
+    site: Site, node: Node, x: Tensor, weight: Tensor, places: Places = EVERYWHERE, units: Tensor | None = None
 ) -> Tensor:
     """x as the call gets it → (samples, positions, columns); columns are those of `weight_matrix`.
 
@@ -89,16 +100,16 @@ def input_rows(
     for d in range(count):
         x = x.unfold(2 + d, (kernel[d] - 1) * dilation[d] + 1, stride[d])[..., :: dilation[d]]
     # (N, C, positions…, kernel…) → (N, positions, C · kernel)
-    if places == EVERYWHERE:
+    if isinstance(places, slice) and places == EVERYWHERE:
         x = x.permute([0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)])
     else:
         sizes = x.shape[2 : 2 + count]
-        numbers = torch.arange(sizes.numel(), device=x.device)[places]
+        numbers = torch.arange(sizes.numel())[places].to(x.device)
         x = x[:, :, *torch.unravel_index(numbers, sizes)].transpose(1, 2)
     return x.reshape(x.shape[0], -1, (weight.shape[site.in_dim] if units is None else len(units)) * kernel.numel())
 
 
-def output_rows(site: Site, y: Tensor, places: slice = EVERYWHERE) -> Tensor:
+def output_rows(site: Site, y: Tensor, places: Places = EVERYWHERE) -> Tensor:
     """y as the call gives it → (samples, positions, outputs); `places` as for `input_rows`."""
     if site.kind == "linear":
         return y.reshape(y.shape[0], -1, y.shape[-1])[:, places]

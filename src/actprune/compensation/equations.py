@@ -1,0 +1,101 @@
+"""The normal equations of a consumer over all of its columns: what any support of its inputs is refitted from.
+
+Candidates for widths differ in what they keep of one group. In front of its reader they all get the same inputs, so one
+pass over the samples serves every width: the equations of a support are a part of those of all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices, kept_indices
+from actprune.axes.inference import Site
+from actprune.compensation.ridge import Normal, choose_ridge, merged_all, solve
+from actprune.compensation.rows import columns_of
+from actprune.graph.program import Program
+from actprune.stats.moments import Moments
+from actprune.stats.patches import as_weight, columns_per_input, weight_matrix
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a new bias goes: the consumer's own, or with opposite sign the running mean of the norm that follows."""
+
+    name: str
+    sign: float
+
+    def put(
+        self, overrides: dict[str, Tensor], program: Program, bias: Tensor, outputs: Tensor | slice = slice(None)
+    ) -> None:
+        """Set the bias of these outputs; what it was before, in a norm's mean too, does not count."""
+        own = program.tensors[self.name].detach()
+        new = overrides.get(self.name, own).double().clone()
+        new[outputs] = bias if self.sign > 0 else own.double()[outputs] - bias
+        overrides[self.name] = new.to(own.dtype)
+
+
+@dataclass(eq=False)
+class Equations:
+    """Of one consumer, a convolution without groups or a linear layer.
+
+    Attributes:
+        site: the consumer.
+        folds: normal equations of all outputs over all columns, one for each fold; a single one once λ is chosen.
+        slot: where the bias goes; None where there is no place for one.
+    """
+
+    site: Site
+    folds: list[Normal]
+    slot: Slot | None
+    _ridge: float | None = field(default=None, repr=False)
+
+    @property
+    def held(self) -> int:
+        """Numbers in memory."""
+        return sum(fold.inner.scatter.numel() + fold.outer.scatter.numel() for fold in self.folds)
+
+    def ridge(self, columns: Tensor, start: Tensor) -> float:
+        """λ, chosen for the first support that is asked for: near ones have the same, but for noise."""
+        if self._ridge is None:
+            parts = [part(fold, columns) for fold in self.folds]
+            self._ridge = choose_ridge(parts, start, self.slot is not None)
+            self.folds = [merged_all(self.folds)]
+        return self._ridge
+
+
+def part(equations: Normal, columns: Tensor) -> Normal:
+    """Of these columns alone."""
+    inner, outer = equations.inner, equations.outer
+    right = None if outer.other is None else outer.other[columns]
+    return Normal(
+        Moments(inner.count, inner.mean[columns], inner.scatter[columns][:, columns]),
+        Moments(outer.count, outer.mean, outer.scatter[:, columns], right),
+    )
+
+
+def refit_from(
+    graph: Graph, equations: Equations, kept: Mapping[int, Indices], base: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The consumer's weight and bias with these units of its inputs: tensor name → tensor of the dense shape.
+
+    Args:
+        base: tensors that hold before any refit; the new weight shrinks to the one in it, else to the model's own.
+    """
+    site, program = equations.site, graph.program
+    before = base.get(site.weight, program.tensors[site.weight]).detach()
+    units = torch.as_tensor(kept_indices(graph.tensor_axes[site.weight][site.in_dim], kept), device=before.device)
+    columns = columns_of(units, columns_per_input(site, before))
+    full = weight_matrix(site, before).double()
+    start, full = full[:, columns], torch.zeros_like(full)
+    ridge = equations.ridge(columns, start)
+    fit = solve(part(equations.folds[0], columns), start, ridge, equations.slot is not None)
+    full[:, columns] = fit.weight
+    found = {site.weight: as_weight(site, full, before)}
+    if equations.slot is not None:
+        equations.slot.put(found, program, fit.bias)
+    return found

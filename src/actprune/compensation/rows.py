@@ -1,0 +1,71 @@
+"""What a refit multiplies and what it aims at, as rows: the inputs of a consumer, and results of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.inference import Site
+from actprune.compensation.streams import Streams
+from actprune.graph.program import named_arguments
+from actprune.stats.moments import Centred, centred
+from actprune.stats.patches import EVERYWHERE, input_rows, output_rows
+
+HELD = 64_000_000
+"""Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
+
+
+class InputRows:
+    """Input columns of a consumer in the cut stream, batch by batch, as often as they are asked for.
+
+    Args:
+        units: the input channels whose columns are wanted.
+        stride: every how many-th position of a map is wanted.
+        group: which group of a grouped convolution.
+    """
+
+    def __init__(
+        self, streams: Streams, site: Site, node: Node, weight: Tensor, units: Tensor, stride: int, group: int
+    ) -> None:
+        self.site, self.node, self.weight = site, node, weight
+        self.units, self.stride = units, stride
+        self.inputs: list[Tensor] = streams.cut(contracted(node))
+        if site.groups > 1:
+            self.inputs = [x.chunk(site.groups, 1)[group] for x in self.inputs]
+        self.held: list[Centred] = []
+
+    def __call__(self) -> Iterator[Centred]:
+        """(n · positions, columns) of every batch."""
+        if self.held:
+            yield from self.held
+            return
+        for i, x in enumerate(self.inputs):
+            rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride), self.units)
+            found = centred(rows.flatten(0, 1))
+            if rows.numel() * len(self.inputs) <= HELD:
+                self.held.append(found)
+            yield found
+
+
+def columns_of(units: Tensor, each: int) -> Tensor:
+    """The columns of the weight matrix that belong to these inputs, `each` of them to one."""
+    return (units[:, None] * each + torch.arange(each, device=units.device)).reshape(-1)
+
+
+def thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
+    """Per batch (n, positions, outputs) of a call's results, every stride-th position."""
+    return [output_rows(site, value, _places(i, stride)) for i, value in enumerate(values)]
+
+
+def _places(i: int, stride: int) -> slice:
+    """Every stride-th position of batch i, each batch starting elsewhere."""
+    return slice((7 * i) % stride, None, stride) if stride > 1 else EVERYWHERE
+
+
+def contracted(node: Node) -> Node:
+    """The activation that a contraction gets."""
+    settings = named_arguments(node)
+    return next(settings[key] for key in ("input", "mat1", "self") if isinstance(settings.get(key), Node))
