@@ -12,20 +12,28 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actprune.demo.main_job import Options, run
+from actprune.demo.main_job import Options, Outcome, run
 
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("dense", "L2 norm", "pruned", "finetuned")
 
 
-def rows_of(seed: int, keep: str) -> list[dict[str, Any]]:
-    """One run of the demo as rows."""
+def rows_of(
+    seed: int, keep: str, run: Callable[[Options], Outcome] = run, data: Path | None = None
+) -> list[dict[str, Any]]:
+    """One run of the demo as rows.
+
+    Args:
+        run: the demo, on PyTorch or on Keras.
+        data: a folder with MNIST; None: cached, else fetched.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(Options(keep=keep, seed=seed, out=Path(folder) / "run")).report
+        report = run(Options(keep=keep, seed=seed, data=data, out=Path(folder) / "run")).report
     seconds = time.perf_counter() - started
     stages = {"dense": report.dense, **report.rivals, "pruned": report.pruned, "finetuned": report.finetuned}
     return [

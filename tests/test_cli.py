@@ -62,7 +62,8 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run) -> Run:
     """`actprune demo …` on those digits, with a cache of its own."""
     monkeypatch.setattr(main_job, "load_mnist", lambda data, cache: digits())
     monkeypatch.setattr(keras_job, "load_mnist", lambda data, cache: digits())
-    monkeypatch.setattr(main_job, "cache_folder", lambda: tmp_path / "cache")
+    for job in (main_job, keras_job):
+        monkeypatch.setattr(job, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     return lambda *words: run("demo", *words)
 
@@ -160,6 +161,12 @@ def test_the_demo_on_keras(demo: Run, tmp_path: Path) -> None:
     }
     for words in ("pruning guide", "after fine-tune", "proved", "L2 norm, same widths"):
         assert words in out, words
+    assert report["seconds"]["train"] > 0
+    words = ("--epochs", "2", "--finetune-epochs", "0", "--keep", "params=30%", "--method", "l2")
+    code, _, err = demo("--framework", "keras", *words, "--out", tmp_path / "again")
+    assert code == 0, err
+    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert again["dense"]["accuracy"] == report["dense"]["accuracy"] and "train" not in again["seconds"]
     code, _, err = demo("--framework", "keras", "--device", "cuda", "--out", tmp_path / "other")
     assert code == 1 and "leave --device out" in err
     code, _, err = demo("--framework", "kears")

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from keras import layers as kl
 
 import actprune
@@ -114,6 +115,28 @@ def _attention_and_recurrence() -> Any:
     return _lively(keras.Model(inputs, kl.Dense(2)(kl.SimpleRNN(4)(x))))
 
 
+def attention_with_dropout() -> Any:
+    """Its scale is a rounded tensor, so the size of a query stays."""
+    inputs = keras.Input((5, 8))
+    x = kl.Dense(8)(inputs)
+    x = kl.MultiHeadAttention(2, 6, dropout=0.1)(x, x)
+    return _lively(keras.Model(inputs, kl.Dense(2)(kl.Flatten()(kl.GroupQueryAttention(4, 4, 2, dropout=0.1)(x, x)))))
+
+
+def merges() -> Any:
+    inputs = keras.Input((6,))
+    a, b, c, d = (kl.Dense(6, activation=name)(inputs) for name in ("mish", "selu", "hard_swish", "softplus"))
+    x = kl.Maximum()([kl.Average()([a, b]), kl.Minimum()([c, d])])
+    return _lively(keras.Model(inputs, kl.Dense(2)(x)))
+
+
+def _tokens(*layers: Any) -> Any:
+    tokens = x = keras.Input((3,), dtype="int32")
+    for layer in layers:
+        x = layer(x)
+    return _lively(keras.Model(tokens, x))
+
+
 LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
     "depthwise and separable": (
         lambda: _model(
@@ -187,6 +210,51 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
             "multi_head_attention.attention_output": 3, "simple_rnn.simple_rnn_cell": 2,
         },
     ),
+    "einsum": (
+        lambda: _model(
+            (6, 4), kl.EinsumDense("abc,cde->abde", (6, 3, 8), bias_axes="de"), kl.ReLU(),
+            kl.EinsumDense("abde,def->abf", (6, 6), bias_axes="f"), kl.UnitNormalization(axis=1), kl.Flatten(),
+            kl.Dense(2),
+        ),
+        {"einsum_dense#1": 2, "einsum_dense#2": 4, "einsum_dense_1": 3},
+    ),
+    "attention with dropout": (
+        attention_with_dropout,
+        {
+            "dense": 4, "multi_head_attention.query#1": 1, "multi_head_attention.value": 3,
+            "multi_head_attention.attention_output": 4, "grouped_query_attention.query#1": 1,
+            "grouped_query_attention.query#2": 1, "grouped_query_attention.attention_output": 4,
+        },
+    ),
+    "embedding and stacked cells": (
+        lambda: _tokens(kl.Embedding(9, 8), kl.RNN([kl.LSTMCell(6), kl.GRUCell(6)]), kl.Dense(2)),
+        {"embedding": 4, "rnn.stacked_rnn_cells.lstm_cell": 3, "rnn.stacked_rnn_cells.gru_cell": 3},
+    ),
+    "masked LSTM": (
+        lambda: _tokens(kl.Embedding(9, 8, mask_zero=True), kl.LSTM(6), kl.Dense(2)),
+        {"embedding": 4, "lstm.lstm_cell": 3},
+    ),
+    "convolutional LSTM, one layer at every step": (
+        lambda: _model(
+            (2, 5, 5, 2), kl.TimeDistributed(kl.Conv2D(4, 1)), kl.ConvLSTM2D(4, 3), kl.Flatten(), kl.Dense(2)
+        ),
+        {"time_distributed.conv2d": 2, "conv_lstm2d.conv_lstm_cell": 2},
+    ),
+    "one dimension, separable and transposed": (
+        lambda: _model(
+            (9, 4), kl.SeparableConv1D(6, 3), kl.DepthwiseConv1D(3), kl.Conv1DTranspose(6, 3), kl.Conv1D(4, 1),
+            kl.Flatten(), kl.RepeatVector(2), kl.GlobalMaxPooling1D(), kl.Dense(2),
+        ),
+        {"separable_conv1d": 3, "conv1d_transpose": 3, "conv1d": 2},
+    ),
+    "channels first": (
+        lambda: _model(
+            (3, 8, 8), kl.Conv2D(6, 3, data_format="channels_first"), kl.BatchNormalization(axis=1), kl.ReLU(),
+            kl.MaxPooling2D(data_format="channels_first"), kl.Flatten(data_format="channels_first"), kl.Dense(2),
+        ),
+        {"conv2d": 3},
+    ),
+    "merges": (merges, {"dense_2": 3}),
     "transformer": (
         transformer,
         {
@@ -210,7 +278,8 @@ def names() -> None:
 
 
 @pytest.mark.parametrize("hazard", LAYERS)
-def test_layers_are_cut_and_proved(hazard: str) -> None:
+def test_layers_are_cut_and_proved(hazard: str, tmp_path: Path) -> None:
+    """And saved, and loaded by plain Keras."""
     make, widths = LAYERS[hazard]
     model = make()
     before = model.get_weights()
@@ -219,6 +288,13 @@ def test_layers_are_cut_and_proved(hazard: str) -> None:
     assert type(small) is type(model)
     assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
     assert small.count_params() < model.count_params()
+    small.save(tmp_path / "small.keras")
+    given = [tensor.numpy() for tensor in _inputs(model)]
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    for a, b in zip(
+        *(keras.tree.flatten(m(given if len(given) > 1 else given[0])) for m in (small, loaded)), strict=True
+    ):
+        assert torch.equal(a, b)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
@@ -282,8 +358,9 @@ def test_a_saved_plan_is_replayed_on_a_fresh_model(tmp_path: Path) -> None:
     result = actprune.prune(lenet(), x, keep="units=50%", method="l2", recover=actprune.Distill(steps=4))
     result.save(tmp_path / "run")
     keras.utils.clear_session()
-    loaded: Any = actprune.load(tmp_path / "run", KerasNetwork(lenet()))
-    assert np.array_equal(loaded.model.predict(x, verbose=0), result.model.predict(x, verbose=0))
+    loaded = actprune.load(tmp_path / "run", lenet())
+    assert isinstance(loaded, keras.Sequential)
+    assert np.array_equal(loaded.predict(x, verbose=0), result.model.predict(x, verbose=0))
 
 
 def test_gradients_of_gates_with_a_scale_that_follows_a_size() -> None:
@@ -291,6 +368,46 @@ def test_gradients_of_gates_with_a_scale_that_follows_a_size() -> None:
     model = transformer()
     result = actprune.prune(model, [_inputs(model)[0]], keep="params=70%", method="taylor")
     assert result.proof.passed
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_own_trainings_drop_nothing_and_leave_what_is_frozen(recover: bool) -> None:
+    """Without dropout and noise, two trainings from one state end in the same weights."""
+    parts = [
+        keras.Input((6,)), kl.Dense(12, trainable=False), kl.BatchNormalization(trainable=False), kl.Dropout(0.5),
+        kl.GaussianNoise(1.0), kl.Dense(8, activation="relu"), kl.Dense(3),
+    ]  # fmt: skip
+    model = _lively(keras.Sequential(parts))
+    x, y = torch.randn(64, 6), torch.randint(0, 3, (64,))
+    sgd = actprune.SGD(list(zip(x.split(16), y.split(16), strict=True)), loss=F.cross_entropy, lr=0.1, epochs=1)
+    after = []
+    for seed in (1, 2):  # of Keras's own draws
+        keras.utils.set_random_seed(seed)
+        how: Any = {"recover": actprune.Distill(steps=10, checks=2)} if recover else {"finetune": sgd}
+        result = actprune.prune(model, x.numpy(), keep="units=50%", method="l2", **how)
+        small, before = result.model, result.before_finetune
+        frozen = [*small.layers[0].weights, *small.layers[1].weights]
+        if before is not None:
+            old = [*before.layers[0].weights, *before.layers[1].weights]
+            assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(frozen, old, strict=True))
+            assert not np.array_equal(small.layers[4].kernel.numpy(), before.layers[4].kernel.numpy())
+        after.append(small.get_weights())
+        assert [layer.trainable for layer in small.layers] == [layer.trainable for layer in model.layers]
+        assert small.layers[2].rate == 0.5 and "call" not in vars(small.layers[2])
+    assert all(np.array_equal(a, b) for a, b in zip(*after, strict=True))
+
+
+def test_what_evaluate_gives_is_one_number() -> None:
+    model = lenet()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = RNG.normal(size=(64, 12, 12, 1)).astype("float32"), RNG.integers(0, 4, 64)
+    for as_dict in (False, True):
+        with pytest.raises(DataError, match="evaluate gives several numbers") as caught:
+            actprune.prune(
+                model, x, keep="units=50%", method="l2",
+                evaluate=lambda m, as_dict=as_dict: m.evaluate(x, y, verbose=0, return_dict=as_dict),
+            )  # fmt: skip
+    assert "of accuracy, loss" in str(caught.value) and 'return_dict=True, verbose=0)["accuracy"]' in str(caught.value)
 
 
 def test_training_settings_survive() -> None:
@@ -396,6 +513,11 @@ def test_refusals() -> None:
     own(np.zeros((1, 2)))
     with pytest.raises(UnsupportedModelError, match="Own 'mine' can't be rebuilt"):
         actprune.prune(own, np.zeros((4, 2)), keep=0.5)
+    stateful = keras.Sequential(
+        [keras.Input(batch_shape=(4, 5, 2)), kl.LSTM(6, stateful=True, name="kept"), kl.Dense(2)]
+    )
+    with pytest.raises(UnsupportedModelError, match="LSTM 'kept' can't be pruned: it keeps its state"):
+        actprune.prune(stateful, np.zeros((4, 5, 2)), keep=0.5)
     with pytest.raises(CaptureError, match="has no variables yet"):
         actprune.prune(keras.Sequential([kl.Dense(2)]), np.zeros((4, 2)), keep=0.5)
     for options in ({"inplace": True}, {"form": "graph"}):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actprune.demo import lenet5
+from actprune.demo import dense_cache, lenet5
 from actprune.demo.lenet5 import (
     Labelled,
     LeNet5,
@@ -317,7 +317,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "flipped": flip,
     "pickle": lambda path: path.write_bytes(pickle.dumps({"weights": [1.0]})),
-    "other tensors": lambda path: lenet5.write_weights(path, {"a": torch.ones(2)}, {}),
+    "other tensors": lambda path: dense_cache.write_weights(path, {"a": torch.ones(2)}, {}),
 }
 
 
@@ -365,7 +365,7 @@ def test_nothing_is_left_when_writing_fails(split: Split, tmp_path: Path, monkey
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lenet5, "write_weights", full)
+    monkeypatch.setattr(dense_cache, "write_weights", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         assert dense_checkpoint(split, seed=5, epochs=0, cache=tmp_path)[1]
     assert list(tmp_path.iterdir()) == []

@@ -166,6 +166,29 @@ def test_a_keras_file_and_arrays(run: Run, tmp_path: Path) -> None:  # noqa: F81
     assert code == 0 and json.loads(out)["pruned"]["macs"] < json.loads(out)["dense"]["macs"], err
     code, out, err = run("sweep", *words)
     assert code == 0 and (tmp_path / "runs" / "sweep" / "macs-70" / "model.keras").exists(), err
-    code, _, err = run("prune", "net.keras", "--keep", "units=50%")
-    assert code == 1 and "--data" in err
+    for command in (("prune",), ("verify", "runs/pruned"), ("export", "--pt2", "runs/pruned")):
+        code, _, err = run(*command, "net.keras")
+        assert code == 1 and "--data" in err
     assert run("prune", "recipe.py", "--data", "data.npz")[0] == 2
+
+
+def test_a_run_of_a_keras_file_is_used_like_any_other(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    keras = pytest.importorskip("keras")
+    parts = [keras.Input((6,)), keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    keras.Sequential(parts).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((64, 6), "float32"))
+    given = ("net.keras", "--data", "data.npz")
+    for name, budget in (("a", "units=50%"), ("b", "units=75%")):
+        code, _, err = run("prune", *given, "--method", "l2", "--keep", budget, "--out", f"runs/{name}")
+        assert code == 0, err
+    code, out, err = run("verify", "runs/a", *given)
+    assert code == 0 and out.startswith("proved"), err
+    code, out, err = run("export", "runs/a", *given, "--pt2")
+    assert code == 0 and (tmp_path / "runs" / "a" / "model.pt2").exists(), err
+    code, _, err = run("export", "runs/a", *given, "--pt2", "--fold")
+    assert code == 1 and "A Keras model isn't folded" in err
+    code, out, err = run("compare", "runs/a", "runs/b", "--json")
+    assert code == 0 and json.loads(out), err
+    code, out, err = run("inspect", "net.keras", "--json")
+    assert code == 0 and json.loads(out)["groups"][0]["name"].startswith("dense"), err
+    assert run("inspect", "net.keras", "--input", "4,6")[0] == 0

@@ -23,7 +23,7 @@ from benchmarks.coverage.tables import markdown
 from actprune.report.measure import versions
 
 RESULTS = Path(__file__).parents[1] / "results"
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "keras", "torch-pruning")
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from actprune.allocation.allocate import allocate
     from actprune.allocation.budget import Budget
     from actprune.allocation.cost import cost
-    from actprune.artifacts.checkpoint import load
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
     from actprune.deployment import fold
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from actprune.guidance.confidence import Confidence, confidence
     from actprune.guidance.guide import Guide, guide
     from actprune.hints import hint
+    from actprune.keras3.bridge import load
     from actprune.latency.bench import Latency
     from actprune.latency.table import LatencyTable, measure_latency
     from actprune.methods import METHODS
@@ -84,7 +84,7 @@ _HOMES = {
     "guide": "guidance.guide",
     "hint": "hints",
     "inspect": "report.inspection",
-    "load": "artifacts.checkpoint",
+    "load": "keras3.bridge",
     "make_plan": "plan",
     "measure_latency": "latency.table",
     "predict": "pipeline",

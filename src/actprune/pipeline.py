@@ -23,8 +23,7 @@ from actprune.errors import DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.keras3.backend import is_keras
-from actprune.keras3.bridge import check_keras, keras_result, on_network, training_of
-from actprune.keras3.data import Batches
+from actprune.keras3.bridge import as_batches, check_keras, keras_result, on_network, training_of
 from actprune.keras3.network import KerasNetwork
 from actprune.latency.bench import Latency
 from actprune.latency.table import measure_latency
@@ -218,7 +217,7 @@ def _as_network(given: dict[str, Any]) -> dict[str, Any]:
     return {
         **given,
         "model": KerasNetwork(model),
-        "calibration": Batches(data, model) if given["forward"] is None else data,
+        "calibration": as_batches(data, model) if given["forward"] is None else data,
         "evaluate": on_network(given["evaluate"]),
         "finetune": training_of(given["finetune"]),
     }

@@ -13,6 +13,7 @@ from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph
 from actprune.data import Calibration
 from actprune.forms import Form
+from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
 from actprune.plan import Plan
@@ -142,10 +143,11 @@ class Reporting:
         if _of_latency(budget):
             yield f"Latency is {latency:.1%} of the dense network's ({where})."
         elif macs < 1 and latency > min(SLOW * macs, NO_FASTER):
+            folds = "" if isinstance(self.model, Rebuilt) else ", and result.fold() takes BatchNorm out of the way"
             yield (
                 f"Fewer MACs, but hardly faster: MACs are {macs:.0%} of the dense network's, latency is {latency:.0%} "
-                f'({where}). keep="latency=50%" aims at milliseconds, round_to="auto" at widths that suit the machine, '
-                "and result.fold() takes BatchNorm out of the way."
+                f'({where}). keep="latency=50%" aims at milliseconds, round_to="auto" at widths that suit the machine'
+                f"{folds}."
             )
 
     def _goal(self, budget: Budget | None) -> str | None:

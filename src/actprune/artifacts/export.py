@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,16 @@ def _dynamic(value: Any) -> Any:
     return pytree.tree_map(lambda x: {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, value)
 
 
+def _dynamic_shapes(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Of a call, as export takes them: where a signature has `*args`, all of these are one argument."""
+    signature = inspect.signature(model.forward)
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+        return _dynamic(dict(signature.bind(*args, **kwargs).arguments))
+    return (*_dynamic(args),) if not kwargs else _dynamic(dict(kwargs))
+
+
 def _write_pt2(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
-    shapes = (*_dynamic(args),) if not kwargs else _dynamic(dict(kwargs))
+    shapes = _dynamic_shapes(model, args, kwargs)
     program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
     with path.open("wb") as file:
         torch.export.save(program, file)
@@ -82,7 +91,7 @@ def _run_pt2(path: Path, args: Any, kwargs: Mapping[str, Any]) -> Outputs:
 
 
 def _write_onnx(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
-    shapes = (*_dynamic(args),) if not kwargs else _dynamic(dict(kwargs))
+    shapes = _dynamic_shapes(model, args, kwargs)
     program = torch.onnx.export(
         model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False
     )

@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Train LeNet-5 on MNIST, cut it, prove the cut, fine-tune, and report.
 
-    The second run starts at pruning: the dense network is cached (on PyTorch).
+    The second run starts at pruning: the dense network is cached.
 
     Example: actprune demo --keep params=10% --finetune-epochs 1
     """

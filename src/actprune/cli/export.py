@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from actprune.cli.options import MadeWith, Samples
 from actprune.cli.recipe import DEFAULT
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    spec: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe that it was made with.")] = DEFAULT,
+    spec: MadeWith = DEFAULT,
+    data: Samples = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx, run in onnxruntime.")] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="Write model.pt2, for torch.export.load.")] = False,
     folded: Annotated[bool, typer.Option("--fold", help="With BatchNorm folded into the layer before.")] = False,
@@ -29,13 +31,14 @@ def export(
     from actprune.artifacts.checkpoint import load
     from actprune.artifacts.export import export as write
     from actprune.cli.recipe import load_recipe
-    from actprune.data import first_batch
     from actprune.deployment import fold
+    from actprune.keras3.bridge import unfoldable
+    from actprune.keras3.network import KerasNetwork
 
     with redirect_stdout(sys.stderr):  # the exporters talk
-        recipe = load_recipe(spec)
-        model = recipe.model()
-        inputs = first_batch(model, recipe.calibration())
+        model, inputs = load_recipe(spec, data=data).network()
+        if folded and isinstance(model, KerasNetwork):
+            raise unfoldable(model)
         small = load(run, model, inputs)
         if folded:
             small = fold(small, inputs, channels_last=False)

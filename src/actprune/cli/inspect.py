@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actprune.cli.recipe import KERAS
 from actprune.errors import ArtifactError, CaptureError
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ DRAWINGS = (".dot", ".html")
 
 
 def inspect(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="package.module:name or path/to/file.py:name.")],
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="package.module:name, path/to/file.py:name or model.keras.")
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", help="Shape of an input, batch first: 1,3,224,224; int64:1,16; input_ids=int64:1,16."),
@@ -29,7 +32,7 @@ def inspect(
     """Show what can be cut in a model, what that would take with it, and why the rest is frozen.
 
     SPEC names a model, or a class or function that makes one; arguments are Python literals. A function may return
-    the pair (model, example inputs), then no --input is needed.
+    the pair (model, example inputs), then no --input is needed, nor for a Keras model whose inputs have shapes.
 
     Example: actprune inspect "torchvision.models:resnet18(num_classes=10)" --input 1,3,224,224
     """
@@ -38,13 +41,19 @@ def inspect(
 
     if draw is not None and draw.suffix not in DRAWINGS:
         raise typer.BadParameter(f"a file that ends in {' or '.join(DRAWINGS)}, not {draw}", param_hint="--draw")
-    wanted, shapes = parse_spec(spec), parse_inputs(inputs or [])
+    wanted = None if spec.endswith(KERAS) else parse_spec(spec)
+    shapes = parse_inputs(inputs or [])
 
     from actprune.axes.capture import capture
+    from actprune.cli.recipe import load_recipe
+    from actprune.keras3.bridge import as_network, example_of
     from actprune.report.inspection import inspect as inspect_graph
 
     with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-        model, example = load_spec(wanted)
+        model, example = load_spec(wanted) if wanted else (load_recipe(spec).model(), None)
+        if example is None:
+            example = example_of(model)
+        model = as_network(model)
         if shapes:
             example = make_inputs(shapes, model)
         if example is None:

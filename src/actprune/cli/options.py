@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 RecipeSpec = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.py, package.module or model.keras.")]
+MadeWith = Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, or model.keras, that it was made with.")]
 Samples = Annotated[Path | None, typer.Option(help="Calibration samples of a .keras file: an .npz.")]
 MethodName = Annotated[str, typer.Option(help="Method: sgd-ap, l2, flap, wanda, …")]
 Allocation = Annotated[str | None, typer.Option(help="Instead of the method's.")]

@@ -29,6 +29,9 @@ NAMES = ("model", "calibration", "evaluate", "finetune", "example_inputs")
 DEFAULT = "recipe.py"
 """What `actprune init` writes, and commands look for where no SPEC is given."""
 
+KERAS = ".keras"
+"""What a file that Keras saved ends in."""
+
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -48,9 +51,13 @@ class Recipe:
         """
         from torch import nn
 
+        from actprune.keras3.backend import is_keras, keras_on_torch
+
         made = self._call("model")
         if isinstance(made, nn.Module):
             return made
+        if is_keras(made):
+            keras_on_torch()  # says what its backend should be
         raise CaptureError(
             "The recipe's model() gives no model.",
             expected="a torch.nn.Module",
@@ -74,6 +81,15 @@ class Recipe:
             where=self.text,
             hint="`actprune init` writes a recipe to start from; for a .keras file: --data samples.npz",
         )
+
+    def network(self) -> tuple[Any, Any]:
+        """The dense model as the engine sees it, and the inputs of its first calibration batch."""
+        from actprune.data import first_batch
+        from actprune.keras3.bridge import as_batches, as_network
+
+        model = self.model()
+        network = as_network(model)
+        return network, first_batch(network, as_batches(self.calibration(), model))
 
     def optional(self, name: str) -> Callable[..., Any] | None:
         """One of the functions, if there is one."""
@@ -99,7 +115,7 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
         CaptureError: there is no such file or module, it can't be run, or it has no function model().
         typer.BadParameter: `text` has another form.
     """
-    if text.endswith(".keras"):
+    if text.endswith(KERAS):
         return _keras_recipe(text, seed, data)
     if data is not None:
         raise typer.BadParameter("a recipe has calibration() for that", param_hint="--data")

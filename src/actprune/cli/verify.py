@@ -11,12 +11,14 @@ from typing import Annotated
 
 import typer
 
+from actprune.cli.options import MadeWith, Samples
 from actprune.cli.recipe import DEFAULT
 
 
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    spec: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe that it was made with.")] = DEFAULT,
+    spec: MadeWith = DEFAULT,
+    data: Samples = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
 ) -> None:
     """Prove again that the network in a run folder is the dense one, cut by its plan, with the weights saved.
@@ -25,12 +27,9 @@ def verify(
     """
     from actprune.artifacts.checkpoint import load, proved
     from actprune.cli.recipe import load_recipe
-    from actprune.data import first_batch
 
     with redirect_stdout(sys.stderr):
-        recipe = load_recipe(spec)
-        model = recipe.model()
-        inputs = first_batch(model, recipe.calibration())
+        model, inputs = load_recipe(spec, data=data).network()
         small = load(run, model, inputs)
         proof = proved(run, model, small, inputs)
     typer.echo(json.dumps(asdict(proof), indent=1) if as_json else str(proof))

@@ -6,8 +6,6 @@ ReLU, max pooling and dropout. Nothing here draws from or changes the global ran
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actprune.artifacts.files import new_file
-from actprune.artifacts.weights import read_weights, write_weights
+from actprune.demo.dense_cache import cached, digest
 from actprune.demo.mnist import Mnist
-from actprune.errors import ArtifactError, DataError
+from actprune.errors import DataError
 
 RECIPE = "actprune.lenet5/1"
 """The version of network and training: another one makes cached checkpoints stale."""
@@ -240,53 +236,13 @@ def dense_checkpoint(
         UserWarning: the copy is damaged, of other data or of another version (it is replaced), or can't be written.
     """
     path = None if cache is None else Path(cache) / f"lenet5-mnist-seed{seed}-epochs{epochs}.safetensors"
-    about = {"schema": RECIPE, "seed": str(seed), "epochs": str(epochs), "data": _digest(dict(split.train._asdict()))}
-    model = None if path is None else _from_cache(path, about)
-    if model is not None:
-        return model.to(device), False
-    model = train_dense(split, seed=seed, epochs=epochs, device=device, progress=progress)
-    if path is not None:
-        _to_cache(path, model, about)
-    return model, True
+    about = {"schema": RECIPE, "seed": str(seed), "epochs": str(epochs), "data": digest(dict(split.train._asdict()))}
 
-
-def _from_cache(path: Path, about: dict[str, str]) -> LeNet5 | None:
-    if not path.exists():
-        return None
-    try:
-        weights = read_weights(path, "it is trained again")
-        found = {key: weights.metadata.get(key) for key in about}
-        if found != about:
-            got = ", ".join(f"{key} {found[key]}" for key in about if found[key] != about[key])
-            raise ArtifactError(f"it is of another version or of other data ({got})")
+    def make() -> LeNet5:
         with _repeatable(0, torch.device("cpu")):
-            model = LeNet5()
-        state = weights.state()
-        kinds, wanted = ({n: (t.shape, t.dtype) for n, t in held.items()} for held in (state, model.state_dict()))
-        if kinds != wanted or weights.metadata.get("digest") != _digest(state):
-            raise ArtifactError("it is damaged")
-        model.load_state_dict(state)
-    except (ArtifactError, RuntimeError) as error:
-        problem = error.got or error.problem if isinstance(error, ArtifactError) else str(error)
-        warnings.warn(f"the cached network {path} is not used, and trained again: {problem}", stacklevel=3)
-        return None
-    return model.eval()
+            return LeNet5()
 
-
-def _to_cache(path: Path, model: LeNet5, about: dict[str, str]) -> None:
-    state = model.state_dict()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as scratch:
-            write_weights(scratch, state, {**about, "digest": _digest(state)})
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"the trained network could not be kept in {path}: {error}", stacklevel=3)
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, dtypes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    model, trained = cached(
+        path, about, make, lambda: train_dense(split, seed=seed, epochs=epochs, device=device, progress=progress)
+    )
+    return model.eval().to(device), trained

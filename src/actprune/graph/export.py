@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.fx.traceback as annotations
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.fx import Graph
+from torch.fx import Graph, config
 from torch.utils import _pytree as pytree
 
 from actprune.graph.names import Names
@@ -55,11 +56,22 @@ def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | 
     A model that is rebuilt has no such sizes, only places.
     """
     if isinstance(model, Rebuilt):
-        with annotations.preserve_node_meta():
+        with annotations.preserve_node_meta(), _without_stack_traces():
             return torch.export.export(model, args, kwargs, strict=False), None
     with contextlib.suppress(Exception), recording(model) as recorder:
         return torch.export.export(model, args, kwargs, strict=False), recorder
     return torch.export.export(model, args, kwargs, strict=False), None
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """They take time, and those of a rebuilt model end in its framework: they name no line of the user's."""
+    before = config.do_not_emit_stack_traces
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def _register_users(graph: Graph) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Rebuilt(nn.Module):
         Raises:
             PlanError: the description can't express these sizes; the message names the layer.
         """
+
+    def without_dropout(self) -> AbstractContextManager[None]:
+        """Within it, nothing is dropped at random in training mode: no module of torch's own does it here."""
+        return nullcontext()
 
     def written(self, graph: Graph) -> Sizes:
         """The numbers in the description that no tensor has, and what the captured `graph` says of them."""

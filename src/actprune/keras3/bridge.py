@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from actprune.artifacts.checkpoint import load as load_network
 from actprune.artifacts.checkpoint import save
 from actprune.errors import DataError, UnsupportedModelError
-from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.backend import is_keras, keras_on_torch
+from actprune.keras3.data import Batches
 from actprune.keras3.network import KerasNetwork
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
@@ -41,13 +44,18 @@ class KerasResult(Result):
         return save(folder, self.network, self.plan, report, overwrite=overwrite, more=more)
 
     def fold(self, *, channels_last: bool | str = "auto") -> nn.Module:
-        raise UnsupportedModelError(
-            "A Keras model isn't folded.",
-            expected="a torch model",
-            got=f"the Keras model {self.network.model.name!r}",
-            where="Result.fold",
-            hint="export it instead: result.model.export(path)",
-        )
+        raise unfoldable(self.network)
+
+
+def unfoldable(network: KerasNetwork) -> UnsupportedModelError:
+    """What is said where the BatchNorm of a Keras model shall be folded."""
+    return UnsupportedModelError(
+        "A Keras model isn't folded.",
+        expected="a torch model",
+        got=f"the Keras model {network.model.name!r}",
+        where="fold",
+        hint="export it as it is: on the command line without --fold, in Python with result.model.export(path)",
+    )
 
 
 def check_keras(form: str, inplace: bool) -> None:
@@ -62,11 +70,63 @@ def check_keras(form: str, inplace: bool) -> None:
         )
 
 
+def as_network(model: Any) -> Any:
+    """A Keras model as the engine sees it; any other model as it is."""
+    return KerasNetwork(model) if is_keras(model) else model
+
+
+def as_batches(data: Any, model: Any) -> Any:
+    """Calibration data for a Keras model as batches that the engine takes; for any other model as it is."""
+    return Batches(data, model) if is_keras(model) else data
+
+
+def example_of(model: Any) -> Any:
+    """Two samples of ones for a Keras model whose inputs have all their sizes, in their order; else None."""
+    if not is_keras(model) or not model.inputs or any(None in one.shape[1:] for one in model.inputs):
+        return None
+    return tuple(torch.ones((one.shape[0] or 2, *one.shape[1:])).to(getattr(torch, one.dtype)) for one in model.inputs)
+
+
+def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
+    """The cut model that `save` wrote, made from a fresh dense one by replaying the plan.
+
+    Args:
+        model: the dense model, built with the same arguments; its weights do not matter, and it is left as it is.
+        example_inputs: as for `capture`, of the shapes of the calibration batches; only needed for what `prune` gave
+            back as a graph, which is captured again.
+
+    Returns:
+        A model of the same class, or the graph form, on the device and in the train or eval mode of `model`, with
+        tensors of the saved values and dtypes; a Keras model where one is given.
+
+    Raises:
+        ArtifactError: the model has another architecture, it gives another graph, or a file is missing, damaged,
+            tampered with or foreign. Nothing in the files has been executed.
+        UnsupportedModelError: the model can't be copied.
+    """
+    found: Any = load_network(folder, as_network(model), example_inputs)
+    return found.model if isinstance(found, KerasNetwork) else found
+
+
 def on_network(function: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
     """A function of the Keras model (`evaluate`) as one of the network."""
     if function is None or not callable(function):
         return function
-    return lambda network: function(network.model)
+    return lambda network: _one_number(function(network.model))
+
+
+def _one_number(metric: Any) -> Any:
+    """Refuse all that `model.evaluate` gives at once: which of it is meant, and is higher better?"""
+    if isinstance(metric, Mapping | list | tuple):
+        shown = ", ".join(map(str, metric)) if isinstance(metric, Mapping) else f"{len(metric)} numbers"
+        raise DataError(
+            "evaluate gives several numbers.",
+            expected="one number, higher is better",
+            got=f"{type(metric).__name__} of {shown}, as model.evaluate returns it: the loss comes first",
+            where="prune(evaluate=…)",
+            hint='choose one: evaluate=lambda m: m.evaluate(x, y, return_dict=True, verbose=0)["accuracy"]',
+        )
+    return metric
 
 
 def training_of(finetune: SGD | Callable[[Any], Any] | None) -> SGD | Callable[[Any], Any] | None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch.fx.traceback as annotations
 from torch import Tensor, nn
 from torch.fx import Graph
 
 from actprune.errors import CaptureError
-from actprune.graph.rebuilt import PATH, Rebuilt
+from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Sizes
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.calls import annotated, without_dropout
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import check_rebuildable, filled, rebuild
 from actprune.keras3.sizes import written_sizes
@@ -67,8 +67,13 @@ class KerasNetwork(Rebuilt):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = kwargs or (args[0] if len(args) == 1 else list(args))
-        with _annotated(self):
+        with annotated(self._named()):
             return self.model(inputs, training=self.training)
+
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        """Everything that is called in the model, and its path."""
+        yield from ((one.path, one.layer) for one in self.places if one.path)
+        yield from ((op.name, op) for op in operations(self.model))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KerasNetwork:
         return self.rebuilt(Plan({}, {}, {}, ""), {})
@@ -77,6 +82,9 @@ class KerasNetwork(Rebuilt):
         made = KerasNetwork(rebuild(self.model, self.places, plan), like=self)
         filled(made.places, self.places, plan, tensors)
         return made.train(self.training)
+
+    def without_dropout(self) -> AbstractContextManager[None]:
+        return without_dropout(place.layer for place in self.places)
 
     def written(self, graph: Graph) -> Sizes:
         return written_sizes(self.places, operations(self.model), graph)
@@ -97,32 +105,3 @@ def _named_alike(found: list[Placed], like: list[Placed]) -> list[Placed]:
         Placed(old.path, new.layer, dict(zip(old.variables, new.variables.values(), strict=True)))
         for new, old in zip(found, like, strict=True)
     ]
-
-
-@contextmanager
-def _annotated(network: KerasNetwork) -> Iterator[None]:
-    """Note in every node of a capture the layer that it was called in: Keras's own call hides it from torch."""
-    if not annotations.has_preserved_node_meta():
-        yield
-        return
-    named = [(one.path, one.layer) for one in network.places if one.path]
-    named += [(op.name, op) for op in operations(network.model)]
-    with ExitStack() as stack:
-        for path, layer in named:
-            stack.enter_context(_noting(path, layer))
-        yield
-
-
-@contextmanager
-def _noting(path: str, layer: Any) -> Iterator[None]:
-    call = layer.call
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        with annotations.annotate({PATH: path}):
-            return call(*args, **kwargs)
-
-    vars(layer)["call"] = noted
-    try:
-        yield
-    finally:
-        del vars(layer)["call"]

@@ -30,8 +30,9 @@ def placed(model: Any) -> list[Placed]:
 def _walk(layer: Any, path: str, seen: set[int]) -> Iterator[Placed]:
     seen.add(id(layer))
     variables: dict[str, tuple[Any, bool]] = {}
+    within = {id(v) for inner in layer._layers for v in inner.variables}  # a wrapper may hold one of what it wraps
     for trainable, held in ((True, layer._trainable_variables), (False, layer._non_trainable_variables)):
-        for variable in held:
+        for variable in (v for v in held if id(v) not in within):
             variables[_unique(variable.name, variables)] = variable, trainable
     yield Placed(path, layer, variables)
     names: dict[str, Any] = dict.fromkeys(variables)

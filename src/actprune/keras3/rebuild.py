@@ -26,6 +26,14 @@ def check_rebuildable(model: Any) -> None:
     """
     keras = keras_on_torch()
     for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False):
+            raise UnsupportedModelError(
+                f"{type(layer).__name__} {layer.name!r} can't be pruned: it keeps its state from call to call.",
+                expected="layers whose outputs depend on their inputs alone",
+                got="stateful=True",
+                where=layer.name,
+                hint="prune the same model with stateful=False, and give the weights of the result to a stateful one",
+            )
         if isinstance(layer, keras.Model) and not _is_described(layer):
             raise UnsupportedModelError(
                 f"{type(layer).__name__} {layer.name!r} can't be rebuilt: its config doesn't say how its layers are "
@@ -156,6 +164,8 @@ class _Rebuilding:
             inner = getattr(layer, attribute, None)
             if field in config and isinstance(inner, keras.Layer):
                 config[field] = keras.saving.serialize_keras_object(self.layer(inner))
+        if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
+            config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
         own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
         config |= fields(Cut(layer, path, own, self.plan)) if own else {}
         for (field, *rest), value in self.edits.get(path, {}).items():

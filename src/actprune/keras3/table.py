@@ -88,6 +88,11 @@ def _recurrent(cut: Cut) -> Config:
     return {"units": cut.size(name, 0)}
 
 
+def _recurrent_conv(cut: Cut) -> Config:
+    name = next(name for name in cut.shapes if name.rpartition(".")[2] == "recurrent_kernel")
+    return {"filters": cut.size(name, -2)}
+
+
 def _embedding(cut: Cut) -> Config:
     return {"input_dim": cut.size("embeddings", 0), "output_dim": cut.size("embeddings", 1)}
 
@@ -119,6 +124,10 @@ TABLE: dict[str, Callable[[Cut], Config]] = {
     "LSTMCell": _recurrent,
     "GRUCell": _recurrent,
     "SimpleRNNCell": _recurrent,
+    "ConvLSTM1D": _recurrent_conv,
+    "ConvLSTM2D": _recurrent_conv,
+    "ConvLSTM3D": _recurrent_conv,
+    "ConvLSTMCell": _recurrent_conv,
     "GroupNormalization": _group_norm,
 }
 """Class of Keras → fields of the config. A subclass of one stands for it."""

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from actprune.errors import DataError
 from actprune.graph.keep import kept_modes
+from actprune.graph.rebuilt import Rebuilt
 
 
 @contextmanager
 def training(model: nn.Module, dropout: bool) -> Iterator[None]:
     """Training mode, with dropout only if asked for; the modes are put back afterwards."""
-    with kept_modes(model):
+    with kept_modes(model), ExitStack() as stack:
         model.train()
-        if not dropout:
-            for module in model.modules():
-                if isinstance(module, _DropoutNd):
-                    module.eval()
+        for module in () if dropout else model.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()
+            elif isinstance(module, Rebuilt):
+                stack.enter_context(module.without_dropout())
         yield
 
 
