@@ -292,7 +292,8 @@ def test_layers_are_cut_and_proved(hazard: str, tmp_path: Path) -> None:
     given = [tensor.numpy() for tensor in _inputs(model)]
     loaded = keras.models.load_model(tmp_path / "small.keras")
     for a, b in zip(
-        *(keras.tree.flatten(m(given if len(given) > 1 else given[0])) for m in (small, loaded)), strict=True
+        *(keras.tree.flatten(m(given if len(given) > 1 else given[0], training=False)) for m in (small, loaded)),
+        strict=True,
     ):
         assert torch.equal(a, b)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))

@@ -15,13 +15,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.command import command
-from benchmarks.method import lenet5, lenet300, resnet56, speed, stories
+from benchmarks.method import encoder, lenet5, lenet300, resnet56, speed, stories
 from benchmarks.method.rows import Rows
 
 BENCHMARKS: dict[str, tuple[ModuleType, Callable[[Rows, Any], None]]] = {
     "lenet5": (lenet5, lambda rows, given: lenet5.measure(rows, given.data / "mnist.npz", given.seeds)),
     "lenet300": (lenet300, lambda rows, given: lenet300.measure(rows, given.fashion or given.data)),
     "resnet56": (resnet56, lambda rows, given: resnet56.measure(rows, given.data, long=given.long)),
+    "encoder": (encoder, lambda rows, given: encoder.measure(rows, given.encoder, given.data)),
     "speed": (speed, lambda rows, given: speed.measure(rows, given.data)),
     "stories": (stories, lambda rows, given: stories.measure(rows, given.data)),
 }
@@ -33,12 +34,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
     parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets and weights")
     parser.add_argument("--fashion", type=Path, help="the folder with the IDX files of Fashion-MNIST")
+    parser.add_argument("--encoder", type=Path, help="the folder of all-MiniLM-L6-v2 (its benchmark is left out else)")
     parser.add_argument("--seeds", type=int, default=5, help="of LeNet-5 (5)")
     parser.add_argument("--long", action="store_true", help="the fine-tunes and seeds that take hours, too")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {unknown[0]!r}: choose of {', '.join(BENCHMARKS)}")
-    for name in options.names or BENCHMARKS:
+    left_out = [] if options.encoder else ["encoder"]
+    for name in options.names or [name for name in BENCHMARKS if name not in left_out]:
         rows = Rows(name, command("benchmarks.method"))
         module, measure = BENCHMARKS[name]
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -176,11 +175,13 @@ class _Rebuilding:
         edits = self.edits.get(operation.name)
         if not edits:
             return operation
-        made = copy.copy(operation)
-        made._inbound_nodes, made._outbound_nodes = [], []
+        config = dict(operation.get_config())  # it is what a saved file holds, whatever the attributes say
         for (field, *rest), value in edits.items():
-            setattr(made, field, _with_entry(getattr(made, field), rest, value))
-        return made
+            config[field] = _with_entry(config[field], rest, value)
+        try:
+            return type(operation).from_config(config)
+        except Exception as error:  # a config without what the class needs
+            raise _misfit(operation.name, error) from error
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, _Within):
