@@ -104,13 +104,18 @@ class Settings:
 
     def metric(self, model: nn.Module) -> float | None:
         """What `evaluate` says of a network in eval mode; None where there is no `evaluate`."""
-        if self.evaluate is None:
-            return None
-        with preserved(model):
-            model.eval()
-            return checked(self.evaluate(model))
+        return measured(self.evaluate, model)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Pass on how far a stage is."""
         if self.progress is not None:
             self.progress(stage, done, total)
+
+
+def measured(evaluate: Evaluate | None, model: nn.Module) -> float | None:
+    """The metric of a network in eval mode, which is then as it was; None where there is no `evaluate`."""
+    if evaluate is None:
+        return None
+    with preserved(model):
+        model.eval()
+        return checked(evaluate(model))

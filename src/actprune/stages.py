@@ -38,7 +38,7 @@ from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
 from actprune.recovery.distill import Distill, Recovered
-from actprune.recovery.sgd import SGD
+from actprune.recovery.sgd import SGD, recording
 from actprune.reporting import Attempt, Reporting
 from actprune.result import Result
 from actprune.rewrite import Rewrite
@@ -295,7 +295,8 @@ class Run:
                         tuned, self.model, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
                     )
                 elif asked.finetune is not None:
-                    returned = asked.finetune(tuned)
+                    with recording(self.losses):
+                        returned = asked.finetune(tuned)
             return returned if isinstance(returned, nn.Module) else tuned
 
         if asked.journal is None:
