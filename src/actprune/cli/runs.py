@@ -30,15 +30,15 @@ def read_run(folder: Path) -> RunFolder:
         PlanError: the plan is none.
     """
     from actprune.artifacts.files import read_text, unreadable
-    from actprune.artifacts.folder import AGAIN, PLAN, REPORT
+    from actprune.artifacts.folder import AGAIN, PLAN, REPORT, file_of
     from actprune.artifacts.plan_file import read_plan
     from actprune.report.reading import read_report
 
     if not folder.is_dir():
         got = "a file" if folder.is_file() else "nothing"
         raise unreadable(folder, f"a run folder with {PLAN} and {REPORT}", got, "pass the --out of actprune prune")
-    plan = read_plan(folder / PLAN)
-    path = folder / REPORT
+    plan = read_plan(file_of(folder, PLAN))
+    path = file_of(folder, REPORT)
     return RunFolder(folder, plan, read_report(read_text(path, REPORT_BYTES, AGAIN), str(path)))
 
 
