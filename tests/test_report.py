@@ -180,8 +180,11 @@ def test_report_writes_both_pages(run: Run, folder: Path, result: Result) -> Non
     for _ in range(2):  # a second time replaces the first
         code, out, err = run("report", folder)
         assert (code, err) == (0, "")
-        assert out == f"written to {folder / 'report.html'}\nwritten to {folder / 'report.md'}\n"
-    result.save(folder, overwrite=True)  # both count as files of a run
+        assert out == "".join(f"written to {folder / name}\n" for name in ("report.html", "report.md", "README.md"))
+    told = (folder / "README.md").read_text()
+    for figure in (f"{result.report.final.params:,}", f"{result.report.final.macs:,}", "proved", "actprune.load"):
+        assert figure in told
+    result.save(folder, overwrite=True)  # all count as files of a run
     code, _, err = run("report", folder, "--open", "noo")
     assert code == 1 and "did you mean 'no'?" in err
     code, _, err = run("report", folder / "none")

@@ -42,6 +42,7 @@ class Settings:
     batchnorm: bool | str
     protect: tuple[str, ...]
     round_to: int | str
+    equal_widths: bool
     latency: Latency | None
     distance: str | Distance
     threshold: float | None

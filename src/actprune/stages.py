@@ -329,6 +329,7 @@ class Run:
             "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
             "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
             "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
+            "equal_widths": asked.equal_widths,
             "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
             "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
             "torch": torch.__version__,

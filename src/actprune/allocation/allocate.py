@@ -79,6 +79,7 @@ def allocate(
     latency: LatencyTable | None = None,
     effort: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    equal_widths: bool = False,
 ) -> Plan:
     """Decide how many units of every group stay, and which.
 
@@ -95,6 +96,7 @@ def allocate(
         measured: from `measure_all`, to plan several budgets from one measurement.
         latency: from `measure_latency`, for a budget of latency.
         effort: (rounds, trials) of the improvement in context; None: as many as a fixed amount of work allows.
+        equal_widths: the same width for all groups that have one place in repeated blocks (not for explicit widths).
 
     Raises:
         BudgetError: a budget out of range or unreachable.
@@ -105,7 +107,7 @@ def allocate(
     if isinstance(keep, Mapping):
         return _explicit(graph, guide, keep, protect)
     budget = Budget("macs", 1.0) if keep is None else parse(keep)
-    space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency)
+    space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency, equal=equal_widths)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
     if keep is None:
         name = "natural"
@@ -119,6 +121,7 @@ def allocate(
     else:
         note["rho"], widths = RULES[name](space, guide)
     _check_met(space, widths, name)
+    widths = space.every(widths)
     predicted = cost(graph, widths)
     note |= {
         "allocation": name,
@@ -164,10 +167,10 @@ def measure_all(
         return run_all(graph.program, data.batches, candidate)
 
     def around(widths: Widths) -> Measure:
-        here = None if near is None else near(make_plan(graph, guide.supports(widths)) if widths else None)
+        here = None if near is None else near(make_plan(graph, guide.supports(space.every(widths))) if widths else None)
 
         def measure(changed: Widths) -> float:
-            plan = make_plan(graph, guide.supports({**widths, **changed}))
+            plan = make_plan(graph, guide.supports(space.every({**widths, **changed})))
             return _finite(how(dense, (here or outputs)(plan)))
 
         return measure

@@ -21,6 +21,7 @@ RUN_FILES = (
     WEIGHTS,
     PLAN,
     REPORT,
+    "README.md",
     "report.md",
     "report.html",
     "model.onnx",

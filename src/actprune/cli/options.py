@@ -14,6 +14,9 @@ Allocation = Annotated[str | None, typer.Option(help="Instead of the method's.")
 Compensate = Annotated[str | None, typer.Option(help="Instead of the method's.")]
 Protect = Annotated[list[str] | None, typer.Option(help="Module paths whose units stay; several times.")]
 RoundTo = Annotated[str, typer.Option(help="Widths are multiples of it; or auto.")]
+EqualWidths = Annotated[
+    bool, typer.Option("--equal-widths", help="One width for all layers of a kind, as stock configs have it.")
+]
 FormName = Annotated[str, typer.Option(help="class, graph or auto.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")]

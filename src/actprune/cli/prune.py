@@ -14,6 +14,7 @@ from actprune.cli.options import (
     Allocation,
     AsJson,
     Compensate,
+    EqualWidths,
     FormName,
     MethodName,
     Protect,
@@ -37,6 +38,7 @@ def prune(
     compensate: Compensate = None,
     protect: Protect = None,
     round_to: RoundTo = "1",
+    equal_widths: EqualWidths = False,
     form: FormName = "class",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
@@ -61,7 +63,7 @@ def prune(
     arguments: dict[str, Any] = {
         "keep": _budget(keep, max_drop, plan), "max_drop": max_drop, "method": method, "allocation": allocation,
         "compensate": compensate, "protect": protect or (), "form": form, "seed": seed,
-        "round_to": rounded(round_to),
+        "round_to": rounded(round_to), "equal_widths": equal_widths,
     }  # fmt: skip
     console = Console(highlight=False)
     with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer

@@ -15,6 +15,7 @@ from actprune.cli.options import (
     Allocation,
     AsJson,
     Compensate,
+    EqualWidths,
     FormName,
     MethodName,
     Protect,
@@ -42,6 +43,7 @@ def sweep(
     compensate: Compensate = None,
     protect: Protect = None,
     round_to: RoundTo = "1",
+    equal_widths: EqualWidths = False,
     form: FormName = "class",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run folders and the frontier.")] = Path("runs/sweep"),
@@ -71,7 +73,7 @@ def sweep(
         recipe = load_recipe(spec, seed, data)
         results = run(
             recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
-            protect=protect or (), round_to=rounded(round_to), form=form, seed=seed, progress=progress,
+            protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths, form=form, seed=seed, progress=progress,
             evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"),
         )  # fmt: skip
         for result, budget, name in zip(results, keep, names, strict=True):
