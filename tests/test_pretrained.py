@@ -107,15 +107,12 @@ class Blocks(torch.nn.Module):
 def test_blocks_get_one_width(budget: str, allocation: str) -> None:
     torch.manual_seed(0)
     model, data = Blocks(), [torch.randn(16, 6) for _ in range(4)]
-    plan = ap.predict(model, data, keep=budget, allocation=allocation, method="flap", equal_widths=True).plan
-    widths = plan.widths
+    graph = ap.capture(model, data[0])
+    guide = ap.guide(graph, ap.collect(graph, data), method="flap")
+    widths = ap.allocate(graph, guide, data, keep=budget, allocation=allocation, equal_widths=True).widths
     assert widths["blocks.0.0"] == widths["blocks.1.0"] == widths["blocks.2.0"] < 16
-    dense = ap.cost(ap.capture(model, data[0]))
-    cost = ap.cost(ap.capture(model, data[0]), widths)
-    assert (
-        budget.startswith("units")
-        or cost[budget.partition("=")[0]] <= float(budget[-3:-1]) / 100 * dense[budget.partition("=")[0]]
-    )
+    kind, dense, found = budget.partition("=")[0], ap.cost(graph), ap.cost(graph, widths)
+    assert kind == "units" or found[kind] <= float(budget[-3:-1]) / 100 * dense[kind]
 
 
 def test_roles() -> None:

@@ -99,8 +99,8 @@ def prune(
         protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
         round_to: widths become multiples of it, for hardware that likes them; "auto": of 1, 4, 8 or 16, as the
             network's own shapes are fastest.
-        equal_widths: the same width for all groups that have one place in repeated blocks (`layers.*.mlp.up_proj`), as a
-            configuration with one number for all layers has it. Widths given in `keep` stay as they are.
+        equal_widths: the same width for all groups that have one place in repeated blocks (`layers.*.mlp.up_proj`), as
+            a configuration with one number for all layers has it. Widths given in `keep` stay as they are.
         latency: a `Latency`: the device and the batch size whose milliseconds are meant, in a budget and in the report.
             Without it, those of the calibration batches where the model is.
         calibration_size: samples taken from `calibration`, once.

@@ -85,11 +85,7 @@ def _stock_class(model: nn.Module) -> Any:
             hint="pip install transformers",
         ) from error
     for cls in type(model).__mro__:
-        if (
-            issubclass(cls, nn.Module)
-            and getattr(transformers, cls.__name__, None) is cls
-            and hasattr(cls, "config_class")
-        ):
+        if hasattr(cls, "config_class") and getattr(transformers, cls.__name__, None) is cls:
             return cls
     raise ArtifactError(
         f"{type(model).__name__} is no model of transformers.",
@@ -120,7 +116,7 @@ def _configuration(cls: Any, model: Any, plan: Plan, wanted: Shapes) -> tuple[An
 
 
 def _candidates(config: Any, shares: list[Fraction]) -> Iterator[tuple[str, str, int]]:
-    """(configuration inside this one or "", its number, another value): each number times a share that a group keeps."""
+    """(configuration inside this one or "", its number, another value): each number times a share that is kept."""
     inner = [name for name, held in vars(config).items() if hasattr(held, "to_dict")]
     for owner in ("", *inner):
         own = getattr(config, owner) if owner else config
@@ -173,18 +169,16 @@ def _no_configuration(
     path: Path, cls: str, plan: Plan, missed: list[str], wanted: Shapes, found: Shapes
 ) -> ArtifactError:
     name, modules = missed[0], {one.rpartition(".")[0] for one in missed}
-    cut = [
-        group for group, own in plan.groups.items() if len(own.kept) < own.width and group.partition("#")[0] in modules
-    ]
-    patterns = dict.fromkeys(f"'{role(group)}'" for group in cut)
+    cut = [name for name, own in plan.groups.items() if len(own.kept) < own.width]
+    patterns = dict.fromkeys(f"'{role(group)}'" for group in cut if group.partition("#")[0] in modules)
     given = f"shape {found[name]}" if name in found else "no such shape"
     return ArtifactError(
         f"No configuration of {cls} has these widths, so stock transformers could not load them.",
         expected=f"tensors as a configuration makes them: {name} of {given} in the nearest one",
         got=f"shape {wanted[name]}, and {len(missed) - 1} other tensors that differ",
         where=str(path),
-        hint="prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has no "
-        f"number for ({', '.join(f'--protect {one}' for one in patterns)}); or {_RUN_FOLDER}",
+        hint="prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has "
+        f"no number for ({', '.join(f'--protect {one}' for one in patterns)}); or {_RUN_FOLDER}",
     )
 
 

@@ -19,6 +19,7 @@ EqualWidths = Annotated[
 ]
 FormName = Annotated[str, typer.Option(help="class, graph or auto.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as one JSON object per line on the error stream.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")]
 
 

@@ -16,6 +16,7 @@ from actprune.cli.options import (
     Compensate,
     EqualWidths,
     FormName,
+    LogJson,
     MethodName,
     Protect,
     RecipeSpec,
@@ -45,6 +46,7 @@ def prune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would stay; write nothing.")] = False,
     as_json: AsJson = False,
+    log_json: LogJson = False,
 ) -> None:
     """Prune the model of a recipe, prove the cut, fine-tune if the recipe can, and write a run folder.
 
@@ -54,7 +56,7 @@ def prune(
     """
     from rich.console import Console
 
-    from actprune.cli.progress import bars
+    from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.pipeline import predict
     from actprune.pipeline import prune as run
@@ -66,7 +68,10 @@ def prune(
         "round_to": rounded(round_to), "equal_widths": equal_widths,
     }  # fmt: skip
     console = Console(highlight=False)
-    with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
+    with (
+        redirect_stdout(sys.stderr),
+        progress_of(log_json) as progress,
+    ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seed, data)
         model, samples = recipe.model(), recipe.calibration()
         arguments |= {"evaluate": recipe.optional("evaluate"), "progress": progress}

@@ -17,6 +17,7 @@ from actprune.cli.options import (
     Compensate,
     EqualWidths,
     FormName,
+    LogJson,
     MethodName,
     Protect,
     RecipeSpec,
@@ -48,6 +49,7 @@ def sweep(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run folders and the frontier.")] = Path("runs/sweep"),
     as_json: AsJson = False,
+    log_json: LogJson = False,
 ) -> None:
     """Prune to several budgets, of one pass of statistics: accuracy against cost.
 
@@ -59,7 +61,7 @@ def sweep(
     from rich.console import Console
 
     from actprune.artifacts.checkpoint import check_output
-    from actprune.cli.progress import bars
+    from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts
     from actprune.pipeline import sweep as run
@@ -69,11 +71,15 @@ def sweep(
     for name in names:
         check_output(out / name)
     points: list[Point] = []
-    with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
+    with (
+        redirect_stdout(sys.stderr),
+        progress_of(log_json) as progress,
+    ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seed, data)
         results = run(
             recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
-            protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths, form=form, seed=seed, progress=progress,
+            protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths, form=form, seed=seed,
+            progress=progress,
             evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"),
         )  # fmt: skip
         for result, budget, name in zip(results, keep, names, strict=True):

@@ -43,8 +43,8 @@ def card(report: Report, plan: Plan, library: str = "actprune") -> str:
                 f"- {escaped(proof_line(report))}",
                 *(f"- {escaped(note)}" for note in report.notes),
                 "",
-                "The metric is that of the recipe's own evaluate(model), on its own data. Milliseconds are those of the machine "
-                "named below.",
+                "The metric is that of the recipe's own evaluate(model), on its own data. Milliseconds are "
+                "those of the machine named below.",
                 "",
                 "## Use",
                 "",
