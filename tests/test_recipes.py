@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -133,13 +134,26 @@ def test_the_frontier_leaves_out_what_another_run_beats() -> None:
     assert table.row_count == 1 + len(points)
 
 
+NEEDS = {"keras": "keras", "hf": "transformers", "timm": "timm"}
+"""Template → the package that it needs."""
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_every_template_is_a_recipe(template: str, run: Run) -> None:  # noqa: F811
+def test_every_template_runs(template: str, run: Run, request: pytest.FixtureRequest) -> None:  # noqa: F811
+    package = NEEDS.get(template, "torch")
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    if package in ("transformers", "timm") and importlib.util.find_spec("torchvision") is not None:
+        request.getfixturevalue("vision")  # they import it
     assert run("init", "mine.py", "--template", template)[0] == 0
     recipe = load_recipe("mine.py")
     assert recipe.functions.keys() == {"model", "calibration", "evaluate", "finetune"}
     code, _, err = run("init", "other.py", "--template", "cnm")
     assert code == 1 and "did you mean 'cnn'?" in err
+    if template != "cnn":  # of which `test_the_walk` is
+        code, out, err = run("prune", "mine.py", "--method", "l2", "--keep", "units=70%", "--out", "runs/a", "--json")
+        told = json.loads(out)
+        assert code == 0 and told["finetuned"]["accuracy"] >= told["pruned"]["accuracy"], err
 
 
 def test_what_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,8 @@ def bars() -> Iterator[Tell]:
     """A callback that keeps one bar per stage, with the time that it has taken and the time left."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, int] = {}
