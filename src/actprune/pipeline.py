@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from actprune.allocation.budget import Keep
+from actprune.allocation.budget import Keep, parse
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.journal import Journal, journal_of
@@ -167,16 +167,38 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
         return Prediction(plan, before, after, table({}), table(plan.widths))
 
 
-def sweep(model: nn.Module, calibration: Iterable[Any], keeps: Sequence[Keep], **arguments: Any) -> Iterator[Result]:
+def sweep(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    keeps: Sequence[Keep],
+    *,
+    save_to: str | Path | None = None,
+    resume: bool = False,
+    **arguments: Any,
+) -> Iterator[Result]:
     """`prune` for several budgets, of one capture and one pass of statistics; a result as soon as it is there.
 
     Args:
-        arguments: those of `prune` but `keep`, `inplace`, `save_to` and `resume`.
+        save_to: write each result there as a run folder, named after its budget (`macs-50`). Until the last one is
+            there, every stage leaves its result in `save_to` + ".unfinished".
+        resume: go on from what an interrupted sweep left there: the end is the same. Run folders that are there already
+            are written again.
+        arguments: those of `prune` but `keep` and `inplace`.
     """
     given = _arguments(model, calibration, {**arguments, "keep": next(iter(keeps), None)})
-    job = Run(given["model"], _settings(given))
+    folders = [Path(save_to) / parse(keep).slug for keep in keeps] if save_to is not None else []  # type: ignore[arg-type]
+    for folder in folders:
+        check_output(folder, overwrite=resume and folder.exists())
+    journal = journal_of(save_to, resume) if save_to is not None else None
+    job = Run(given["model"], _settings(given, journal))
     with _undisturbed(job.model):
-        yield from map(_returned, job.sweep(keeps, given["calibration"], given["calibration_size"], given["forward"]))
+        found = job.sweep(keeps, given["calibration"], given["calibration_size"], given["forward"])
+        for i, result in enumerate(map(_returned, found)):
+            if folders:
+                result.save(folders[i], overwrite=resume and folders[i].exists())
+            yield result
+    if journal is not None:
+        journal.remove()
 
 
 @dataclass(frozen=True)
