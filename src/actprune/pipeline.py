@@ -65,6 +65,7 @@ def prune(
     norms: bool = False,
     form: str = "class",
     inplace: bool = False,
+    confidence: int | str = 0,
     seed: int = 0,
     save_to: str | Path | None = None,
     resume: bool = False,
@@ -99,8 +100,8 @@ def prune(
         protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
         round_to: widths become multiples of it, for hardware that likes them; "auto": of 1, 4, 8 or 16, as the
             network's own shapes are fastest.
-        equal_widths: the same width for all groups that have one place in repeated blocks (`layers.*.mlp.up_proj`), as
-            a configuration with one number for all layers has it. Widths given in `keep` stay as they are.
+        equal_widths: one width for all groups that have one place in repeated blocks (`layers.*.mlp.up_proj`), as a
+            configuration with one number for all layers has it. Widths given in `keep` stay as they are.
         latency: a `Latency`: the device and the batch size whose milliseconds are meant, in a budget and in the report.
             Without it, those of the calibration batches where the model is.
         calibration_size: samples taken from `calibration`, once.
@@ -116,6 +117,8 @@ def prune(
             class can't follow it, but there is no dropout and no branch of training. "auto": the class, unless it can
             carry cuts of less than half of the parameters that the graph could be cut in; the report says which.
         inplace: change `model` itself, once everything is proved; only in the form "class".
+        confidence: so many resamples of the calibration data tell, in the report, which units other data would have
+            kept as well (`actprune.confidence`); each takes as long as the guide. 0: none; "auto": 5 if that is quick.
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work. Until then every stage leaves its result
             in `save_to` + ".unfinished", and begins with the same random state (`seed`).

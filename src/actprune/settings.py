@@ -43,6 +43,7 @@ class Settings:
     protect: tuple[str, ...]
     round_to: int | str
     equal_widths: bool
+    confidence: int | str
     latency: Latency | None
     distance: str | Distance
     threshold: float | None
@@ -79,6 +80,14 @@ class Settings:
                 got=repr(self.latency),
                 where="prune(latency=…)",
                 hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
+            )
+        if self.confidence != "auto" and not (isinstance(self.confidence, int) and self.confidence >= 0):
+            raise DataError(
+                "confidence is no number of resamples.",
+                expected='a whole number ≥ 0, or "auto"',
+                got=repr(self.confidence),
+                where="prune(confidence=…)",
+                hint="5 resamples take five times as long as the guide",
             )
         if self.max_drop is not None:
             check_drop(self.max_drop)

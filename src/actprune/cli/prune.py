@@ -20,6 +20,7 @@ from actprune.cli.options import (
     MethodName,
     Protect,
     RecipeSpec,
+    Resamples,
     RoundTo,
     Samples,
     Seed,
@@ -41,6 +42,7 @@ def prune(
     round_to: RoundTo = "1",
     equal_widths: EqualWidths = False,
     form: FormName = "class",
+    confidence: Resamples = "auto",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted there.")] = False,
@@ -65,7 +67,7 @@ def prune(
     arguments: dict[str, Any] = {
         "keep": _budget(keep, max_drop, plan), "max_drop": max_drop, "method": method, "allocation": allocation,
         "compensate": compensate, "protect": protect or (), "form": form, "seed": seed,
-        "round_to": rounded(round_to), "equal_widths": equal_widths,
+        "round_to": rounded(round_to), "equal_widths": equal_widths, "confidence": rounded(confidence),
     }  # fmt: skip
     console = Console(highlight=False)
     with (

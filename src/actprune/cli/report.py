@@ -21,13 +21,13 @@ def report(
     Example: actprune report runs/half --open yes
     """
     opened = known(show, ("yes", "no"), "choice for --open") == "yes"
-    from actprune.cli.runs import read_run, write_texts
+    from actprune.cli.runs import read_run, sweep_of, write_texts
     from actprune.report.card import card
     from actprune.report.page import markdown, page
 
     found = read_run(run)
-    makers = {"report.html": page, "report.md": markdown, "README.md": card}
-    texts = {name: make(found.report, found.plan) for name, make in makers.items()}
+    told = found.report, found.plan
+    texts = {"report.html": page(*told, sweep_of(run)), "report.md": markdown(*told), "README.md": card(*told)}
     write_texts(run, texts)
     for name in texts:
         typer.echo(f"written to {run / name}")

@@ -21,6 +21,7 @@ from actprune.cli.options import (
     MethodName,
     Protect,
     RecipeSpec,
+    Resamples,
     RoundTo,
     Samples,
     Seed,
@@ -46,6 +47,7 @@ def sweep(
     round_to: RoundTo = "1",
     equal_widths: EqualWidths = False,
     form: FormName = "class",
+    confidence: Resamples = "auto",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run folders and the frontier.")] = Path("runs/sweep"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that was interrupted there.")] = False,
@@ -78,7 +80,7 @@ def sweep(
         results = run(
             recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
             protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths, form=form, seed=seed,
-            progress=progress,
+            confidence=rounded(confidence), progress=progress,
             evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"), save_to=out, resume=resume,
         )  # fmt: skip
         for result, budget, name in zip(results, keep, names, strict=True):

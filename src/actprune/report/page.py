@@ -14,7 +14,7 @@ from typing import Any
 
 from actprune.errors import ActpruneError
 from actprune.plan import Plan
-from actprune.report.record import GroupRow, Report
+from actprune.report.record import GroupRow, Report, Sweep
 from actprune.report.table import WIDTHS, cells, headings, metric, proof_line, width_cells
 from actprune.report.templates import EXTRA, rendered
 
@@ -25,8 +25,11 @@ LONGEST = 400
 """Letters of a list of units; of longer ones the start is told."""
 
 
-def page(report: Report, plan: Plan) -> str:
+def page(report: Report, plan: Plan, frontier: Sweep | None = None) -> str:
     """A page with everything that is known of a run, in light and dark, with charts.
+
+    Args:
+        frontier: the sweep that the run is part of.
 
     Raises:
         ActpruneError: jinja2 or plotly is not installed.
@@ -42,10 +45,14 @@ def page(report: Report, plan: Plan) -> str:
             hint=EXTRA,
         ) from error
     details = _details(report, plan)
+    _add_maps(details, report)
+    dense = report.dense
     charts = {
         "groups": [{"name": row.name, "before": row.before, "after": row.after} for row in report.groups],
         "details": details,
         "losses": report.losses,
+        "frontier": [asdict(spot) for spot in frontier.points] if frontier is not None else [],
+        "metrics": [dense.macs, dense.accuracy, report.final.macs, report.final.accuracy],
         "seconds": dict(report.seconds),
     }
     return rendered(
@@ -169,6 +176,7 @@ def _details(report: Report, plan: Plan) -> dict[str, dict[str, Any]]:
             "beta": row.guide,
             "natural": row.natural,
             "after": row.after,
+            "sureness": asdict(row.sureness) if row.sureness is not None else None,
             **(asdict(row.units) if row.units is not None else {}),
         }
         left -= len(json.dumps(own))
@@ -176,6 +184,21 @@ def _details(report: Report, plan: Plan) -> dict[str, dict[str, Any]]:
             break
         found[row.name] = own
     return found
+
+
+def _add_maps(details: dict[str, dict[str, Any]], report: Report) -> None:
+    """Heat maps of as many groups as there is room for; every group's other charts go first."""
+    left = CHART_BYTES - sum(len(json.dumps(own)) for own in details.values())
+    for row in report.groups:
+        if row.name in details:
+            own = {
+                "correlation": asdict(row.correlation) if row.correlation is not None else None,
+                "places": asdict(row.places) if row.places is not None else None,
+            }
+            left -= len(json.dumps(own))
+            if left < 0:
+                break
+            details[row.name] |= own
 
 
 def _states(kept: Iterable[int], width: int) -> str:
