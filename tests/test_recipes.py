@@ -154,6 +154,14 @@ def test_every_template_runs(template: str, run: Run, request: pytest.FixtureReq
         code, out, err = run("prune", "mine.py", "--method", "l2", "--keep", "units=70%", "--out", "runs/a", "--json")
         told = json.loads(out)
         assert code == 0 and told["finetuned"]["accuracy"] >= told["pruned"]["accuracy"], err
+    if template == "keras":
+        clear = importlib.import_module("keras").utils.clear_session  # as in a new process: the same names of layers
+        clear()
+        code, out, err = run("verify", "runs/a", "mine.py")
+        assert code == 0 and out.startswith("proved"), err
+        clear()
+        code, out, err = run("finetune", "runs/a", "mine.py", "--out", "runs/b", "--json")
+        assert code == 0 and json.loads(out)["kept"] == Path("runs/b/model.keras").exists(), err
 
 
 def test_what_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

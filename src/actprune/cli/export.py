@@ -35,15 +35,12 @@ def export(
     from actprune.artifacts.export import export as write
     from actprune.artifacts.pretrained import save_pretrained
     from actprune.cli.recipe import load_recipe
-    from actprune.cli.runs import read_run
-    from actprune.data import first_batch
+    from actprune.cli.runs import dense_of, read_run
     from actprune.deployment import fold
     from actprune.report.card import card
 
     with redirect_stdout(sys.stderr):  # the exporters talk
-        recipe = load_recipe(spec)
-        model = recipe.model()
-        inputs = first_batch(model, recipe.calibration())
+        model, inputs = dense_of(load_recipe(spec))
         small = load(run, model, inputs)
         written: list[Path] = []
         if hf is not None:

@@ -36,9 +36,10 @@ def finetune(
 
     from actprune.artifacts.checkpoint import check_output, load, save
     from actprune.cli.recipe import load_recipe
-    from actprune.cli.runs import read_run
-    from actprune.data import first_batch
+    from actprune.cli.runs import dense_of, read_run
     from actprune.finetuning import finetuned
+    from actprune.keras3.bridge import MODEL, on_network, training_of
+    from actprune.keras3.network import KerasNetwork
     from actprune.report.table import metric, tables
 
     found = read_run(run)
@@ -54,11 +55,15 @@ def finetune(
                 where=spec,
                 hint="add one that trains the model it is given: `actprune init` writes an example",
             )
-        model = recipe.model()
-        small = load(run, model, first_batch(model, recipe.calibration()))
-        tuned = finetuned(small, found.report, train, recipe.optional("evaluate"))
+        model, inputs = dense_of(recipe)
+        small, evaluate, more = load(run, model, inputs), recipe.optional("evaluate"), {}
+        if isinstance(small, KerasNetwork):
+            train, evaluate = training_of(train) or train, on_network(evaluate)
+        tuned = finetuned(small, found.report, train, evaluate)
+        if isinstance(tuned.model, KerasNetwork):
+            more = {MODEL: tuned.model.model.save}
         if tuned.kept:
-            save(place, tuned.model, found.plan, tuned.report.to_data(), overwrite=out is None)
+            save(place, tuned.model, found.plan, tuned.report.to_data(), overwrite=out is None, more=more)
     if as_json:
         typer.echo(json.dumps({**tuned.to_data(), "run": str(out or run) if tuned.kept else None}, indent=1))
         return

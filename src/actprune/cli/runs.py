@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from actprune.cli.recipe import Recipe
     from actprune.plan import Plan
     from actprune.report.record import Report, Sweep
 
@@ -40,6 +43,19 @@ def read_run(folder: Path) -> RunFolder:
     plan = read_plan(file_of(folder, PLAN))
     path = file_of(folder, REPORT)
     return RunFolder(folder, plan, read_report(read_text(path, REPORT_BYTES, AGAIN), str(path)))
+
+
+def dense_of(recipe: Recipe) -> tuple[nn.Module, Any]:
+    """The dense model of a recipe as the engine takes it (of a Keras model its network), and one batch of inputs."""
+    from actprune.data import first_batch
+    from actprune.keras3.backend import is_keras
+    from actprune.keras3.data import Batches
+    from actprune.keras3.network import KerasNetwork
+
+    model, data = recipe.model(), recipe.calibration()
+    if is_keras(model):
+        data, model = Batches(data, model), KerasNetwork(model)
+    return model, first_batch(model, data)
 
 
 def sweep_of(folder: Path) -> Sweep | None:

@@ -25,12 +25,10 @@ def verify(
     """
     from actprune.artifacts.checkpoint import load, proved
     from actprune.cli.recipe import load_recipe
-    from actprune.data import first_batch
+    from actprune.cli.runs import dense_of
 
     with redirect_stdout(sys.stderr):
-        recipe = load_recipe(spec)
-        model = recipe.model()
-        inputs = first_batch(model, recipe.calibration())
+        model, inputs = dense_of(load_recipe(spec))
         small = load(run, model, inputs)
         proof = proved(run, model, small, inputs)
     typer.echo(json.dumps(asdict(proof), indent=1) if as_json else str(proof))
