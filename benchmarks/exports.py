@@ -24,7 +24,6 @@ from torch.utils import _pytree as pytree
 
 import actprune as ap
 from actprune.artifacts.export import FORMATS, export
-from actprune.graph.trace import call_arguments
 from actprune.report.measure import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,8 +55,7 @@ def vit() -> Made:
 
 
 def bert() -> Made:
-    import transformers
-
+    transformers = _hub()
     config = transformers.BertConfig(
         vocab_size=500, hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6,
         max_position_embeddings=64,
@@ -66,8 +64,7 @@ def bert() -> Made:
 
 
 def llama() -> Made:
-    import transformers
-
+    transformers = _hub()
     config = transformers.LlamaConfig(
         vocab_size=500, hidden_size=192, intermediate_size=512, num_hidden_layers=1, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=64, use_cache=False,
@@ -93,6 +90,14 @@ def _vision() -> Any:
     return torchvision.models
 
 
+def _hub() -> Any:
+    """`transformers`, after torchvision, which it imports."""
+    _vision()
+    import transformers
+
+    return transformers
+
+
 def pruned(model: nn.Module, inputs: Any, keep: str = "macs=50%", round_to: int = 8) -> nn.Module:
     """Cut and proved; the convolutions of onnxruntime are fast where widths are multiples of 8."""
     graph = ap.capture(model, inputs)
@@ -111,7 +116,8 @@ def worst(path: Path, model: nn.Module, inputs: Any) -> float:
     """The largest relative error of a file's outputs over several batch sizes."""
     run, found = FORMATS[path.suffix][1], 0.0
     for size in BATCHES:
-        args, kwargs = call_arguments(model, resized(inputs, size))
+        given = resized(inputs, size)
+        args, kwargs = ((), given) if isinstance(given, dict) else ((given,), {})
         expected = [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
         for one, other in zip(expected, run(path, args, kwargs), strict=True):
             found = max(found, float((one - other).abs().max() / one.abs().max().clamp_min(1e-12)))
