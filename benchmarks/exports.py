@@ -51,7 +51,9 @@ def mobilenet() -> Made:
 
 def vit() -> Made:
     sizes = {"image_size": 64, "patch_size": 16, "num_layers": 4, "num_heads": 6, "hidden_dim": 192, "mlp_dim": 768}
-    return _vision().VisionTransformer(**sizes, num_classes=10), torch.randn(4, 3, 64, 64)
+    model = _vision().VisionTransformer(**sizes, num_classes=10)
+    nn.init.normal_(model.heads.head.weight, std=0.1)  # torchvision begins with zeros, and all outputs would be equal
+    return model, torch.randn(4, 3, 64, 64)
 
 
 def bert() -> Made:
