@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench bench-long coverage growth fuzz clean
+.PHONY: help demo test lint bench bench-long coverage growth exports fuzz docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -49,8 +49,16 @@ growth: $(VENV)/.stamp-dev ## measure how seconds and memory grow with depth and
 	$(INSTALL) transformers==5.24.0
 	$(BIN)/python benchmarks/growth.py
 
+exports: $(VENV)/.stamp-dev ## export pruned networks to ONNX and pt2, compare and time them (minutes)
+	$(INSTALL) transformers==5.24.0 '.[onnx]'
+	$(BIN)/python -m benchmarks.exports $(NAMES)
+
 fuzz: $(VENV)/.stamp-dev ## cut and check N random networks (N=2000)
 	$(BIN)/python benchmarks/fuzz.py $(N)
+
+docs: $(VENV)/.stamp-demo ## build the documentation as a site, into build/site
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean: ## remove the environment, build outputs and caches (not runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

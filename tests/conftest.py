@@ -38,3 +38,11 @@ def vision() -> ModuleType:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor d, Tensor s, float t) -> Tensor")
         return importlib.import_module("torchvision.models")
+
+
+@pytest.fixture(scope="session")
+def hub(request: pytest.FixtureRequest) -> ModuleType:
+    """`transformers`; the test is skipped where it isn't installed."""
+    if importlib.util.find_spec("torchvision") is not None:
+        request.getfixturevalue("vision")  # it is imported beside
+    return pytest.importorskip("transformers")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from actprune import __version__
 from actprune.artifacts.checkpoint import load
 from actprune.cli.main import app, main
-from actprune.cli.progress import bars
+from actprune.cli.progress import bars, progress_of
 from actprune.demo import keras_job, main_job
 from actprune.demo.lenet5 import LeNet5
 from actprune.demo.mnist import Mnist
@@ -264,6 +264,19 @@ def test_progress_is_quiet_where_nobody_watches(capsys: pytest.CaptureFixture[st
         tell("allocate", 1, 3)
     out = capsys.readouterr()
     assert out.out == out.err == ""
+
+
+def test_progress_as_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of(log_json=True) as tell:
+        tell("train", 0, 10)
+        tell("allocate", 1, 3)
+    out = capsys.readouterr()
+    told = [json.loads(line) for line in out.err.splitlines()]
+    assert out.out == "" and [(one["stage"], one["done"], one["total"]) for one in told] == [
+        ("train", 0, 10),
+        ("allocate", 1, 3),
+    ]
+    assert all(one["seconds"] >= 0 for one in told)
 
 
 def test_progress_has_one_bar_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,11 @@ def test_every_command_has_its_section_and_its_example() -> None:
 def test_every_option_that_is_named_exists() -> None:
     click = typer.main.get_command(app)
     known = {option for command in click.commands.values() for one in command.params for option in one.opts}  # type: ignore[attr-defined]
-    assert set(re.findall(r"--[a-z][a-z0-9-]*", CLI + TROUBLE)) <= known | {"--help"}
+    assert set(re.findall(r"--[a-z][a-z0-9-]*", CLI + TROUBLE)) <= known | {
+        "--help",
+        "--install-completion",
+        "--show-completion",
+    }
 
 
 def test_there_are_ten_messages() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ from torch import Tensor, nn
 from actprune.artifacts.export import FORMATS, export
 from actprune.errors import ArtifactError
 from nets import build
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks import exports  # noqa: E402
 
 MISSING = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 ONNX = pytest.param(
@@ -33,6 +40,23 @@ def test_any_batch_size(name: str, ending: str, tmp_path: Path) -> None:
     found, expected = FORMATS[ending][1](path, more, {}), model(*more)
     for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".pt2", ONNX])
+def test_a_pruned_network_of_the_benchmark(ending: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = exports.NETWORKS["LeNet-5"]()
+    with torch.no_grad():
+        small = exports.pruned(model.eval(), inputs, round_to=1).eval()
+        path = export(small, inputs, tmp_path / f"model{ending}")
+        assert exports.worst(path, small, inputs) <= exports.TOLERANCE
+
+
+def test_the_published_errors_are_small() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "exports.json").read_text("utf-8"))["rows"]
+    assert rows and {row["network"] for row in rows} <= exports.NETWORKS.keys()
+    for row in rows:
+        assert max(row["errors"].values()) <= exports.TOLERANCE and row["params"][1] < row["params"][0]
 
 
 class Fixed(nn.Module):

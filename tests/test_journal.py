@@ -149,6 +149,28 @@ def test_several_budgets_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.plan.groups == alone.plan.groups
 
 
+def test_a_sweep_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    given = arguments()
+    calibration = given.pop("calibration")
+    del given["keep"]
+    budgets, names = ("macs=70%", "macs=50%"), ("macs-70", "macs-50")
+
+    def swept(name: str, **more: Any) -> list[ap.Result]:
+        return list(ap.sweep(build("chain")[0], calibration, budgets, **given, save_to=tmp_path / name, **more))
+
+    swept("whole")
+    half = ap.sweep(build("chain")[0], calibration, budgets, **given, save_to=tmp_path / "half")
+    next(half)
+    half.close()  # type: ignore[attr-defined]
+    assert (tmp_path / "half.unfinished").is_dir() and not (tmp_path / "half" / "macs-50").exists()
+    with pytest.raises(ArtifactError, match="exists"):
+        swept("half")
+    assert len(swept("half", resume=True)) == 2
+    for name in names:
+        assert content(tmp_path / "half" / name) == content(tmp_path / "whole" / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "whole"]
+
+
 def test_a_prediction_is_what_comes(tmp_path: Path) -> None:
     model, given = build("chain")[0], arguments()
     told = ap.predict(model, **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -56,6 +57,37 @@ def test_the_walk(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert {g["name"]: g["after"] for g in json.loads(out)["groups"]}[name] == 2
 
 
+def test_a_further_fine_tune(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    assert run("init")[0] == 0
+    text = (tmp_path / "recipe.py").read_text()
+    (tmp_path / "plain.py").write_text(text[: text.index("def finetune")])
+    (tmp_path / "worse.py").write_text(
+        text[: text.index("def finetune")]
+        + "def finetune(net):\n    with torch.no_grad():\n        net[-1].weight.neg_()\n"
+    )
+    code, _, err = run("prune", "plain.py", "--method", "l2", "--keep", "macs=30%", "--out", "runs/a")
+    assert code == 0, err
+    folder = tmp_path / "runs" / "a"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = run("finetune", "runs/a", "plain.py")
+    assert code == 1 and "no fine-tune" in err
+    code, out, err = run("finetune", "runs/a", "worse.py")
+    assert code == 0 and "made the metric worse" in out and "→" in out, err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    code, out, err = run("finetune", "runs/a", "recipe.py", "--out", "runs/b", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["kept"] and told["after"] >= told["before"] and told["run"] == "runs/b", err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    code, out, err = run("finetune", "runs/a", "recipe.py")
+    assert code == 0 and "after fine-tune" in out and "written to runs/a" in out, err
+    report = json.loads((folder / "report.json").read_text())
+    assert report["finetuned"]["accuracy"] == told["after"] and len(report["losses"]) == 32
+    assert "Fine-tuned after the run" in report["notes"][-1]
+    assert run("verify", "runs/a")[0] == run("verify", "runs/b")[0] == 0
+    code, _, err = run("finetune", "runs/a", "recipe.py", "--out", "runs/b")
+    assert code == 1 and "can't be written here" in err
+
+
 def test_a_sweep_is_run_folders_and_a_frontier(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert run("init")[0] == 0
     words = ("sweep", "recipe.py", "--keep", "macs=70%", "--keep", "params=40%", "--method", "l2", "--out", "runs/s")
@@ -102,13 +134,34 @@ def test_the_frontier_leaves_out_what_another_run_beats() -> None:
     assert table.row_count == 1 + len(points)
 
 
+NEEDS = {"keras": "keras", "hf": "transformers", "timm": "timm"}
+"""Template → the package that it needs."""
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_every_template_is_a_recipe(template: str, run: Run) -> None:  # noqa: F811
+def test_every_template_runs(template: str, run: Run, request: pytest.FixtureRequest) -> None:  # noqa: F811
+    package = NEEDS.get(template, "torch")
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    if package in ("transformers", "timm") and importlib.util.find_spec("torchvision") is not None:
+        request.getfixturevalue("vision")  # they import it
     assert run("init", "mine.py", "--template", template)[0] == 0
     recipe = load_recipe("mine.py")
     assert recipe.functions.keys() == {"model", "calibration", "evaluate", "finetune"}
     code, _, err = run("init", "other.py", "--template", "cnm")
     assert code == 1 and "did you mean 'cnn'?" in err
+    if template != "cnn":  # of which `test_the_walk` is
+        code, out, err = run("prune", "mine.py", "--method", "l2", "--keep", "units=70%", "--out", "runs/a", "--json")
+        told = json.loads(out)
+        assert code == 0 and told["finetuned"]["accuracy"] >= told["pruned"]["accuracy"], err
+    if template == "keras":
+        clear = importlib.import_module("keras").utils.clear_session  # as in a new process: the same names of layers
+        clear()
+        code, out, err = run("verify", "runs/a", "mine.py")
+        assert code == 0 and out.startswith("proved"), err
+        clear()
+        code, out, err = run("finetune", "runs/a", "mine.py", "--out", "runs/b", "--json")
+        assert code == 0 and json.loads(out)["kept"] == Path("runs/b/model.keras").exists(), err
 
 
 def test_what_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import actprune as ap
 from actprune.errors import ArtifactError
 from actprune.report import groups
 from actprune.report.comparison import compared, comparison_tables
+from actprune.report.frontier import Frontier, Point
 from actprune.report.page import CHART_BYTES, markdown, page, ranges
 from actprune.report.reading import read_report
 from actprune.report.record import CURVE_POINTS
@@ -59,6 +60,41 @@ def test_the_curve_and_every_unit_are_recorded(result: Result) -> None:
         signed = stats.units[row.name].signed
         assert row.units.mean == pytest.approx(signed.mean.tolist(), rel=1e-3)
         assert row.units.std == pytest.approx(signed.std.tolist(), rel=1e-3)
+
+
+def test_heat_maps_and_confidence() -> None:
+    torch.manual_seed(0)
+    model, x = build("lenet")
+    data = [torch.rand_like(x) for _ in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+        found = ap.prune(model, data, keep="units=60%", method="flap", confidence=2)
+    stats = found.stats
+    assert stats is not None
+    for row in found.report.groups:
+        site = found.graph[row.name].consumers[0]
+        count = len(row.correlation.units) if row.correlation else 0
+        assert row.correlation and len(row.correlation.percent) == count * (count - 1) // 2
+        if stats.correlation(site.name).shape[0] == row.before <= 64:  # a linear layer that reads this group alone
+            assert row.correlation.percent[0] == round(100 * float(stats.correlation(site.name)[0, 1]))
+        assert row.sureness and len(row.sureness.kept) == row.before and 0 <= row.sureness.agreement <= 1
+    assert read_report(found.report.to_json()).to_json() == found.report.to_json()
+    assert any(row.places for row in found.report.groups)
+    pytest.importorskip("plotly")
+    shown = charts(page(found.report, found.plan))["details"]
+    assert all(own["correlation"] and own["sureness"] for own in shown.values())
+    with pytest.raises(ap.DataError, match="confidence"):
+        ap.prune(model, data, keep="units=60%", confidence="of course")
+
+
+def test_a_run_of_a_sweep_shows_it(run: Run, folder: Path, result: Result) -> None:  # noqa: F811
+    pytest.importorskip("plotly")
+    points = [Point("macs=60%", folder.name, result.report), Point("macs=30%", "other", result.report)]
+    place = folder.parent / "frontier.json"
+    for text, count in ((json.dumps(Frontier(points).to_data()), 2), ("[" * 10**5, 0), ('{"schema": 3}', 0)):
+        place.write_text(text)
+        assert run("report", folder)[0] == 0
+        assert len(charts((folder / "report.html").read_text())["frontier"]) == count
 
 
 def test_what_is_recorded_is_bounded(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +216,11 @@ def test_report_writes_both_pages(run: Run, folder: Path, result: Result) -> Non
     for _ in range(2):  # a second time replaces the first
         code, out, err = run("report", folder)
         assert (code, err) == (0, "")
-        assert out == f"written to {folder / 'report.html'}\nwritten to {folder / 'report.md'}\n"
-    result.save(folder, overwrite=True)  # both count as files of a run
+        assert out == "".join(f"written to {folder / name}\n" for name in ("report.html", "report.md", "README.md"))
+    told = (folder / "README.md").read_text()
+    for figure in (f"{result.report.final.params:,}", f"{result.report.final.macs:,}", "proved", "actprune.load"):
+        assert figure in told
+    result.save(folder, overwrite=True)  # all count as files of a run
     code, _, err = run("report", folder, "--open", "noo")
     assert code == 1 and "did you mean 'no'?" in err
     code, _, err = run("report", folder / "none")

@@ -86,7 +86,10 @@ class Deciding:
             note = {"method": asked.name, "allocation": "plan", "budget": None, "predicted": predicted}
             return self._as_it_is(make_plan(self.graph, kept, **note), 1.0, dense)
         if isinstance(asked.keep, Mapping) or (budget is None and asked.max_drop is None):
-            plan = allocate(self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=self.round_to)
+            plan = allocate(
+                self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=self.round_to,
+                equal_widths=asked.equal_widths,
+            )  # fmt: skip
             return self._as_it_is(plan, 1.0, dense)
         wanted = budget or Budget("macs", 1.0)
         if wanted.cost == "latency":
@@ -100,6 +103,7 @@ class Deciding:
             return allocate(
                 self.graph, self.guide, keep=Budget(wanted.cost, keep), allocation=asked.method.allocation,
                 protect=asked.protect, round_to=self.round_to, measured=measured, latency=self.table, effort=effort,
+                equal_widths=asked.equal_widths,
             )  # fmt: skip
 
         on_time = self._on_time(plan_for, wanted, measured is not None) if wanted.cost == "latency" else None
@@ -184,7 +188,8 @@ class Deciding:
         if asked.round_to != "auto":
             return cast("int", asked.round_to)  # `make_space` looks at it
         wanted = asked.budget() or Budget("macs", 0.5)
-        return best_multiple(self.graph, wanted, self.table or self.ops, protect=asked.protect)
+        table = self.table or self.ops
+        return best_multiple(self.graph, wanted, table, protect=asked.protect, equal=asked.equal_widths)
 
     @property
     def note(self) -> dict[str, Any]:
@@ -192,7 +197,11 @@ class Deciding:
         return {"round_to": self.round_to} if self.settings.round_to == "auto" else {}
 
     def _space(self, budget: Budget) -> Space:
-        return make_space(self.graph, budget, protect=self.settings.protect, round_to=self.round_to, latency=self.table)
+        asked = self.settings
+        return make_space(
+            self.graph, budget, protect=asked.protect, round_to=self.round_to, latency=self.table,
+            equal=asked.equal_widths,
+        )  # fmt: skip
 
     def _ratio_of(self, plan: Plan) -> float:
         """Latency of the cut network as a fraction of the dense one's; a refit changes no shapes."""
@@ -207,9 +216,12 @@ class Deciding:
         """The table of ops, once it is known how much of the latency the widths decide at all."""
         asked, whole = self.settings, replace(wanted, keep=1.0)
         multiple = 1 if asked.round_to == "auto" else cast("int", asked.round_to)
-        space = make_space(self.graph, whole, protect=asked.protect, round_to=multiple, latency=self.ops)
-        plan = make_plan(self.graph, self.guide.supports(space.narrowest))
-        return self.ops.through(space.narrowest, self._ratio_of(plan))
+        space = make_space(
+            self.graph, whole, protect=asked.protect, round_to=multiple, latency=self.ops, equal=asked.equal_widths
+        )
+        narrowest = space.every(space.narrowest)
+        plan = make_plan(self.graph, self.guide.supports(narrowest))
+        return self.ops.through(narrowest, self._ratio_of(plan))
 
     def _on_time(self, plan_for: Callable[..., Plan], wanted: Budget, improved: bool) -> Plan:
         """The plan whose network, measured, meets a budget of latency; `table` is then the one behind it.
@@ -236,12 +248,12 @@ class Deciding:
 
     def _trades(self, plan: Plan, budget: Budget, measured: Measured, most: int = 3) -> Iterator[Plan]:
         space = self._space(budget)
-        names = list(measured.curves)
+        names, now = list(measured.curves), {name: plan.widths[name] for name in space.options}
         for share in (0.2, 0.1):
-            for i, widths in enumerate(trades(space, plan.widths, names, share, measured.curves)):
+            for i, widths in enumerate(trades(space, now, names, share, measured.curves)):
                 if i == most:
                     break
-                yield make_plan(self.graph, self.guide.supports(widths), **plan.note)
+                yield make_plan(self.graph, self.guide.supports(space.every(widths)), **plan.note)
 
 
 def _affordable(graph: Graph) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from actprune.allocation.budget import Keep
+from actprune.allocation.budget import Keep, parse
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.journal import Journal, journal_of
@@ -54,6 +54,7 @@ def prune(
     batchnorm: bool | str = "auto",
     protect: Sequence[str] = (),
     round_to: int | str = 1,
+    equal_widths: bool = False,
     latency: Latency | None = None,
     calibration_size: int = 2048,
     forward: Forward | None = None,
@@ -63,6 +64,7 @@ def prune(
     norms: bool = False,
     form: str = "class",
     inplace: bool = False,
+    confidence: int | str = 0,
     seed: int = 0,
     save_to: str | Path | None = None,
     resume: bool = False,
@@ -97,6 +99,8 @@ def prune(
         protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
         round_to: widths become multiples of it, for hardware that likes them; "auto": of 1, 4, 8 or 16, as the
             network's own shapes are fastest.
+        equal_widths: one width for all groups that have one place in repeated blocks (`layers.*.mlp.up_proj`), as a
+            configuration with one number for all layers has it. Widths given in `keep` stay as they are.
         latency: a `Latency`: the device and the batch size whose milliseconds are meant, in a budget and in the report.
             Without it, those of the calibration batches where the model is.
         calibration_size: samples taken from `calibration`, once.
@@ -112,6 +116,8 @@ def prune(
             class can't follow it, but there is no dropout and no branch of training. "auto": the class, unless it can
             carry cuts of less than half of the parameters that the graph could be cut in; the report says which.
         inplace: change `model` itself, once everything is proved; only in the form "class".
+        confidence: so many resamples of the calibration data tell, in the report, which units other data would have
+            kept as well (`actprune.confidence`); each takes as long as the guide. 0: none; "auto": 5 if that is quick.
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work. Until then every stage leaves its result
             in `save_to` + ".unfinished", and begins with the same random state (`seed`).
@@ -163,16 +169,38 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
         return Prediction(plan, before, after, table({}), table(plan.widths))
 
 
-def sweep(model: nn.Module, calibration: Iterable[Any], keeps: Sequence[Keep], **arguments: Any) -> Iterator[Result]:
+def sweep(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    keeps: Sequence[Keep],
+    *,
+    save_to: str | Path | None = None,
+    resume: bool = False,
+    **arguments: Any,
+) -> Iterator[Result]:
     """`prune` for several budgets, of one capture and one pass of statistics; a result as soon as it is there.
 
     Args:
-        arguments: those of `prune` but `keep`, `inplace`, `save_to` and `resume`.
+        save_to: write each result there as a run folder, named after its budget (`macs-50`). Until the last one is
+            there, every stage leaves its result in `save_to` + ".unfinished".
+        resume: go on from what an interrupted sweep left there: the end is the same. Run folders that are there already
+            are written again.
+        arguments: those of `prune` but `keep` and `inplace`.
     """
     given = _arguments(model, calibration, {**arguments, "keep": next(iter(keeps), None)})
-    job = Run(given["model"], _settings(given))
+    folders = [Path(save_to) / parse(keep).slug for keep in keeps] if save_to is not None else []  # type: ignore[arg-type]
+    for folder in folders:
+        check_output(folder, overwrite=resume and folder.exists())
+    journal = journal_of(save_to, resume) if save_to is not None else None
+    job = Run(given["model"], _settings(given, journal))
     with _undisturbed(job.model):
-        yield from map(_returned, job.sweep(keeps, given["calibration"], given["calibration_size"], given["forward"]))
+        found = job.sweep(keeps, given["calibration"], given["calibration_size"], given["forward"])
+        for i, result in enumerate(map(_returned, found)):
+            if folders:
+                result.save(folders[i], overwrite=resume and folders[i].exists())
+            yield result
+    if journal is not None:
+        journal.remove()
 
 
 @dataclass(frozen=True)

@@ -334,6 +334,6 @@ def _malformed(where: str, expected: str, got: str) -> PlanError:
         "The plan can't be read.",
         expected=expected,
         got=got,
-        where=where,
+        where=where if len(where) <= 500 else f"{where[:500]}…",
         hint="restore the file, or make a new plan with actprune.prune",
     )

@@ -12,8 +12,10 @@ from actprune.allocation.correct import Corrected
 from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph
 from actprune.data import Calibration
+from actprune.errors import PlanError
 from actprune.forms import Form
 from actprune.graph.rebuilt import Rebuilt
+from actprune.guidance.confidence import Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
 from actprune.plan import Plan
@@ -37,6 +39,10 @@ SLOW, NO_FASTER = 1.3, 0.95
 
 ENOUGH_ROWS = 10
 """Calibration rows per column below which a refit is said to have had too few."""
+
+
+RESAMPLES, QUICK_GUIDE = 5, 4.0
+"""For `confidence="auto"`: so many resamples, where the guide took at most so many seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +117,7 @@ class Reporting:
             pruned=stage(small, attempt.metric, after),
             recovered=stage(attempt.recovered, attempt.recovered_metric, after) if attempt.recovered else None,
             finetuned=stage(final, attempt.final_metric, after) if self.settings.finetune is not None else None,
-            groups=group_rows(self.graph, self.guide, self.stats, plan),
+            groups=group_rows(self.graph, self.guide, self.stats, plan, self._sure(plan)),
             proof=asdict(attempt.proof),
             rounds=tuple(asdict(one) for one in attempt.decided.rounds),
             calibration={
@@ -130,6 +136,19 @@ class Reporting:
             losses=tuple((int(step), loss) for step, loss in self.losses),
             command=command(),
         )
+
+    def _sure(self, plan: Plan) -> dict[str, Confidence]:
+        """The confidence of every group that is cut, where it was asked for and the ranking can be resampled."""
+        asked = self.settings
+        resamples = asked.confidence
+        if not isinstance(resamples, int):
+            resamples = RESAMPLES if self.seconds.get("guide", 0.0) <= QUICK_GUIDE else 0
+        if resamples == 0:
+            return {}
+        try:
+            return confidence(self.graph, self.stats, self.guide, plan.widths, resamples=resamples, seed=asked.seed)
+        except PlanError:  # a ranking by weights alone, or a single fold
+            return {}
 
     def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> dict[nn.Module, float]:
         """Milliseconds of every network, the dense one first; for longer where a budget was made of it."""

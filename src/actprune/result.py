@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from actprune.artifacts.checkpoint import save
+from actprune.artifacts.pretrained import save_pretrained
 from actprune.axes.capture import Graph
 from actprune.deployment import fold
 from actprune.guidance.confidence import RESAMPLES, Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.plan import Plan
 from actprune.proof.check import Proof
+from actprune.report.card import card
 from actprune.report.record import Report
 from actprune.rewrite import Rewrite
 from actprune.stats.collect import Stats
@@ -52,6 +55,17 @@ class Result:
         """
         return save(folder, self.model, self.plan, self.report.to_data(), overwrite=overwrite)
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a Hugging Face folder with a model card, for `from_pretrained` of stock transformers.
+
+        A configuration has one number for all layers of a kind: prune with `equal_widths=True`.
+
+        Raises:
+            ArtifactError: the folder exists, or no configuration has these widths; the message says which.
+        """
+        text = card(self.report, self.plan, "transformers")
+        return save_pretrained(self.model, self.plan, self._example(), folder, text)
+
     def confidence(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Confidence]:
         """Group name → would other calibration data have kept the same units? See `actprune.confidence`."""
         return confidence(self.graph, self.stats, self.guide, self.plan.widths, resamples=resamples, seed=seed)
@@ -62,6 +76,10 @@ class Result:
         Raises:
             EquivalenceError: its class can't be folded.
         """
+        return fold(self.model, self._example(), channels_last=channels_last)
+
+    def _example(self) -> Any:
+        """The batch that was captured."""
         program = self.graph.program
         args, kwargs = pytree.tree_unflatten(list(program.example), program.in_spec)
-        return fold(self.model, kwargs or args, channels_last=channels_last)
+        return kwargs or args

@@ -42,6 +42,8 @@ class Settings:
     batchnorm: bool | str
     protect: tuple[str, ...]
     round_to: int | str
+    equal_widths: bool
+    confidence: int | str
     latency: Latency | None
     distance: str | Distance
     threshold: float | None
@@ -79,6 +81,14 @@ class Settings:
                 where="prune(latency=…)",
                 hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
             )
+        if self.confidence != "auto" and not (isinstance(self.confidence, int) and self.confidence >= 0):
+            raise DataError(
+                "confidence is no number of resamples.",
+                expected='a whole number ≥ 0, or "auto"',
+                got=repr(self.confidence),
+                where="prune(confidence=…)",
+                hint="5 resamples take five times as long as the guide",
+            )
         if self.max_drop is not None:
             check_drop(self.max_drop)
             self._check_drop_decides()
@@ -104,13 +114,18 @@ class Settings:
 
     def metric(self, model: nn.Module) -> float | None:
         """What `evaluate` says of a network in eval mode; None where there is no `evaluate`."""
-        if self.evaluate is None:
-            return None
-        with preserved(model):
-            model.eval()
-            return checked(self.evaluate(model))
+        return measured(self.evaluate, model)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Pass on how far a stage is."""
         if self.progress is not None:
             self.progress(stage, done, total)
+
+
+def measured(evaluate: Evaluate | None, model: nn.Module) -> float | None:
+    """The metric of a network in eval mode, which is then as it was; None where there is no `evaluate`."""
+    if evaluate is None:
+        return None
+    with preserved(model):
+        model.eval()
+        return checked(evaluate(model))

@@ -38,7 +38,7 @@ from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
 from actprune.recovery.distill import Distill, Recovered
-from actprune.recovery.sgd import SGD
+from actprune.recovery.sgd import SGD, recording
 from actprune.reporting import Attempt, Reporting
 from actprune.result import Result
 from actprune.rewrite import Rewrite
@@ -295,7 +295,8 @@ class Run:
                         tuned, self.model, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
                     )
                 elif asked.finetune is not None:
-                    returned = asked.finetune(tuned)
+                    with recording(self.losses):
+                        returned = asked.finetune(tuned)
             return returned if isinstance(returned, nn.Module) else tuned
 
         if asked.journal is None:
@@ -328,6 +329,7 @@ class Run:
             "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
             "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
             "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
+            "equal_widths": asked.equal_widths,
             "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
             "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
             "torch": torch.__version__,

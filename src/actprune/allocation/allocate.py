@@ -85,6 +85,7 @@ def allocate(
     latency: LatencyTable | None = None,
     effort: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    equal_widths: bool = False,
 ) -> Plan:
     """Decide how many units of every group stay, and which.
 
@@ -101,6 +102,7 @@ def allocate(
         measured: from `measure_all`, to plan several budgets from one measurement.
         latency: from `measure_latency`, for a budget of latency.
         effort: (rounds, trials) of the improvement in context; None: as many as a fixed amount of work allows.
+        equal_widths: the same width for all groups that have one place in repeated blocks (not for explicit widths).
 
     Raises:
         BudgetError: a budget out of range or unreachable.
@@ -111,7 +113,7 @@ def allocate(
     if isinstance(keep, Mapping):
         return _explicit(graph, guide, keep, protect)
     budget = Budget("macs", 1.0) if keep is None else parse(keep)
-    space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency)
+    space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency, equal=equal_widths)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
     if keep is None:
         name = "natural"
@@ -125,6 +127,7 @@ def allocate(
     else:
         note["rho"], widths = RULES[name](space, guide)
     _check_met(space, widths, name)
+    widths = space.every(widths)
     predicted = cost(graph, widths)
     note |= {
         "allocation": name,
@@ -172,11 +175,12 @@ def measure_all(
         dense = run_all(graph.program, data.batches)
 
         def around(widths: Widths) -> Measure:
+            widths = space.every(widths)
             here = make_plan(graph, guide.supports(widths)) if widths else None
             outputs_of = partial(outputs, data) if near is None else near(here, data)
 
             def measure(changed: Widths) -> float:
-                return _finite(how(dense, outputs_of(make_plan(graph, guide.near(widths, changed)))))
+                return _finite(how(dense, outputs_of(make_plan(graph, guide.near(widths, space.every(changed))))))
 
             return measure
 

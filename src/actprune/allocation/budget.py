@@ -47,6 +47,11 @@ class Budget:
                 hint='a bare number is a fraction: write 0.5 or "macs=50%" for one half',
             )
 
+    @property
+    def slug(self) -> str:
+        """As the name of a folder: `macs-50`."""
+        return f"{self.cost}-{100 * self.keep:.6g}"
+
     def __str__(self) -> str:
         return f"{self.cost}={100 * self.keep:g}%"
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import exp, floor, log, prod
 
+import numpy as np
+
 from actprune.allocation.space import Space, Widths, fill, largest
 from actprune.errors import PlanError
 from actprune.graph.program import shape
@@ -52,7 +54,11 @@ def spatial(space: Space, guide: Guide) -> tuple[float, Widths]:
 
 def global_(space: Space, guide: Guide) -> tuple[float, Widths]:
     """One threshold for the scores of all groups: the least important units of the whole model go first."""
-    scores = {name: sorted(guide.groups[name].scores, reverse=True) for name in space.options}
+    members = {name: space.tied.get(name, (name,)) for name in space.options}
+    scores = {  # of tied groups: what the k-th best of each has on average
+        name: np.mean([sorted(guide.groups[one].scores, reverse=True) for one in ones], axis=0).tolist()
+        for name, ones in members.items()
+    }
     every = sorted({score for name in scores for score in scores[name]})
 
     def at(ratio: float) -> Widths:
@@ -72,7 +78,8 @@ def natural(space: Space, guide: Guide) -> tuple[float, Widths]:
     """The natural widths of the guide, whatever they cost."""
     found: Widths = {}
     for name in space.options:
-        width = guide.groups[name].natural
+        widths = [guide.groups[one].natural for one in space.tied.get(name, (name,))]
+        width = max((k for k in widths if k is not None), default=None)  # None of one is None of all
         if width is None:
             raise PlanError(
                 f"Method {guide.method!r} has no natural widths.",

@@ -50,7 +50,8 @@ def measure_curves(space: Space, guide: Guide, measure: Measure, progress: Progr
         options = space.options[name]
         at = sorted({options[min(int(f * (len(options) - 1)), len(options) - 2)] for f in FRACTIONS})
         measured = {k: measure({name: k}) for k in at}
-        curves[name] = interpolate(options, guide.groups[name].curve, measured)
+        errors = np.mean([guide.groups[one].curve for one in space.tied.get(name, (name,))], axis=0)
+        curves[name] = interpolate(options, tuple(errors.tolist()), measured)
         if progress is not None:
             progress(i + 1, len(names))
     return curves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, lcm, log10
@@ -27,12 +28,18 @@ class Space:
         options: group name → the widths that are allowed, ascending; the last is the dense width.
         budget: the goal.
         latency: what milliseconds any widths cost; needed for a budget of latency.
+        tied: group name → all groups that have its width, itself first; only the first of them has options.
     """
 
     graph: Graph = field(repr=False)
     options: Mapping[str, tuple[int, ...]]
     budget: Budget
     latency: LatencyTable | None = field(default=None, repr=False)
+    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"], repr=False)
+
+    def every(self, widths: Mapping[str, int]) -> Widths:
+        """These widths, and the same for the groups that are tied to those named."""
+        return {**widths, **{other: k for name, k in widths.items() for other in self.tied.get(name, ())}}
 
     @property
     def target(self) -> float:
@@ -42,8 +49,8 @@ class Space:
     def cost(self, widths: Mapping[str, int]) -> float:
         """What the budget counts, for these widths; groups that are not named are whole."""
         if self.budget.cost == "latency" and self.latency is not None:
-            return self.latency(widths)
-        return cost(self.graph, widths)[self.budget.cost]
+            return self.latency(self.every(widths))
+        return cost(self.graph, self.every(widths))[self.budget.cost]
 
     @property
     def least(self) -> float:
@@ -79,6 +86,7 @@ def make_space(
     protect: Sequence[str] = (),
     round_to: int = 1,
     latency: LatencyTable | None = None,
+    equal: bool = False,
 ) -> Space:
     """The choice that a model leaves.
 
@@ -86,6 +94,7 @@ def make_space(
         protect: patterns of module paths (`fnmatch`); the units that a matching module makes all stay.
         round_to: widths are multiples of it (and of what the group demands), or the dense width.
         latency: for a budget of latency.
+        equal: groups of one role (`role`) get the same width, as a configuration with one number for all layers has it.
 
     Raises:
         PlanError: nothing can be cut, a pattern matches no module, or a bad `round_to`.
@@ -123,7 +132,10 @@ def make_space(
             where="plan",
             hint="print(graph.account()) says for every dimension why it is frozen; protect less, or lower round_to",
         )
-    space = Space(graph, options, budget, latency)
+    tied = _tied(graph, options) if equal else {}
+    if equal:
+        options = {name: options[name] for name in tied}
+    space = Space(graph, options, budget, latency, tied)
     if budget.cost != "units" and not space.fits(space.narrowest):
         least = _rounded_up(100 * space.least)
         raise BudgetError(
@@ -134,6 +146,25 @@ def make_space(
             hint="ask for more, protect less, or lower round_to",
         )
     return space
+
+
+def role(name: str) -> str:
+    """What repeated blocks call a group: its path without the numbers of the blocks, `layers.*.mlp.up`."""
+    return ".".join("*" if part.isdecimal() else part for part in name.partition("#")[0].split("."))
+
+
+def _tied(graph: Graph, options: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
+    """The first group of each role, kind and choice of widths → all of them.
+
+    Of several groups that one module makes, `name#1` and `name#2`, the first ones belong together, then the second.
+    """
+    found: dict[tuple[object, ...], list[str]] = {}
+    seen = Counter[str]()
+    for name, choice in options.items():
+        module = name.partition("#")[0]
+        found.setdefault((role(name), seen[module], graph[name].kind, choice), []).append(name)
+        seen[module] += 1
+    return {names[0]: tuple(names) for names in found.values()}
 
 
 def _rounded_up(percent: float) -> str:

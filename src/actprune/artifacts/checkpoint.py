@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from actprune.artifacts.files import read_text, sha256, unreadable
-from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, new_folder
+from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, file_of, new_folder
 from actprune.artifacts.replay import replay
 from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
 from actprune.axes.capture import capture
@@ -113,9 +113,9 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     if not where.is_dir():
         got = "a file" if where.is_file() else "nothing"
         raise unreadable(where, f"a run folder with {WEIGHTS} and {PLAN}", got, "pass the folder that save wrote")
-    plan, digest = _read_plan(where / PLAN)
+    plan, digest = _read_plan(file_of(where, PLAN))
     _check_dense(model, plan, where / PLAN)
-    weights = _read_weights(where / WEIGHTS, plan, digest)
+    weights = _read_weights(file_of(where, WEIGHTS), plan, digest)
     target = replay(model, plan, example_inputs, where / PLAN)
     _fill(target, weights, where / WEIGHTS)
     return target
@@ -133,7 +133,7 @@ def proved(folder: str | Path, model: nn.Module, small: nn.Module, inputs: Any) 
         EquivalenceError: the proof fails.
         ArtifactError: the plan can't be read.
     """
-    plan, _ = _read_plan(Path(folder) / PLAN)
+    plan, _ = _read_plan(file_of(Path(folder), PLAN))
     graph = capture(model, inputs, norms=plan.note.get("norms") is True)
     saved = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     dense = {n: t for n, t in graph.program.tensors.items() if n in saved}

@@ -41,6 +41,9 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
         raise _failed(place, f"a name that ends in {' or '.join(FORMATS)}", repr(place.suffix), "choose one of them")
     plain = copy.deepcopy(model).eval()
     args, kwargs = call_arguments(plain, example_inputs)
+    kwargs = dict(kwargs)
+    if "use_cache" in kwargs and hasattr(plain, "config"):  # torch.export has no shapes for what **kwargs takes
+        plain.config.use_cache = kwargs.pop("use_cache")  # pyright: ignore[reportAttributeAccessIssue]
     write, run = FORMATS[place.suffix]
     with torch.no_grad(), new_file(place) as scratch:
         try:
@@ -66,20 +69,14 @@ def _check_same(expected: Outputs, found: Outputs, path: Path) -> None:
             raise _failed(path, f"outputs as of the model, to {TOLERANCE:g}", f"a relative error of {error:.1e}", hint)
 
 
-def _dynamic(value: Any) -> Any:
-    return pytree.tree_map(lambda x: {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, value)
-
-
-def _dynamic_shapes(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Of a call, as export takes them: where a signature has `*args`, all of these are one argument."""
-    signature = inspect.signature(model.forward)
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
-        return _dynamic(dict(signature.bind(*args, **kwargs).arguments))
-    return (*_dynamic(args),) if not kwargs else _dynamic(dict(kwargs))
+def _dynamic(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """For every argument by its name, what `**kwargs` takes as one of them, the dimension that may have any size."""
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return pytree.tree_map(lambda x: {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, dict(given))
 
 
 def _write_pt2(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
-    shapes = _dynamic_shapes(model, args, kwargs)
+    shapes = _dynamic(model, args, kwargs)
     program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
     with path.open("wb") as file:
         torch.export.save(program, file)
@@ -91,7 +88,7 @@ def _run_pt2(path: Path, args: Any, kwargs: Mapping[str, Any]) -> Outputs:
 
 
 def _write_onnx(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
-    shapes = _dynamic_shapes(model, args, kwargs)
+    shapes = _dynamic(model, args, kwargs)
     program = torch.onnx.export(
         model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from actprune.artifacts.files import read_text, sibling, sync
+from actprune.artifacts.files import read_text, sibling, sync, unreadable
 from actprune.errors import ArtifactError
 
 WEIGHTS, PLAN, REPORT = "weights.safetensors", "plan.json", "report.json"
@@ -21,6 +21,7 @@ RUN_FILES = (
     WEIGHTS,
     PLAN,
     REPORT,
+    "README.md",
     "report.md",
     "report.html",
     "model.onnx",
@@ -60,6 +61,19 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
         got = f"{type(error).__name__}: {error}"
         hint = "choose another place, or make this one writable"
         raise _no_output(Path(folder), "a place where a folder can be made", got, hint) from error
+    return path
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """One of the files of a run folder.
+
+    Raises:
+        ArtifactError: a link is there instead, which may lead anywhere.
+    """
+    path = folder / name
+    if path.is_symlink():
+        hint = "put the file itself there, with everything else of the run"
+        raise unreadable(path, "a file in the run folder", "a link", hint)
     return path
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actprune.cli.options import LogJson
 from actprune.errors import PlanError
 from actprune.methods import known
 
@@ -43,6 +44,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run folder.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     framework: Annotated[str, typer.Option(help="torch, or keras for the seed's own script on Keras 3.")] = "torch",
+    log_json: LogJson = False,
 ) -> None:
     """Train LeNet-5 on MNIST, cut it, prove the cut, fine-tune, and report.
 
@@ -61,7 +63,7 @@ def demo(
             where="--method filter",
             hint="--threshold 0.01, say: smaller weights count as zero",
         )
-    from actprune.cli.progress import bars
+    from actprune.cli.progress import progress_of
     from actprune.demo.main_job import Options
 
     if known(framework, FRAMEWORKS, "framework") == "keras":
@@ -73,7 +75,7 @@ def demo(
         finetune_epochs=finetune_epochs, epochs=epochs, seed=seed, data=data, out=out, overwrite=overwrite,
         device=device,
     )  # fmt: skip
-    with bars() as progress:
+    with progress_of(log_json) as progress:
         outcome = run(options, progress)
     _show(outcome)
 

@@ -11,16 +11,18 @@ import typer
 from actprune.errors import ArtifactError
 from actprune.methods import known
 
-TEMPLATES = ("cnn", "transformer")
+TEMPLATES = ("cnn", "transformer", "keras", "hf", "timm")
 
 
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.py"),
-    template: Annotated[str, typer.Option(help=f"{' or '.join(TEMPLATES)}.")] = TEMPLATES[0],
+    template: Annotated[str, typer.Option(help=f"{', '.join(TEMPLATES)}.")] = TEMPLATES[0],
 ) -> None:
     """Write a recipe that runs at once, on made-up data; put your own model and data in its place.
 
     Example: actprune init && actprune prune recipe.py --keep macs=50%
+
+    Example: actprune init recipe.py --template hf
     """
     name = known(template, TEMPLATES, "template")
     text = files("actprune.cli").joinpath("templates", f"{name}.txt").read_text("utf-8")

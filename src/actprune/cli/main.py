@@ -14,6 +14,7 @@ from rich.markup import escape
 from actprune.cli.compare import compare
 from actprune.cli.demo import demo
 from actprune.cli.export import export
+from actprune.cli.finetune import finetune
 from actprune.cli.init import init
 from actprune.cli.inspect import inspect
 from actprune.cli.prune import prune
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (init, inspect, prune, sweep, verify, export, report, compare, demo):
+for command in (init, inspect, prune, sweep, finetune, verify, export, report, compare, demo):
     app.command()(command)
 
 

@@ -15,11 +15,16 @@ Allocation = Annotated[str | None, typer.Option(help="Instead of the method's.")
 Compensate = Annotated[str | None, typer.Option(help="Instead of the method's.")]
 Protect = Annotated[list[str] | None, typer.Option(help="Module paths whose units stay; several times.")]
 RoundTo = Annotated[str, typer.Option(help="Widths are multiples of it; or auto.")]
+EqualWidths = Annotated[
+    bool, typer.Option("--equal-widths", help="One width for all layers of a kind, as stock configs have it.")
+]
 FormName = Annotated[str, typer.Option(help="class, graph or auto.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Resamples = Annotated[str, typer.Option(help="Resamples of the data for the report's confidence; auto: if quick.")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as one JSON object per line on the error stream.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print plain data instead of tables.")]
 
 
 def rounded(text: str) -> Any:
-    """What `--round-to` says."""
+    """What `--round-to` or `--confidence` says: a number, or auto."""
     return int(text) if text.isdecimal() else text

@@ -1,19 +1,33 @@
-"""Live progress of a run; quiet where the output isn't a terminal."""
+"""Live progress of a run: bars where somebody watches, lines of JSON where a program does, else nothing."""
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Tell = Callable[[str, int, int], None]
+"""(stage, done, total)."""
+
+
+def progress_of(log_json: bool) -> AbstractContextManager[Tell]:
+    """What `--log-json` asks for."""
+    return lines() if log_json else bars()
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (stage, done, total) that keeps one bar per stage."""
+def bars() -> Iterator[Tell]:
+    """A callback that keeps one bar per stage, with the time that it has taken and the time left."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, int] = {}
 
@@ -23,3 +37,15 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
         yield tell
+
+
+@contextmanager
+def lines() -> Iterator[Tell]:
+    """A callback that writes one JSON object per event to the error stream, with the seconds since the start."""
+    started = time.monotonic()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        event = {"seconds": round(time.monotonic() - started, 3), "stage": stage, "done": done, "total": total}
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+    yield tell

@@ -14,10 +14,13 @@ from actprune.cli.options import (
     Allocation,
     AsJson,
     Compensate,
+    EqualWidths,
     FormName,
+    LogJson,
     MethodName,
     Protect,
     RecipeSpec,
+    Resamples,
     RoundTo,
     Samples,
     Seed,
@@ -37,12 +40,15 @@ def prune(
     compensate: Compensate = None,
     protect: Protect = None,
     round_to: RoundTo = "1",
+    equal_widths: EqualWidths = False,
     form: FormName = "class",
+    confidence: Resamples = "auto",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would stay; write nothing.")] = False,
     as_json: AsJson = False,
+    log_json: LogJson = False,
 ) -> None:
     """Prune the model of a recipe, prove the cut, fine-tune if the recipe can, and write a run folder.
 
@@ -52,7 +58,7 @@ def prune(
     """
     from rich.console import Console
 
-    from actprune.cli.progress import bars
+    from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.pipeline import predict
     from actprune.pipeline import prune as run
@@ -61,10 +67,13 @@ def prune(
     arguments: dict[str, Any] = {
         "keep": _budget(keep, max_drop, plan), "max_drop": max_drop, "method": method, "allocation": allocation,
         "compensate": compensate, "protect": protect or (), "form": form, "seed": seed,
-        "round_to": rounded(round_to),
+        "round_to": rounded(round_to), "equal_widths": equal_widths, "confidence": rounded(confidence),
     }  # fmt: skip
     console = Console(highlight=False)
-    with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
+    with (
+        redirect_stdout(sys.stderr),
+        progress_of(log_json) as progress,
+    ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seed, data)
         model, samples = recipe.model(), recipe.calibration()
         arguments |= {"evaluate": recipe.optional("evaluate"), "progress": progress}

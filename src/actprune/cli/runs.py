@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from actprune.plan import Plan
-    from actprune.report.record import Report
+    from actprune.report.record import Report, Sweep
 
 REPORT_BYTES = 1 << 28
 
@@ -30,16 +30,30 @@ def read_run(folder: Path) -> RunFolder:
         PlanError: the plan is none.
     """
     from actprune.artifacts.files import read_text, unreadable
-    from actprune.artifacts.folder import AGAIN, PLAN, REPORT
+    from actprune.artifacts.folder import AGAIN, PLAN, REPORT, file_of
     from actprune.artifacts.plan_file import read_plan
     from actprune.report.reading import read_report
 
     if not folder.is_dir():
         got = "a file" if folder.is_file() else "nothing"
         raise unreadable(folder, f"a run folder with {PLAN} and {REPORT}", got, "pass the --out of actprune prune")
-    plan = read_plan(folder / PLAN)
-    path = folder / REPORT
+    plan = read_plan(file_of(folder, PLAN))
+    path = file_of(folder, REPORT)
     return RunFolder(folder, plan, read_report(read_text(path, REPORT_BYTES, AGAIN), str(path)))
+
+
+def sweep_of(folder: Path) -> Sweep | None:
+    """The sweep that a run folder is part of; None where it is none, or one that can't be read."""
+    from actprune.artifacts.files import read_text
+    from actprune.errors import ArtifactError
+    from actprune.report.reading import read_frontier
+
+    path = folder.resolve().parent / "frontier.json"
+    try:
+        found = read_frontier(read_text(path, REPORT_BYTES, ""), str(path))
+    except ArtifactError:
+        return None
+    return found if folder.resolve().name in {spot.folder for spot in found.points} else None
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:

@@ -15,10 +15,13 @@ from actprune.cli.options import (
     Allocation,
     AsJson,
     Compensate,
+    EqualWidths,
     FormName,
+    LogJson,
     MethodName,
     Protect,
     RecipeSpec,
+    Resamples,
     RoundTo,
     Samples,
     Seed,
@@ -42,10 +45,14 @@ def sweep(
     compensate: Compensate = None,
     protect: Protect = None,
     round_to: RoundTo = "1",
+    equal_widths: EqualWidths = False,
     form: FormName = "class",
+    confidence: Resamples = "auto",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run folders and the frontier.")] = Path("runs/sweep"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that was interrupted there.")] = False,
     as_json: AsJson = False,
+    log_json: LogJson = False,
 ) -> None:
     """Prune to several budgets, of one pass of statistics: accuracy against cost.
 
@@ -56,26 +63,27 @@ def sweep(
     names = _folders(keep)
     from rich.console import Console
 
-    from actprune.artifacts.checkpoint import check_output
-    from actprune.cli.progress import bars
+    from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts
     from actprune.pipeline import sweep as run
     from actprune.report.frontier import Frontier, Point
 
-    _check_free(out)
-    for name in names:
-        check_output(out / name)
+    if not resume:
+        _check_free(out)
     points: list[Point] = []
-    with redirect_stdout(sys.stderr), bars() as progress:  # what the user's code prints is no part of the answer
+    with (
+        redirect_stdout(sys.stderr),
+        progress_of(log_json) as progress,
+    ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seed, data)
         results = run(
             recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
-            protect=protect or (), round_to=rounded(round_to), form=form, seed=seed, progress=progress,
-            evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"),
+            protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths, form=form, seed=seed,
+            confidence=rounded(confidence), progress=progress,
+            evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"), save_to=out, resume=resume,
         )  # fmt: skip
         for result, budget, name in zip(results, keep, names, strict=True):
-            result.save(out / name)
             points.append(Point(budget, name, result.report))
             # written each time, so that an interruption leaves what was reached
             write_texts(out, dict(zip(FRONTIER, _texts(Frontier(points)), strict=True)))
@@ -95,7 +103,7 @@ def _texts(found: Frontier) -> tuple[str, str]:
 def _folders(keeps: list[str]) -> list[str]:
     """The name of a folder for each budget: macs-50."""
     budgets = [parse(keep) for keep in keeps]
-    names = [f"{budget.cost}-{100 * budget.keep:.6g}" for budget in budgets]
+    names = [budget.slug for budget in budgets]
     if len(set(names)) < len(names):
         raise typer.BadParameter("every budget once", param_hint="--keep")
     return names

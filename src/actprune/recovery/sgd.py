@@ -7,6 +7,8 @@ restarts; no weight decay on norms and biases, as is usual since He et al. 2019 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -23,6 +25,21 @@ from actprune.recovery.rate import warm_cosine
 
 Epoch = Callable[[int, int, str], None]
 """(steps done, all steps, a line about the state)."""
+
+Losses = list[list[float]]
+"""Pairs (steps done, loss)."""
+
+_RECORD: ContextVar[Losses | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recording(losses: Losses) -> Iterator[None]:
+    """Have every `SGD` that runs inside write its losses there, also one inside a function of the user's."""
+    before = _RECORD.set(losses)
+    try:
+        yield
+    finally:
+        _RECORD.reset(before)
 
 
 @dataclass(frozen=True)
@@ -67,13 +84,13 @@ class SGD:
         model: nn.Module,
         teacher: nn.Module | None = None,
         progress: Epoch | None = None,
-        losses: list[list[float]] | None = None,
+        losses: Losses | None = None,
     ) -> nn.Module:
         """Fine-tune `model` in place.
 
         Args:
             teacher: the dense network to distil from; it is used in eval mode and not changed.
-            losses: gets about a hundred pairs (steps done, loss).
+            losses: gets about a hundred pairs (steps done, loss); None: that of `recording`, if there is one.
 
         Returns:
             The same model, in the modes that it came in.
@@ -83,6 +100,8 @@ class SGD:
         """
         if self.epochs == 0:
             return model
+        losses = _RECORD.get() if losses is None else losses
+        first = int(losses[-1][0]) if losses else 0  # one run after the other makes one curve
         loader = list(self.loader) if isinstance(self.loader, Iterator) else self.loader
         steps = self.epochs * _length(loader)
         optimizer = self._optimizer(model)
@@ -97,7 +116,7 @@ class SGD:
                         raise _diverged(epoch, loss, self.lr)
                     done += 1
                     if losses is not None and (done % max(1, steps // 100) == 0 or done == steps):
-                        losses.append([done, loss])
+                        losses.append([first + done, loss])
                     if progress is not None and (done % 50 == 0 or done == steps):
                         progress(done, steps, f"epoch {epoch + 1}, loss {loss:.4f}")
         optimizer.zero_grad(set_to_none=True)

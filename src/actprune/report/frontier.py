@@ -9,10 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from actprune.report.page import md_table
-from actprune.report.record import Report, Stage
+from actprune.report.record import FRONTIER, Report, Stage
 from actprune.report.table import cells, headings, new_table
-
-SCHEMA = "actprune.frontier/1"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Frontier:
             for one in self.points
         ]
         return {
-            "schema": SCHEMA, "model": first.model, "method": first.method, "dense": asdict(first.dense),
+            "schema": FRONTIER, "model": first.model, "method": first.method, "dense": asdict(first.dense),
             "points": points,
         }  # fmt: skip
 

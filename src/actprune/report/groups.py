@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from actprune.axes.capture import Graph
+from actprune.guidance.confidence import Confidence
 from actprune.guidance.guide import GroupGuide, Guide
 from actprune.plan import Plan
-from actprune.report.record import CURVE_POINTS, MOST_UNITS, GroupRow, Units
+from actprune.report.maps import correlation, places
+from actprune.report.record import CURVE_POINTS, MOST_MAPS, MOST_UNITS, GroupRow, Sureness, Units
 from actprune.stats.collect import Activation, Stats
 
 
-def group_rows(graph: Graph, guide: Guide, stats: Stats | None, plan: Plan) -> tuple[GroupRow, ...]:
-    """What `plan` does to every group of `graph`."""
+def group_rows(
+    graph: Graph, guide: Guide, stats: Stats | None, plan: Plan, sure: Mapping[str, Confidence] | None = None
+) -> tuple[GroupRow, ...]:
+    """What `plan` does to every group of `graph`.
+
+    Args:
+        sure: group name → its confidence, where it was asked for.
+    """
     choices = guide.choices(plan.widths)
     rows: list[GroupRow] = []
     room = MOST_UNITS
@@ -33,10 +41,19 @@ def group_rows(graph: Graph, guide: Guide, stats: Stats | None, plan: Plan) -> t
                 std=None if unit is None else float(unit.signed.std.mean()),
                 curve=_points(own.curve, len(choice.units)),
                 units=_units(own, unit) if group.width <= room else None,
+                correlation=correlation(graph, stats, group) if stats is not None and len(rows) < MOST_MAPS else None,
+                places=places(stats, group) if stats is not None and len(rows) < MOST_MAPS else None,
+                sureness=_sureness((sure or {}).get(group.name)),
             )
         )
         room -= group.width if group.width <= room else 0
     return tuple(rows)
+
+
+def _sureness(found: Confidence | None) -> Sureness | None:
+    if found is None:
+        return None
+    return Sureness(_short(found.agreement), _short(found.chance), tuple(map(_short, found.kept)))
 
 
 def _points(curve: Sequence[float], kept: int) -> tuple[tuple[int, float], ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from actprune.errors import ActpruneError
 from actprune.plan import Plan
-from actprune.report.record import GroupRow, Report
+from actprune.report.record import GroupRow, Report, Sweep
 from actprune.report.table import WIDTHS, cells, headings, metric, proof_line, width_cells
 from actprune.report.templates import EXTRA, rendered
 
@@ -25,8 +25,11 @@ LONGEST = 400
 """Letters of a list of units; of longer ones the start is told."""
 
 
-def page(report: Report, plan: Plan) -> str:
+def page(report: Report, plan: Plan, frontier: Sweep | None = None) -> str:
     """A page with everything that is known of a run, in light and dark, with charts.
+
+    Args:
+        frontier: the sweep that the run is part of.
 
     Raises:
         ActpruneError: jinja2 or plotly is not installed.
@@ -42,10 +45,14 @@ def page(report: Report, plan: Plan) -> str:
             hint=EXTRA,
         ) from error
     details = _details(report, plan)
+    _add_maps(details, report)
+    dense = report.dense
     charts = {
         "groups": [{"name": row.name, "before": row.before, "after": row.after} for row in report.groups],
         "details": details,
         "losses": report.losses,
+        "frontier": [asdict(spot) for spot in frontier.points] if frontier is not None else [],
+        "metrics": [dense.macs, dense.accuracy, report.final.macs, report.final.accuracy],
         "seconds": dict(report.seconds),
     }
     return rendered(
@@ -55,7 +62,7 @@ def page(report: Report, plan: Plan) -> str:
         report=report,
         tiles=_tiles(report),
         headings=headings(report.in_percent),
-        stages=_stages(report),
+        stages=stage_rows(report),
         proof=proof_line(report),
         width_headings=WIDTHS,
         widths=[(width_cells(row), _keys(row)) for row in report.groups],
@@ -63,7 +70,7 @@ def page(report: Report, plan: Plan) -> str:
         without=len(report.groups) - len(details),
         rounds=_rounds(report),
         proof_facts=[(name.replace("_", " "), _shown(value)) for name, value in report.proof.items()],
-        facts=_facts(report),
+        facts=facts(report),
         charts=charts,
         plotly=get_plotlyjs(),
     )
@@ -76,10 +83,10 @@ def markdown(report: Report, plan: Plan) -> str:
         [*width_cells(row), ranges(plan.groups[row.name].kept)] for row in report.groups if row.name in plan.groups
     ]
     parts = [
-        f"# {_cell(report.model)}: {_cell(_title(report))}",
+        f"# {escaped(report.model)}: {escaped(title(report))}",
         "",
-        *md_table(("network", *headings(report.in_percent)), ([name, *row] for name, row in _stages(report))),
-        *(f"- {_cell(line)}" for line in proof),
+        *md_table(("network", *headings(report.in_percent)), ([name, *row] for name, row in stage_rows(report))),
+        *(f"- {escaped(line)}" for line in proof),
         "",
         "## Widths",
         "",
@@ -89,7 +96,7 @@ def markdown(report: Report, plan: Plan) -> str:
         *(md_table(("action", "metric", "drop", "accepted"), _rounds(report)) if report.rounds else ()),
         "## How it was made",
         "",
-        *md_table(("", ""), _facts(report)),
+        *md_table(("", ""), facts(report)),
         "## Seconds",
         "",
         *md_table(("stage", "s"), ((name, f"{value:.1f}") for name, value in report.seconds.items())),
@@ -100,11 +107,11 @@ def markdown(report: Report, plan: Plan) -> str:
 def md_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """A table in Markdown, and an empty line."""
     header = list(header)
-    body = ("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
-    return ["| " + " | ".join(map(_cell, header)) + " |", "|" + "---|" * len(header), *body, ""]
+    body = ("| " + " | ".join(map(escaped, row)) + " |" for row in rows)
+    return ["| " + " | ".join(map(escaped, header)) + " |", "|" + "---|" * len(header), *body, ""]
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """A text that stays one cell, and no markup, whatever the names in it."""
     escaped = "".join(f"\\{letter}" if letter in "\\|`*_[]<>" else letter for letter in str(text))
     return " ".join(escaped.split())
@@ -117,12 +124,13 @@ def ranges(units: Iterable[int]) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST].rpartition(',')[0]}, …"
 
 
-def _stages(report: Report) -> list[tuple[str, list[str]]]:
+def stage_rows(report: Report) -> list[tuple[str, list[str]]]:
     """Name and figures of every network."""
     return [(name, cells(stage, report.dense, report.in_percent)) for name, stage in report.stages.items()]
 
 
-def _title(report: Report) -> str:
+def title(report: Report) -> str:
+    """Method and budget."""
     return ", ".join(filter(None, (report.method, report.budget)))
 
 
@@ -168,6 +176,7 @@ def _details(report: Report, plan: Plan) -> dict[str, dict[str, Any]]:
             "beta": row.guide,
             "natural": row.natural,
             "after": row.after,
+            "sureness": asdict(row.sureness) if row.sureness is not None else None,
             **(asdict(row.units) if row.units is not None else {}),
         }
         left -= len(json.dumps(own))
@@ -175,6 +184,21 @@ def _details(report: Report, plan: Plan) -> dict[str, dict[str, Any]]:
             break
         found[row.name] = own
     return found
+
+
+def _add_maps(details: dict[str, dict[str, Any]], report: Report) -> None:
+    """Heat maps of as many groups as there is room for; every group's other charts go first."""
+    left = CHART_BYTES - sum(len(json.dumps(own)) for own in details.values())
+    for row in report.groups:
+        if row.name in details:
+            own = {
+                "correlation": asdict(row.correlation) if row.correlation is not None else None,
+                "places": asdict(row.places) if row.places is not None else None,
+            }
+            left -= len(json.dumps(own))
+            if left < 0:
+                break
+            details[row.name] |= own
 
 
 def _states(kept: Iterable[int], width: int) -> str:
@@ -194,7 +218,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def facts(report: Report) -> list[tuple[str, str]]:
     """How the run was made: name, value."""
     return [
         ("command", report.command or "from Python"),

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from actprune.errors import ArtifactError
-from actprune.report.record import SCHEMA, Report
+from actprune.report.record import FRONTIER, SCHEMA, Report, Sweep
 
 _HINT = "give a folder that actprune wrote, or prune again"
 
@@ -55,6 +55,23 @@ def read_report(text: str, where: str = "report.json") -> Report:
         place = f"{where}: {error.place}" if error.place else where
         got = json.dumps(error.got)
         raise _foreign(error.expected, got if len(got) <= 80 else f"{got[:80]}…", place) from error
+    except (ValueError, RecursionError) as error:
+        raise _foreign("JSON", f"{type(error).__name__}: {error}"[:300], where) from error
+
+
+def read_frontier(text: str, where: str = "frontier.json") -> Sweep:
+    """The sweep in a text of JSON.
+
+    Raises:
+        ArtifactError: it is no JSON, of another schema, or a value isn't what the frontier has there.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+        _want(isinstance(data, dict), "", "an object", data)
+        _want(data.get("schema") == FRONTIER, "schema", FRONTIER, data.get("schema"))
+        return cast(Sweep, _made(Sweep, data, ""))
+    except _MismatchError as error:
+        raise _foreign(error.expected, json.dumps(error.got)[:80], f"{where}: {error.place}") from error
     except (ValueError, RecursionError) as error:
         raise _foreign("JSON", f"{type(error).__name__}: {error}"[:300], where) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA = "actprune.report/1"
+SCHEMA, FRONTIER = "actprune.report/1", "actprune.frontier/1"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,51 @@ class Units:
     std: Sequence[float | None] | None
 
 
+MAP_UNITS, MAP_PLACES, MOST_MAPS = 64, 32, 64
+"""Bounds on heat maps: units of one, places of one, groups that have some."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of m units of a group, evenly chosen where there are more, as its first consumer sees them.
+
+    Attributes:
+        units: (m,) their numbers.
+        percent: the upper triangle row by row, without the diagonal, −100 to 100.
+    """
+
+    units: Sequence[int]
+    percent: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Activations of some units at some places of a layer's map, to three digits.
+
+    Attributes:
+        units: (m,) their numbers.
+        mean, std: (m, places) over the samples.
+    """
+
+    units: Sequence[int]
+    mean: Sequence[Sequence[float]]
+    std: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """Would other calibration data have kept the same units? See `actprune.confidence`.
+
+    Attributes:
+        agreement, chance: shares of the kept units, 0–1.
+        kept: (n,) share of the resamples in which each unit is among the best.
+    """
+
+    agreement: float
+    chance: float
+    kept: Sequence[float]
+
+
 @dataclass(frozen=True)
 class GroupRow:
     """One group: widths before and after, and why.
@@ -63,6 +108,9 @@ class GroupRow:
         curve: (k, E(k)), what keeping k units would cost on held-out data, as a share of the consumers' output variance
             (without statistics: of the total score); at most `CURVE_POINTS`, with both ends and the width that is kept.
         units: what is known of every unit; None where the report has no room for it (`MOST_UNITS`).
+        correlation, places: heat maps, of the first `MOST_MAPS` groups with statistics; places only in front of a
+            convolution.
+        sureness: where it was asked for.
     """
 
     name: str
@@ -77,6 +125,27 @@ class GroupRow:
     std: float | None = None
     curve: Sequence[tuple[int, float | None]] = field(default=(), repr=False)
     units: Units | None = field(default=None, repr=False)
+    correlation: Correlation | None = field(default=None, repr=False)
+    places: Places | None = field(default=None, repr=False)
+    sureness: Sureness | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One run of a sweep, as `frontier.json` has it; `frontier`: whether no other run beats it."""
+
+    keep: str
+    folder: str
+    accuracy: float | None
+    macs: int
+    frontier: bool | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the page shows of a `frontier.json`."""
+
+    points: tuple[Spot, ...]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,186 @@
+"""A Hugging Face folder of a pruned model, which stock transformers loads without actprune: config and weights.
+
+A configuration has one number for all layers of a kind. Which of its numbers say the smaller widths is not looked up in
+a list of names but found out: the class is built from candidates on the meta device, and those whose tensors have the
+shapes of the pruned ones are taken. The folder is only kept once `from_pretrained` gives the same outputs from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from actprune.allocation.space import role
+from actprune.artifacts.folder import check_output, new_folder
+from actprune.errors import ActpruneError, ArtifactError
+from actprune.graph.trace import call_arguments
+from actprune.plan import Plan
+
+TOLERANCE = 1e-4
+"""Relative error of the outputs in the model's own precision."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def save_pretrained(
+    model: nn.Module, plan: Plan, example_inputs: Any, folder: str | Path, card: str | None = None
+) -> Path:
+    """Write a pruned transformers model as a folder for `from_pretrained`: all of it, or nothing.
+
+    Args:
+        model: what `prune` or `load` returned for `plan`; left as it was.
+        example_inputs: as for `capture`; outputs are compared on them.
+        card: the text of README.md.
+
+    Raises:
+        ArtifactError: the folder exists, the model is none of transformers, no configuration of its class says these
+            widths, or what is loaded gives other outputs; nothing is written then.
+    """
+    path = check_output(folder)
+    cls = _stock_class(model)
+    wanted = _shapes(model)
+    config, missed = _configuration(cls, model, plan, wanted)
+    if missed:
+        raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {})
+    with torch.no_grad(), new_folder(path) as scratch:
+        try:
+            stock = cls(config).to(next(model.parameters()).dtype).eval()
+            stock.load_state_dict(model.state_dict(), strict=True)
+            stock.save_pretrained(scratch)
+            again = cls.from_pretrained(scratch, local_files_only=True).eval()
+            error = _difference(model, again, example_inputs)
+        except ActpruneError:
+            raise
+        except Exception as error:  # whatever a class of transformers raises
+            got = f"{type(error).__name__}: {str(error)[:300]}"
+            raise _failed(path, f"a {cls.__name__} that saves and loads", got, _RUN_FOLDER) from error
+        if not error <= TOLERANCE:
+            got = f"a relative error of {error:.1e}"
+            raise _failed(path, f"outputs of the loaded model as of this one, to {TOLERANCE:g}", got, _RUN_FOLDER)
+        if card is not None:
+            (scratch / "README.md").write_text(card, "utf-8")
+    return path
+
+
+_RUN_FOLDER = "keep the run folder instead: actprune.load reads any widths"
+
+
+def _stock_class(model: nn.Module) -> Any:
+    """The class of transformers that a model is of, without what a cut has put before it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ArtifactError(
+            "Hugging Face folders need transformers.",
+            expected="the package transformers",
+            got=str(error),
+            where="save_pretrained",
+            hint="pip install transformers",
+        ) from error
+    for cls in type(model).__mro__:
+        if hasattr(cls, "config_class") and getattr(transformers, cls.__name__, None) is cls:
+            return cls
+    raise ArtifactError(
+        f"{type(model).__name__} is no model of transformers.",
+        expected="a class that transformers exports, such as LlamaForCausalLM",
+        got=f"{type(model).__module__}.{type(model).__name__}",
+        where="save_pretrained",
+        hint="save the run folder, or export to ONNX or pt2",
+    )
+
+
+def _configuration(cls: Any, model: Any, plan: Plan, wanted: Shapes) -> tuple[Any, list[str]]:
+    """The configuration that comes nearest, and the tensors whose shapes it misses."""
+    config = copy.deepcopy(model.config)
+    missed = _missed(wanted, _built(cls, config))
+    kept = {Fraction(len(group.kept), group.width) for group in plan.groups.values()} - {Fraction(1)}
+    shares = sorted(kept | {a * b for a in kept for b in kept})  # heads × queries of each, say
+    better = bool(missed)
+    while better:
+        better = False
+        for owner, name, value in list(_candidates(config, shares)):
+            trial = copy.deepcopy(config)
+            _set(trial, owner, name, value)
+            found = _missed(wanted, _built(cls, trial))
+            if len(found) < len(missed):
+                config, missed, better = trial, found, bool(found)
+                break
+    return config, missed
+
+
+def _candidates(config: Any, shares: list[Fraction]) -> Iterator[tuple[str, str, int]]:
+    """(configuration inside this one or "", its number, another value): each number times a share that is kept."""
+    inner = [name for name, held in vars(config).items() if hasattr(held, "to_dict")]
+    for owner in ("", *inner):
+        own = getattr(config, owner) if owner else config
+        for name, held in vars(own).items():
+            if isinstance(held, int) and not isinstance(held, bool) and held > 1 and not name.startswith("_"):
+                yield from ((owner, name, int(held * share)) for share in shares if (held * share).denominator == 1)
+
+
+def _set(config: Any, owner: str, name: str, value: int) -> None:
+    setattr(getattr(config, owner) if owner else config, name, value)
+
+
+def _built(cls: Any, config: Any) -> Shapes | None:
+    """The shapes of the class for a configuration; None where it takes none such."""
+    try:
+        with torch.device("meta"):
+            return _shapes(cls(copy.deepcopy(config)))
+    except Exception:  # a width that its heads do not divide, say
+        return None
+
+
+def _shapes(model: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+
+
+def _missed(wanted: Shapes, found: Shapes | None) -> list[str]:
+    given: Mapping[str, tuple[int, ...]] = found or {}
+    return [name for name, shape in wanted.items() if given.get(name) != shape]
+
+
+def _difference(model: nn.Module, other: nn.Module, example_inputs: Any) -> float:
+    """The largest relative error of the outputs, the model in eval mode."""
+    plain = copy.deepcopy(model).eval()
+    args, kwargs = call_arguments(plain, example_inputs)
+    sides = [
+        [leaf for leaf in pytree.tree_leaves(net(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        for net in (plain, other.to(next(plain.parameters()).device))
+    ]
+    if len(sides[0]) != len(sides[1]):
+        return float("inf")
+    errors = [
+        float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-12))
+        for a, b in zip(*sides, strict=True)
+        if a.numel()
+    ]
+    return max(errors, default=0.0)
+
+
+def _no_configuration(
+    path: Path, cls: str, plan: Plan, missed: list[str], wanted: Shapes, found: Shapes
+) -> ArtifactError:
+    name, modules = missed[0], {one.rpartition(".")[0] for one in missed}
+    cut = [name for name, own in plan.groups.items() if len(own.kept) < own.width]
+    patterns = dict.fromkeys(f"'{role(group)}'" for group in cut if group.partition("#")[0] in modules)
+    given = f"shape {found[name]}" if name in found else "no such shape"
+    return ArtifactError(
+        f"No configuration of {cls} has these widths, so stock transformers could not load them.",
+        expected=f"tensors as a configuration makes them: {name} of {given} in the nearest one",
+        got=f"shape {wanted[name]}, and {len(missed) - 1} other tensors that differ",
+        where=str(path),
+        hint="prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has "
+        f"no number for ({', '.join(f'--protect {one}' for one in patterns)}); or {_RUN_FOLDER}",
+    )
+
+
+def _failed(path: Path, expected: str, got: str, hint: str) -> ArtifactError:
+    return ArtifactError("The folder is not written.", expected=expected, got=got, where=str(path), hint=hint)

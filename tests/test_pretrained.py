@@ -1,0 +1,122 @@
+"""Hugging Face folders: pruned, saved, and loaded by stock transformers to the same outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import actprune as ap
+from actprune.allocation.budget import Budget
+from actprune.allocation.space import make_space, role
+from nets import build
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and its friends
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+
+
+def tokens() -> list[dict[str, torch.Tensor]]:
+    return [
+        {"input_ids": x} for x in torch.randint(0, 40, (16, 6), generator=torch.Generator().manual_seed(0)).split(4)
+    ]
+
+
+def made(hub: ModuleType, name: str) -> Any:
+    torch.manual_seed(0)
+    if name == "llama":
+        return hub.LlamaForCausalLM(hub.LlamaConfig(**SIZES, num_key_value_heads=2)).eval()
+    return hub.BertForSequenceClassification(hub.BertConfig(**SIZES)).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "protect", "changed"),
+    [
+        ("llama", (), {"num_attention_heads", "num_key_value_heads", "intermediate_size"}),
+        ("bert", ("*attention*", "*pooler*"), {"intermediate_size"}),
+    ],
+)
+def test_stock_transformers_loads_it(
+    hub: ModuleType, tmp_path: Path, name: str, protect: Any, changed: set[str]
+) -> None:
+    model, data = made(hub, name), tokens()
+    result = ap.prune(model, data, keep="units=50%", method="l2", equal_widths=True, protect=protect)
+    folder = result.save_pretrained(tmp_path / "hf")
+    loaded = type(model).from_pretrained(folder).eval()
+    assert type(loaded) is type(model)
+    differing = {key for key, value in model.config.to_dict().items() if loaded.config.to_dict()[key] != value}
+    assert changed == differing & SIZES.keys() | (differing & {"num_key_value_heads"})
+    with torch.no_grad():
+        expected, found = (net.eval()(**data[0]).logits for net in (result.model, loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in model.parameters())
+    text = (folder / "README.md").read_text()
+    assert "library_name: transformers" in text and f"{result.report.final.params:,}" in text
+    with pytest.raises(ap.ArtifactError, match="exists"):
+        result.save_pretrained(folder)
+
+
+def test_what_no_configuration_says_is_told(hub: ModuleType, tmp_path: Path) -> None:
+    result = ap.prune(made(hub, "bert"), tokens(), keep="units=50%", method="l2", equal_widths=True)
+    with pytest.raises(ap.ArtifactError, match="No configuration") as caught:
+        result.save_pretrained(tmp_path / "hf")
+    assert "--protect 'bert.encoder.layer.*.attention.self.query'" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_house(hub: ModuleType, tmp_path: Path) -> None:
+    model, x = build("chain")
+    result = ap.prune(model, [x, x], keep="units=50%", method="l2")
+    with pytest.raises(ap.ArtifactError, match="no model of transformers"):
+        result.save_pretrained(tmp_path / "hf")
+
+
+# ---- equal widths
+
+
+class Blocks(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(6, 12)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(12, n), torch.nn.ReLU(), torch.nn.Linear(n, 12))
+            for n in (16, 16, 16, 8)
+        )
+        self.last = torch.nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("allocation", ["sensitivity", "uniform", "global"])
+@pytest.mark.parametrize("budget", ["macs=50%", "params=40%", "units=50%"])
+def test_blocks_get_one_width(budget: str, allocation: str) -> None:
+    torch.manual_seed(0)
+    model, data = Blocks(), [torch.randn(16, 6) for _ in range(4)]
+    graph = ap.capture(model, data[0])
+    guide = ap.guide(graph, ap.collect(graph, data), method="flap")
+    widths = ap.allocate(graph, guide, data, keep=budget, allocation=allocation, equal_widths=True).widths
+    assert widths["blocks.0.0"] == widths["blocks.1.0"] == widths["blocks.2.0"] < 16
+    kind, dense, found = budget.partition("=")[0], ap.cost(graph), ap.cost(graph, widths)
+    assert kind == "units" or found[kind] <= float(budget[-3:-1]) / 100 * dense[kind]
+
+
+def test_roles() -> None:
+    assert role("model.layers.11.mlp.up_proj") == role("model.layers.2.mlp.up_proj#3") == "model.layers.*.mlp.up_proj"
+    space = make_space(ap.capture(Blocks(), torch.randn(2, 6)), Budget("macs", 0.5), equal=True)
+    assert space.tied["blocks.0.0"] == ("blocks.0.0", "blocks.1.0", "blocks.2.0")  # the last one is narrower
+    assert space.every({"blocks.0.0": 4})["blocks.2.0"] == 4
