@@ -95,14 +95,16 @@ def accuracy(model: nn.Module, data: Images, batch: int = 500) -> float:
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, dense: nn.Module, images: Tensor, batch: int = 500) -> tuple[float, float]:
-    """Share of samples that both put into one class, and the mean KL(dense ‖ model) in nats."""
-    same, total = 0, 0.0
-    for x in images.split(batch):
-        p, q = (torch.log_softmax(network.eval()(x), -1) for network in (dense, model))
-        same += int((p.argmax(1) == q.argmax(1)).sum())
-        total += float((p.exp() * (p - q)).sum())
-    return same / len(images), total / len(images)
+def logits(model: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
+    """(N, classes) what the model says of the images, in eval mode."""
+    return torch.cat([model.eval()(x) for x in images.split(batch)])
+
+
+def agreement(found: Tensor, dense: Tensor) -> tuple[float, float]:
+    """Of two networks' logits (N, classes): the share of samples that both put into one class, and the mean
+    KL(dense ‖ found) in nats."""
+    p, q = torch.log_softmax(dense, -1), torch.log_softmax(found, -1)
+    return float((p.argmax(1) == q.argmax(1)).float().mean()), float((p.exp() * (p - q)).sum(1).mean())
 
 
 def idx(path: Path) -> Tensor:
