@@ -20,12 +20,14 @@ from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
 from actprune.compensation.near import Near
 from actprune.compensation.refit import compensate as refit
+from actprune.compensation.streams import held_bytes
 from actprune.data import Calibration
 from actprune.errors import ActpruneError, PlanError
 from actprune.forms import Form
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
 from actprune.latency.table import LatencyTable, measure_latency
+from actprune.memory import limit_bytes
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
@@ -125,12 +127,19 @@ class Deciding:
         return refit(
             self.graph,
             plan,
-            self.data,
+            self.refitted,
             method=asked.method.compensate,
             batchnorm=asked.batchnorm,
             distance=asked.distance,
             base=self._base(),
         )
+
+    @cached_property
+    def refitted(self) -> Calibration:
+        """As many of the samples as two runs may hold within the memory limit."""
+        calls = [node for node in self.graph.program.nodes if node.op == "call_function"]
+        batches = limit_bytes(self.settings.memory_limit) // max(held_bytes(calls), 1)
+        return self.data.subset(max(batches, 1) * self.graph.program.batch_size)
 
     def _base(self) -> dict[str, Tensor] | None:
         asked = self.settings
@@ -140,7 +149,7 @@ class Deciding:
         asked = self.settings
         if asked.method.allocation != "sensitivity" or budget.cost == "units":
             return None
-        fitted, held = self.data.holdout(1 / (1 + FITTED))
+        fitted, held = self.refitted.holdout(1 / (1 + FITTED))
         samples = _affordable(self.graph)
         fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))

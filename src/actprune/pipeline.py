@@ -27,6 +27,7 @@ from actprune.keras3.bridge import as_batches, check_keras, keras_result, on_net
 from actprune.keras3.network import KerasNetwork
 from actprune.latency.bench import Latency
 from actprune.latency.table import measure_latency
+from actprune.memory import MemoryLimit
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
 from actprune.methods import method as preset
 from actprune.plan import Plan
@@ -65,6 +66,7 @@ def prune(
     form: str = "class",
     inplace: bool = False,
     confidence: int | str = 0,
+    memory_limit: MemoryLimit = None,
     seed: int = 0,
     save_to: str | Path | None = None,
     resume: bool = False,
@@ -118,6 +120,9 @@ def prune(
         inplace: change `model` itself, once everything is proved; only in the form "class".
         confidence: so many resamples of the calibration data tell, in the report, which units other data would have
             kept as well (`actprune.confidence`); each takes as long as the guide. 0: none; "auto": 5 if that is quick.
+        memory_limit: what statistics may take, and what refits may hold of the samples: "4GB", bytes, or None for a
+            quarter of the machine's. Where they would take more, statistics have fewer folds and refits fewer samples;
+            the report says so, and what the process held at most.
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work. Until then every stage leaves its result
             in `save_to` + ".unfinished", and begins with the same random state (`seed`).

@@ -18,6 +18,7 @@ from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.confidence import Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
+from actprune.memory import peak_bytes
 from actprune.plan import Plan
 from actprune.proof.check import Proof
 from actprune.recovery.distill import Recovered
@@ -135,6 +136,7 @@ class Reporting:
             latency=self.bench.about(),
             losses=tuple((int(step), loss) for step, loss in self.losses),
             command=command(),
+            peak_bytes=peak_bytes(),
         )
 
     def _sure(self, plan: Plan) -> dict[str, Confidence]:
@@ -193,6 +195,9 @@ class Reporting:
                 f"The recovery took {done.steps} steps; on held-out calibration samples the distance to the dense "
                 f"network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
             )
+        used = attempt.rewrite.record.get("samples", self.data.samples)
+        if used < self.data.samples:
+            yield f"Refits used {used} of {self.data.samples} calibration samples, by the memory limit."
         fits = attempt.rewrite.record.get("consumers", {}).values()
         if left := [fit for fit in fits if "left" in fit]:
             yield f"{len(left)} of {len(fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."

@@ -15,6 +15,7 @@ from actprune.distance import Distance
 from actprune.errors import BudgetError, DataError
 from actprune.graph.trace import preserved
 from actprune.latency.bench import Latency
+from actprune.memory import MemoryLimit
 from actprune.methods import Method
 from actprune.plan import Plan
 from actprune.recovery.distill import Distill
@@ -43,6 +44,7 @@ class Settings:
     protect: tuple[str, ...]
     round_to: int | str
     equal_widths: bool
+    memory_limit: MemoryLimit
     confidence: int | str
     latency: Latency | None
     distance: str | Distance

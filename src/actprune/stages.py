@@ -225,7 +225,9 @@ class Run:
 
     def _collected(self) -> Stats:
         asked = self.settings
-        return collect(self.graph, self.data, measures=asked.method.measures, loss=asked.loss)
+        return collect(
+            self.graph, self.data, measures=asked.method.measures, loss=asked.loss, memory_limit=asked.memory_limit
+        )
 
     def _check_finite(self) -> None:
         """Of one batch: methods without statistics look at no activations."""
@@ -329,7 +331,7 @@ class Run:
             "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
             "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
             "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
-            "equal_widths": asked.equal_widths,
+            "equal_widths": asked.equal_widths, "memory_limit": asked.memory_limit,
             "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
             "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
             "torch": torch.__version__,

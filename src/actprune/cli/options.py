@@ -19,6 +19,7 @@ EqualWidths = Annotated[
     bool, typer.Option("--equal-widths", help="One width for all layers of a kind, as stock configs have it.")
 ]
 FormName = Annotated[str, typer.Option(help="class, graph or auto.")]
+MemoryLimit = Annotated[str | None, typer.Option(help="Of statistics and refits, such as 4GB.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Resamples = Annotated[str, typer.Option(help="Resamples of the data for the report's confidence; auto: if quick.")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as one JSON object per line on the error stream.")]

@@ -17,6 +17,7 @@ from actprune.cli.options import (
     EqualWidths,
     FormName,
     LogJson,
+    MemoryLimit,
     MethodName,
     Protect,
     RecipeSpec,
@@ -41,6 +42,7 @@ def prune(
     protect: Protect = None,
     round_to: RoundTo = "1",
     equal_widths: EqualWidths = False,
+    memory_limit: MemoryLimit = None,
     form: FormName = "class",
     confidence: Resamples = "auto",
     seed: Seed = 0,
@@ -67,7 +69,8 @@ def prune(
     arguments: dict[str, Any] = {
         "keep": _budget(keep, max_drop, plan), "max_drop": max_drop, "method": method, "allocation": allocation,
         "compensate": compensate, "protect": protect or (), "form": form, "seed": seed,
-        "round_to": rounded(round_to), "equal_widths": equal_widths, "confidence": rounded(confidence),
+        "round_to": rounded(round_to), "equal_widths": equal_widths, "memory_limit": memory_limit,
+        "confidence": rounded(confidence),
     }  # fmt: skip
     console = Console(highlight=False)
     with (

@@ -18,6 +18,7 @@ from actprune.cli.options import (
     EqualWidths,
     FormName,
     LogJson,
+    MemoryLimit,
     MethodName,
     Protect,
     RecipeSpec,
@@ -46,6 +47,7 @@ def sweep(
     protect: Protect = None,
     round_to: RoundTo = "1",
     equal_widths: EqualWidths = False,
+    memory_limit: MemoryLimit = None,
     form: FormName = "class",
     confidence: Resamples = "auto",
     seed: Seed = 0,
@@ -79,7 +81,8 @@ def sweep(
         recipe = load_recipe(spec, seed, data)
         results = run(
             recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
-            protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths, form=form, seed=seed,
+            protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths,
+            memory_limit=memory_limit, form=form, seed=seed,
             confidence=rounded(confidence), progress=progress,
             evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"), save_to=out, resume=resume,
         )  # fmt: skip

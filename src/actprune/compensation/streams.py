@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import arguments, bound_values, call
@@ -128,6 +129,25 @@ class Streams:
         args, kwargs = arguments(node, values)
         with torch.no_grad():
             return call(node, args, kwargs)
+
+
+def held_bytes(order: Sequence[Node]) -> int:
+    """The most that two streams hold at a time of one batch, as captured."""
+    last = {source: node for node in order for source in node.all_input_nodes}
+    dying: dict[Node, list[Node]] = {}
+    for source, node in last.items():
+        dying.setdefault(node, []).append(source)
+    held = most = 0
+    for node in order:
+        held += _size(node)
+        most = max(most, held)
+        held -= sum(_size(source) for source in dying.get(node, ()) if source.op == "call_function")
+    return 2 * most
+
+
+def _size(node: Node) -> int:
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 
 def writes(node: Node) -> bool:

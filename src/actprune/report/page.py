@@ -229,6 +229,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("seed", str(report.seed)),
         ("calibration", _listed(report.calibration)),
         ("latency", _listed(report.latency) or "not measured"),
+        ("peak memory", f"{report.peak_bytes / 1e9:.2f} GB" if report.peak_bytes else "not known"),
         ("versions", _listed(report.versions)),
     ]
 

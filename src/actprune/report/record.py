@@ -163,6 +163,7 @@ class Report:
         latency: of what the milliseconds are: device, batch size, threads, layout.
         losses: of the fine-tune, where it is an `SGD`: (steps done, loss).
         rivals: name → the same widths cut in another way, for comparison.
+        peak_bytes: the most memory that the process had held by the end; None where the system does not say.
         command: what was typed, where the run was started from the command line.
     """
 
@@ -187,6 +188,7 @@ class Report:
     losses: Sequence[tuple[int, float | None]] = ()
     rivals: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
     command: str | None = None
+    peak_bytes: int | None = None
 
     @property
     def final(self) -> Stage:

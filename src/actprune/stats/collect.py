@@ -26,16 +26,14 @@ from actprune.data import Calibration, fit
 from actprune.errors import DataError
 from actprune.graph.program import op_name, place
 from actprune.graph.run import run
+from actprune.memory import MemoryLimit, limit_bytes
 from actprune.stats.gradients import Loss
 from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
 from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
-from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, has_rows, input_rows, most_rows
+from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
-
-FOLDS = 5
-WIDE = 1024
-"""Consumers with more columns than this get two folds instead of five."""
+from actprune.stats.room import FOLDS, folds_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +136,7 @@ def collect(
     measures: Iterable[str] = (),
     loss: Loss | None = None,
     total: int | None = None,
+    memory_limit: MemoryLimit = None,
 ) -> Stats:
     """Gather the statistics of every consumer and group of `graph`.
 
@@ -150,6 +149,8 @@ def collect(
         total: number of samples of all parts together, where these are one part of what will be merged. The patches of
             a convolution overlap: of large maps only so many positions count that there are `ROWS` rows for each
             column, and every part must take the same.
+        memory_limit: what all covariances together may take; where they would take more there are fewer folds, then the
+            widest consumers have none: "4GB", bytes, or None for a quarter of the machine's.
 
     Raises:
         DataError: no data, data of another shape, no labels for a loss, or activations that are NaN or infinite.
@@ -157,7 +158,9 @@ def collect(
     """
     others = Measures(graph, measures, loss)
     data = fit(graph.program, calibration, labels=others.labelled)
-    collector = _Collector(graph, folds, total or data.samples)
+    sites = {site for group in graph.groups for site in group.consumers}
+    room = folds_within(sites, graph.program.tensors, folds, limit_bytes(memory_limit))
+    collector = _Collector(graph, room, total or data.samples)
 
     def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
         collector(node, args, value)
@@ -216,7 +219,7 @@ def _check_same_form(a: Stats, b: Stats) -> None:
 class _Collector:
     """The observer of one pass."""
 
-    def __init__(self, graph: Graph, folds: int, total: int) -> None:
+    def __init__(self, graph: Graph, folds: Mapping[str, int], total: int) -> None:
         self.graph, self.folds, self.total = graph, folds, total
         self.sites: dict[str, list[Moments]] = {}
         self.units: dict[str, Activation] = {}
@@ -251,7 +254,7 @@ class _Collector:
         means = [_sample_means(y, numbers) for y in (by_sample, value.movedim(dim, 0))]
         self.layers[node.name] = merge(self.layers.get(node.name), moments(torch.stack(means, 1)))
         weight = self.graph.program.tensors[site.weight]
-        if has_rows(site, weight):
+        if site.name in self.folds:
             places = self._places(site, weight, value.movedim(dim, 0))
             self._rows(node.name, input_rows(site, node, by_sample, weight, places), numbers)
         for group in self._first.get(node.name, ()):
@@ -277,7 +280,7 @@ class _Collector:
                 site = self._sites.get(f"{node.name}:{self.graph.program.bindings.get(held.name)}") if held else None
                 if site is None or site not in self._consumers:
                     continue
-                if has_rows(site, self.graph.program.tensors[site.weight]):
+                if site.name in self.folds:
                     self._rows(site.name, rows, numbers.to(rows.device))
                 for group in self._first.get(site.name, ()):
                     self._units(group, site, rows)
@@ -309,7 +312,7 @@ class _Collector:
 
     def _rows(self, name: str, rows: Tensor, numbers: Tensor) -> None:
         """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one."""
-        folds = self.folds if rows.shape[-1] <= WIDE else min(self.folds, 2)
+        folds = self.folds[name]
         fold = (numbers + self.samples) % folds
         found = [moments(rows[fold == f].flatten(0, 1)) for f in range(folds)]
         known = self.sites.get(name)
