@@ -17,10 +17,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import ROUNDS, TRIALS, Measured, affordable, allocate, measure_all
+from actprune.allocation.allocate import Measured, allocate, measure_all
 from actprune.allocation.budget import Budget, parse
 from actprune.allocation.correct import Corrected, checked, describe, within_budget, within_drop
 from actprune.allocation.cost import cost
+from actprune.allocation.effort import ROUNDS, TRIALS, affordable
 from actprune.allocation.improve import improve
 from actprune.allocation.rules import layerwise, spatial, units
 from actprune.allocation.sensitivity import Curve, interpolate, measure_curves

@@ -88,7 +88,7 @@ def _recovered(bench: Bench, result: ap.Result, seed: int) -> Row:
     """With label-free recovery on more unlabelled images."""
     small = copy.deepcopy(result.model)
     data = fit(result.graph.program, bench.train.drawn(UNLABELLED, seed).split(BATCH), UNLABELLED)
-    found = ap.Distill(steps=800, augment=flipped_and_shifted).run(
+    found = ap.Distill(steps=400, augment=flipped_and_shifted).run(
         small, bench.dense, result.graph.program, data, seed=seed
     )
     return {**bench.figures(small), "steps": found.steps, "best_step": found.best_step}

@@ -87,20 +87,25 @@ def _budget(model: nn.Module, keep: float) -> str:
 def _prune(
     rows: Rows, dense: nn.Module, calibration: list[Any], test: Tensor, setting: Row, keep: Any, name: str
 ) -> None:
-    def work() -> Row:
-        result = ap.prune(dense, calibration, keep=keep, distance="kl", **setting)
-        return {
-            "perplexity": perplexity(result.model, test),
-            "block_params": blocks(result.model),
-            "widths": dict(result.plan.widths),
-        }
+    recovers = setting == {"method": "sgd-ap"}
+    stages = ("pruned", "recovered") if recovers else ("pruned",)
+    if all(rows.has(**setting, keep=name, stage=stage, seed=0) for stage in stages):
+        return
+    recover = ap.Distill(steps=400) if recovers else None
+    result = ap.prune(dense, calibration, keep=keep, distance="kl", recover=recover, **setting)
+    networks = {"pruned": result.before_finetune or result.model, "recovered": result.model}
+    for stage in stages:
 
-    rows.measure(work, **setting, keep=name, stage="pruned", seed=0)
+        def work(model: nn.Module = networks[stage]) -> Row:
+            found = {"perplexity": perplexity(model, test), "block_params": blocks(model)}
+            return {**found, "widths": dict(result.plan.widths)}
+
+        rows.measure(work, **setting, keep=name, stage=stage, seed=0)
 
 
 def tables(rows: Rows) -> str:
     found = pivot(
-        rows.found, ("method",), lambda r: r.get("keep") or "dense", lambda r: r.get("perplexity"),
+        rows.found, ("method", "stage"), lambda r: r.get("keep") or "dense", lambda r: r.get("perplexity"),
         lambda value: f"{value:.2f}",
     )  # fmt: skip
     return f"# stories260k, TinyStories: perplexity on 65,536 test tokens\n\n{found}\n"

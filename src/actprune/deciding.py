@@ -9,12 +9,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import FITTED, MEASURE_SAMPLES, Measured, allocate, is_small, measure_all
+from actprune.allocation.allocate import Measured, allocate, measure_all
 from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected, describe, on_time, within_budget, within_drop
 from actprune.allocation.cost import cost
+from actprune.allocation.effort import FITTED, is_small, measured_samples
 from actprune.allocation.rounding import best_multiple
-from actprune.allocation.sensitivity import FRACTIONS
 from actprune.allocation.solve import trades
 from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
@@ -34,9 +34,6 @@ from actprune.settings import Settings
 
 QUICK_ROUNDS = 3
 """Rounds of rectified fits for candidates of small networks; those of large ones have plain fits."""
-
-MEASURE_WORK = 5e12
-"""Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
 
 
 class FailedCutError(Exception):
@@ -150,7 +147,7 @@ class Deciding:
         if asked.method.allocation != "sensitivity" or budget.cost == "units":
             return None
         fitted, held = self.refitted.holdout(1 / (1 + FITTED))
-        samples = _affordable(self.graph)
+        samples = measured_samples(self.graph)
         fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))
         rounds = QUICK_ROUNDS if is_small(self.graph, held.samples) else 0
@@ -263,10 +260,3 @@ class Deciding:
                 if i == most:
                     break
                 yield make_plan(self.graph, self.guide.supports(space.every(widths)), **plan.note)
-
-
-def _affordable(graph: Graph) -> int:
-    """Held-out samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`: `FRACTIONS` runs of every
-    group, half of the network each, and two of what is refitted on."""
-    per_sample = max(cost(graph).macs * (len(FRACTIONS) / 2 * len(graph.groups) + 2 * FITTED), 1)
-    return max(graph.program.batch_size, min(MEASURE_SAMPLES // (1 + FITTED), int(MEASURE_WORK / per_sample)))

@@ -5,32 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite, prod
+from math import isfinite
 from typing import Any
-
-from torch import Tensor
-from torch.fx import Node
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
+from actprune.allocation.effort import CURVE_SAMPLES, MEASURE_SAMPLES, affordable
 from actprune.allocation.improve import Around, improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
 from actprune.allocation.solve import solve
 from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
-from actprune.axes.inference import Site
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, Outputs, choose
 from actprune.errors import BudgetError, DataError
-from actprune.graph.program import shape
 from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
 from actprune.latency.table import LatencyTable
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
-from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
 
 Near = Callable[[Plan | None, Calibration], Callable[[Plan], list[Outputs]]]
 """(a plan, or None for the dense network; samples) → (plans that differ from it in a group or two → that candidate's
@@ -38,21 +33,6 @@ outputs on these samples); given by the pipeline."""
 
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
-
-WORK = 3e12
-"""Multiply-adds that the improvement in context may spend; it takes `ROUNDS` of steps and `TRIALS` trades at most."""
-
-REFIT_WORK = 2e13
-"""Multiply-adds that its refits may spend: with a convolution of thousands of columns, one takes as much as hundreds of
-forward passes. They may be more, since large matrix products are the fastest work there is."""
-
-ROUNDS, TRIALS = 12, 64
-
-MEASURE_SAMPLES = 2048
-"""Calibration samples that candidates are refitted and compared on while widths are decided."""
-
-CURVE_SAMPLES = 128
-"""Held-out samples that the curves of single groups are measured on; whole networks are compared on all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,73 +176,6 @@ def _by_sensitivity(
     widths = solve(space, guide, measured.curves)
     rounds, trials = affordable(space.graph, measured.samples) if effort is None else effort
     return improve(space, widths, measured.curves, measured.around, rounds, trials)
-
-
-def affordable(graph: Graph, samples: int) -> tuple[int, int]:
-    """(rounds, trials) that keep to `WORK` and `REFIT_WORK`: rounds first, trades with what they leave.
-
-    A round runs and refits the whole network once, in two streams, on the samples of the refits, and takes two
-    candidates of every group, each half a run on those that are compared. A trade is such a candidate; those that look
-    better are refitted as a whole.
-
-    Args:
-        samples: that candidates are compared on.
-    """
-    fitted = FITTED * samples
-    macs, steps = cost(graph).macs, STEPPED * _stepped(graph)
-    refits, groups = _refit_work(graph, fitted), len(graph.groups)
-    each = macs * (groups * samples + 2 * fitted) + steps * (groups + 1) * fitted, refits
-    rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
-    left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
-    return rounds, _whole(TRIALS, left, (macs * (samples + fitted) + steps * fitted, refits / 2))
-
-
-def is_small(graph: Graph, samples: int) -> bool:
-    """Whether all rounds and trades would take but a small part of the work that is allowed."""
-    return 4 * ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED) <= WORK
-
-
-def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
-    """How often the work of both kinds suffices for one, at most `most`."""
-    return min(most, *(int(total / max(one, 1)) for total, one in zip(work, each, strict=True)))
-
-
-FITTED = 3
-"""So many samples are refitted on for each that candidates are compared on."""
-
-STEPPED = 5
-"""So often the refit of a recurrent call runs it, besides the two streams."""
-
-
-def _stepped(graph: Graph) -> int:
-    """Multiply-adds per sample of the recurrent calls."""
-    nodes = {node.name: node for node in graph.program.nodes}
-    return sum(
-        graph.program.tensors[site.weight].numel() * _positions(graph, nodes[site.node], site)
-        for site in graph.sites
-        if site.kind == "recurrent"
-    )
-
-
-def _positions(graph: Graph, call: Node, site: Site) -> int:
-    """The rows per sample that a consumer's weight is multiplied with."""
-    if site.kind == "recurrent":
-        value = call.meta["val"]
-        return prod((value if isinstance(value, Tensor) else value[0]).shape[:-1]) // graph.program.batch_size
-    return prod(shape(call)) // (graph.program.tensors[site.weight].shape[site.out_dim] * graph.program.batch_size)
-
-
-def _refit_work(graph: Graph, samples: int) -> int:
-    """Multiply-adds of the normal equations where every consumer is refitted once: rows × columns²."""
-    calls = {node.name: node for node in graph.program.nodes}
-    total = 0
-    for site in {site for group in graph.groups for site in group.consumers if site.node in calls}:
-        weight = graph.program.tensors[site.weight]
-        if has_rows(site, weight):
-            columns = weight.numel() // weight.shape[site.out_dim]
-            rows = samples * _positions(graph, calls[site.node], site)
-            total += min(rows, most_rows(columns, QUICK_ROWS)) * columns**2
-    return total
 
 
 def _preset(guide: Guide, keep: Keep) -> str:

@@ -1,0 +1,106 @@
+"""How much the search for widths may cost, in multiply-adds and not in seconds: a plan is the same on every machine."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.allocation.cost import cost
+from actprune.allocation.sensitivity import FRACTIONS
+from actprune.axes.capture import Graph
+from actprune.axes.inference import Site
+from actprune.graph.program import shape
+from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
+
+MEASURE_SAMPLES = 2048
+"""Calibration samples that candidates are refitted and compared on while widths are decided."""
+
+CURVE_SAMPLES = 128
+"""Held-out samples that the curves of single groups are measured on; whole networks are compared on all of them."""
+
+MEASURE_WORK = 5e12
+"""Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
+
+WORK = 3e12
+"""Multiply-adds that the improvement in context may spend; it takes `ROUNDS` of steps and `TRIALS` trades at most."""
+
+REFIT_WORK = 2e13
+"""Multiply-adds that its refits may spend: with a convolution of thousands of columns, one takes as much as hundreds of
+forward passes. They may be more, since large matrix products are the fastest work there is."""
+
+ROUNDS, TRIALS = 12, 64
+
+FITTED = 3
+"""So many samples are refitted on for each that candidates are compared on."""
+
+STEPPED = 5
+"""So often the refit of a recurrent call runs it, besides the two streams."""
+
+
+def measured_samples(graph: Graph) -> int:
+    """Held-out samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`: `FRACTIONS` runs of every
+    group, half of the network each, and two of what is refitted on."""
+    per_sample = max(cost(graph).macs * (len(FRACTIONS) / 2 * len(graph.groups) + 2 * FITTED), 1)
+    return max(graph.program.batch_size, min(MEASURE_SAMPLES // (1 + FITTED), int(MEASURE_WORK / per_sample)))
+
+
+def affordable(graph: Graph, samples: int) -> tuple[int, int]:
+    """(rounds, trials) that keep to `WORK` and `REFIT_WORK`: rounds first, trades with what they leave.
+
+    A round runs and refits the whole network once, in two streams, on the samples of the refits, and takes two
+    candidates of every group, each half a run on those that are compared. A trade is such a candidate; those that look
+    better are refitted as a whole.
+
+    Args:
+        samples: that candidates are compared on.
+    """
+    fitted = FITTED * samples
+    macs, steps = cost(graph).macs, STEPPED * _stepped(graph)
+    refits, groups = _refit_work(graph, fitted), len(graph.groups)
+    each = macs * (groups * samples + 2 * fitted) + steps * (groups + 1) * fitted, refits
+    rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
+    left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
+    return rounds, _whole(TRIALS, left, (macs * (samples + fitted) + steps * fitted, refits / 2))
+
+
+def is_small(graph: Graph, samples: int) -> bool:
+    """Whether all rounds and trades would take but a small part of the work that is allowed."""
+    return 4 * ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED) <= WORK
+
+
+def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
+    """How often the work of both kinds suffices for one, at most `most`."""
+    return min(most, *(int(total / max(one, 1)) for total, one in zip(work, each, strict=True)))
+
+
+def _stepped(graph: Graph) -> int:
+    """Multiply-adds per sample of the recurrent calls."""
+    nodes = {node.name: node for node in graph.program.nodes}
+    return sum(
+        graph.program.tensors[site.weight].numel() * _positions(graph, nodes[site.node], site)
+        for site in graph.sites
+        if site.kind == "recurrent"
+    )
+
+
+def _positions(graph: Graph, call: Node, site: Site) -> int:
+    """The rows per sample that a consumer's weight is multiplied with."""
+    if site.kind == "recurrent":
+        value = call.meta["val"]
+        return prod((value if isinstance(value, Tensor) else value[0]).shape[:-1]) // graph.program.batch_size
+    return prod(shape(call)) // (graph.program.tensors[site.weight].shape[site.out_dim] * graph.program.batch_size)
+
+
+def _refit_work(graph: Graph, samples: int) -> int:
+    """Multiply-adds of the normal equations where every consumer is refitted once: rows × columns²."""
+    calls = {node.name: node for node in graph.program.nodes}
+    total = 0
+    for site in {site for group in graph.groups for site in group.consumers if site.node in calls}:
+        weight = graph.program.tensors[site.weight]
+        if has_rows(site, weight):
+            columns = weight.numel() // weight.shape[site.out_dim]
+            rows = samples * _positions(graph, calls[site.node], site)
+            total += min(rows, most_rows(columns, QUICK_ROWS)) * columns**2
+    return total
