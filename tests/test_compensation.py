@@ -888,6 +888,24 @@ def test_candidates_of_one_group_are_made_from_a_shared_run(
                 assert distance(found, dense) <= 1.05 * distance(plain, dense) + 1e-9
 
 
+def test_candidates_without_room_for_equations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their refits pass over the samples, and come to the same."""
+    monkeypatch.setattr("actprune.compensation.ridge.RIDGES", (1e-3,) * 3)
+    torch.manual_seed(0)
+    graph = capture(*build("lenet", 8))
+    batches = [tuple(v * (1 - i / 8) for v in graph.program.example) for i in range(4)]
+    data = Calibration(tuple(batches), 4 * graph.program.batch_size)
+    whole = make_plan(graph, {group.name: range(max(1, group.width // 2)) for group in graph.groups})
+    plan = make_plan(graph, {**{n: g.kept for n, g in whole.groups.items()}, graph.groups[1].name: range(3)})
+    found = [
+        near(plan)
+        for room in (0, 10**6)
+        for near in [Near(graph, data, data, method="least_squares", collected=room, around=whole)]
+        if bool(near.equations) is bool(room)
+    ]
+    assert distance(*found) <= 1e-4 * distance(found[0], run_all(graph.program, data.batches))
+
+
 def distance(a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> float:
     """Sum of squares between the outputs of two networks."""
     pairs = ((x, y) for first, second in zip(a, b, strict=True) for x, y in zip(first, second, strict=True))

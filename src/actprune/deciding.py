@@ -150,12 +150,14 @@ class Deciding:
         samples = measured_samples(self.graph)
         fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))
+        limit = limit_bytes(asked.memory_limit)  # half of it, eight bytes a number
         rounds = QUICK_ROUNDS if is_small(self.graph, held.samples) else 0
 
         def near(plan: Plan | None, held: Calibration) -> Near:
             return Near(
-                self.graph, fitted, held, method=asked.method.compensate, rounds=rounds, base=self._base(), around=plan
-            )
+                self.graph, fitted, held, method=asked.method.compensate, rounds=rounds, collected=limit // 16,
+                base=self._base(), around=plan,
+            )  # fmt: skip
 
         return measure_all(
             self.graph, self.guide, space, held, None, asked.distance,

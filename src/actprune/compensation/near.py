@@ -25,6 +25,9 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, kept_units, readers, zero_columns
 from actprune.stats.patches import QUICK_ROWS
 
+COLLECTED = 250_000_000
+"""2 GB."""
+
 
 class Near:
     """The outputs of candidates that differ from one network in a group or two, whose readers are refitted.
@@ -38,6 +41,7 @@ class Near:
         method, rows, base: as for `compensate`.
         rounds: of rectified fits. With 0, every refit is solved from equations that are gathered once; else each
             passes over the samples, which takes several times as long.
+        collected: numbers that these equations may take; consumers beyond them pass over the samples.
         around: that network; None: the dense one.
     """
 
@@ -49,6 +53,7 @@ class Near:
         *,
         method: str | None,
         rounds: int = 0,
+        collected: int = COLLECTED,
         rows: int = QUICK_ROWS,
         base: Mapping[str, Tensor] | None = None,
         around: Plan | None = None,
@@ -61,7 +66,9 @@ class Near:
         self.settings: Settings | None = None
         self.equations: Mapping[str, Equations] = {}
         if method not in (None, "none"):
-            self.settings = Settings(method, True, rounds, rows, method == "least_squares" and not rounds)
+            self.settings = Settings(
+                method, True, rounds, rows, 0 if rounds or method != "least_squares" else collected
+            )
             streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides)
             walk = Walk(graph, plan, self.order, streams, self.settings)
             walk.run()

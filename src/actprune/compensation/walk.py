@@ -48,29 +48,26 @@ FOLDS = 3
 _TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
 """Between a stored weight and the call that reads it; a reshape there does no more (`Inference.stored`)."""
 
-COLLECTED = 250_000_000
-"""Numbers of all equations that are kept for candidates: 2 GB."""
-
 
 @dataclass(frozen=True)
 class Settings:
     """How to refit: see `compensate`.
 
     Attributes:
-        collects: keep the equations of every consumer over all of its columns, up to `COLLECTED` numbers, and refit
-            every output, also what is cut.
+        collects: keep the equations of every consumer over all of its columns, up to so many numbers of all together,
+            and refit every output, also what is cut.
     """
 
     method: str
     everything: bool
     rounds: int
     rows: int = ROWS
-    collects: bool = False
+    collects: int = 0
 
     @property
     def alone(self) -> Settings:
         """For a candidate: only what loses columns is refitted."""
-        return replace(self, everything=False, collects=False)
+        return replace(self, everything=False, collects=0)
 
 
 class Walk:
@@ -141,7 +138,7 @@ class Walk:
         weight = self.graph.program.tensors[site.weight]
         held = sum(known.held for known in self.equations.values())
         columns = weight.numel() // weight.shape[site.out_dim]
-        return self.settings.collects and has_rows(site, weight) and held + FOLDS * columns**2 <= COLLECTED
+        return has_rows(site, weight) and held + FOLDS * columns**2 <= self.settings.collects
 
     def _refit_steps(self, sites: Sequence[Site], node: Node) -> None:
         """The weights of a recurrent call."""
