@@ -56,7 +56,7 @@ def test_statistics_have_fewer_folds_then_fewer_consumers(room: int, folds: list
     model, x = network()
     graph = ap.capture(model, x[:8])
     sites = [site for group in graph.groups for site in group.consumers]
-    found = folds_within(sites, graph.program.tensors, 5, room)
+    found = folds_within(graph, 5, room)
     assert [found.get(site.name) for site in sites] == folds
     stats = collect(graph, x, memory_limit=room)
     assert {name: len(parts) for name, parts in stats.sites.items()} == found

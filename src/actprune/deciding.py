@@ -18,7 +18,7 @@ from actprune.allocation.rounding import best_multiple
 from actprune.allocation.solve import trades
 from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
-from actprune.compensation.near import Near
+from actprune.compensation.near import COLLECTED, Near
 from actprune.compensation.refit import compensate as refit
 from actprune.compensation.streams import held_bytes
 from actprune.data import Calibration
@@ -150,13 +150,13 @@ class Deciding:
         samples = measured_samples(self.graph)
         fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))
-        limit = limit_bytes(asked.memory_limit)  # half of it, eight bytes a number
+        room = limit_bytes(asked.memory_limit) // 32  # numbers of eight bytes; two of these are alive at a time
         rounds = QUICK_ROUNDS if is_small(self.graph, held.samples) else 0
 
-        def near(plan: Plan | None, held: Calibration) -> Near:
+        def near(plan: Plan | None, compared: Calibration) -> Near:
             return Near(
-                self.graph, fitted, held, method=asked.method.compensate, rounds=rounds, collected=limit // 16,
-                base=self._base(), around=plan,
+                self.graph, fitted, compared, method=asked.method.compensate, rounds=rounds, base=self._base(),
+                collected=min(COLLECTED, room), around=plan,
             )  # fmt: skip
 
         return measure_all(

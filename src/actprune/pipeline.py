@@ -19,7 +19,7 @@ from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.journal import Journal, journal_of
 from actprune.data import Forward
 from actprune.distance import Distance
-from actprune.errors import DataError
+from actprune.errors import BudgetError, DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.keras3.backend import is_keras
@@ -194,6 +194,14 @@ def sweep(
     """
     given = _arguments(model, calibration, {**arguments, "keep": next(iter(keeps), None)})
     folders = [Path(save_to) / parse(keep).slug for keep in keeps] if save_to is not None else []  # type: ignore[arg-type]
+    if twice := [folder.name for folder in folders if folders.count(folder) > 1]:
+        raise BudgetError(
+            "Two budgets would have one run folder.",
+            expected="budgets that differ",
+            got=f"{twice[0]} twice",
+            where="sweep(keeps=…)",
+            hint="leave one of them out",
+        )
     for folder in folders:
         check_output(folder, overwrite=resume and folder.exists())
     journal = journal_of(save_to, resume) if save_to is not None else None

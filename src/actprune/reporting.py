@@ -28,6 +28,7 @@ from actprune.report.record import Report, Stage
 from actprune.rewrite import Rewrite
 from actprune.settings import Settings
 from actprune.stats.collect import Stats
+from actprune.stats.room import folds_within
 
 _FORMS = {
     "class": "The network is of the class that was given.",
@@ -139,6 +140,17 @@ class Reporting:
             peak_bytes=peak_bytes(),
         )
 
+    def _room(self) -> Iterator[str]:
+        """What the memory limit took from the statistics."""
+        if self.stats is None:
+            return
+        wanted, found = folds_within(self.graph), {name: len(parts) for name, parts in self.stats.sites.items()}
+        fewer = sum(0 < found.get(name, 0) < count for name, count in wanted.items())
+        if fewer or wanted.keys() - found.keys():
+            none = len(wanted.keys() - found.keys())
+            of = f"of {len(wanted)} consumers"
+            yield f"By the memory limit, {fewer} {of} had statistics in fewer folds, and {none} had none."
+
     def _sure(self, plan: Plan) -> dict[str, Confidence]:
         """The confidence of every group that is cut, where it was asked for and the ranking can be resampled."""
         asked = self.settings
@@ -195,6 +207,7 @@ class Reporting:
                 f"The recovery took {done.steps} steps; on held-out calibration samples the distance to the dense "
                 f"network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
             )
+        yield from self._room()
         used = attempt.rewrite.record.get("samples", self.data.samples)
         if used < self.data.samples:
             yield f"Refits used {used} of {self.data.samples} calibration samples, by the memory limit."

@@ -15,7 +15,7 @@ from actprune.distance import Distance
 from actprune.errors import BudgetError, DataError
 from actprune.graph.trace import preserved
 from actprune.latency.bench import Latency
-from actprune.memory import MemoryLimit
+from actprune.memory import MemoryLimit, limit_bytes
 from actprune.methods import Method
 from actprune.plan import Plan
 from actprune.recovery.distill import Distill
@@ -83,7 +83,9 @@ class Settings:
                 where="prune(latency=…)",
                 hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
             )
-        if self.confidence != "auto" and not (isinstance(self.confidence, int) and self.confidence >= 0):
+        limit_bytes(self.memory_limit)
+        whole = isinstance(self.confidence, int) and not isinstance(self.confidence, bool)
+        if self.confidence != "auto" and not (whole and self.confidence >= 0):  # type: ignore[operator]
             raise DataError(
                 "confidence is no number of resamples.",
                 expected='a whole number ≥ 0, or "auto"',

@@ -34,6 +34,7 @@ from actprune.graph.trace import preserved
 from actprune.guidance.guide import Guide, guide
 from actprune.guidance.problem import problems
 from actprune.latency.bench import Bench, Latency
+from actprune.memory import limit_bytes
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
@@ -331,7 +332,7 @@ class Run:
             "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
             "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
             "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
-            "equal_widths": asked.equal_widths, "memory_limit": asked.memory_limit,
+            "equal_widths": asked.equal_widths, "memory_limit": limit_bytes(asked.memory_limit),
             "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
             "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
             "torch": torch.__version__,

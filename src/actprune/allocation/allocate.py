@@ -27,8 +27,8 @@ from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
 
-Near = Callable[[Plan | None, Calibration], Callable[[Plan], list[Outputs]]]
-"""(a plan, or None for the dense network; samples) → (plans that differ from it in a group or two → that candidate's
+NearOf = Callable[[Plan | None, Calibration], Callable[[Plan], list[Outputs]]]
+"""(a plan, or None for the dense network; samples) → (plans that differ from it in some groups → that candidate's
 outputs on these samples); given by the pipeline."""
 
 RewriteOf = Callable[[Plan], Rewrite]
@@ -126,7 +126,7 @@ def measure_all(
     rewrite: RewriteOf | None,
     distance: str | Distance = "auto",
     progress: Progress | None = None,
-    near: Near | None = None,
+    near: NearOf | None = None,
 ) -> Measured:
     """Measure the sensitivity curves of a space once, for any number of budgets.
 

@@ -1,4 +1,4 @@
-"""How much the search for widths may cost, in multiply-adds and not in seconds: a plan is the same on every machine."""
+"""How much the search for widths may cost: multiply-adds are counted, not seconds."""
 
 from __future__ import annotations
 

@@ -149,8 +149,12 @@ def make_space(
 
 
 def role(name: str) -> str:
-    """What repeated blocks call a group: its path without the numbers of the blocks, `layers.*.mlp.up`."""
-    return ".".join("*" if part.isdecimal() else part for part in name.partition("#")[0].split("."))
+    """What repeated blocks call a group: its path without the numbers of the blocks, `layers.*.mlp.up`.
+
+    A number at the end is the place of a layer in one sequence, and stays.
+    """
+    *blocks, own = name.partition("#")[0].split(".")
+    return ".".join([*("*" if part.isdecimal() else part for part in blocks), own])
 
 
 def _tied(graph: Graph, options: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:

@@ -53,6 +53,8 @@ def save_pretrained(
         try:
             stock = cls(config).to(next(model.parameters()).dtype).eval()
             stock.load_state_dict(model.state_dict(), strict=True)
+            if getattr(model, "generation_config", None) is not None:
+                stock.generation_config = model.generation_config
             stock.save_pretrained(scratch)
             again = cls.from_pretrained(scratch, local_files_only=True).eval()
             error = _difference(model, again, example_inputs)

@@ -30,7 +30,7 @@ COLLECTED = 250_000_000
 
 
 class Near:
-    """The outputs of candidates that differ from one network in a group or two, whose readers are refitted.
+    """The outputs of candidates that differ from one network in some groups, whose readers are refitted.
 
     A refit aims at what the dense network delivers, from what that one network gives the reader. What the candidate
     itself would give it differs only where one reader of a group lies behind another.

@@ -42,10 +42,12 @@ class InputRows:
         if self.held:
             yield from self.held
             return
+        keep = False
         for i, x in enumerate(self.inputs):
             rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride), self.units)
             found = centred(rows.flatten(0, 1))
-            if rows.numel() * len(self.inputs) <= HELD:
+            keep = rows.numel() * len(self.inputs) <= HELD if i == 0 else keep
+            if keep:
                 self.held.append(found)
             yield found
 
@@ -62,7 +64,7 @@ def thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
 
 def _places(i: int, stride: int) -> slice:
     """Every stride-th position of batch i, each batch starting elsewhere."""
-    return slice((7 * i) % stride, None, stride) if stride > 1 else EVERYWHERE
+    return slice(i % stride, None, stride) if stride > 1 else EVERYWHERE
 
 
 def contracted(node: Node) -> Node:

@@ -137,8 +137,10 @@ class Walk:
     def _collects(self, site: Site) -> bool:
         weight = self.graph.program.tensors[site.weight]
         held = sum(known.held for known in self.equations.values())
-        columns = weight.numel() // weight.shape[site.out_dim]
-        return has_rows(site, weight) and held + FOLDS * columns**2 <= self.settings.collects
+        outputs = weight.shape[site.out_dim]
+        columns = weight.numel() // outputs
+        own = _folds_of(columns) * columns * (columns + outputs)
+        return has_rows(site, weight) and held + own <= self.settings.collects
 
     def _refit_steps(self, sites: Sequence[Site], node: Node) -> None:
         """The weights of a recurrent call."""
@@ -245,7 +247,7 @@ class Walk:
         By batch where there are many, by position where there are few samples. All to one where there are too many
         columns for λ to be chosen.
         """
-        count = FOLDS if columns <= MAX_CHOSEN else 1
+        count = _folds_of(columns)
         parts: list[Normal | None] = [None] * count
         alone = sum(len(t) for t in targets) < 2 * FOLDS
         seen = 0
@@ -329,6 +331,11 @@ class Walk:
         norm = self.paths[node].norm
         names = running_statistics(self.graph.program, norm) if norm is not None else None
         return None if names is None or not exclusive(self.placeholders[names[0]], norm) else Slot(names[0], -1.0)
+
+
+def _folds_of(columns: int) -> int:
+    """λ is not chosen where there are too many columns."""
+    return FOLDS if columns <= MAX_CHOSEN else 1
 
 
 def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:

@@ -175,10 +175,10 @@ class _Rebuilding:
         edits = self.edits.get(operation.name)
         if not edits:
             return operation
-        config = dict(operation.get_config())  # it is what a saved file holds, whatever the attributes say
-        for (field, *rest), value in edits.items():
-            config[field] = _with_entry(config[field], rest, value)
         try:
+            config = dict(operation.get_config())  # it is what a saved file holds, whatever the attributes say
+            for (field, *rest), value in edits.items():
+                config[field] = _with_entry(config[field], rest, value)
             return type(operation).from_config(config)
         except Exception as error:  # a config without what the class needs
             raise _misfit(operation.name, error) from error

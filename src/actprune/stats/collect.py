@@ -158,8 +158,7 @@ def collect(
     """
     others = Measures(graph, measures, loss)
     data = fit(graph.program, calibration, labels=others.labelled)
-    sites = {site for group in graph.groups for site in group.consumers}
-    room = folds_within(sites, graph.program.tensors, folds, limit_bytes(memory_limit))
+    room = folds_within(graph, folds, limit_bytes(memory_limit))
     collector = _Collector(graph, room, total or data.samples)
 
     def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
@@ -212,7 +211,7 @@ def _check_same_form(a: Stats, b: Stats) -> None:
             expected=f"the same consumers and groups, with (folds, columns) = {first.get(node, 'none')}",
             got=str(second.get(node, "none")) if node else "other groups or measures",
             where=f"merge_stats, {node or 'groups'}",
-            hint="collect both with the same model, example inputs, folds= and measures=",
+            hint="collect both with the same model, example inputs, folds=, measures= and memory_limit=",
         )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from math import inf
 
-from torch import Tensor
-
-from actprune.axes.inference import Site
+from actprune.axes.capture import Graph
 from actprune.stats.patches import has_rows
 
 FOLDS = 5
@@ -17,16 +16,18 @@ _NUMBER = 8
 """Bytes of a float64."""
 
 
-def folds_within(sites: Iterable[Site], tensors: Mapping[str, Tensor], folds: int, limit: int) -> dict[str, int]:
-    """Name of a consumer → number of folds.
+def folds_within(graph: Graph, folds: int = FOLDS, limit: float = inf) -> dict[str, int]:
+    """Name of every consumer of a group that eval mode calls on rows → number of folds.
 
     Where the covariances take more than `limit` bytes there are two folds of every consumer, then one; then the widest
     ones are left out, whose inputs are ranked by their other consumers or by magnitude.
     """
+    tensors = graph.program.tensors
     columns = {
         site.name: tensors[site.weight].numel() // tensors[site.weight].shape[site.out_dim]
-        for site in sites
-        if has_rows(site, tensors[site.weight])
+        for group in graph.groups
+        for site in group.consumers
+        if site in graph.sites and has_rows(site, tensors[site.weight])
     }
 
     def held(chosen: Mapping[str, int]) -> int:
@@ -36,7 +37,7 @@ def folds_within(sites: Iterable[Site], tensors: Mapping[str, Tensor], folds: in
     for most in (2, 1):
         if held(chosen) > limit:
             chosen = {name: min(count, most) for name, count in chosen.items()}
-    for name in sorted(columns, key=columns.__getitem__, reverse=True):
+    for name in sorted(columns, key=lambda name: (-columns[name], name)):
         if held(chosen) <= limit:
             break
         del chosen[name]
