@@ -20,6 +20,7 @@ from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
 from actprune.compensation.near import COLLECTED, Near
 from actprune.compensation.refit import compensate as refit
+from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import held_bytes
 from actprune.data import Calibration
 from actprune.errors import ActpruneError, PlanError
@@ -151,7 +152,8 @@ class Deciding:
         fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))
         room = limit_bytes(asked.memory_limit) // 32  # numbers of eight bytes; two of these are alive at a time
-        rounds = QUICK_ROUNDS if is_small(self.graph, held.samples) else 0
+        rectified = any(path.rectified for path in schedule(self.graph).paths.values())
+        rounds = QUICK_ROUNDS if rectified and is_small(self.graph, held.samples) else 0
 
         def near(plan: Plan | None, compared: Calibration) -> Near:
             return Near(
