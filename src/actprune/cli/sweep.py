@@ -34,7 +34,7 @@ from actprune.errors import ArtifactError
 if TYPE_CHECKING:
     from actprune.report.frontier import Frontier
 
-FRONTIER = ("frontier.json", "frontier.md")
+FRONTIER_FILES = ("frontier.json", "frontier.md")
 
 
 def sweep(
@@ -89,7 +89,7 @@ def sweep(
         for result, budget, name in zip(results, keep, names, strict=True):
             points.append(Point(budget, name, result.report))
             # written each time, so that an interruption leaves what was reached
-            write_texts(out, dict(zip(FRONTIER, _texts(Frontier(points)), strict=True)))
+            write_texts(out, dict(zip(FRONTIER_FILES, _texts(Frontier(points)), strict=True)))
     found = Frontier(points)
     if as_json:
         typer.echo(_texts(found)[0])
@@ -114,11 +114,11 @@ def _folders(keeps: list[str]) -> list[str]:
 
 def _check_free(out: Path) -> None:
     """That no earlier sweep is there."""
-    if any((out / name).exists() for name in FRONTIER):
+    if any((out / name).exists() for name in FRONTIER_FILES):
         raise ArtifactError(
             "There is a sweep in this folder already.",
             expected="a folder without one",
-            got=f"one with {' and '.join(FRONTIER)}",
+            got=f"one with {' and '.join(FRONTIER_FILES)}",
             where=str(out),
             hint="choose another --out, or move that one away",
         )
