@@ -77,7 +77,7 @@ _RUN_FOLDER = "keep the run folder instead: actprune.load reads any widths"
 def _stock_class(model: nn.Module) -> Any:
     """The class of transformers that a model is of, without what a cut has put before it."""
     try:
-        import transformers
+        import transformers  # pyright: ignore[reportMissingImports]  # no extra brings it
     except ImportError as error:
         raise ArtifactError(
             "Hugging Face folders need transformers.",
