@@ -10,7 +10,7 @@ from typing import Any
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import CURVE_SAMPLES, MEASURE_SAMPLES, affordable
+from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable
 from actprune.allocation.improve import Around, improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
@@ -47,7 +47,7 @@ class Measured:
 
     curves: Mapping[str, Curve]
     around: Around = field(repr=False)
-    samples: int = MEASURE_SAMPLES // 4
+    samples: int = MEASURE_SAMPLES // (1 + FITTED)
 
 
 def allocate(
@@ -151,8 +151,10 @@ def measure_all(
             candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
         return run_all(graph.program, data.batches, candidate)
 
+    dense = run_all(graph.program, data.batches)
+
     def on(data: Calibration) -> Around:
-        dense = run_all(graph.program, data.batches)
+        """On the first batches of the data, or on all of them."""
 
         def around(widths: Widths) -> Measure:
             widths = space.every(widths)
@@ -160,7 +162,8 @@ def measure_all(
             outputs_of = partial(outputs, data) if near is None else near(here, data)
 
             def measure(changed: Widths) -> float:
-                return _finite(how(dense, outputs_of(make_plan(graph, guide.near(widths, space.every(changed))))))
+                plan = make_plan(graph, guide.near(widths, space.every(changed)))
+                return _finite(how(dense[: len(data.batches)], outputs_of(plan)))
 
             return measure
 

@@ -135,6 +135,9 @@ class Walk:
         return self.settings.everything or site.weight in self.zeroed
 
     def _collects(self, site: Site) -> bool:
+        """Whether the equations of a consumer over all of its columns are to be kept, and there is room for them."""
+        if not self.settings.collects or site not in self.readers:
+            return False
         weight = self.graph.program.tensors[site.weight]
         held = sum(known.held for known in self.equations.values())
         outputs = weight.shape[site.out_dim]
@@ -162,7 +165,7 @@ class Walk:
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
         if not exclusive(self.placeholders.get(site.weight, ()), node) or not _is_plain(node):
             return False
-        if site.weight in self.zeroed or (site in self.readers and self._collects(site)):
+        if site.weight in self.zeroed or self._collects(site):
             return True
         if self.settings.method == "ridge_map":
             return False
@@ -189,16 +192,17 @@ class Walk:
         weight = self.graph.program.tensors[site.weight].detach()
         full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
         units, outputs = self._units(site, weight), self._outputs(site, weight)
-        columns = columns_of(units, columns_per_input(site, weight))
+        each = columns_per_input(site, weight)
+        columns = columns_of(units, each)
         outputs = outputs[outputs * site.groups // len(full) == group]
         if not len(outputs):
             return
-        collects = site in self.readers and self._collects(site)
+        collects = self._collects(site)
         seen = torch.arange(weight.shape[site.in_dim], device=weight.device) if collects else units
-        stride = self._stride(site, node, len(seen) * columns_per_input(site, weight))
+        stride = self._stride(site, node, len(seen) * each)
         targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
         rows = InputRows(self.streams, site, node, weight, seen, stride, group)
-        folds = self._folds(rows, targets, len(seen) * columns_per_input(site, weight))
+        folds = self._folds(rows, targets, len(seen) * each)
         start = full[outputs][:, columns]
         if collects:
             found = self.equations[site.weight] = Equations(site, folds, slot)

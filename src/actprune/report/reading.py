@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
@@ -43,20 +44,11 @@ def read_report(text: str, where: str = "report.json") -> Report:
     Raises:
         ArtifactError: it is no JSON, of another schema, or a value isn't what the report has there.
     """
-    try:
-        data = json.loads(text, parse_constant=_no_number)
-        _want(isinstance(data, dict), "", "an object", data)
-        _want(data.get("schema") == SCHEMA, "schema", SCHEMA, data.get("schema"))
-        report = cast(Report, _made(Report, data, ""))
+    report = cast(Report, _read(Report, SCHEMA, text, where))
+    with _told(where):
         for name, kind in (("passed", bool), ("max_rel_error", float)):  # the rest of the proof is only listed
             _made(kind, report.proof.get(name), f"proof/{name}")
-        return report
-    except _MismatchError as error:
-        place = f"{where}: {error.place}" if error.place else where
-        got = json.dumps(error.got)
-        raise _foreign(error.expected, got if len(got) <= 80 else f"{got[:80]}…", place) from error
-    except (ValueError, RecursionError) as error:
-        raise _foreign("JSON", f"{type(error).__name__}: {error}"[:300], where) from error
+    return report
 
 
 def read_frontier(text: str, where: str = "frontier.json") -> Sweep:
@@ -65,13 +57,27 @@ def read_frontier(text: str, where: str = "frontier.json") -> Sweep:
     Raises:
         ArtifactError: it is no JSON, of another schema, or a value isn't what the frontier has there.
     """
-    try:
+    return cast(Sweep, _read(Sweep, FRONTIER, text, where))
+
+
+def _read(kind: Any, schema: str, text: str, where: str) -> Any:
+    """The record of a kind in a text of JSON that names its schema."""
+    with _told(where):
         data = json.loads(text, parse_constant=_no_number)
         _want(isinstance(data, dict), "", "an object", data)
-        _want(data.get("schema") == FRONTIER, "schema", FRONTIER, data.get("schema"))
-        return cast(Sweep, _made(Sweep, data, ""))
+        _want(data.get("schema") == schema, "schema", schema, data.get("schema"))
+        return _made(kind, data, "")
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Whatever doesn't fit as an error that names the file and the place in it."""
+    try:
+        yield
     except _MismatchError as error:
-        raise _foreign(error.expected, json.dumps(error.got)[:80], f"{where}: {error.place}") from error
+        place = f"{where}: {error.place}" if error.place else where
+        got = json.dumps(error.got)
+        raise _foreign(error.expected, got if len(got) <= 80 else f"{got[:80]}…", place) from error
     except (ValueError, RecursionError) as error:
         raise _foreign("JSON", f"{type(error).__name__}: {error}"[:300], where) from error
 
