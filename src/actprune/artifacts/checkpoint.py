@@ -93,22 +93,7 @@ def save(
 
 
 def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn.Module:
-    """The cut model that `save` wrote, made from a fresh dense one by replaying the plan.
-
-    Args:
-        model: the dense model, built with the same arguments; its weights do not matter, and it is left as it is.
-        example_inputs: as for `capture`, of the shapes of the calibration batches; only needed for what `prune` gave
-            back as a graph, which is captured again.
-
-    Returns:
-        A model of the same class, or the graph form, on the device and in the train or eval mode of `model`, with
-        tensors of the saved values and dtypes.
-
-    Raises:
-        ArtifactError: the model has another architecture, it gives another graph, or a file is missing, damaged,
-            tampered with or foreign. Nothing in the files has been executed.
-        UnsupportedModelError: the model can't be copied.
-    """
+    """`actprune.load` of a torch model: see `actprune.keras3.bridge.load`, which takes Keras models as well."""
     where = Path(folder)
     if not where.is_dir():
         got = "a file" if where.is_file() else "nothing"
