@@ -10,7 +10,7 @@ from typing import Any
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, is_small
+from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, change_samples
 from actprune.allocation.improve import Around, improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
@@ -180,9 +180,9 @@ def measure_all(
 
         return around
 
-    some = len(data.subset(CURVE_SAMPLES).batches)
-    curves = measure_curves(space, guide, comparing(some)({}), progress)
-    return Measured(curves, comparing(len(dense) if is_small(graph, data.samples) else some), data.samples)
+    few, fewer = (len(data.subset(n).batches) for n in (CURVE_SAMPLES, change_samples(graph, data.samples)))
+    curves = measure_curves(space, guide, comparing(few)({}), progress)
+    return Measured(curves, comparing(fewer), data.samples)
 
 
 def _by_sensitivity(

@@ -17,13 +17,14 @@ from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
 MEASURE_SAMPLES = 2048
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
 
-CURVE_SAMPLES = 128
-"""Held-out samples that the curves of single groups are measured on; whole networks are compared on all of them."""
+CURVE_SAMPLES, CHANGE_SAMPLES = 128, 64
+"""Held-out samples that the curves of single groups are measured on, and single changes of a large network that is cut;
+whole networks are compared on all of them."""
 
 MEASURE_WORK = 5e12
 """Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
 
-WORK = 3e12
+WORK = 1.5e12
 """Multiply-adds that the improvement in context may spend; it takes `ROUNDS` of steps and `TRIALS` trades at most."""
 
 REFIT_WORK = 2e13
@@ -50,24 +51,29 @@ def affordable(graph: Graph, samples: int) -> tuple[int, int]:
     """(rounds, trials) that keep to `WORK` and `REFIT_WORK`: rounds first, trades with what they leave.
 
     A round runs and refits the whole network once, in two streams, on the samples of the refits, and takes two
-    candidates of every group, each half a run on those that are compared. A trade is such a candidate; those that look
-    better are refitted as a whole.
+    candidates of every group, each half a run on those that changes are compared on. A trade is such a candidate; those
+    that look better are refitted as a whole.
 
     Args:
-        samples: that candidates are compared on.
+        samples: that networks are compared on.
     """
-    fitted = FITTED * samples
+    fitted, compared = FITTED * samples, change_samples(graph, samples)
     macs, steps = cost(graph).macs, STEPPED * _stepped(graph)
     refits, groups = _refit_work(graph, fitted), len(graph.groups)
-    each = macs * (groups * samples + 2 * fitted) + steps * (groups + 1) * fitted, refits
+    each = macs * (groups * compared + 2 * fitted) + steps * (groups + 1) * fitted, refits
     rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
     left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
-    return rounds, _whole(TRIALS, left, (macs * (samples + fitted) + steps * fitted, refits / 2))
+    return rounds, _whole(TRIALS, left, (macs * (compared + fitted) + steps * fitted, refits / 2))
+
+
+def change_samples(graph: Graph, samples: int) -> int:
+    """Of the samples that networks are compared on, those for single changes: all where the network is small."""
+    return samples if is_small(graph, samples) else min(samples, max(CHANGE_SAMPLES, graph.program.batch_size))
 
 
 def is_small(graph: Graph, samples: int) -> bool:
-    """Whether all rounds and trades would take but a small part of the work that is allowed."""
-    return 4 * ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED) <= WORK
+    """Whether all rounds with all samples would take no more than half of the work that is allowed."""
+    return 2 * ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED) <= WORK
 
 
 def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:

@@ -35,9 +35,10 @@ def side_by_side(calls: Sequence[Timed], seconds: float, device: torch.device = 
         least: rounds that are taken however long they last.
     """
     timers = [_timer(call, device) for call in calls]
-    once = max(_seconds(call) for call in calls)
-    turns = max(least, min(ROUNDS, int(seconds / once)))
-    found = [[timer.blocked_autorange(min_run_time=seconds / turns).median for timer in timers] for _ in range(turns)]
+    each = [_seconds(call) for call in calls]
+    turns = max(least, min(ROUNDS, int(seconds / max(each))))
+    blocks = [max(1, round(seconds / turns / once)) for once in each]
+    found = [[timer.timeit(n).mean for timer, n in zip(timers, blocks, strict=True)] for _ in range(turns)]
     reference = median(row[0] for row in found)
     return [1e3 * reference * median(row[i] / row[0] for row in found) for i in range(len(calls))]
 

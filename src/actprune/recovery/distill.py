@@ -3,13 +3,16 @@
 Knowledge distillation after Hinton, Vinyals and Dean (2015), between the closed-form refit and a fine-tune with labels.
 Everything stays in eval mode: BatchNorm statistics are those of the refit, and there is no dropout. What is returned is
 the best state that held-out calibration samples have seen, so it is never farther from the dense network than before.
+States are looked at as they are and as a running average (Polyak and Juditsky 1992), which the noise of the steps has
+left. Where both have gone far off, the steps go on from the best state so far at a lower rate: one that is right for a
+small network is too high for one of fifty layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -22,9 +25,16 @@ from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
+from actprune.recovery.relative import RelativeAdam
 
 Augment = Callable[[Any], Any]
 """A batched input tensor → one of the same shape, for example shifted and flipped at random."""
+
+FAR, LOWER = 1.2, 1 / 3
+"""A state whose distance is so many times the best one has gone far off; the rate is then multiplied by this."""
+
+MEMORY = 20
+"""Steps."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +43,13 @@ class Distill:
 
     Attributes:
         steps: gradient steps.
-        lr: peak rate. Each tensor moves by about `lr` times its own root mean square in a step, so that one rate suits
-            networks of all kinds (after Shazeer and Stern 2018, Adafactor's relative step).
+        lr: first peak rate; a third of it where held-out samples show that it is too high. A step moves a weight by
+            about `lr` times the size that is usual in its row and column (`relative`).
         batch_size: samples in a step; None for that of the calibration batches.
         warmup: share of the steps in which the rate rises; then it falls along a cosine.
         augment: changes the batched inputs of a step at random. The dense network sees the same ones.
         holdout: share of the calibration batches that no step sees. They choose the state that is returned.
         checks: how often held-out samples are looked at.
-        patience: checks without a better state after which the steps end.
     """
 
     steps: int = 400
@@ -50,10 +59,9 @@ class Distill:
     augment: Augment | None = None
     holdout: float = 0.1
     checks: int = 20
-    patience: int = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("checks", 1), ("patience", 1), ("batch_size", 1)):
+        for name, least in (("steps", 1), ("checks", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(
@@ -87,37 +95,40 @@ class Distill:
         fitted, held = data.holdout(self.holdout)
         judge, loss = choose(program, distance), objective(program, distance)
         trained = _trained(model)
-        optimizer, sizes = _optimizer(trained)
+        optimizer = RelativeAdam(trained)
         batches = _batches(program, fitted, self.batch_size, seed)
         every = max(1, self.steps // self.checks)
         with evaluating(model, differentiable=True), evaluating(dense):
             wanted = _outputs_of(dense, program, held)
             first = judge(wanted, _outputs_of(model, program, held))
-            best, step, waited = _State(first, 0, _copies(trained)), 0, 0
-            while step < self.steps and waited < self.patience:
-                for group, own in zip(optimizer.param_groups, sizes, strict=True):
-                    group["lr"] = self.lr * own * warm_cosine(step, self.steps, self.warmup)
+            best, step, peak = _State(first, 0, _copies(trained)), 0, self.lr
+            average = _Average(trained)
+            while step < self.steps:
                 batch = _augmented(program, next(batches), self.augment)
                 with torch.no_grad():
                     target = _call(dense, program, batch)
                 with torch.enable_grad():
-                    error = loss(target, _call(model, program, batch))
-                    optimizer.zero_grad(set_to_none=True)
-                    error.backward()
-                optimizer.step()
+                    loss(target, _call(model, program, batch)).backward()
+                optimizer.step(peak * warm_cosine(step, self.steps, self.warmup))
+                average.add(trained)
                 step += 1
                 if progress is not None:
                     progress(step, self.steps)
-                if step % every == 0 or step == self.steps:
-                    found = judge(wanted, _outputs_of(model, program, held))
-                    if not isfinite(found):
-                        break
-                    waited = 0 if found < best.distance else waited + 1
-                    best = best if waited else _State(found, step, _copies(trained))
-        with torch.no_grad():
-            for parameter, value in zip(trained, best.values, strict=True):
-                parameter.copy_(value)
-                parameter.grad = None
+                if step % every and step < self.steps:
+                    continue
+                now = _State(judge(wanted, _outputs_of(model, program, held)), step, _copies(trained))
+                _put(trained, average.values)
+                smooth = _State(judge(wanted, _outputs_of(model, program, held)), step, _copies(trained))
+                nearer = min(now, smooth, key=lambda state: state.distance if isfinite(state.distance) else inf)
+                if nearer.distance < best.distance:
+                    best = nearer
+                if nearer.distance <= FAR * best.distance:  # not so where it is no number
+                    _put(trained, now.values)
+                    continue
+                _put(trained, best.values)
+                optimizer.restart()
+                peak, average = peak * LOWER, _Average(trained)
+        _put(trained, best.values)
         return Recovered(first, best.distance, best.step, step)
 
 
@@ -128,6 +139,19 @@ class _State:
     distance: float
     step: int
     values: list[Tensor]
+
+
+class _Average:
+    """The running average of the parameters after each step: of all at first, then mostly of the last `MEMORY`."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.values, self.count = _copies(parameters), 0
+
+    @torch.no_grad()
+    def add(self, parameters: list[nn.Parameter]) -> None:
+        self.count += 1
+        for value, parameter in zip(self.values, parameters, strict=True):
+            value.lerp_(parameter, 1 / min(self.count, MEMORY))
 
 
 @dataclass(frozen=True)
@@ -151,13 +175,6 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise nothing_to_train(model, "recover", "Distill", "recover")
     return found
-
-
-def _optimizer(parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, list[float]]:
-    """Adam with a group for each tensor, and the root mean squares that make its rate relative."""
-    least = 1e-3  # a bias of zeros must be able to leave zero
-    sizes = [max(float(p.detach().float().square().mean().sqrt()), least) for p in parameters]
-    return torch.optim.Adam([{"params": [p], "lr": 0.0} for p in parameters], betas=(0.9, 0.99)), sizes
 
 
 def _batches(program: Program, data: Calibration, size: int | None, seed: int) -> Iterator[Batch]:
@@ -190,6 +207,12 @@ def _call(network: nn.Module, program: Program, batch: Batch) -> Outputs:
 def _outputs_of(network: nn.Module, program: Program, data: Calibration) -> list[Outputs]:
     with torch.no_grad():
         return [_call(network, program, batch) for batch in data.batches]
+
+
+@torch.no_grad()
+def _put(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def _copies(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from actprune.graph.program import named_arguments
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
 
-ROWS, QUICK_ROWS = 400, 100
+ROWS, QUICK_ROWS = 400, 40
 """A convolution's patches overlap: a refit skips positions beyond so many rows per column; fewer are enough for
 candidates that are only compared."""
 
