@@ -98,38 +98,39 @@ class Distill:
         optimizer = RelativeAdam(trained)
         batches = _batches(program, fitted, self.batch_size, seed)
         every = max(1, self.steps // self.checks)
+
         with evaluating(model, differentiable=True), evaluating(dense):
             wanted = _outputs_of(dense, program, held)
-            first = judge(wanted, _outputs_of(model, program, held))
-            best, step, peak = _State(first, 0, _copies(trained)), 0, self.lr
-            average = _Average(trained)
-            while step < self.steps:
+
+            def state(values: list[Tensor], step: int) -> _State:
+                """The network with these values, which it has then."""
+                _put(trained, values)
+                return _State(judge(wanted, _outputs_of(model, program, held)), step, values)
+
+            best, peak, average = state(_copies(trained), 0), self.lr, _Average(trained)
+            first = best.distance
+            for step in range(1, self.steps + 1):
                 batch = _augmented(program, next(batches), self.augment)
                 with torch.no_grad():
                     target = _call(dense, program, batch)
                 with torch.enable_grad():
                     loss(target, _call(model, program, batch)).backward()
-                optimizer.step(peak * warm_cosine(step, self.steps, self.warmup))
+                optimizer.step(peak * warm_cosine(step - 1, self.steps, self.warmup))
                 average.add(trained)
-                step += 1
                 if progress is not None:
                     progress(step, self.steps)
                 if step % every and step < self.steps:
                     continue
-                now = _State(judge(wanted, _outputs_of(model, program, held)), step, _copies(trained))
-                _put(trained, average.values)
-                smooth = _State(judge(wanted, _outputs_of(model, program, held)), step, _copies(trained))
-                nearer = min(now, smooth, key=lambda state: state.distance if isfinite(state.distance) else inf)
-                if nearer.distance < best.distance:
-                    best = nearer
-                if nearer.distance <= FAR * best.distance:  # not so where it is no number
-                    _put(trained, now.values)
-                    continue
-                _put(trained, best.values)
-                optimizer.restart()
-                peak, average = peak * LOWER, _Average(trained)
+                now = _copies(trained)
+                found = [state(average.copied(), step), state(now, step)]
+                nearer = min(found, key=lambda state: state.distance if isfinite(state.distance) else inf)
+                best = min(best, nearer, key=lambda state: state.distance)
+                if not nearer.distance <= FAR * best.distance:  # nor is it a number, perhaps
+                    _put(trained, best.values)
+                    optimizer.restart()
+                    peak, average = peak * LOWER, _Average(trained)
         _put(trained, best.values)
-        return Recovered(first, best.distance, best.step, step)
+        return Recovered(first, best.distance, best.step, self.steps)
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,9 @@ class _Average:
         self.count += 1
         for value, parameter in zip(self.values, parameters, strict=True):
             value.lerp_(parameter, 1 / min(self.count, MEMORY))
+
+    def copied(self) -> list[Tensor]:
+        return [value.clone() for value in self.values]
 
 
 @dataclass(frozen=True)
