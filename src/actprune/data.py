@@ -76,7 +76,7 @@ class Calibration:
         """The first batches that hold about `samples` samples, at least one batch."""
         size = self.samples // len(self.batches)
         count = max(1, min(len(self.batches), samples // size))
-        return self._part(range(count))
+        return self.part(range(count))
 
     def holdout(self, share: float = 0.25) -> tuple[Calibration, Calibration]:
         """The batches in two parts, the second with about `share` of them; the same one twice if there is one."""
@@ -86,10 +86,10 @@ class Calibration:
         count = min(max(1, round(total * share)), total - 1)
         chosen = {(2 * i + 1) * total // (2 * count) for i in range(count)}  # spread evenly
         rest, held = ([i for i in range(total) if (i in chosen) is wanted] for wanted in (False, True))
-        return self._part(rest), self._part(held)
+        return self.part(rest), self.part(held)
 
-    def _part(self, numbers: Sequence[int]) -> Calibration:
-        """Some of the batches."""
+    def part(self, numbers: Sequence[int]) -> Calibration:
+        """Some of the batches; none at all, if there are no numbers."""
         size = self.samples // len(self.batches)
         labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
         return Calibration(tuple(self.batches[i] for i in numbers), len(numbers) * size, labels=labels)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from actprune.allocation.budget import Keep, parse
@@ -19,6 +21,7 @@ from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.journal import Journal, journal_of
 from actprune.data import Forward
 from actprune.distance import Distance
+from actprune.distributed import ALONE, Ranks, joined
 from actprune.errors import BudgetError, DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
@@ -138,18 +141,16 @@ def prune(
     given = _as_network(locals())  # the arguments: nothing else has a name yet
     if inplace and form != "class":
         raise _not_in_place(form)
-    journal = journal_of(save_to, resume) if save_to is not None else None
-    job = Run(given["model"], _settings(given, journal))
-    if save_to is not None:
-        check_output(Path(save_to), overwrite=resume and Path(save_to).exists())
-    with _undisturbed(job.model):
-        result = _returned(job(given["calibration"], calibration_size, forward))
-    if inplace:
-        _check_replaceable(result)
-    if save_to is not None:
-        result.save(save_to, overwrite=resume and Path(save_to).exists())
-    if journal is not None:
-        journal.remove()
+    with _ranks(given) as ranks, _journal(ranks, save_to, resume) as journal:
+        job = Run(given["model"], _settings(given, journal, ranks))
+        _on_disk(ranks, save_to, lambda path: check_output(path, overwrite=resume and path.exists()))
+        with _undisturbed(job.model):
+            result = _returned(job(given["calibration"], calibration_size, forward))
+        if inplace:
+            ranks.together(lambda: _check_replaceable(result))
+        _on_disk(ranks, save_to, lambda path: result.save(path, overwrite=resume and path.exists()))
+        if journal is not None:
+            journal.remove()
     if inplace:
         cut(model, result.plan, result.rewrite, inplace=True)
         model.load_state_dict(result.model.state_dict())
@@ -166,12 +167,17 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
         arguments: those of `prune`, of which `recover`, `finetune`, `inplace`, `save_to` and `resume` are not used.
     """
     given = _arguments(model, calibration, arguments)
-    job = Run(given["model"], _settings(given))
-    with _undisturbed(job.model):
-        plan = job.decide(given["calibration"], given["calibration_size"], given["forward"])
-        table = measure_latency(job.model, job.graph, bench=job.bench)
-        before, after = cost(job.graph), cost(job.graph, plan.widths)
-        return Prediction(plan, before, after, table({}), table(plan.widths))
+    with _ranks(given) as ranks, _journal(ranks, None, False) as journal:
+        job = Run(given["model"], _settings(given, journal, ranks))
+
+        def milliseconds(plan: Plan) -> list[float]:
+            table = measure_latency(job.model, job.graph, bench=job.bench)
+            return [table({}), table(plan.widths)]
+
+        with _undisturbed(job.model):
+            plan = job.decide(given["calibration"], given["calibration_size"], given["forward"])
+            before, after = cost(job.graph), cost(job.graph, plan.widths)
+            return Prediction(plan, before, after, *ranks.from_first(lambda: milliseconds(plan)))
 
 
 def sweep(
@@ -269,7 +275,30 @@ def _returned(result: Result) -> Result:
     return keras_result(result) if isinstance(result.model, KerasNetwork) else result
 
 
-def _settings(given: Mapping[str, Any], journal: Journal | None = None) -> Settings:
+def _ranks(given: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
+    """The processes of the run, see `actprune.distributed`."""
+    device = next((p.device for p in given["model"].parameters()), torch.device("cpu"))
+    return joined(device)
+
+
+@contextmanager
+def _journal(ranks: Ranks, save_to: str | Path | None, resume: bool) -> Iterator[Journal | None]:
+    """That of the run folder; what passes between several processes needs one as well, which nobody keeps."""
+    if save_to is not None and ranks.first:
+        yield journal_of(save_to, resume)
+    elif ranks.world == 1:
+        yield None
+    else:
+        with TemporaryDirectory(prefix="actprune-") as scratch:
+            yield Journal(Path(scratch) / "stages", False)
+
+
+def _on_disk(ranks: Ranks, save_to: str | Path | None, work: Callable[[Path], Any]) -> None:
+    """What rank 0 has to do in the run folder, if there shall be one; it fails on all ranks."""
+    ranks.together(lambda: work(Path(save_to)) if save_to is not None and ranks.first else None)
+
+
+def _settings(given: Mapping[str, Any], journal: Journal | None = None, ranks: Ranks = ALONE) -> Settings:
     """The arguments of `prune`, checked as far as can be told from each alone."""
     budgeted = given["keep"] is not None or given["max_drop"] is not None
     protect, name = given["protect"], given["method"]
@@ -279,6 +308,8 @@ def _settings(given: Mapping[str, Any], journal: Journal | None = None) -> Setti
         "protect": tuple((protect,) if isinstance(protect, str) else protect),
         "form": known(given["form"], FORMS, "form"),
         "journal": journal,
+        "ranks": ranks,
+        "progress": given["progress"] if ranks.first else None,
     }
     chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
     return Settings(**chosen)

@@ -12,6 +12,7 @@ from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.correct import check_drop, checked
 from actprune.artifacts.journal import Journal
 from actprune.distance import Distance
+from actprune.distributed import ALONE, Ranks
 from actprune.errors import BudgetError, DataError
 from actprune.graph.trace import preserved
 from actprune.latency.bench import Latency
@@ -31,7 +32,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """The arguments of `prune` that its stages share; `name` is that of the method."""
+    """The arguments of `prune` that its stages share; `name` is that of the method.
+
+    Where several processes do the run (`ranks`), each has a journal: that of rank 0 is the run's, the others' are of
+    what rank 0 has sent them.
+    """
 
     method: Method
     name: str
@@ -55,6 +60,7 @@ class Settings:
     seed: int
     progress: Progress | None
     journal: Journal | None = None
+    ranks: Ranks = ALONE
 
     def budget(self) -> Budget | None:
         """The budget, once all that can be checked before the work is checked."""
