@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from actprune.latency.bench import Latency
     from actprune.latency.table import LatencyTable, measure_latency
     from actprune.methods import METHODS
-    from actprune.pipeline import predict, prune, sweep
+    from actprune.pipeline import predict, prune
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
     from actprune.recovery.distill import Distill
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from actprune.stats.collect import Stats, collect
     from actprune.surgery.graph_form import as_graph
     from actprune.surgery.slicing import cut
+    from actprune.sweeping import sweep
 
 __version__ = "0.1.0"
 
@@ -91,7 +92,7 @@ _HOMES = {
     "measure_latency": "latency.table",
     "predict": "pipeline",
     "prune": "pipeline",
-    "sweep": "pipeline",
+    "sweep": "sweeping",
     "verify": "proof.check",
 }
 

@@ -96,13 +96,18 @@ class Calibration:
 
 
 def take(
-    model: nn.Module, calibration: Iterable[Any], size: int, forward: Forward | None = None, labels: bool = False
+    model: nn.Module,
+    calibration: Iterable[Any] | Samples,
+    size: int,
+    forward: Forward | None = None,
+    labels: bool = False,
 ) -> Samples:
     """Take up to `size` samples from any iterable of batches.
 
     A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
     or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
-    one tensor in place of the iterable holds all samples. `forward` overrides all that.
+    one tensor in place of the iterable holds all samples. `forward` overrides all that. `Samples` are given back as
+    they are.
 
     Args:
         labels: take labels as well: the second element of a tuple or list, the entry "labels" of a dict.
@@ -110,6 +115,9 @@ def take(
     Raises:
         DataError: nothing to take, or batches that do not fit together.
     """
+
+    if isinstance(calibration, Samples):
+        return calibration
 
     def call(batch: Any) -> Arguments:
         return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)

@@ -5,10 +5,11 @@ capture → axes → stats → guide → allocate → plan → compensate → cu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 import actprune
 from actprune.allocation.allocate import Measured
-from actprune.allocation.budget import Budget, Keep
+from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected, describe
 from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.files import content_digest
@@ -39,7 +40,6 @@ from actprune.graph.trace import preserved
 from actprune.guidance.guide import Guide, guide
 from actprune.guidance.problem import problems
 from actprune.latency.bench import Bench, Latency
-from actprune.memory import limit_bytes
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
@@ -67,21 +67,30 @@ class _AnotherNetworkError(Exception):
 
 @dataclass(eq=False)
 class Run:
-    """One call of `prune`: its settings, and the stages that share them."""
+    """One call of `prune`: its settings, and the stages that share them.
+
+    Attributes:
+        known_stats: statistics that another process has gathered for this model and data.
+        asks: of a sweep, the settings of all its runs.
+    """
 
     model: nn.Module
     settings: Settings
+    known_stats: Stats | None = None
+    asks: Sequence[Settings] = ()
+    given: dict[str, Any] = field(default_factory=dict[str, Any])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
     losses: list[list[float]] = field(default_factory=list[list[float]])
     frozen: int = 0
     turn: str = ""
+    of: str = ""
 
-    def __call__(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Result:
+    def __call__(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Result:
         budget = self.settings.budget()
         return self._result(budget, self._prepared(calibration, size, forward))
 
-    def decide(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Plan:
+    def decide(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Plan:
         """The plan alone: nothing is refitted for good, cut, proved or trained."""
         budget = self.settings.budget()
         dense = self._prepared(calibration, size, forward)
@@ -92,32 +101,58 @@ class Run:
                 self._freeze(error)
 
     def sweep(
-        self, keeps: Iterable[Keep], calibration: Iterable[Any], size: int, forward: Forward | None
+        self, asks: Sequence[Settings], calibration: Iterable[Any] | Samples, size: int, forward: Forward | None
     ) -> Iterator[Result]:
-        """One result for each budget, of one capture and one pass of statistics."""
-        each = [replace(self.settings, keep=keep) for keep in keeps]
-        budgets = [asked.budget() for asked in each]  # all of them are looked at before the work
+        """One result for each of some settings, which differ in budget and method: of one pass of statistics."""
+        self.asks = asks
+        budgets = [asked.budget() for asked in asks]  # all of them are looked at before the work
+        several = len({asked.name for asked in asks}) > 1
+        self.of = f"-{asks[0].name}" if several else ""
         dense = self._prepared(calibration, size, forward)
         shared = dict(self.seconds)
-        for self.settings, budget in zip(each, budgets, strict=True):
+        for asked, budget in zip(asks, budgets, strict=True):
+            another, self.settings = asked.name != self.settings.name, asked
             self.seconds, self.losses = dict(shared), []
-            self.turn = f"-{self.settings.keep}"
+            if another:
+                self.of, self.turn = f"-{asked.name}", ""
+                self.known.clear()
+                self.seconds.pop("guide")
+                self._rank()
+                shared = dict(self.seconds)
+            self.turn = f"{self.of}-{asked.keep}"
             yield self._result(budget, dense)
 
-    def _prepared(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> float | None:
+    def gather(
+        self, asks: Sequence[Settings], calibration: Iterable[Any] | Samples, size: int, forward: Forward | None
+    ) -> Stats | None:
+        """The statistics that runs with these settings need; None where they need none."""
+        self.asks = asks
+        self._taken(calibration, size, forward)
+        return self._statistics() if any(asked.method.statistics for asked in self._all) else None
+
+    def _prepared(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> float | None:
         """All that comes before a budget is looked at; the metric of the dense network."""
-        asked, ranks = self.settings, self.settings.ranks
+        self._taken(calibration, size, forward)
+        with self._stage("evaluate"):
+            dense_metric = self._metric(self.model)
+        self._look()
+        return dense_metric
+
+    def _taken(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> None:
+        """The samples, and the model captured on a batch of them."""
+        ranks = self.settings.ranks
         with self._stage("capture"):
-            labels = asked.loss is not None and "taylor" in asked.method.measures
+            labels = labelled(self._all)
             samples = ranks.together(lambda: take(self.model, calibration, size, forward, labels))
             self._begin(samples, size)
             ranks.together(lambda: self._capture(samples))
             widths = {group.name: group.width for group in self.graph.groups}
             ranks.check_same({"form": self.form.name, "program": digest(self.graph.program), "groups": widths})
-        with self._stage("evaluate"):
-            dense_metric = self._metric(self.model)
-        self._look()
-        return dense_metric
+
+    @property
+    def _all(self) -> Sequence[Settings]:
+        """The settings that samples and statistics serve."""
+        return self.asks or (self.settings,)
 
     def _capture(self, samples: Samples) -> None:
         asked = self.settings
@@ -139,7 +174,7 @@ class Run:
         with self._stage("report"):
             reporting = Reporting(
                 self.model, self.settings, self.form, self.guide, self.stats, self.data, self.bench, self.seconds,
-                self.losses,
+                self.losses, request_of(self.settings, self.given) if self.given else None,
             )  # fmt: skip
             report = self._reported(lambda: reporting(attempt, budget, dense_metric))
         return Result(
@@ -236,13 +271,21 @@ class Run:
         with self._stage("capture"):
             self.proving = asked.ranks.together(lambda: self.form.few(self.model, self.inputs))
         with self._stage("statistics"):
-            self.stats = self._statistics() if asked.method.statistics else None
+            wanted = any(one.method.statistics for one in self._all)
+            self.gathered = self._statistics() if wanted else None
+        self._rank()
+
+    def _rank(self) -> None:
+        """The guide of the method."""
+        self.stats = self.gathered if self.settings.method.statistics else None
         with self._stage("guide"):
             self.guide = self._guide()
 
     def _statistics(self) -> Stats:
         """By all ranks, each of its share of the batches, where rank 0 does not have them from an earlier run."""
         ranks = self.settings.ranks
+        if self.known_stats is not None and not self.frozen:
+            return self.known_stats
         known = ranks.world > 1 and ranks.from_first(lambda: self._path("statistics", STATISTICS).exists())
         if ranks.world == 1 or known:
             return self._kept("statistics", STATISTICS, self._collected)
@@ -257,15 +300,16 @@ class Run:
 
         if asked.journal is None:
             return look()
-        groups = self._kept("guide", GUIDE, lambda: look().groups)
+        groups = self._kept(f"guide{self.of}", GUIDE, lambda: look().groups)
         asks = {g.name: problems(self.graph, stats, g) if stats is not None else () for g in self.graph.groups}
         return Guide(asked.name, groups, asks, asked.threshold)
 
     def _collected(self, data: Calibration | None = None, **part: int) -> Stats:
         """Of all batches, or of some: then `collect` has to know of which."""
         asked = self.settings
+        measures = dict.fromkeys(name for one in self._all for name in one.method.measures)
         return collect(
-            self.graph, data or self.data, measures=asked.method.measures, loss=asked.loss,
+            self.graph, data or self.data, measures=measures, loss=asked.loss,
             memory_limit=asked.memory_limit, **part,
         )  # fmt: skip
 
@@ -377,28 +421,11 @@ class Run:
         journal, ranks = self.settings.journal, self.settings.ranks
         if journal is None:
             return
-        told = ranks.together(lambda: self._request(samples, size))
+        self.given = ranks.together(lambda: given_digests(self.model, samples, size))
+        asked = in_common([one.told() for one in self.asks]) if self.asks else self.settings.told()
+        told = {**asked, **self.given}
         ranks.check_same({"actprune": actprune.__version__, **told})
         ranks.together(lambda: journal.begin(told))
-
-    def _request(self, samples: Samples, size: int) -> dict[str, Any]:
-        """What the run is asked for, as JSON values."""
-        asked = self.settings
-        keep = asked.keep.digest if isinstance(asked.keep, Plan) else asked.keep
-        told = {
-            "method": asked.name, "compensate": asked.method.compensate, "allocation": asked.method.allocation,
-            "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
-            "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
-            "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
-            "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
-            "equal_widths": asked.equal_widths, "memory_limit": limit_bytes(asked.memory_limit),
-            "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
-            "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
-            "torch": torch.__version__,
-        }  # fmt: skip
-        model = content_digest(self.model.state_dict().items())
-        data = content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves))
-        return {**told, "model": model, "data": data}
 
     def _kept(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
         """The result of a stage, by way of the journal where there is one; rank 0 makes it, and the others get it.
@@ -435,6 +462,32 @@ class Run:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.settings.tell(name, 1, 1)
+
+
+def labelled(asks: Iterable[Settings]) -> bool:
+    """Whether samples have to come with labels."""
+    return any(asked.loss is not None and "taylor" in asked.method.measures for asked in asks)
+
+
+def given_digests(model: nn.Module, samples: Samples, size: int) -> dict[str, Any]:
+    """What a run is given beside its settings."""
+    return {
+        "calibration_size": size,
+        "model": content_digest(model.state_dict().items()),
+        "data": content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves)),
+    }
+
+
+def request_of(settings: Settings, given: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a run is asked for and given."""
+    return hashlib.sha256(json.dumps({**settings.told(), **given}, sort_keys=True).encode()).hexdigest()
+
+
+def in_common(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs of one pass of statistics are asked for: all values of what they differ in, but for budgets,
+    by which their stages are named."""
+    each = {key: list(dict.fromkeys(json.dumps(one[key]) for one in told)) for key in told[0] if key != "keep"}
+    return {key: json.loads(values[0]) if len(values) == 1 else values for key, values in each.items()}
 
 
 def _failure(work: Callable[[], Any]) -> FailedCutError | None:
