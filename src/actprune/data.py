@@ -55,6 +55,15 @@ class Samples:
         """`(args, kwargs)` of the first batch, to capture the model with."""
         return pytree.tree_unflatten(list(self.batch(0, self.batch_size)), self.spec)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: the containers themselves, since reading a `TreeSpec` back warns."""
+        tree = pytree.tree_unflatten(list(range(len(self.leaves))), self.spec)
+        return _as_sent, (tree, self.leaves, self.batched, self.count, self.batch_size, self.labels)
+
+
+def _as_sent(tree: Any, leaves: tuple[Any, ...], batched: tuple[bool, ...], *rest: Any) -> Samples:
+    return Samples(leaves, batched, pytree.tree_structure(tree), *rest)
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
