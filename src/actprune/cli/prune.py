@@ -56,8 +56,6 @@ def prune(
 
     Example: actprune prune recipe.py --keep macs=50% --out runs/half
 
-    Example: torchrun --nproc-per-node 4 -m actprune prune recipe.py --keep macs=50%
-
     Example: actprune prune lenet.keras --data mnist.npz --keep macs=50% --out runs/keras
     """
     from rich.console import Console
