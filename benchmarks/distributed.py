@@ -60,7 +60,8 @@ def llama() -> tuple[nn.Module, Any]:
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {"LeNet-5": lenet5, "Llama": llama, "ResNet-20": resnet20}
-SETTINGS: dict[str, dict[str, Any]] = {"ResNet-20": {"allocation": "uniform"}}  # sensitivity is rank 0's alone, and slow
+SETTINGS: dict[str, dict[str, Any]] = {"ResNet-20": {"allocation": "uniform"}}
+"""Sensitivity of the deepest network takes long, and rank 0 does it alone."""
 
 
 def batches(samples: Tensor) -> list[Any]:

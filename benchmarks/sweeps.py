@@ -1,8 +1,8 @@
 """Does a sweep that is interrupted end as one that nobody disturbs? `python benchmarks/sweeps.py` (minutes).
 
-Three budgets × two methods × two seeds of a small network: in this process, by two processes of loky, by two of loky
-killed twice and gone on with, and by dask's local cluster where dask is installed. Plans and weights are compared byte by
-byte. Writes `benchmarks/results/sweeps.json`.
+Three budgets × two methods × two seeds of a small network: in this process, by two processes of loky, by two that are
+killed twice and gone on with, and by dask's local cluster where dask is installed. Plans and weights are compared byte
+by byte. Writes `benchmarks/results/sweeps.json`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def network() -> nn.Module:
 def sweep(folder: Path, jobs: int) -> int:
     """How many runs came back as read from an earlier call's folders."""
     before = {path.name for path in folder.iterdir()} if folder.exists() else set[str]()
-    for _ in ap.sweep(
-        network(), batches, KEEPS, methods=METHODS, seeds=SEEDS, jobs=jobs, save_to=folder, resume=True
-    ):
+    for _ in ap.sweep(network(), batches, KEEPS, methods=METHODS, seeds=SEEDS, jobs=jobs, save_to=folder, resume=True):
         pass
     return len(before)
 
