@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
 from actprune.errors import ArtifactError, DataError
-from actprune.stats import collect as collecting
+from actprune.stats import room
 from actprune.stats.collect import Stats, collect, merge_stats
 from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
 from nets import NETS, build
@@ -288,7 +288,7 @@ def test_the_number_of_folds() -> None:
 
 
 def test_wide_consumers_get_two_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "WIDE", 4)
+    monkeypatch.setattr(room, "WIDE", 4)
     torch.manual_seed(0)
     model, x = Two(nn.Linear(6, 5), nn.Linear(5, 3)), torch.randn(12, 6)
     graph, stats = made(model, x)

@@ -170,9 +170,9 @@ class Deciding:
         rectified = any(path.rectified for path in schedule(self.graph).paths.values())
         rounds = QUICK_ROUNDS if rectified and is_small(self.graph, held.samples) else 0
 
-        def near(plan: Plan | None, compared: Calibration) -> Near:
+        def near(plan: Plan | None) -> Near:
             return Near(
-                self.graph, fitted, compared, method=asked.method.compensate, rounds=rounds, base=self._base(),
+                self.graph, fitted, held, method=asked.method.compensate, rounds=rounds, base=self._base(),
                 collected=min(COLLECTED, room), around=plan,
             )  # fmt: skip
 

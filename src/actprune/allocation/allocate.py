@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
 from math import isfinite
 from typing import Any
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable
+from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, is_small
 from actprune.allocation.improve import Around, improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
@@ -27,9 +27,12 @@ from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
 
-NearOf = Callable[[Plan | None, Calibration], Callable[[Plan], list[Outputs]]]
-"""(a plan, or None for the dense network; samples) → (plans that differ from it in some groups → that candidate's
-outputs on these samples); given by the pipeline."""
+OutputsOf = Callable[[Plan, int], list[Outputs]]
+"""(plan, number of batches) → the candidate's outputs on so many batches of the samples that are compared on."""
+
+NearOf = Callable[[Plan | None], OutputsOf]
+"""A plan, or None for the dense network → the outputs of plans that differ from it in some groups; given by the
+pipeline."""
 
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
@@ -41,7 +44,8 @@ class Measured:
 
     Attributes:
         curves: group name → sensitivity curve.
-        around: widths → the distances of candidates near the network of these widths.
+        around: widths → the distances of candidates near the network of these widths; what they add to its own is
+            measured on a part of the samples where the network is large.
         samples: that these are compared on.
     """
 
@@ -144,33 +148,41 @@ def measure_all(
     data = fit(graph.program, calibration)
     how = choose(graph.program, distance)
 
-    def outputs(data: Calibration, plan: Plan) -> list[Outputs]:
+    def outputs(plan: Plan, batches: int) -> list[Outputs]:
         if rewrite is None:
             candidate = zero_columns(graph, plan)
         else:
             candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
-        return run_all(graph.program, data.batches, candidate)
+        return run_all(graph.program, data.batches[:batches], candidate)
 
     dense = run_all(graph.program, data.batches)
 
-    def on(data: Calibration) -> Around:
-        """On the first batches of the data, or on all of them."""
+    def comparing(batches: int) -> Around:
+        """Networks are compared on all samples, single changes of one on the first batches."""
 
         def around(widths: Widths) -> Measure:
             widths = space.every(widths)
             here = make_plan(graph, guide.supports(widths)) if widths else None
-            outputs_of = partial(outputs, data) if near is None else near(here, data)
+            outputs_of = outputs if near is None else near(here)
+
+            @cache
+            def distance_on(count: int, changed: tuple[tuple[str, int], ...] = ()) -> float:
+                plan = make_plan(graph, guide.near(widths, space.every(dict(changed))))
+                return _finite(how(dense[:count], outputs_of(plan, count)))
 
             def measure(changed: Widths) -> float:
-                plan = make_plan(graph, guide.near(widths, space.every(changed)))
-                return _finite(how(dense[: len(data.batches)], outputs_of(plan)))
+                whole = distance_on(len(dense))
+                if not changed:
+                    return whole
+                return whole + distance_on(batches, tuple(changed.items())) - distance_on(batches)
 
             return measure
 
         return around
 
-    curves = measure_curves(space, guide, on(data.subset(CURVE_SAMPLES))({}), progress)
-    return Measured(curves, on(data), data.samples)
+    some = len(data.subset(CURVE_SAMPLES).batches)
+    curves = measure_curves(space, guide, comparing(some)({}), progress)
+    return Measured(curves, comparing(len(dense) if is_small(graph, data.samples) else some), data.samples)
 
 
 def _by_sensitivity(

@@ -8,7 +8,7 @@ are asked for from the inputs to the outputs, and every candidate forks from the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 from torch.fx import Node
@@ -21,6 +21,7 @@ from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration
 from actprune.distance import Outputs
+from actprune.graph.program import Batch
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, kept_units, readers, zero_columns
 from actprune.stats.patches import QUICK_ROWS
@@ -73,11 +74,12 @@ class Near:
             walk = Walk(graph, plan, self.order, streams, self.settings)
             walk.run()
             self.overrides, self.equations = walk.overrides, walk.equations
-        self.fitted = _Shared(graph, fitted, self.order.nodes, self.overrides, twice=True)
-        self.held = _Shared(graph, held, self.order.nodes, self.overrides)
+        self.fitted = _Shared(graph, fitted.batches, self.order.nodes, self.overrides, twice=True)
+        self.held = held
+        self.runs: dict[int, _Shared] = {}
 
-    def __call__(self, plan: Plan) -> list[Outputs]:
-        """The flat outputs for every batch of `held`."""
+    def __call__(self, plan: Plan, batches: int | None = None) -> list[Outputs]:
+        """The flat outputs for every batch of `held`, or for so many of them."""
         kept = kept_units(self.graph, plan)
         read = self._concerned(kept)
         overrides = {name: tensor for name, tensor in self.overrides.items() if name not in read}
@@ -91,12 +93,18 @@ class Near:
             walk = Walk(self.graph, plan, self.order, fork, self.settings.alone, place, others)
             walk.run()
             overrides = walk.overrides
-        run, place = self.held.fork(start, overrides)
+        run, place = self._run_on(batches or len(self.held.batches)).fork(start, overrides)
         for node in self.order.nodes[place:]:
             run.step_one(node)
         returned = self.graph.program.outputs
         values = [run.cut(out) if isinstance(out, Node) else [out] * run.count for out in returned]
         return list(zip(*values, strict=True))
+
+    def _run_on(self, batches: int) -> _Shared:
+        """This network's run on the first batches that candidates are compared on."""
+        if batches not in self.runs:
+            self.runs[batches] = _Shared(self.graph, self.held.batches[:batches], self.order.nodes, self.overrides)
+        return self.runs[batches]
 
     def _concerned(self, wanted: Mapping[int, Indices]) -> set[str]:
         """Names of what reads a group that differs, and of what makes units that are cut here and had no refit."""
@@ -132,17 +140,17 @@ class _Shared:
     def __init__(
         self,
         graph: Graph,
-        data: Calibration,
+        batches: Sequence[Batch],
         nodes: tuple[Node, ...],
         overrides: Mapping[str, Tensor],
         twice: bool = False,
     ) -> None:
-        self.program, self.data, self.nodes = graph.program, data, nodes
+        self.program, self.batches, self.nodes = graph.program, batches, nodes
         self.overrides, self.twice = overrides, twice
         self._restart()
 
     def _restart(self) -> None:
-        self.place, self.streams = 0, Streams(self.program, self.data.batches, self.nodes, self.overrides)
+        self.place, self.streams = 0, Streams(self.program, self.batches, self.nodes, self.overrides)
 
     def fork(self, place: int, overrides: Mapping[str, Tensor]) -> tuple[Streams, int]:
         """A run with these overrides, and how many calls it has been through: `place` where it may start there."""
