@@ -73,32 +73,35 @@ def dask() -> AbstractContextManager[Any]:
     return stack
 
 
+def killed_twice(place: Path) -> dict[str, Any]:
+    stops = [killed_at(place / "killed", 3), killed_at(place / "killed", 8)]
+    read = sweep(place / "killed", 2)
+    left = sorted(path.name for path in place.iterdir() if path.name.startswith("killed"))
+    return {"runs_when_killed": stops, "read_at_the_end": read, "left": left}
+
+
 def main() -> None:
-    rows: dict[str, Any] = {}
+    about = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
+    found: dict[str, Any] = {"schema": "actprune.benchmark.sweeps/1", "about": about, "sweeps": {}}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        kinds = {"here": (1, nullcontext), "loky": (2, nullcontext)}
-        if importlib.util.find_spec("distributed") is not None:
-            kinds["dask"] = (2, dask)
+        kinds = {"here": (1, nullcontext), "killed": (2, nullcontext), "loky": (2, nullcontext), "dask": (2, dask)}
+        if importlib.util.find_spec("distributed") is None:
+            del kinds["dask"]
         for name, (jobs, by) in kinds.items():
             started = time.perf_counter()
+            row = killed_twice(place) if name == "killed" else {}
             with by():
                 sweep(place / name, jobs)
-            seconds = round(time.perf_counter() - started, 1)
-            same = content(place / name) == content(place / "here")
-            rows[name] = {"jobs": jobs, "runs": len(content(place / name)), "same_bytes": same, "seconds": seconds}
-            print(name, rows[name], flush=True)
-        stops = [killed_at(place / "killed", 3), killed_at(place / "killed", 8)]
-        read = sweep(place / "killed", 2)
-        left = sorted(path.name for path in place.iterdir() if path.name.startswith("killed"))
-        rows["killed twice"] = {
-            "jobs": 2, "runs_when_killed": stops, "read_at_the_end": read, "runs": len(content(place / "killed")),
-            "same_bytes": content(place / "killed") == content(place / "here"), "left": left,
-        }  # fmt: skip
-        print(rows["killed twice"], flush=True)
-    about = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
-    found = {"schema": "actprune.benchmark.sweeps/1", "about": about, "sweeps": rows}
-    (RESULTS / "sweeps.json").write_text(json.dumps(found, indent=1) + "\n")
+            row |= {
+                "jobs": jobs,
+                "runs": len(content(place / name)),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            row["same_bytes"] = content(place / name) == content(place / "here")
+            found["sweeps"][name] = row
+            print(name, row, flush=True)
+            (RESULTS / "sweeps.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -103,3 +103,17 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACTPRUNE_TIMEOUT", "soon")
     with pytest.raises(ap.DistributedError, match="'soon'"):
         ap.prune(build("chain")[0], worker.data(8), keep=0.5)
+
+
+def test_the_command_ends_with_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from actprune.cli import main
+
+    def gone() -> None:
+        raise Ranks(1, 2).lost("[pair.cc:553] Connection closed by peer [127.0.0.1]:648. This is typically caused by…")
+
+    monkeypatch.setattr(main, "app", gone)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 3
+    said = capsys.readouterr().err
+    assert "got: Connection closed by peer [127.0.0.1]:648\n" in said and "--resume" in said
