@@ -53,15 +53,16 @@ def llama() -> tuple[nn.Module, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM  # pyright: ignore[reportMissingImports]
 
     config = LlamaConfig(
-        vocab_size=500, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=500, hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=64, use_cache=False,
     )  # fmt: skip
     return LlamaForCausalLM(config), torch.randint(0, 500, (BATCHES * BATCH, 32))
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {"LeNet-5": lenet5, "Llama": llama, "ResNet-20": resnet20}
-SETTINGS: dict[str, dict[str, Any]] = {"ResNet-20": {"allocation": "uniform"}}
-"""Sensitivity of the deepest network takes long, and rank 0 does it alone."""
+UNIFORM = {"allocation": "uniform"}
+SETTINGS: dict[str, dict[str, Any]] = {"Llama": UNIFORM, "ResNet-20": UNIFORM}
+"""Sensitivity of the deeper networks takes long, and rank 0 does it alone."""
 
 
 def batches(samples: Tensor) -> list[Any]:
