@@ -43,15 +43,17 @@ def network() -> nn.Module:
 
 def sweep(folder: Path, jobs: int) -> int:
     """How many runs came back as read from an earlier call's folders."""
-    before = {path.name for path in folder.iterdir()} if folder.exists() else set[str]()
+    before = content(folder)
     for _ in ap.sweep(network(), batches, KEEPS, methods=METHODS, seeds=SEEDS, jobs=jobs, save_to=folder, resume=True):
         pass
     return len(before)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every plan and its weights; the plan names the digest of the weights."""
-    return {path.parent.name: path.read_bytes() for path in folder.glob("*/plan.json")}
+    """Every run's plan, which names the digest of its weights. A process that is killed while it writes a folder leaves
+    one with a hidden name, which is no run."""
+    plans = (path for path in folder.glob("*/plan.json") if not path.parent.name.startswith("."))
+    return {path.parent.name: path.read_bytes() for path in plans}
 
 
 def killed_at(folder: Path, runs: int) -> int:
