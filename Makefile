@@ -51,7 +51,7 @@ growth: $(VENV)/.stamp-dev ## measure how seconds and memory grow with depth and
 
 scaling: $(VENV)/.stamp-dev ## compare runs of several processes and interrupted sweeps (an hour)
 	$(INSTALL) transformers==5.24.0
-	$(BIN)/python benchmarks/distributed.py
+	$(BIN)/python benchmarks/several_processes.py
 	$(BIN)/python benchmarks/sweeps.py
 
 exports: $(VENV)/.stamp-dev ## export pruned networks to ONNX and pt2, compare and time them (minutes)

@@ -1,4 +1,4 @@
-"""Do several processes come to the plan of one? `python benchmarks/distributed.py` (some minutes on two cores).
+"""Do several processes come to the plan of one? `python benchmarks/several_processes.py` (some minutes on two cores).
 
 LeNet-5, ResNet-20 and a small Llama with random weights, on 1, 2 and 4 processes of gloo with one thread each: kept
 units, statistics, plan and seconds are compared. Then one of two processes is killed after the guide, and the run gone
