@@ -100,6 +100,19 @@ def test_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not free.folder.exists() and torch.equal(free.model(data()[0]), here[0].model(data()[0]))
 
 
+def test_an_interrupted_sweep_of_methods_goes_on(tmp_path: Path) -> None:
+    """One method is through: what is left is asked for by the same sweep all the same."""
+    given: dict[str, Any] = {"methods": ("l2", "flap"), "save_to": tmp_path / "half"}
+    half = ap.sweep(build("chain")[0], data(), KEEPS[:1], evaluate=spread, **given)
+    next(half)
+    half.close()  # type: ignore[attr-defined]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "half.unfinished"]
+    found = swept(keeps=KEEPS[:1], resume=True, **given)
+    assert [type(one) for one in found] == [Finished, ap.Result]
+    assert found[1].plan.groups == alone(KEEPS[0], "flap", 0, data()).plan.groups
+    assert [path.name for path in tmp_path.iterdir()] == ["half"]
+
+
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [

@@ -71,7 +71,7 @@ class Run:
 
     Attributes:
         known_stats: statistics that another process has gathered for this model and data.
-        asks: of a sweep, the settings of all its runs.
+        asks: of a sweep, the settings of all its runs, also of those that are finished.
     """
 
     model: nn.Module
@@ -104,9 +104,8 @@ class Run:
         self, asks: Sequence[Settings], calibration: Iterable[Any] | Samples, size: int, forward: Forward | None
     ) -> Iterator[Result]:
         """One result for each of some settings, which differ in budget and method: of one pass of statistics."""
-        self.asks = asks
         budgets = [asked.budget() for asked in asks]  # all of them are looked at before the work
-        several = len({asked.name for asked in asks}) > 1
+        several = len({asked.name for asked in self.asks}) > 1
         self.of = f"-{asks[0].name}" if several else ""
         dense = self._prepared(calibration, size, forward)
         shared = dict(self.seconds)
@@ -122,11 +121,8 @@ class Run:
             self.turn = f"{self.of}-{asked.keep}"
             yield self._result(budget, dense)
 
-    def gather(
-        self, asks: Sequence[Settings], calibration: Iterable[Any] | Samples, size: int, forward: Forward | None
-    ) -> Stats | None:
-        """The statistics that runs with these settings need; None where they need none."""
-        self.asks = asks
+    def gather(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Stats | None:
+        """The statistics that the runs of a sweep need; None where they need none."""
         self._taken(calibration, size, forward)
         return self._statistics() if any(asked.method.statistics for asked in self._all) else None
 

@@ -202,22 +202,24 @@ def _of_one_seed(
     left = [one for one in group if one not in done]
     with TemporaryDirectory(prefix="actprune-") as scratch:
         if jobs == 1:
-            made = _in_turn(left, samples, save_to, resume)
+            made = _in_turn(group, left, samples, save_to, resume)
         else:
-            made = _side_by_side(model, left, samples, jobs, save_to, resume, Path(scratch))
+            made = _side_by_side(model, group, left, samples, jobs, save_to, resume, Path(scratch))
         for one in group:
             yield done[one] if one in done else next(made)
         next(made, None)  # whatever is left to be cleared away
 
 
-def _in_turn(left: Sequence[_Asked], samples: Samples, save_to: Path | None, resume: bool) -> Iterator[Result]:
+def _in_turn(
+    group: Sequence[_Asked], left: Sequence[_Asked], samples: Samples, save_to: Path | None, resume: bool
+) -> Iterator[Result]:
     """In this process."""
     if not left:
         return
     journal = journal_of(save_to, resume) if save_to is not None else None
     given = left[0].given
     asks = [settings_of(one.given, journal) for one in left]
-    job = Run(given["model"], asks[0])
+    job = Run(given["model"], asks[0], asks=[settings_of(one.given, journal) for one in group])
     with undisturbed(job.model):
         found = job.sweep(asks, samples, given["calibration_size"], given["forward"])
         for one, result in zip(left, map(returned, found), strict=True):
@@ -230,6 +232,7 @@ def _in_turn(left: Sequence[_Asked], samples: Samples, save_to: Path | None, res
 
 def _side_by_side(
     model: nn.Module,
+    group: Sequence[_Asked],
     left: Sequence[_Asked],
     samples: Samples,
     jobs: int,
@@ -244,10 +247,10 @@ def _side_by_side(
 
     journal = journal_of(save_to, resume) if save_to is not None else None
     given = left[0].given
-    asks: list[Settings] = [settings_of(one.given, journal) for one in left]
-    job = Run(given["model"], asks[0])
+    asks: list[Settings] = [settings_of(one.given, journal) for one in group]
+    job = Run(given["model"], asks[0], asks=asks)
     with undisturbed(job.model):
-        gathered = job.gather(asks, samples, given["calibration_size"], given["forward"])
+        gathered = job.gather(samples, given["calibration_size"], given["forward"])
     tell = asks[0].tell
     tell("sweep", 0, len(left))
     placed = [replace(one, given=_sent(one, samples, scratch)) for one in left]
