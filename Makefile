@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench bench-long coverage growth exports fuzz docs clean
+.PHONY: help demo test lint bench bench-long coverage growth scaling exports fuzz docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -48,6 +48,11 @@ coverage: $(VENV)/.stamp-dev ## measure torchvision, timm and transformers besid
 growth: $(VENV)/.stamp-dev ## measure how seconds and memory grow with depth and width (minutes)
 	$(INSTALL) transformers==5.24.0
 	$(BIN)/python benchmarks/growth.py
+
+scaling: $(VENV)/.stamp-dev ## compare runs of several processes and interrupted sweeps (an hour)
+	$(INSTALL) transformers==5.24.0
+	$(BIN)/python benchmarks/several_processes.py
+	$(BIN)/python benchmarks/sweeps.py
 
 exports: $(VENV)/.stamp-dev ## export pruned networks to ONNX and pt2, compare and time them (minutes)
 	$(INSTALL) transformers==5.24.0 '.[onnx]'

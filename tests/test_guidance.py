@@ -838,3 +838,12 @@ def test_a_ranking_by_weights_has_no_confidence() -> None:
     graph = capture(model, torch.randn(2, 4))
     with pytest.raises(PlanError, match="can't be resampled"):
         confidence(graph, None, guide(graph, None, method="l2"), {"0": 2})
+
+
+def test_rounding_does_not_choose_among_equal_supports() -> None:
+    """Supports that differ in dead units are equally good: the criterion that is asked first has its way."""
+    from actprune.guidance.guide import _least
+
+    assert _least({(0, 1): 1.0 + 1e-12, (0, 2): 1.0, (0, 3): 1.1}) == (0, 1)
+    assert _least({(0, 1): 3e-17, (0, 2): 0.0}) == (0, 1)
+    assert _least({(0, 1): 1.0, (0, 2): 0.9}) == (0, 2)

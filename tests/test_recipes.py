@@ -116,7 +116,7 @@ def test_the_frontier_leaves_out_what_another_run_beats() -> None:
 
     def point(accuracy: float | None, macs: int) -> Point:
         own = replace(dense, accuracy=accuracy, macs=macs)
-        report = SimpleNamespace(final=own, dense=dense, model="Net", method="l2", in_percent=True)
+        report = SimpleNamespace(final=own, dense=dense, model="Net", method="l2", seed=0, in_percent=True)
         return Point(f"macs={macs}%", f"macs-{macs}", cast("Report", report))
 
     points = [point(0.9, 70), point(0.8, 50), point(0.85, 50), point(0.85, 60), point(None, 10)]

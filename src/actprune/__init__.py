@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         BudgetError,
         CaptureError,
         DataError,
+        DistributedError,
         EquivalenceError,
         PlanError,
         UnsupportedModelError,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from actprune.latency.bench import Latency
     from actprune.latency.table import LatencyTable, measure_latency
     from actprune.methods import METHODS
-    from actprune.pipeline import predict, prune, sweep
+    from actprune.pipeline import predict, prune
     from actprune.plan import Plan, make_plan
     from actprune.proof.check import Proof, verify
     from actprune.recovery.distill import Distill
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from actprune.stats.collect import Stats, collect
     from actprune.surgery.graph_form import as_graph
     from actprune.surgery.slicing import cut
+    from actprune.sweeping import sweep
 
 __version__ = "0.1.0"
 
@@ -58,6 +60,7 @@ _HOMES = {
     "Confidence": "guidance.confidence",
     "DataError": "errors",
     "Distill": "recovery.distill",
+    "DistributedError": "errors",
     "EquivalenceError": "errors",
     "Graph": "axes.capture",
     "Guide": "guidance.guide",
@@ -89,7 +92,7 @@ _HOMES = {
     "measure_latency": "latency.table",
     "predict": "pipeline",
     "prune": "pipeline",
-    "sweep": "pipeline",
+    "sweep": "sweeping",
     "verify": "proof.check",
 }
 
@@ -104,6 +107,7 @@ __all__ = [
     "Confidence",
     "DataError",
     "Distill",
+    "DistributedError",
     "EquivalenceError",
     "Graph",
     "Guide",

@@ -55,6 +55,15 @@ class Samples:
         """`(args, kwargs)` of the first batch, to capture the model with."""
         return pytree.tree_unflatten(list(self.batch(0, self.batch_size)), self.spec)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: the containers themselves, since reading a `TreeSpec` back warns."""
+        tree = pytree.tree_unflatten(list(range(len(self.leaves))), self.spec)
+        return _as_sent, (tree, self.leaves, self.batched, self.count, self.batch_size, self.labels)
+
+
+def _as_sent(tree: Any, leaves: tuple[Any, ...], batched: tuple[bool, ...], *rest: Any) -> Samples:
+    return Samples(leaves, batched, pytree.tree_structure(tree), *rest)
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -76,7 +85,7 @@ class Calibration:
         """The first batches that hold about `samples` samples, at least one batch."""
         size = self.samples // len(self.batches)
         count = max(1, min(len(self.batches), samples // size))
-        return self._part(range(count))
+        return self.part(range(count))
 
     def holdout(self, share: float = 0.25) -> tuple[Calibration, Calibration]:
         """The batches in two parts, the second with about `share` of them; the same one twice if there is one."""
@@ -86,23 +95,28 @@ class Calibration:
         count = min(max(1, round(total * share)), total - 1)
         chosen = {(2 * i + 1) * total // (2 * count) for i in range(count)}  # spread evenly
         rest, held = ([i for i in range(total) if (i in chosen) is wanted] for wanted in (False, True))
-        return self._part(rest), self._part(held)
+        return self.part(rest), self.part(held)
 
-    def _part(self, numbers: Sequence[int]) -> Calibration:
-        """Some of the batches."""
+    def part(self, numbers: Sequence[int]) -> Calibration:
+        """Some of the batches; none at all, if there are no numbers."""
         size = self.samples // len(self.batches)
         labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
         return Calibration(tuple(self.batches[i] for i in numbers), len(numbers) * size, labels=labels)
 
 
 def take(
-    model: nn.Module, calibration: Iterable[Any], size: int, forward: Forward | None = None, labels: bool = False
+    model: nn.Module,
+    calibration: Iterable[Any] | Samples,
+    size: int,
+    forward: Forward | None = None,
+    labels: bool = False,
 ) -> Samples:
     """Take up to `size` samples from any iterable of batches.
 
     A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
     or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
-    one tensor in place of the iterable holds all samples. `forward` overrides all that.
+    one tensor in place of the iterable holds all samples. `forward` overrides all that. `Samples` are given back as
+    they are.
 
     Args:
         labels: take labels as well: the second element of a tuple or list, the entry "labels" of a dict.
@@ -110,6 +124,9 @@ def take(
     Raises:
         DataError: nothing to take, or batches that do not fit together.
     """
+
+    if isinstance(calibration, Samples):
+        return calibration
 
     def call(batch: Any) -> Arguments:
         return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)

@@ -23,7 +23,8 @@ from actprune.compensation.refit import compensate as refit
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import held_bytes
 from actprune.data import Calibration
-from actprune.errors import ActpruneError, PlanError
+from actprune.distributed import Ranks
+from actprune.errors import ActpruneError, DistributedError, PlanError
 from actprune.forms import Form
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
@@ -48,6 +49,20 @@ class FailedCutError(Exception):
     def __init__(self, plan: Plan, rewrite: Rewrite, error: Exception) -> None:
         super().__init__(str(error))
         self.plan, self.rewrite, self.error = plan, rewrite, error
+
+
+class FailedElsewhereError(FailedCutError):
+    """The same, on a rank that has not decided: rank 0 knows what was cut."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        told = DistributedError(
+            "No cut could be proved.",
+            expected="a plan that rank 0 can cut and prove",
+            got="an error there, which says why",
+            where=f"rank {ranks.rank} of {ranks.world}",
+            hint="look at the output of rank 0",
+        )
+        super().__init__(Plan({}, {}, {}, ""), Rewrite({}), told)
 
 
 @dataclass(eq=False)

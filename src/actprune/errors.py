@@ -63,3 +63,7 @@ class ArtifactError(ActpruneError):
 
 class DataError(ActpruneError):
     """Calibration or evaluation data that is empty, of the wrong shape, or not finite."""
+
+
+class DistributedError(ActpruneError):
+    """A run of several processes that can't go on: one has failed or is gone, or they do not do the same thing."""

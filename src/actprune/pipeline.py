@@ -5,21 +5,24 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from actprune.allocation.budget import Keep, parse
+from actprune.allocation.budget import Keep
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.journal import Journal, journal_of
 from actprune.data import Forward
 from actprune.distance import Distance
-from actprune.errors import BudgetError, DataError
+from actprune.distributed import ALONE, Ranks, joined
+from actprune.errors import DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.keras3.backend import is_keras
@@ -36,6 +39,7 @@ from actprune.recovery.sgd import SGD
 from actprune.result import Result
 from actprune.settings import Evaluate, Progress, Settings
 from actprune.stages import Run
+from actprune.stats.collect import Stats
 from actprune.stats.gradients import Loss
 from actprune.surgery.slicing import cut
 
@@ -135,25 +139,32 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
-    given = _as_network(locals())  # the arguments: nothing else has a name yet
-    if inplace and form != "class":
-        raise _not_in_place(form)
-    journal = journal_of(save_to, resume) if save_to is not None else None
-    job = Run(given["model"], _settings(given, journal))
-    if save_to is not None:
-        check_output(Path(save_to), overwrite=resume and Path(save_to).exists())
-    with _undisturbed(job.model):
-        result = _returned(job(given["calibration"], calibration_size, forward))
+    return pruned(_as_network(locals()))  # the arguments: nothing else has a name yet
+
+
+def pruned(given: Mapping[str, Any], known_stats: Stats | None = None) -> Result:
+    """What `prune` does, with its arguments as the engine takes them; they may hold `Samples` instead of batches.
+
+    Args:
+        known_stats: statistics that were gathered for this model and data before.
+    """
+    save_to, resume, inplace = given["save_to"], given["resume"], given["inplace"]
+    if inplace and given["form"] != "class":
+        raise _not_in_place(given["form"])
+    with _ranks(given) as ranks, _journal(ranks, save_to, resume) as journal:
+        job = Run(given["model"], settings_of(given, journal, ranks), known_stats)
+        _on_disk(ranks, save_to, lambda path: check_output(path, overwrite=resume and path.exists()))
+        with undisturbed(job.model):
+            result = returned(job(given["calibration"], given["calibration_size"], given["forward"]))
+        if inplace:
+            ranks.together(lambda: _check_replaceable(result))
+        _on_disk(ranks, save_to, lambda path: result.save(path, overwrite=resume and path.exists()))
+        if journal is not None:
+            journal.remove()
     if inplace:
-        _check_replaceable(result)
-    if save_to is not None:
-        result.save(save_to, overwrite=resume and Path(save_to).exists())
-    if journal is not None:
-        journal.remove()
-    if inplace:
-        cut(model, result.plan, result.rewrite, inplace=True)
-        model.load_state_dict(result.model.state_dict())
-        result = replace(result, model=model)
+        cut(given["model"], result.plan, result.rewrite, inplace=True)
+        given["model"].load_state_dict(result.model.state_dict())
+        result = replace(result, model=given["model"])
     return result
 
 
@@ -165,55 +176,18 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
     Args:
         arguments: those of `prune`, of which `recover`, `finetune`, `inplace`, `save_to` and `resume` are not used.
     """
-    given = _arguments(model, calibration, arguments)
-    job = Run(given["model"], _settings(given))
-    with _undisturbed(job.model):
-        plan = job.decide(given["calibration"], given["calibration_size"], given["forward"])
-        table = measure_latency(job.model, job.graph, bench=job.bench)
-        before, after = cost(job.graph), cost(job.graph, plan.widths)
-        return Prediction(plan, before, after, table({}), table(plan.widths))
+    given = arguments_of(model, calibration, arguments)
+    with _ranks(given) as ranks, _journal(ranks, None, False) as journal:
+        job = Run(given["model"], settings_of(given, journal, ranks))
 
+        def milliseconds(plan: Plan) -> list[float]:
+            table = measure_latency(job.model, job.graph, bench=job.bench)
+            return [table({}), table(plan.widths)]
 
-def sweep(
-    model: nn.Module,
-    calibration: Iterable[Any],
-    keeps: Sequence[Keep],
-    *,
-    save_to: str | Path | None = None,
-    resume: bool = False,
-    **arguments: Any,
-) -> Iterator[Result]:
-    """`prune` for several budgets, of one capture and one pass of statistics; a result as soon as it is there.
-
-    Args:
-        save_to: write each result there as a run folder, named after its budget (`macs-50`). Until the last one is
-            there, every stage leaves its result in `save_to` + ".unfinished".
-        resume: go on from what an interrupted sweep left there: the end is the same. Run folders that are there already
-            are written again.
-        arguments: those of `prune` but `keep` and `inplace`.
-    """
-    given = _arguments(model, calibration, {**arguments, "keep": next(iter(keeps), None)})
-    folders = [Path(save_to) / parse(keep).slug for keep in keeps] if save_to is not None else []  # type: ignore[arg-type]
-    if twice := [folder.name for folder in folders if folders.count(folder) > 1]:
-        raise BudgetError(
-            "Two budgets would have one run folder.",
-            expected="budgets that differ",
-            got=f"{twice[0]} twice",
-            where="sweep(keeps=…)",
-            hint="leave one of them out",
-        )
-    for folder in folders:
-        check_output(folder, overwrite=resume and folder.exists())
-    journal = journal_of(save_to, resume) if save_to is not None else None
-    job = Run(given["model"], _settings(given, journal))
-    with _undisturbed(job.model):
-        found = job.sweep(keeps, given["calibration"], given["calibration_size"], given["forward"])
-        for i, result in enumerate(map(_returned, found)):
-            if folders:
-                result.save(folders[i], overwrite=resume and folders[i].exists())
-            yield result
-    if journal is not None:
-        journal.remove()
+        with undisturbed(job.model):
+            plan = job.decide(given["calibration"], given["calibration_size"], given["forward"])
+            before, after = cost(job.graph), cost(job.graph, plan.widths)
+            return Prediction(plan, before, after, *ranks.from_first(lambda: milliseconds(plan)))
 
 
 @dataclass(frozen=True)
@@ -241,7 +215,7 @@ class Prediction:
         return {"dense": dense, "pruned": {**asdict(self.after), "latency_ms": self.after_ms}, "groups": groups}
 
 
-def _arguments(model: nn.Module, calibration: Iterable[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of(model: nn.Module, calibration: Iterable[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """With the defaults of `prune`; `TypeError` where it has no argument of such a name."""
     bound = inspect.signature(prune).bind(model, calibration, **arguments)
     bound.apply_defaults()
@@ -264,12 +238,35 @@ def _as_network(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _returned(result: Result) -> Result:
+def returned(result: Result) -> Result:
     """The result as the caller gets it: with Keras models, where one was given."""
     return keras_result(result) if isinstance(result.model, KerasNetwork) else result
 
 
-def _settings(given: Mapping[str, Any], journal: Journal | None = None) -> Settings:
+def _ranks(given: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
+    """The processes of the run, see `actprune.distributed`."""
+    device = next((p.device for p in given["model"].parameters()), torch.device("cpu"))
+    return joined(device)
+
+
+@contextmanager
+def _journal(ranks: Ranks, save_to: str | Path | None, resume: bool) -> Iterator[Journal | None]:
+    """That of the run folder; what passes between several processes needs one as well, which nobody keeps."""
+    if save_to is not None and ranks.first:
+        yield journal_of(save_to, resume)
+    elif ranks.world == 1:
+        yield None
+    else:
+        with TemporaryDirectory(prefix="actprune-") as scratch:
+            yield Journal(Path(scratch) / "stages", False)
+
+
+def _on_disk(ranks: Ranks, save_to: str | Path | None, work: Callable[[Path], Any]) -> None:
+    """What rank 0 has to do in the run folder, if there shall be one; it fails on all ranks."""
+    ranks.together(lambda: work(Path(save_to)) if save_to is not None and ranks.first else None)
+
+
+def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks: Ranks = ALONE) -> Settings:
     """The arguments of `prune`, checked as far as can be told from each alone."""
     budgeted = given["keep"] is not None or given["max_drop"] is not None
     protect, name = given["protect"], given["method"]
@@ -279,6 +276,8 @@ def _settings(given: Mapping[str, Any], journal: Journal | None = None) -> Setti
         "protect": tuple((protect,) if isinstance(protect, str) else protect),
         "form": known(given["form"], FORMS, "form"),
         "journal": journal,
+        "ranks": ranks,
+        "progress": given["progress"] if ranks.first else None,
     }
     chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
     return Settings(**chosen)
@@ -296,7 +295,7 @@ def _checked_method(name: str, allocation: str | None, compensate: str | None, b
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back the model's modes and every global random state, whatever the user's own functions do."""
     held, numbers = random.getstate(), np.random.get_state()
     try:

@@ -78,6 +78,7 @@ class Reporting:
     Attributes:
         seconds: stage → time.
         losses: of the fine-tune: (steps done, loss).
+        request: see `Report.request`.
     """
 
     model: nn.Module
@@ -89,6 +90,7 @@ class Reporting:
     bench: Bench
     seconds: Mapping[str, float]
     losses: Sequence[Sequence[float]]
+    request: str | None = None
 
     @property
     def graph(self) -> Graph:
@@ -138,6 +140,7 @@ class Reporting:
             losses=tuple((int(step), loss) for step, loss in self.losses),
             command=command(),
             peak_bytes=peak_bytes(),
+            request=self.request,
         )
 
     def _room(self) -> Iterator[str]:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.allocation.correct import check_drop, checked
 from actprune.artifacts.journal import Journal
 from actprune.distance import Distance
+from actprune.distributed import ALONE, Ranks
 from actprune.errors import BudgetError, DataError
 from actprune.graph.trace import preserved
 from actprune.latency.bench import Latency
@@ -31,7 +33,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """The arguments of `prune` that its stages share; `name` is that of the method."""
+    """The arguments of `prune` that its stages share; `name` is that of the method.
+
+    Where several processes do the run (`ranks`), each has a journal: that of rank 0 is the run's, the others' are of
+    what rank 0 has sent them.
+    """
 
     method: Method
     name: str
@@ -55,6 +61,7 @@ class Settings:
     seed: int
     progress: Progress | None
     journal: Journal | None = None
+    ranks: Ranks = ALONE
 
     def budget(self) -> Budget | None:
         """The budget, once all that can be checked before the work is checked."""
@@ -97,6 +104,20 @@ class Settings:
             check_drop(self.max_drop)
             self._check_drop_decides()
         return None if self.keep is None or isinstance(self.keep, Mapping | Plan) else parse(self.keep)
+
+    def told(self) -> dict[str, Any]:
+        """What is asked for, as JSON values: runs of which all of it is the same come to the same."""
+        keep = self.keep.digest if isinstance(self.keep, Plan) else self.keep
+        return {
+            "method": self.name, "compensate": self.method.compensate, "allocation": self.method.allocation,
+            "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
+            "max_drop": self.max_drop, "evaluate": self.evaluate is not None,
+            "recover": str(self.recover) if self.recover else None, "finetune": self.finetune is not None,
+            "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": self.round_to,
+            "equal_widths": self.equal_widths, "memory_limit": limit_bytes(self.memory_limit),
+            "latency": str(self.latency) if self.latency else None, "threshold": self.threshold,
+            "norms": self.norms, "form": self.form, "seed": self.seed, "torch": torch.__version__,
+        }  # fmt: skip
 
     def _check_drop_decides(self) -> None:
         if self.evaluate is None:

@@ -5,11 +5,14 @@ capture → axes → stats → guide → allocate → plan → compensate → cu
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,33 +20,38 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import actprune
 from actprune.allocation.allocate import Measured
-from actprune.allocation.budget import Budget, Keep
+from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected, describe
+from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.files import content_digest
-from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS, TRAINED, Kind, Trained
+from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS, TRAINED, Journal, Kind, Trained
 from actprune.axes.capture import Graph
-from actprune.data import Forward, Samples, fit, take
-from actprune.deciding import Deciding, FailedCutError
+from actprune.data import Calibration, Forward, Samples, fit, take
+from actprune.deciding import Deciding, FailedCutError, FailedElsewhereError
 from actprune.distance import choose
 from actprune.errors import DataError, EquivalenceError, PlanError
 from actprune.forms import Form, capture_form
+from actprune.graph.digest import digest
 from actprune.graph.keep import copied
 from actprune.graph.run import run
 from actprune.graph.trace import preserved
 from actprune.guidance.guide import Guide, guide
 from actprune.guidance.problem import problems
 from actprune.latency.bench import Bench, Latency
-from actprune.memory import limit_bytes
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
 from actprune.recovery.distill import Distill, Recovered
 from actprune.recovery.sgd import SGD, recording
+from actprune.report.reading import read_report
+from actprune.report.record import Report
 from actprune.reporting import Attempt, Reporting
 from actprune.result import Result
 from actprune.rewrite import Rewrite
 from actprune.settings import Settings
+from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
 
 T = TypeVar("T")
@@ -59,21 +67,30 @@ class _AnotherNetworkError(Exception):
 
 @dataclass(eq=False)
 class Run:
-    """One call of `prune`: its settings, and the stages that share them."""
+    """One call of `prune`: its settings, and the stages that share them.
+
+    Attributes:
+        known_stats: statistics that another process has gathered for this model and data.
+        asks: of a sweep, the settings of all its runs, also of those that are finished.
+    """
 
     model: nn.Module
     settings: Settings
+    known_stats: Stats | None = None
+    asks: Sequence[Settings] = ()
+    given: dict[str, Any] = field(default_factory=dict[str, Any])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
     losses: list[list[float]] = field(default_factory=list[list[float]])
     frozen: int = 0
     turn: str = ""
+    of: str = ""
 
-    def __call__(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Result:
+    def __call__(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Result:
         budget = self.settings.budget()
         return self._result(budget, self._prepared(calibration, size, forward))
 
-    def decide(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> Plan:
+    def decide(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Plan:
         """The plan alone: nothing is refitted for good, cut, proved or trained."""
         budget = self.settings.budget()
         dense = self._prepared(calibration, size, forward)
@@ -84,46 +101,78 @@ class Run:
                 self._freeze(error)
 
     def sweep(
-        self, keeps: Iterable[Keep], calibration: Iterable[Any], size: int, forward: Forward | None
+        self, asks: Sequence[Settings], calibration: Iterable[Any] | Samples, size: int, forward: Forward | None
     ) -> Iterator[Result]:
-        """One result for each budget, of one capture and one pass of statistics."""
-        each = [replace(self.settings, keep=keep) for keep in keeps]
-        budgets = [asked.budget() for asked in each]  # all of them are looked at before the work
+        """One result for each of some settings, which differ in budget and method: of one pass of statistics."""
+        budgets = [asked.budget() for asked in asks]  # all of them are looked at before the work
+        several = len({asked.name for asked in self.asks}) > 1
+        self.of = f"-{asks[0].name}" if several else ""
         dense = self._prepared(calibration, size, forward)
         shared = dict(self.seconds)
-        for self.settings, budget in zip(each, budgets, strict=True):
+        for asked, budget in zip(asks, budgets, strict=True):
+            another, self.settings = asked.name != self.settings.name, asked
             self.seconds, self.losses = dict(shared), []
-            self.turn = f"-{self.settings.keep}"
+            if another:
+                self.of, self.turn = f"-{asked.name}", ""
+                self.known.clear()
+                self.seconds.pop("guide")
+                self._rank()
+                shared = dict(self.seconds)
+            self.turn = f"{self.of}-{asked.keep}"
             yield self._result(budget, dense)
 
-    def _prepared(self, calibration: Iterable[Any], size: int, forward: Forward | None) -> float | None:
+    def gather(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Stats | None:
+        """The statistics that the runs of a sweep need; None where they need none."""
+        self._taken(calibration, size, forward)
+        return self._statistics() if any(asked.method.statistics for asked in self._all) else None
+
+    def _prepared(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> float | None:
         """All that comes before a budget is looked at; the metric of the dense network."""
-        asked = self.settings
-        with self._stage("capture"):
-            labels = asked.loss is not None and "taylor" in asked.method.measures
-            samples = take(self.model, calibration, size, forward, labels)
-            self._begin(samples, size)
-            # copies, for a model may write into its inputs; they are all positional or all by name
-            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
-            self.inputs: Any = kwargs or args
-            self.form = capture_form(self.model, self.inputs, asked.form, norms=asked.norms, seed=asked.seed)
-            self.bench = Bench(self.graph.program, asked.latency or Latency())
-            self.data = fit(self.graph.program, samples)
-            choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
-            self._check_finite()
+        self._taken(calibration, size, forward)
         with self._stage("evaluate"):
-            dense_metric = asked.metric(self.model)
+            dense_metric = self._metric(self.model)
         self._look()
         return dense_metric
+
+    def _taken(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> None:
+        """The samples, and the model captured on a batch of them."""
+        ranks = self.settings.ranks
+        with self._stage("capture"):
+            labels = labelled(self._all)
+            samples = ranks.together(lambda: take(self.model, calibration, size, forward, labels))
+            self._begin(samples, size)
+            ranks.together(lambda: self._capture(samples))
+            widths = {group.name: group.width for group in self.graph.groups}
+            ranks.check_same({"form": self.form.name, "program": digest(self.graph.program), "groups": widths})
+
+    @property
+    def _all(self) -> Sequence[Settings]:
+        """The settings that samples and statistics serve."""
+        return self.asks or (self.settings,)
+
+    def _capture(self, samples: Samples) -> None:
+        asked = self.settings
+        # copies, for a model may write into its inputs; they are all positional or all by name
+        args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
+        self.inputs: Any = kwargs or args
+        self.form = capture_form(self.model, self.inputs, asked.form, norms=asked.norms, seed=asked.seed)
+        self.bench = Bench(self.graph.program, asked.latency or Latency())
+        self.data = fit(self.graph.program, samples)
+        choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
+        self._check_finite()
+
+    def _metric(self, model: nn.Module) -> float | None:
+        """What `evaluate` says, on rank 0."""
+        return self.settings.ranks.from_first(lambda: self.settings.metric(model))
 
     def _result(self, budget: Budget | None, dense_metric: float | None) -> Result:
         attempt = self._proved(budget, dense_metric)
         with self._stage("report"):
             reporting = Reporting(
                 self.model, self.settings, self.form, self.guide, self.stats, self.data, self.bench, self.seconds,
-                self.losses,
+                self.losses, request_of(self.settings, self.given) if self.given else None,
             )  # fmt: skip
-            report = reporting(attempt, budget, dense_metric)
+            report = self._reported(lambda: reporting(attempt, budget, dense_metric))
         return Result(
             model=attempt.final,
             plan=attempt.decided.plan,
@@ -135,6 +184,13 @@ class Run:
             guide=self.guide,
             rewrite=attempt.rewrite,
         )
+
+    def _reported(self, make: Callable[[], Report]) -> Report:
+        """What rank 0 says of the run; it alone has measured."""
+        ranks = self.settings.ranks
+        if ranks.world == 1:
+            return make()
+        return read_report(json.dumps(ranks.from_first(lambda: finite(make().to_data()))))
 
     def _proved(self, budget: Budget | None, dense: float | None) -> Attempt:
         """The first attempt whose cut is proved: each that fails freezes the groups at fault, one at least."""
@@ -154,14 +210,17 @@ class Run:
             self._look()
 
     def _decided(self, budget: Budget | None, dense: float | None) -> tuple[Deciding, Corrected]:
-        deciding = Deciding(self.settings, self.model, self.form, self.guide, self.data, self.bench, known=self.known)
+        asked = self.settings
+        deciding = Deciding(asked, self.model, self.form, self.guide, self.data, self.bench, known=self.known)
 
         def decide() -> Corrected:
             decided = deciding(budget, dense)
             return replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
 
         with self._stage("allocate"):
-            return deciding, self._kept("plan", DECIDED, decide)
+            decided = self._kept("plan", DECIDED, decide)
+        asked.ranks.check_same({"plan": decided.plan.digest})
+        return deciding, decided
 
     def _attempt(self, budget: Budget | None, dense: float | None) -> Attempt:
         """From allocation to fine-tune."""
@@ -170,7 +229,7 @@ class Run:
             rewrite = self._kept("rewrite", REWRITE, lambda: deciding.rewrite(decided.plan))
             small, proof = self._cut(decided.plan, rewrite)
         with self._stage("evaluate"):
-            metric = self.settings.metric(small)
+            metric = self._metric(small)
         attempt = Attempt(decided, rewrite, small, proof, metric, small, metric)
         if self.settings.recover is not None:
             with self._stage("recover"):
@@ -187,7 +246,7 @@ class Run:
 
     def _better(self, attempt: Attempt, step: str, trained: nn.Module, dense: float | None) -> Attempt:
         """With the network after a step, unless the metric says that it is worse; that is recorded as a round."""
-        found, before = self.settings.metric(trained), attempt.final_metric
+        found, before = self._metric(trained), attempt.final_metric
         if found is None or before is None or dense is None or found >= before:
             return replace(attempt, final=trained, final_metric=found)
         decided = attempt.decided
@@ -206,11 +265,28 @@ class Run:
         """Gather what the groups are ranked by, and what plans are proved on."""
         asked = self.settings
         with self._stage("capture"):
-            self.proving = self.form.few(self.model, self.inputs)
+            self.proving = asked.ranks.together(lambda: self.form.few(self.model, self.inputs))
         with self._stage("statistics"):
-            self.stats = None if not asked.method.statistics else self._kept("statistics", STATISTICS, self._collected)
+            wanted = any(one.method.statistics for one in self._all)
+            self.gathered = self._statistics() if wanted else None
+        self._rank()
+
+    def _rank(self) -> None:
+        """The guide of the method."""
+        self.stats = self.gathered if self.settings.method.statistics else None
         with self._stage("guide"):
             self.guide = self._guide()
+
+    def _statistics(self) -> Stats:
+        """By all ranks, each of its share of the batches, where rank 0 does not have them from an earlier run."""
+        ranks = self.settings.ranks
+        if self.known_stats is not None and not self.frozen:
+            return self.known_stats
+        known = ranks.world > 1 and ranks.from_first(lambda: self._path("statistics", STATISTICS).exists())
+        if ranks.world == 1 or known:
+            return self._kept("statistics", STATISTICS, self._collected)
+        found = collect_across(ranks, self.data, self._collected)
+        return self._kept("statistics", STATISTICS, lambda: found)
 
     def _guide(self) -> Guide:
         asked, stats = self.settings, self.stats
@@ -220,15 +296,18 @@ class Run:
 
         if asked.journal is None:
             return look()
-        groups = self._kept("guide", GUIDE, lambda: look().groups)
+        groups = self._kept(f"guide{self.of}", GUIDE, lambda: look().groups)
         asks = {g.name: problems(self.graph, stats, g) if stats is not None else () for g in self.graph.groups}
         return Guide(asked.name, groups, asks, asked.threshold)
 
-    def _collected(self) -> Stats:
+    def _collected(self, data: Calibration | None = None, **part: int) -> Stats:
+        """Of all batches, or of some: then `collect` has to know of which."""
         asked = self.settings
+        measures = dict.fromkeys(name for one in self._all for name in one.method.measures)
         return collect(
-            self.graph, self.data, measures=asked.method.measures, loss=asked.loss, memory_limit=asked.memory_limit
-        )
+            self.graph, data or self.data, measures=measures, loss=asked.loss,
+            memory_limit=asked.memory_limit, **part,
+        )  # fmt: skip
 
     def _check_finite(self) -> None:
         """Of one batch: methods without statistics look at no activations."""
@@ -245,20 +324,33 @@ class Run:
             )
 
     def _cut(self, plan: Plan, rewrite: Rewrite) -> tuple[nn.Module, Proof]:
-        try:
-            small = self.form.cut(self.model, plan, rewrite)
-            graph, inputs = self.proving
-            return small, verify(self.model, small, plan, inputs, rewrite=rewrite, graph=graph, seed=self.settings.seed)
-        except (EquivalenceError, PlanError) as error:
-            raise FailedCutError(plan, rewrite, error) from error
+        """On every rank, which all must come to the same."""
+        asked = self.settings
+
+        def cut() -> tuple[nn.Module, Proof] | FailedCutError:
+            try:
+                small = self.form.cut(self.model, plan, rewrite)
+                graph, inputs = self.proving
+                return small, verify(self.model, small, plan, inputs, rewrite=rewrite, graph=graph, seed=asked.seed)
+            except (EquivalenceError, PlanError) as error:
+                failed = FailedCutError(plan, rewrite, error)
+                failed.__cause__ = error
+                return failed
+
+        found = asked.ranks.together(cut)
+        asked.ranks.check_same({"proved": not isinstance(found, FailedCutError)})
+        if isinstance(found, FailedCutError):
+            raise found
+        return found
 
     def _without_what_fails(self, failed: FailedCutError) -> Form:
         """The groups at fault are frozen; what was raised is raised again where there are none, or no others."""
         graph, inputs = self.proving
-        culprits = at_fault(
-            self.model, graph, failed.plan, inputs, self.form.cut,
-            rewrite=failed.rewrite, seed=self.settings.seed,
-        )  # fmt: skip
+        culprits = self.settings.ranks.from_first(
+            lambda: at_fault(
+                self.model, graph, failed.plan, inputs, self.form.cut, rewrite=failed.rewrite, seed=self.settings.seed
+            )
+        )
         left = self.form.without(culprits)
         if not culprits or not left.graph.groups:
             raise failed.error
@@ -308,7 +400,7 @@ class Run:
         def step() -> Trained:
             returned = finetune()
             if returned is not tuned:
-                raise _AnotherNetworkError(returned)
+                raise _AnotherNetworkError(returned) if asked.ranks.world == 1 else _one_network_each(returned)
             return tuned.state_dict(keep_vars=True), self.losses
 
         try:
@@ -321,30 +413,39 @@ class Run:
     # -- what the stages share ---------------------------------------------------------------------
 
     def _begin(self, samples: Samples, size: int) -> None:
-        """Open the journal, for this run only: its settings, its weights and its data."""
-        asked = self.settings
-        if asked.journal is None:
+        """Open the journal, for this run only: its settings, its weights and its data, the same on every rank."""
+        journal, ranks = self.settings.journal, self.settings.ranks
+        if journal is None:
             return
-        keep = asked.keep.digest if isinstance(asked.keep, Plan) else asked.keep
-        told = {
-            "method": asked.name, "compensate": asked.method.compensate, "allocation": asked.method.allocation,
-            "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
-            "max_drop": asked.max_drop, "evaluate": asked.evaluate is not None,
-            "recover": str(asked.recover) if asked.recover else None, "finetune": asked.finetune is not None,
-            "batchnorm": asked.batchnorm, "protect": list(asked.protect), "round_to": asked.round_to,
-            "equal_widths": asked.equal_widths, "memory_limit": limit_bytes(asked.memory_limit),
-            "latency": str(asked.latency) if asked.latency else None, "threshold": asked.threshold,
-            "norms": asked.norms, "form": asked.form, "seed": asked.seed, "calibration_size": size,
-            "torch": torch.__version__,
-        }  # fmt: skip
-        model = content_digest(self.model.state_dict().items())
-        data = content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves))
-        asked.journal.begin({**told, "model": model, "data": data})
+        self.given = ranks.together(lambda: given_digests(self.model, samples, size))
+        asked = in_common([one.told() for one in self.asks]) if self.asks else self.settings.told()
+        told = {**asked, **self.given}
+        ranks.check_same({"actprune": actprune.__version__, **told})
+        ranks.together(lambda: journal.begin(told))
 
     def _kept(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
-        """The result of a stage, by way of the journal where there is one."""
-        journal = self.settings.journal
-        return make() if journal is None else journal.keep(f"{name}{self.turn}-{self.frozen}", kind, make)
+        """The result of a stage, by way of the journal where there is one; rank 0 makes it, and the others get it.
+
+        Raises:
+            FailedCutError: on every rank, where `make` raises it.
+        """
+        journal, ranks = self.settings.journal, self.settings.ranks
+        if journal is None:
+            return make()
+        own = self._name(name)
+        if ranks.world == 1:
+            return journal.keep(own, kind, make)
+        failed = ranks.together(lambda: _failure(lambda: journal.keep(own, kind, make)) if ranks.first else None)
+        if ranks.from_first(lambda: failed is not None):
+            raise failed or FailedElsewhereError(ranks)
+        ranks.send_file(journal.path(own, kind))
+        return ranks.together(lambda: journal.keep(own, kind, make))  # the file is there
+
+    def _name(self, stage: str) -> str:
+        return f"{stage}{self.turn}-{self.frozen}"
+
+    def _path(self, stage: str, kind: Kind[Any]) -> Path:
+        return cast("Journal", self.settings.journal).path(self._name(stage), kind)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -357,3 +458,48 @@ class Run:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.settings.tell(name, 1, 1)
+
+
+def labelled(asks: Iterable[Settings]) -> bool:
+    """Whether samples have to come with labels."""
+    return any(asked.loss is not None and "taylor" in asked.method.measures for asked in asks)
+
+
+def given_digests(model: nn.Module, samples: Samples, size: int) -> dict[str, Any]:
+    """What a run is given beside its settings."""
+    return {
+        "calibration_size": size,
+        "model": content_digest(model.state_dict().items()),
+        "data": content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves)),
+    }
+
+
+def request_of(settings: Settings, given: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a run is asked for and given."""
+    return hashlib.sha256(json.dumps({**settings.told(), **given}, sort_keys=True).encode()).hexdigest()
+
+
+def in_common(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs of one pass of statistics are asked for: all values of what they differ in, but for budgets,
+    by which their stages are named."""
+    each = {key: list(dict.fromkeys(json.dumps(one[key]) for one in told)) for key in told[0] if key != "keep"}
+    return {key: json.loads(values[0]) if len(values) == 1 else values for key, values in each.items()}
+
+
+def _failure(work: Callable[[], Any]) -> FailedCutError | None:
+    """The cut that failed in it."""
+    try:
+        work()
+    except FailedCutError as error:
+        return error
+    return None
+
+
+def _one_network_each(returned: nn.Module) -> DataError:
+    return DataError(
+        "finetune returned a network of its own, which can't be sent to the other processes.",
+        expected="the model that it was given, trained",
+        got=f"another {type(returned).__name__}",
+        where="prune(finetune=…) in a run of several processes",
+        hint="train the model in place, or run on one process",
+    )

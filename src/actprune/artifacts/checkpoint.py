@@ -80,7 +80,7 @@ def save(
             _write_text(scratch / PLAN, final.to_json())
             for name, write in (more or {}).items():
                 write(scratch / name)
-            _write_text(scratch / REPORT, json.dumps(_finite(report), indent=1, allow_nan=False))
+            _write_text(scratch / REPORT, json.dumps(finite(report), indent=1, allow_nan=False))
     except (OSError, SafetensorError, PlanError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise ArtifactError(
             "The run folder can't be written; what was there before is as it was.",
@@ -158,12 +158,13 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with null for numbers that are not finite, which JSON has no word for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _without_hash(plan: Plan) -> Plan:

@@ -87,9 +87,13 @@ class Journal:
                 hint="choose another place for the run folder",
             ) from error
 
+    def path(self, name: str, kind: Kind[Any]) -> Path:
+        """The file of a stage."""
+        return self.folder / f"{name}{kind.suffix}"
+
     def keep(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
         """The result of a stage: as an earlier run left it, else made and written now."""
-        path = self.folder / f"{name}{kind.suffix}"
+        path = self.path(name, kind)
         if not path.exists():
             with new_file(path) as scratch:
                 kind.write(scratch, make())

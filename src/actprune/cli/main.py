@@ -1,6 +1,7 @@
 """The command line: a parser, one thin call per command, and one way to show errors.
 
-Exit codes: 0 done, 1 an error that actprune explains, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error that actprune explains, 2 wrong usage, 3 another process of a run of several has failed
+or is gone, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from actprune.cli.prune import prune
 from actprune.cli.report import report
 from actprune.cli.sweep import sweep
 from actprune.cli.verify import verify
-from actprune.errors import ActpruneError
+from actprune.errors import ActpruneError, DistributedError
 
 app = typer.Typer(
     name="actprune",
@@ -55,7 +56,7 @@ def main() -> None:
         app()
     except ActpruneError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(3 if isinstance(error, DistributedError) else 1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)

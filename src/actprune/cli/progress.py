@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,8 +15,10 @@ Tell = Callable[[str, int, int], None]
 """(stage, done, total)."""
 
 
-def progress_of(log_json: bool) -> AbstractContextManager[Tell]:
-    """What `--log-json` asks for."""
+def progress_of(log_json: bool, quiet: bool = False) -> AbstractContextManager[Tell]:
+    """What `--log-json` asks for; nothing at all where `quiet`."""
+    if quiet:
+        return nullcontext(lambda stage, done, total: None)
     return lines() if log_json else bars()
 
 

@@ -62,6 +62,7 @@ def prune(
 
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
+    from actprune.distributed import launched
     from actprune.pipeline import predict
     from actprune.pipeline import prune as run
     from actprune.report.table import prediction_table, tables
@@ -72,10 +73,11 @@ def prune(
         "round_to": rounded(round_to), "equal_widths": equal_widths, "memory_limit": memory_limit,
         "confidence": rounded(confidence),
     }  # fmt: skip
-    console = Console(highlight=False)
+    quiet = launched()[0] > 0  # of several processes the first one speaks
+    console = Console(highlight=False, quiet=quiet)
     with (
         redirect_stdout(sys.stderr),
-        progress_of(log_json) as progress,
+        progress_of(log_json, quiet) as progress,
     ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seed, data)
         model, samples = recipe.model(), recipe.calibration()
@@ -85,8 +87,9 @@ def prune(
         else:
             arguments["finetune"] = recipe.optional("finetune")
             found = run(model, samples, **arguments, save_to=out, resume=resume).report
-    if as_json:
+    if as_json and not quiet:
         typer.echo(json.dumps(found.to_data(), indent=1))
+    if as_json:
         return
     console.print(prediction_table(found) if dry_run else tables(found))
     if not dry_run:

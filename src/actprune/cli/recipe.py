@@ -37,10 +37,10 @@ _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """The functions of a project; each call begins with the random state of the seed."""
+    """The functions of a project; each call begins with the random state of the seed, if there is one."""
 
     text: str
-    seed: int
+    seed: int | None
     functions: dict[str, Callable[..., Any]]
 
     def model(self) -> Any:
@@ -99,9 +99,10 @@ class Recipe:
         import numpy as np
         import torch
 
-        random.seed(self.seed)
-        np.random.seed(self.seed)
-        torch.manual_seed(self.seed)
+        if self.seed is not None:
+            random.seed(self.seed)
+            np.random.seed(self.seed)
+            torch.manual_seed(self.seed)
         return self.functions[name](*args)
 
 

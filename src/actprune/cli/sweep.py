@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,16 +20,14 @@ from actprune.cli.options import (
     FormName,
     LogJson,
     MemoryLimit,
-    MethodName,
     Protect,
     RecipeSpec,
     Resamples,
     RoundTo,
     Samples,
-    Seed,
     rounded,
 )
-from actprune.cli.recipe import DEFAULT
+from actprune.cli.recipe import DEFAULT, Recipe
 from actprune.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def sweep(
     keep: Annotated[list[str], typer.Option(help="A budget: macs=50%, params=10%, …; several times.")],
     spec: RecipeSpec = DEFAULT,
     data: Samples = None,
-    method: MethodName = "sgd-ap",
+    method: Annotated[list[str] | None, typer.Option(help="sgd-ap (the default), l2, …; several times.")] = None,
     allocation: Allocation = None,
     compensate: Compensate = None,
     protect: Protect = None,
@@ -50,7 +49,8 @@ def sweep(
     memory_limit: MemoryLimit = None,
     form: FormName = "class",
     confidence: Resamples = "auto",
-    seed: Seed = 0,
+    seed: Annotated[list[int] | None, typer.Option(help="Of everything random, 0 else; several times.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own; -1: one for each core.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the run folders and the frontier.")] = Path("runs/sweep"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that was interrupted there.")] = False,
     as_json: AsJson = False,
@@ -58,18 +58,24 @@ def sweep(
 ) -> None:
     """Prune to several budgets, of one pass of statistics: accuracy against cost.
 
+    With several methods or seeds, to every budget with each of them.
+
     Each result is a run folder below --out; frontier.json and frontier.md say what was reached.
 
     Example: actprune sweep recipe.py --keep macs=70% --keep macs=50% --out runs/sweep
+
+    Example: actprune sweep recipe.py --keep macs=50% --method sgd-ap --method l2 --seed 0 --seed 1 --jobs 4
     """
-    names = _folders(keep)
+    _check_different(keep)
+    methods, seeds = method or ["sgd-ap"], seed or [0]
     from rich.console import Console
 
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts
-    from actprune.pipeline import sweep as run
     from actprune.report.frontier import Frontier, Point
+    from actprune.sweeping import run_names
+    from actprune.sweeping import sweep as run
 
     if not resume:
         _check_free(out)
@@ -78,15 +84,17 @@ def sweep(
         redirect_stdout(sys.stderr),
         progress_of(log_json) as progress,
     ):  # what the user's code prints is no part of the answer
-        recipe = load_recipe(spec, seed, data)
+        recipe = load_recipe(spec, seeds[0], data)
+        own = recipe if len(seeds) == 1 else replace(recipe, seed=None)  # then every run brings its own
         results = run(
-            recipe.model(), recipe.calibration(), keep, method=method, allocation=allocation, compensate=compensate,
+            recipe.model(), _calibration(recipe, seeds), keep, methods=methods, seeds=seeds, jobs=jobs,
+            allocation=allocation, compensate=compensate,
             protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths,
-            memory_limit=memory_limit, form=form, seed=seed,
+            memory_limit=memory_limit, form=form,
             confidence=rounded(confidence), progress=progress,
-            evaluate=recipe.optional("evaluate"), finetune=recipe.optional("finetune"), save_to=out, resume=resume,
+            evaluate=own.optional("evaluate"), finetune=own.optional("finetune"), save_to=out, resume=resume,
         )  # fmt: skip
-        for result, budget, name in zip(results, keep, names, strict=True):
+        for result, (budget, name) in zip(results, run_names(keep, methods, seeds), strict=True):
             points.append(Point(budget, name, result.report))
             # written each time, so that an interruption leaves what was reached
             write_texts(out, dict(zip(FRONTIER_FILES, _texts(Frontier(points)), strict=True)))
@@ -103,13 +111,17 @@ def _texts(found: Frontier) -> tuple[str, str]:
     return json.dumps(found.to_data(), indent=1), found.to_markdown()
 
 
-def _folders(keeps: list[str]) -> list[str]:
-    """The name of a folder for each budget: macs-50."""
-    budgets = [parse(keep) for keep in keeps]
-    names = [budget.slug for budget in budgets]
+def _check_different(keeps: list[str]) -> None:
+    names = [parse(keep).slug for keep in keeps]
     if len(set(names)) < len(names):
         raise typer.BadParameter("every budget once", param_hint="--keep")
-    return names
+
+
+def _calibration(recipe: Recipe, seeds: list[int]) -> Any:
+    """The batches; of several seeds a function, for each draws its own."""
+    if len(seeds) == 1:
+        return recipe.calibration()
+    return lambda seed: replace(recipe, seed=seed).calibration()
 
 
 def _check_free(out: Path) -> None:

@@ -56,6 +56,9 @@ class GroupGuide:
     path_support: Mapping[int, tuple[int, ...]] = field(repr=False)
 
 
+TIE = 1e-7
+"""Held-out errors that differ by a smaller share are equal, and those below its square are zero."""
+
 WHOLE = "whole"
 """The criterion of a group that is not cut."""
 
@@ -159,14 +162,21 @@ class Guide:
             return Choice(units, criterion, None)
         judge = Judge(group)
         errors = {units: judge(units) for units in candidates}
-        best = min(errors, key=errors.__getitem__)
+        best = _least(errors)
         if len(own.orders) > 1 and small:
             swapped = tuple(swap(group, best, SWAPS))
             if swapped not in errors:
                 errors[swapped] = judge(swapped)
                 candidates[swapped] = f"{candidates[best]}, swapped"
-            best = min(errors, key=errors.__getitem__)
+            best = _least(errors)
         return Choice(best, candidates[best], errors[best])
+
+
+def _least(errors: Mapping[tuple[int, ...], float]) -> tuple[int, ...]:
+    """The first of the supports that none beats by more than rounding: supports that differ in dead units are equally
+    good, and rounding, such as that of another order of the batches, must not choose among them."""
+    most = min(errors.values()) * (1 + TIE) + TIE**2
+    return next(units for units, error in errors.items() if error <= most)
 
 
 def guide(

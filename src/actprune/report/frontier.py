@@ -1,4 +1,4 @@
-"""What a sweep found, budget by budget: the content of `frontier.json` and `frontier.md`."""
+"""What a sweep found, run by run: the content of `frontier.json` and `frontier.md`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,14 @@ class Frontier:
         """JSON values, with the schema first."""
         first = self.points[0].report
         points = [
-            {"keep": one.keep, "folder": one.folder, **asdict(one.report.final), "frontier": self.best(one)}
+            {
+                "keep": one.keep, "method": one.report.method, "seed": one.report.seed, "folder": one.folder,
+                **asdict(one.report.final), "frontier": self.best(one),
+            }
             for one in self.points
-        ]
+        ]  # fmt: skip
         return {
-            "schema": FRONTIER, "model": first.model, "method": first.method, "dense": asdict(first.dense),
+            "schema": FRONTIER, "model": first.model, "method": self._methods(), "dense": asdict(first.dense),
             "points": points,
         }  # fmt: skip
 
@@ -52,7 +55,7 @@ class Frontier:
         """A table, one row for each network."""
         first = self.points[0].report
         header, rows = self._table()
-        return "\n".join([f"# {first.model}: {first.method}", "", *md_table(header, rows)])
+        return "\n".join([f"# {first.model}: {self._methods()}", "", *md_table(header, rows)])
 
     def to_table(self) -> Table:
         """The same for a terminal, without what 80 columns have no room for."""
@@ -65,12 +68,22 @@ class Frontier:
             table.add_row(*(row[i] for i in shown))
         return table
 
+    def _methods(self) -> str:
+        return ", ".join(dict.fromkeys(one.report.method for one in self.points))
+
+    def _label(self, point: Point) -> str:
+        """The budget, and what else tells the run from others."""
+        methods, seeds = ({getattr(one.report, key) for one in self.points} for key in ("method", "seed"))
+        own = [point.report.method] if len(methods) > 1 else []
+        own += [f"seed {point.report.seed}"] if len(seeds) > 1 else []
+        return ", ".join([point.keep, *own])
+
     def _table(self) -> tuple[list[str], list[list[str]]]:
         dense = self.points[0].report.dense
         percent = all(one.report.in_percent for one in self.points)
         marks = {None: "–", True: "yes", False: "no"}
         rows = [
-            [one.keep, *cells(one.report.final, dense, percent), marks[self.best(one)], one.folder]
+            [self._label(one), *cells(one.report.final, dense, percent), marks[self.best(one)], one.folder]
             for one in self.points
         ]
         header = ["budget", *headings(percent), "frontier", "run"]

@@ -165,6 +165,8 @@ class Report:
         rivals: name → the same widths cut in another way, for comparison.
         peak_bytes: the most memory that the process had held by the end; None where the system does not say.
         command: what was typed, where the run was started from the command line.
+        request: SHA-256 of the settings, the weights and the data, where a run folder was asked for; a sweep knows its
+            finished runs by it.
     """
 
     model: str
@@ -189,6 +191,7 @@ class Report:
     rivals: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
     command: str | None = None
     peak_bytes: int | None = None
+    request: str | None = None
 
     @property
     def final(self) -> Stage:

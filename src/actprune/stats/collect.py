@@ -136,6 +136,7 @@ def collect(
     measures: Iterable[str] = (),
     loss: Loss | None = None,
     total: int | None = None,
+    first: int = 0,
     memory_limit: MemoryLimit = None,
 ) -> Stats:
     """Gather the statistics of every consumer and group of `graph`.
@@ -149,6 +150,7 @@ def collect(
         total: number of samples of all parts together, where these are one part of what will be merged. The patches of
             a convolution overlap: of large maps only so many positions count that there are `ROWS` rows for each
             column, and every part must take the same.
+        first: number of samples of the parts before this one, for samples are dealt to the folds by their number.
         memory_limit: what all covariances together may take; where they would take more there are fewer folds, then the
             widest consumers have none: "4GB", bytes, or None for a quarter of the machine's.
 
@@ -156,10 +158,10 @@ def collect(
         DataError: no data, data of another shape, no labels for a loss, or activations that are NaN or infinite.
         PlanError: an unknown measure.
     """
-    others = Measures(graph, measures, loss)
+    others = Measures(graph, measures, loss, first)
     data = fit(graph.program, calibration, labels=others.labelled)
     room = folds_within(graph, folds, limit_bytes(memory_limit))
-    collector = _Collector(graph, room, total or data.samples)
+    collector = _Collector(graph, room, total or data.samples, first)
 
     def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
         collector(node, args, value)
@@ -218,8 +220,8 @@ def _check_same_form(a: Stats, b: Stats) -> None:
 class _Collector:
     """The observer of one pass."""
 
-    def __init__(self, graph: Graph, folds: Mapping[str, int], total: int) -> None:
-        self.graph, self.folds, self.total = graph, folds, total
+    def __init__(self, graph: Graph, folds: Mapping[str, int], total: int, first: int) -> None:
+        self.graph, self.folds, self.total, self.first = graph, folds, total, first
         self.sites: dict[str, list[Moments]] = {}
         self.units: dict[str, Activation] = {}
         self.layers: dict[str, Moments] = {}
@@ -312,7 +314,7 @@ class _Collector:
     def _rows(self, name: str, rows: Tensor, numbers: Tensor) -> None:
         """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one."""
         folds = self.folds[name]
-        fold = (numbers + self.samples) % folds
+        fold = (numbers + self.first + self.samples) % folds
         found = [moments(rows[fold == f].flatten(0, 1)) for f in range(folds)]
         known = self.sites.get(name)
         self.sites[name] = found if known is None else list(map(merge, known, found))

@@ -27,15 +27,18 @@ MEASURES = ("taylor", *OF_MAPS)
 class Measures:
     """The measures of one pass.
 
+    Args:
+        first: number of samples that other passes see before this one.
+
     Attributes:
         found: measure → group name → its values per unit so far.
         labelled: whether the loss needs labels.
     """
 
-    def __init__(self, graph: Graph, names: Iterable[str], loss: Loss | None) -> None:
+    def __init__(self, graph: Graph, names: Iterable[str], loss: Loss | None, first: int = 0) -> None:
         self.found: dict[str, dict[str, Spread]] = {known(name, MEASURES, "measure"): {} for name in names}
         self.labelled = loss is not None and "taylor" in self.found
-        self._graph, self._loss = graph, loss
+        self._graph, self._loss, self._first = graph, loss, first
         self._places: dict[str, list[tuple[str, Place]]] = {}
         if self.found.keys() & OF_MAPS.keys():
             for name, place in places(graph).items():
@@ -48,7 +51,7 @@ class Measures:
             for measure in self.found.keys() & OF_MAPS.keys():
                 seen = self.found[measure].get(name)
                 most = affordable(maps, SAMPLES) if measure == "chip" else SAMPLES
-                left = most - (0 if seen is None else seen.count * _samples_per_value(maps, measure))
+                left = most - self._first - (0 if seen is None else seen.count * _samples_per_value(maps, measure))
                 if left > 0:
                     self._add(measure, name, OF_MAPS[measure](maps[:left]))
 

@@ -1,7 +1,9 @@
-"""Stats as a safetensors file: no pickle, any machine."""
+"""Stats as named tensors and counts, and as a safetensors file of them: no pickle, any machine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,14 +16,33 @@ from actprune.stats.moments import Moments, Spread
 
 SCHEMA = "actprune.stats/1"
 
+_COUNT = "count "
+"""What the names of counts begin with in the metadata."""
 
-def save_stats(stats: Stats, path: str | Path) -> None:
-    """Write `stats`; every moment is an entry `kind/name/part/field`, counts are in the metadata."""
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """Statistics as a file holds them.
+
+    Attributes:
+        tensors: `kind/name/part/field` → tensor, all of them float64.
+        counts: `kind/name/part` → number of values behind its mean and its deviations.
+        samples, measures: as in `Stats`, of the measures the names.
+    """
+
+    tensors: Mapping[str, Tensor]
+    counts: Mapping[str, int]
+    samples: int
+    measures: tuple[str, ...]
+
+
+def flat(stats: Stats) -> Flat:
+    """The tensors of `stats`, not copied."""
     tensors: dict[str, Tensor] = {}
-    counts: dict[str, str] = {"schema": SCHEMA, "samples": str(stats.samples), "measures": " ".join(stats.measures)}
+    counts: dict[str, int] = {}
 
     def put(prefix: str, item: Moments | Spread) -> None:
-        counts[f"count {prefix}"] = str(item.count)
+        counts[prefix] = item.count
         tensors[f"{prefix}/mean"] = item.mean.contiguous()
         rest = item.scatter if isinstance(item, Moments) else item.deviations
         tensors[f"{prefix}/rest"] = rest.contiguous()
@@ -41,7 +62,15 @@ def save_stats(stats: Stats, path: str | Path) -> None:
         put(f"units/{name}/absolute", unit.absolute)
         for key in ("positive", "least", "most"):
             tensors[f"units/{name}/{key}"] = getattr(unit, key).contiguous()
-    save_file(tensors, str(path), metadata=counts)
+    return Flat(tensors, counts, stats.samples, tuple(stats.measures))
+
+
+def save_stats(stats: Stats, path: str | Path) -> None:
+    """Write `stats`; counts are in the metadata."""
+    found = flat(stats)
+    counts = {f"count {prefix}": str(count) for prefix, count in found.counts.items()}
+    told = {"schema": SCHEMA, "samples": str(found.samples), "measures": " ".join(found.measures)}
+    save_file(dict(found.tensors), str(path), metadata={**told, **counts})
 
 
 def load_stats(path: str | Path) -> Stats:
@@ -58,19 +87,33 @@ def load_stats(path: str | Path) -> Stats:
         raise _unreadable(path, str(error)) from error
     if counts.get("schema") != SCHEMA:
         raise _unreadable(path, f"schema {counts.get('schema')}")
+    try:
+        known = {key.removeprefix(_COUNT): int(count) for key, count in counts.items() if key.startswith(_COUNT)}
+        return raised(Flat(tensors, known, int(counts["samples"]), tuple(counts.get("measures", "").split())))
+    except (KeyError, ValueError) as error:
+        raise _unreadable(path, f"a missing or broken entry: {error}") from error
+
+
+def raised(found: Flat) -> Stats:
+    """The statistics that `flat` has laid flat.
+
+    Raises:
+        KeyError, ValueError: an entry is missing.
+    """
+    counts, tensors = found.counts, found.tensors
 
     def moments(prefix: str) -> Moments:
-        return Moments(int(counts[f"count {prefix}"]), tensors[f"{prefix}/mean"], tensors[f"{prefix}/rest"])
+        return Moments(counts[prefix], tensors[f"{prefix}/mean"], tensors[f"{prefix}/rest"])
 
     def spread(prefix: str) -> Spread:
-        return Spread(int(counts[f"count {prefix}"]), tensors[f"{prefix}/mean"], tensors[f"{prefix}/rest"])
+        return Spread(counts[prefix], tensors[f"{prefix}/mean"], tensors[f"{prefix}/rest"])
 
     def names(kind: str) -> list[str]:
-        prefixes = (key.removeprefix("count ") for key in counts if key.startswith(f"count {kind}/"))
+        prefixes = (prefix for prefix in counts if prefix.startswith(f"{kind}/"))
         return sorted({prefix.split("/", 1)[1].rsplit("/", 1)[0] for prefix in prefixes})  # a header has no order
 
     def folds(node: str) -> tuple[Moments, ...]:
-        count = sum(key.startswith(f"count sites/{node}/") for key in counts)
+        count = sum(key.startswith(f"sites/{node}/") for key in counts)
         return tuple(moments(f"sites/{node}/{fold}") for fold in range(count))
 
     def unit(name: str) -> Activation:
@@ -79,23 +122,20 @@ def load_stats(path: str | Path) -> Stats:
         return Activation(spread(f"{prefix}/signed"), spread(f"{prefix}/absolute"), *rest)
 
     def measures() -> dict[str, dict[str, Spread]]:
-        found: dict[str, dict[str, Spread]] = {measure: {} for measure in counts.get("measures", "").split()}
+        each: dict[str, dict[str, Spread]] = {measure: {} for measure in found.measures}
         for name in names("measures"):
             measure, group = name.split("/", 1)
-            found.setdefault(measure, {})[group] = spread(f"measures/{name}/0")
-        return found
+            each.setdefault(measure, {})[group] = spread(f"measures/{name}/0")
+        return each
 
-    try:
-        return Stats(
-            sites={node: folds(node) for node in names("sites")},
-            units={name: unit(name) for name in names("units")},
-            layers={node: moments(f"layers/{node}/0") for node in names("layers")},
-            maps={name: spread(f"maps/{name}/0") for name in names("maps")},
-            samples=int(counts["samples"]),
-            measures=measures(),
-        )
-    except (KeyError, ValueError) as error:
-        raise _unreadable(path, f"a missing or broken entry: {error}") from error
+    return Stats(
+        sites={node: folds(node) for node in names("sites")},
+        units={name: unit(name) for name in names("units")},
+        layers={node: moments(f"layers/{node}/0") for node in names("layers")},
+        maps={name: spread(f"maps/{name}/0") for name in names("maps")},
+        samples=found.samples,
+        measures=measures(),
+    )
 
 
 def _unreadable(path: str | Path, got: str) -> ArtifactError:

@@ -1,0 +1,366 @@
+"""Several processes that do one run together: ranks of `torch.distributed`, which this file alone talks to.
+
+    torchrun --nproc-per-node 4 -m actprune prune recipe.py
+
+What passes between them is tensors: statistics as float64, JSON and files as bytes. Nothing is pickled, so nothing that
+arrives can run. While a rank works, a thread of its own tells the others every half second that it is alive (`_Pulse`);
+so the others may wait for hours, and still hear within a moment when one of them fails or is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actprune.errors import DistributedError
+
+T = TypeVar("T")
+
+TIMEOUT = "ACTPRUNE_TIMEOUT"
+"""The environment variable with the seconds after which a rank that does not answer counts as gone."""
+
+SECONDS = 300.0
+"""Where it is not set. A process that is dead is noticed at once: its connections are closed."""
+
+PERIOD = 0.5
+"""Seconds between two pulses."""
+
+PIECE = 1 << 26
+"""Bytes of a file that are sent at a time."""
+
+TEXT = 4096
+"""Bytes of an error that the other ranks hear."""
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment that torchrun sets, and `init_process_group` reads."""
+
+_LED = re.compile(r"^\[\S+:\d+\] ")
+"""What a message of gloo begins with: a line of its source."""
+
+RESUME = "once it is mended, the same command with --resume (resume=True) goes on from the last finished stage"
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """The processes of a run, as one of them sees them. All methods are called on every rank, in the same order.
+
+    Attributes:
+        rank: the number of this process, 0 … world − 1. Rank 0 decides and writes.
+        world: how many there are.
+        group: a gloo group of all of them, for what is in the memory of the CPU; None where there is one process.
+    """
+
+    rank: int
+    world: int
+    group: Any = field(default=None, repr=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that decides and writes."""
+        return self.rank == 0
+
+    def shard(self, count: int) -> range:
+        """Which of `count` things in a row are this rank's: equal shares, the first ranks one more; maybe none."""
+        each, more = divmod(count, self.world)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` on every rank: it ends on all of them, or fails on all. No rank may call another one in it.
+
+        Raises:
+            DistributedError: another rank has failed, or is gone. What this one does is then interrupted.
+        """
+        if self.world == 1:
+            return work()
+        pulse = _Pulse(self)
+        try:
+            with pulse:
+                return work()
+        except KeyboardInterrupt:
+            if pulse.interrupted and pulse.lost is not None:
+                raise pulse.lost from None
+            raise
+        finally:
+            pulse.put_back()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, a value that JSON can hold; the others wait for it."""
+        if self.world == 1:
+            return make()
+        text = self.together(lambda: json.dumps(make()) if self.first else "")
+        return json.loads(self._bytes(text.encode()))
+
+    def send_file(self, path: Path) -> None:
+        """Put rank 0's file at `path` on every rank, and compare what arrived."""
+        if self.world == 1:
+            return
+        size = self.from_first(lambda: path.stat().st_size)
+        found = hashlib.sha256()
+        with path.open("rb" if self.first else "wb") as file:
+            for start in range(0, size, PIECE):
+                length = min(PIECE, size - start)
+                piece = self._piece(file.read(length) if self.first else b"", length)
+                found.update(piece)
+                if not self.first:
+                    file.write(piece)
+        self.check_same({path.name: found.hexdigest()})
+
+    def check_same(self, told: Mapping[str, Any]) -> None:
+        """That every rank has the same values as rank 0.
+
+        Raises:
+            DistributedError: on every rank, where one has others; it names the value and the rank.
+        """
+        if self.world == 1:
+            return
+        own = json.loads(json.dumps(dict(told), default=str))
+        first = self.from_first(lambda: own)
+        self.together(lambda: self._compare(own, first))
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Of all ranks, in place."""
+        return self._reduced(x, dist.ReduceOp.SUM)
+
+    def least_(self, x: Tensor) -> Tensor:
+        """Of all ranks, in place."""
+        return self._reduced(x, dist.ReduceOp.MIN)
+
+    def most_(self, x: Tensor) -> Tensor:
+        """Of all ranks, in place."""
+        return self._reduced(x, dist.ReduceOp.MAX)
+
+    def lost(self, got: str) -> DistributedError:
+        """What is said where a rank does not answer."""
+        return DistributedError(
+            "Another process of the run is gone, or does not answer.",
+            expected=f"{self.world} processes that all call prune, and answer within {_seconds():g} s ({TIMEOUT})",
+            got=_LED.sub("", got.strip().partition("\n")[0]).partition(". ")[0][:300],
+            where=f"rank {self.rank} of {self.world}",
+            hint=f"look for what the other processes wrote at their end; {RESUME}",
+        )
+
+    # ---- tensors
+
+    def _compare(self, own: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+        for key in {**first, **own}:
+            if own.get(key) != first.get(key):
+                raise DistributedError(
+                    "The processes of the run do not do the same thing.",
+                    expected=f"{key}={_short(first.get(key))}, as rank 0 has it",
+                    got=f"{key}={_short(own.get(key))}",
+                    where=f"rank {self.rank} of {self.world}",
+                    hint="start every process with the same recipe, data, weights, settings and versions; data that "
+                    "are drawn need a seed",
+                )
+
+    def _bytes(self, content: bytes) -> bytes:
+        """Those of rank 0."""
+        size = self._sent(torch.tensor([len(content)]))
+        return self._piece(content, int(size))
+
+    def _piece(self, content: bytes, length: int) -> bytes:
+        """So many bytes of rank 0."""
+        held = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.first and content else None
+        return self._sent(torch.empty(length, dtype=torch.uint8) if held is None else held).numpy().tobytes()
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """Rank 0's tensor on every rank."""
+        if x.numel():
+            self._answered(lambda: dist.broadcast(x, 0, group=self.group))
+        return x
+
+    def _reduced(self, x: Tensor, how: Any) -> Tensor:
+        if self.world == 1:
+            return x
+        if x.is_cuda and "nccl" in str(dist.get_backend_config()):
+            self._answered(lambda: dist.all_reduce(x, how))
+            return x
+        held = x.cpu()
+        self._answered(lambda: dist.all_reduce(held, how, group=self.group))
+        return x if held is x else x.copy_(held)
+
+    def _answered(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            raise self.lost(str(error)) from error
+
+
+ALONE = Ranks(0, 1)
+"""One process."""
+
+
+class _Pulse:
+    """While this rank works: the thread that tells the others so, and hears that they do.
+
+    Each pulse is one all-reduce of two numbers, how many ranks are done and how many have failed. It takes as long as
+    the slowest rank's thread, never as long as its work.
+
+    Attributes:
+        lost: what is to be raised here, for another rank failed or is gone.
+        interrupted: whether the work here was interrupted for it.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.interrupted = ranks, False
+        self.lost: DistributedError | None = None
+        self._done, self._failed = False, ""
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._beat, name="actprune pulse", daemon=True)
+        main = threading.current_thread() is threading.main_thread()
+        self._handler = signal.getsignal(signal.SIGINT) if main else None
+
+    def __enter__(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._signalled)
+        self._thread.start()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._failed = "" if error is None else f"{type(error).__name__}: {error}"
+            self._done = error is None
+        self._ended.set()
+        self._thread.join()
+        if error is None and self.lost is not None:
+            raise self.lost
+
+    def put_back(self) -> None:
+        """The handler of interrupts that was there before."""
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def _beat(self) -> None:
+        try:
+            while True:
+                self._ended.wait(PERIOD)
+                told = torch.tensor([int(self._done), int(bool(self._failed))])
+                dist.all_reduce(told, group=self.ranks.group)
+                done, failed = told.tolist()
+                if failed:
+                    self.lost = self._heard()
+                    break
+                if done == self.ranks.world:
+                    return
+        except RuntimeError as error:  # of gloo: a connection is closed, or nothing came for too long
+            self.lost = self.ranks.lost(str(error))
+        self._interrupt()
+
+    def _heard(self) -> DistributedError:
+        """What the ranks that failed say."""
+        own = torch.zeros(TEXT, dtype=torch.uint8)
+        content = self._failed.encode()[:TEXT]
+        if content:
+            own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        each = [torch.empty_like(own) for _ in range(self.ranks.world)]
+        dist.all_gather(each, own, group=self.ranks.group)
+        texts = [one.numpy().tobytes().rstrip(b"\0").decode(errors="replace") for one in each]
+        told = "\n    ".join(f"rank {i}: {text}" for i, text in enumerate(texts) if text)
+        return DistributedError(
+            "Another process of the run has failed.",
+            expected=f"{self.ranks.world} processes that all go on",
+            got=told.replace("\n", "\n    "),
+            where=f"rank {self.ranks.rank} of {self.ranks.world}",
+            hint=RESUME,
+        )
+
+    def _interrupt(self) -> None:
+        """End the work that is going on here, also where it sleeps: nobody waits for it any more."""
+        with self._lock:
+            if self._handler is None or self._done or self._failed:
+                return
+            self.interrupted = True
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            else:
+                signal.raise_signal(signal.SIGINT)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        """The signal is its own here even where a shell has it ignored, as for what it starts in the background."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if callable(self._handler):
+            self._handler(number, frame)
+
+
+def launched() -> tuple[int, int]:
+    """Rank and number of processes, as an initialised group or torchrun's environment says; 0 and 1 without."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    if all(name in os.environ for name in LAUNCHED):
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The processes of this run: those of an initialised group, or those that torchrun started; else this one alone.
+
+    Args:
+        device: where the model is. A group that is made here, and destroyed at the end, is gloo, and nccl for CUDA
+            where every process of this machine has a device of its own.
+
+    Raises:
+        DistributedError: not all of them are there within the time-out.
+    """
+    rank, world = launched()
+    if world == 1:
+        yield ALONE
+        return
+    own = not dist.is_initialized()
+    ranks = Ranks(rank, world)
+    timeout = timedelta(seconds=_seconds())
+    if own:
+        ranks._answered(lambda: dist.init_process_group(_backend(device), timeout=timeout))
+    made: list[Any] = []
+    try:
+        ranks._answered(lambda: made.append(dist.new_group(backend="gloo", timeout=timeout)))
+        yield Ranks(rank, world, made[0])
+    finally:
+        if own:
+            dist.destroy_process_group()
+        elif made:
+            dist.destroy_process_group(made[0])
+
+
+def _backend(device: torch.device) -> str:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    enough = device.type == "cuda" and dist.is_nccl_available() and here <= torch.cuda.device_count()
+    return "cpu:gloo,cuda:nccl" if enough else "gloo"
+
+
+def _seconds() -> float:
+    given = os.environ.get(TIMEOUT, str(SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise DistributedError(
+            "The time-out is no time.",
+            expected="seconds, more than 0",
+            got=repr(given),
+            where=f"environment variable {TIMEOUT}",
+            hint=f"leave it out for {SECONDS:g} s",
+        )
+    return seconds
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

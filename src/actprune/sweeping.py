@@ -1,0 +1,310 @@
+"""`sweep`: budgets × methods × seeds, of one pass of statistics for each seed; here or by other processes (joblib)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from torch import nn
+
+from actprune.allocation.budget import Keep, parse
+from actprune.artifacts.checkpoint import check_output
+from actprune.artifacts.files import read_text
+from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, file_of
+from actprune.artifacts.journal import journal_of
+from actprune.artifacts.plan_file import read_plan
+from actprune.data import Samples, take
+from actprune.distributed import launched
+from actprune.errors import ArtifactError, BudgetError, DataError, DistributedError
+from actprune.keras3.backend import is_keras
+from actprune.keras3.bridge import as_batches, load
+from actprune.pipeline import arguments_of, pruned, returned, settings_of, undisturbed
+from actprune.plan import Plan
+from actprune.report.reading import read_report
+from actprune.report.record import Report
+from actprune.result import Result
+from actprune.settings import Settings
+from actprune.stages import Run, given_digests, labelled, request_of
+from actprune.stats.collect import Stats
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A run of a sweep that this call has not made itself, as its folder has it.
+
+    Attributes:
+        plan, report: as in `Result`.
+        folder: the run folder; gone, where none was asked for.
+    """
+
+    plan: Plan
+    report: Report = field(repr=False)
+    folder: Path
+    _dense: Any = field(repr=False)
+    _example: Any = field(repr=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """The network of the run, loaded when it is first asked for; see `actprune.load`."""
+        return load(self.folder, self._dense, self._example)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One run: its arguments, and the name of its folder."""
+
+    given: Mapping[str, Any]
+    name: str
+
+    @property
+    def seed(self) -> int:
+        return self.given["seed"]
+
+
+def sweep(
+    model: nn.Module,
+    calibration: Iterable[Any] | Callable[[int], Iterable[Any]],
+    keeps: Sequence[Keep],
+    *,
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 1,
+    save_to: str | Path | None = None,
+    resume: bool = False,
+    **arguments: Any,
+) -> Iterator[Result | Finished]:
+    """`prune` for all budgets × methods × seeds; a result as soon as it is there, seed by seed and method by method.
+
+    There is one capture and one pass of statistics for each seed.
+
+    Args:
+        calibration: as for `prune`; or a function seed → batches, where every seed shall draw its own.
+        methods, seeds: instead of `method=` and `seed=`.
+        jobs: how many runs at a time. One: in this process. More, or −1 for as many as there are cores: each in a
+            process of its own, by joblib's back end loky, or the one that `joblib.parallel_config` names (dask, ray).
+            What they get is pickled in memory, by joblib; nothing that is pickled is written or read here. Such runs
+            come back as `Finished`, which has `model`, `plan` and `report`.
+        save_to: write each result there as a run folder, named after its budget (`macs-50`; with several methods or
+            seeds `macs-50-l2-seed1`). Until the last one is there, every stage leaves its result in folders whose names
+            end in ".unfinished".
+        resume: go on from what an interrupted sweep left there: the end is the same. Runs whose folders are there are
+            read, not made again, and come back as `Finished`.
+        arguments: those of `prune` but `keep` and `inplace`.
+
+    Raises:
+        BudgetError, ArtifactError, DataError, DistributedError: before any work, where the runs can't be made or
+            written like this.
+    """
+    if "keep" in arguments or arguments.get("inplace"):
+        raise TypeError("sweep() takes neither keep= nor inplace=: it has keeps, and leaves the model as it is")
+    several = {"methods": methods, "seeds": seeds}
+    asked = _all_asked(model, keeps, several, {**arguments, "save_to": save_to, "resume": resume})
+    _check_processes(model, jobs)
+    for one in asked if save_to is not None else ():
+        folder = one.given["save_to"]
+        check_output(folder, overwrite=resume and folder.exists())
+    known: Samples | None = None
+    for seed in dict.fromkeys(one.seed for one in asked):
+        group = [one for one in asked if one.seed == seed]
+        if not isinstance(calibration, Iterable):
+            known = _samples(model, calibration(seed), group)
+        known = known or _samples(model, cast("Iterable[Any]", calibration), group)
+        own = f"-seed{seed}" if len(group) < len(asked) else ""
+        place = None if save_to is None else Path(save_to).with_name(Path(save_to).name + own)
+        yield from _of_one_seed(model, known, group, jobs, place, resume)
+
+
+def run_names(keeps: Sequence[Keep], methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[Any, str]]:
+    """Budget and folder of every run, in the order in which they come."""
+    return [(keep, name) for keep, _, _, name in _runs(keeps, methods, seeds)]
+
+
+def _runs(keeps: Sequence[Keep], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Any, str, int, str]]:
+    """Budget, method, seed and name of every run, seed by seed and method by method."""
+    for seed, method, keep in product(seeds, methods, keeps):
+        parts = [parse(keep).slug]  # type: ignore[arg-type]
+        parts += [method] if len(methods) > 1 else []
+        parts += [f"seed{seed}"] if len(seeds) > 1 else []
+        yield keep, method, seed, "-".join(parts)
+
+
+def _all_asked(
+    model: nn.Module, keeps: Sequence[Keep], several: Mapping[str, Sequence[Any]], arguments: Mapping[str, Any]
+) -> list[_Asked]:
+    usual = arguments_of(model, (), arguments)
+    methods = tuple(several["methods"]) or (usual["method"],)
+    seeds = tuple(several["seeds"]) or (usual["seed"],)
+    found: list[_Asked] = []
+    for keep, method, seed, name in _runs(keeps, methods, seeds):
+        folder = None if usual["save_to"] is None else Path(usual["save_to"]) / name
+        given = {**usual, "keep": keep, "method": method, "seed": seed, "save_to": folder}
+        settings_of(given).budget()  # whatever is wrong is told before the work
+        found.append(_Asked(given, name))
+    names = [one.name for one in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BudgetError(
+            "Two runs would have one run folder.",
+            expected="budgets, methods and seeds that differ",
+            got=f"{twice[0]} twice",
+            where="sweep(keeps=…)",
+            hint="leave one of them out",
+        )
+    return found
+
+
+def _check_processes(model: nn.Module, jobs: int) -> None:
+    if launched()[1] > 1:
+        raise DistributedError(
+            "A sweep is no run of several ranks.",
+            expected="one process, which starts others itself",
+            got=f"{launched()[1]} ranks",
+            where="sweep, under torchrun or in an initialised group",
+            hint="call sweep(jobs=…) (--jobs) without torchrun, or prune() under it",
+        )
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs == 0:
+        raise DataError(
+            "jobs is no number of processes.",
+            expected="1 or more, or −1 for as many as there are cores",
+            got=repr(jobs),
+            where="sweep(jobs=…)",
+            hint="leave it out for one run at a time in this process",
+        )
+    if jobs != 1 and is_keras(model):
+        raise DataError(
+            "A Keras model is not sent to other processes.",
+            expected="jobs=1",
+            got=f"jobs={jobs}",
+            where="sweep(jobs=…)",
+            hint="leave jobs out, or start one sweep for each budget yourself",
+        )
+
+
+def _samples(model: nn.Module, calibration: Iterable[Any], group: Sequence[_Asked]) -> Samples:
+    """What every run of a seed looks at."""
+    given = group[0].given
+    data = as_batches(calibration, model) if given["forward"] is None else calibration
+    with undisturbed(given["model"]):
+        labels = labelled(settings_of(one.given) for one in group)
+        return take(given["model"], data, given["calibration_size"], given["forward"], labels)
+
+
+def _of_one_seed(
+    model: nn.Module, samples: Samples, group: Sequence[_Asked], jobs: int, save_to: Path | None, resume: bool
+) -> Iterator[Result | Finished]:
+    """The results of a seed in the order in which they were asked for."""
+    digests = given_digests(group[0].given["model"], samples, group[0].given["calibration_size"]) if resume else {}
+    done = {one: read_finished(model, one, samples, digests) for one in group if resume and _is_there(one)}
+    left = [one for one in group if one not in done]
+    with TemporaryDirectory(prefix="actprune-") as scratch:
+        if jobs == 1:
+            made = _in_turn(group, left, samples, save_to, resume)
+        else:
+            made = _side_by_side(model, group, left, samples, jobs, save_to, resume, Path(scratch))
+        for one in group:
+            yield done[one] if one in done else next(made)
+        next(made, None)  # whatever is left to be cleared away
+
+
+def _in_turn(
+    group: Sequence[_Asked], left: Sequence[_Asked], samples: Samples, save_to: Path | None, resume: bool
+) -> Iterator[Result]:
+    """In this process."""
+    if not left:
+        return
+    journal = journal_of(save_to, resume) if save_to is not None else None
+    given = left[0].given
+    asks = [settings_of(one.given, journal) for one in left]
+    job = Run(given["model"], asks[0], asks=[settings_of(one.given, journal) for one in group])
+    with undisturbed(job.model):
+        found = job.sweep(asks, samples, given["calibration_size"], given["forward"])
+        for one, result in zip(left, map(returned, found), strict=True):
+            if (folder := one.given["save_to"]) is not None:
+                result.save(folder, overwrite=resume and folder.exists())
+            yield result
+    if journal is not None:
+        journal.remove()
+
+
+def _side_by_side(
+    model: nn.Module,
+    group: Sequence[_Asked],
+    left: Sequence[_Asked],
+    samples: Samples,
+    jobs: int,
+    save_to: Path | None,
+    resume: bool,
+    scratch: Path,
+) -> Iterator[Finished]:
+    """Each in a process of its own; statistics are gathered here."""
+    if not left:
+        return
+    from joblib import Parallel, delayed, parallel
+
+    journal = journal_of(save_to, resume) if save_to is not None else None
+    given = left[0].given
+    asks: list[Settings] = [settings_of(one.given, journal) for one in group]
+    job = Run(given["model"], asks[0], asks=asks)
+    with undisturbed(job.model):
+        gathered = job.gather(samples, given["calibration_size"], given["forward"])
+    tell = asks[0].tell
+    tell("sweep", 0, len(left))
+    placed = [replace(one, given=_sent(one, samples, scratch)) for one in left]
+    streaming = getattr(parallel.get_active_backend()[0], "supports_return_generator", False)
+    several = Parallel(n_jobs=jobs, return_as="generator" if streaming else "list")
+    ended = cast("Iterable[str]", several(delayed(_run)(one.given, gathered) for one in placed))
+    for i, (one, _) in enumerate(zip(placed, ended, strict=True), 1):
+        tell("sweep", i, len(left))
+        found = read_finished(model, one, samples, None)
+        if save_to is None:
+            _ = found.model  # its folder goes
+        yield found
+    if journal is not None:
+        journal.remove()
+
+
+def _sent(one: _Asked, samples: Samples, scratch: Path) -> dict[str, Any]:
+    """The arguments as another process gets them."""
+    folder = one.given["save_to"] or scratch / one.name
+    return {**one.given, "calibration": samples, "save_to": folder, "progress": None}
+
+
+def _run(given: Mapping[str, Any], gathered: Stats | None) -> str:
+    """One run, in whatever process: its result is the run folder."""
+    pruned(given, gathered)
+    return str(given["save_to"])
+
+
+def _is_there(one: _Asked) -> bool:
+    """Whether there is a run in its folder, which exists whole or not at all; an empty one does not count."""
+    folder = one.given["save_to"]
+    return folder is not None and (folder / PLAN).exists()
+
+
+def read_finished(model: Any, one: _Asked, samples: Samples, digests: Mapping[str, Any] | None) -> Finished:
+    """A run of a sweep from its folder.
+
+    Args:
+        model: the dense model, as the caller gave it.
+        digests: of what the run was given; None where this call has just made it.
+
+    Raises:
+        ArtifactError: the folder can't be read, or holds a run of other settings, weights or data.
+    """
+    folder = one.given["save_to"]
+    path = file_of(folder, REPORT)
+    report = read_report(read_text(path, PLAN_BYTES, AGAIN), str(path))
+    if digests is not None and report.request != request_of(settings_of(one.given), digests):
+        raise ArtifactError(
+            "The run in this folder is another one.",
+            expected="a run with the same model, data, settings and version of torch",
+            got=f"one whose request is {str(report.request)[:16]}",
+            where=str(path),
+            hint="give the same as then, move that folder away, or choose another place for the sweep",
+        )
+    args, kwargs = samples.example()
+    return Finished(read_plan(file_of(folder, PLAN)), report, folder, model, kwargs or args)
