@@ -782,9 +782,9 @@ def test_permuting_the_channels_permutes_the_plan(method: str) -> None:
         assert sorted(int(order[unit]) for unit in plans[1].groups[name].kept) == list(plans[0].groups[name].kept)
 
 
-@pytest.mark.parametrize(("kernel", "expected"), [(8, (ROUNDS, TRIALS)), (512, (2, 1))])
+@pytest.mark.parametrize(("kernel", "expected"), [(8, (ROUNDS, TRIALS)), (512, (7, 0))])
 def test_a_wide_convolution_has_fewer_trades_tried(kernel: int, expected: tuple[int, int]) -> None:
-    """512 samples of 1,000 positions, 8 × 512 columns: 8.6e12 for the normal equations of one refit."""
+    """8 × 512 columns, 40 rows for each: 2.7e12 for the normal equations of one refit, of 2e13 that are allowed."""
     layers = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 4, kernel), nn.ReLU(), nn.Conv1d(4, 1, 1)
     graph = capture(nn.Sequential(*layers), torch.randn(2, 1, 999 + kernel))
     assert affordable(graph, 512) == expected

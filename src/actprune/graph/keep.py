@@ -84,7 +84,8 @@ def kept_caches() -> Iterator[None]:
 
 
 def _caches() -> list[Any]:
-    found = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
+    kind = functools._lru_cache_wrapper
+    found = [o for o in gc.get_referrers(kind) if type(o) is kind]  # each refers to its type; no list of all objects
     return [cache for cache in found if str(getattr(cache, "__module__", "")).partition(".")[0] not in _OWN]
 
 
