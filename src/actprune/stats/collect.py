@@ -233,9 +233,9 @@ class _Collector:
         self._first: dict[str, list[Group]] = {}
         for group in graph.groups:
             # some are called in training mode only
-            first = next((site for site in group.consumers if self._sites.get(site.name) == site), None)
-            if first is not None:
-                self._first.setdefault(first.name, []).append(group)
+            reader = next((site for site in group.consumers if self._sites.get(site.name) == site), None)
+            if reader is not None:
+                self._first.setdefault(reader.name, []).append(group)
 
     def __call__(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
         if is_recurrent(node):
