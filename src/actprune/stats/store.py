@@ -68,7 +68,7 @@ def flat(stats: Stats) -> Flat:
 def save_stats(stats: Stats, path: str | Path) -> None:
     """Write `stats`; counts are in the metadata."""
     found = flat(stats)
-    counts = {f"count {prefix}": str(count) for prefix, count in found.counts.items()}
+    counts = {f"{_COUNT}{prefix}": str(count) for prefix, count in found.counts.items()}
     told = {"schema": SCHEMA, "samples": str(found.samples), "measures": " ".join(found.measures)}
     save_file(dict(found.tensors), str(path), metadata={**told, **counts})
 
