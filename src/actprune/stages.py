@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -34,7 +32,7 @@ from actprune.distance import choose
 from actprune.errors import DataError, EquivalenceError, PlanError
 from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
-from actprune.graph.keep import copied
+from actprune.graph.keep import copied, seed_all
 from actprune.graph.run import run
 from actprune.graph.trace import preserved
 from actprune.guidance.guide import Guide, guide
@@ -452,9 +450,7 @@ class Run:
     def _stage(self, name: str) -> Iterator[None]:
         self.settings.tell(name, 0, 1)
         if self.settings.journal is not None:  # a stage must not depend on which stages ran before it in this process
-            random.seed(self.settings.seed)
-            np.random.seed(self.settings.seed)
-            torch.manual_seed(self.settings.seed)
+            seed_all(self.settings.seed)
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

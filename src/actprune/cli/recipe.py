@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,13 +95,10 @@ class Recipe:
         return (lambda *args: self._call(name, *args)) if name in self.functions else None
 
     def _call(self, name: str, *args: Any) -> Any:
-        import numpy as np
-        import torch
+        from actprune.graph.keep import seed_all
 
         if self.seed is not None:
-            random.seed(self.seed)
-            np.random.seed(self.seed)
-            torch.manual_seed(self.seed)
+            seed_all(self.seed)
         return self.functions[name](*args)
 
 

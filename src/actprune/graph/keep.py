@@ -6,10 +6,12 @@ import contextlib
 import copy
 import functools
 import gc
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,13 @@ def preserved(model: nn.Module) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), kept_modes(model):
         yield
+
+
+def seed_all(seed: int) -> None:
+    """Begin the random state of Python, NumPy and torch anew."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextlib.contextmanager
