@@ -24,7 +24,7 @@ whole networks are compared on all of them."""
 MEASURE_WORK = 5e12
 """Multiply-adds that measuring all sensitivity curves may take; large models use fewer samples."""
 
-WORK = 1.5e12
+WORK = 6e11
 """Multiply-adds that the improvement in context may spend; it takes `ROUNDS` of steps and `TRIALS` trades at most."""
 
 REFIT_WORK = 2e13

@@ -29,6 +29,9 @@ SWAPS = 8
 SWAP_COLUMNS = 1024
 """Supports are refined by up to so many exchanges, where no consumer has more columns than this."""
 
+QUICK_WORK = 1e9
+"""Where the consumers of a group take more than so many multiply-adds to factorise, trials compare no supports."""
+
 JUDGED_COLUMNS = 2048
 """Where a consumer has more columns, supports are not compared on held-out folds (each comparison solves systems of
 that size): the first criterion decides, and the natural width is read off its curve."""
@@ -105,14 +108,17 @@ class Guide:
         return {name: choice.units for name, choice in self.choices(widths).items() if name in widths}
 
     def near(self, widths: Mapping[str, int], changed: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The units to keep where some groups get other widths, and all others keep what they have at `widths`."""
+        """The units to keep where some groups get other widths, and all others keep what they have at `widths`.
+
+        A trial, of which there are many: where that is much work, the first criterion decides alone.
+        """
         here = self.choices(widths)
         found = {name: choice.units for name, choice in here.items() if name in widths}
         names = list(self.groups)
         for name, k in changed.items():
             behind = names[names.index(name) + 1 :]
             decided = {other: here[other].units for other in behind if here[other].criterion != WHOLE}
-            found[name] = self._choice(name, k, decided).units
+            found[name] = self._choice(name, k, decided, quick=True).units
         return found
 
     def choices(self, widths: Mapping[str, int]) -> dict[str, Choice]:
@@ -128,12 +134,13 @@ class Guide:
             found[name] = self._choice(name, widths.get(name, n), decided)
         return {name: found[name] for name in self.groups}
 
-    def _choice(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]]) -> Choice:
+    def _choice(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]], quick: bool = False) -> Choice:
+        quick = quick and sum(len(problem.gram) ** 3 for problem in self.problems[name]) > QUICK_WORK
         served = {other for problem in self.problems[name] for other in problem.makes}
         decided = {other: units for other, units in decided.items() if other in served}
-        key = (name, k, tuple(sorted(decided.items())))
+        key = (name, k, tuple(sorted(decided.items())), quick)
         if key not in self._known:
-            self._known[key] = self._choose(name, k, decided)
+            self._known[key] = self._choose(name, k, decided, quick)
         return self._known[key]
 
     def _eliminated(self, name: str, group: Sequence[Problem], decided: Mapping[str, tuple[int, ...]]) -> list[int]:
@@ -143,8 +150,8 @@ class Guide:
             self._orders[key] = eliminate(group)[0]
         return self._orders[key]
 
-    def _choose(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]]) -> Choice:
-        """The best support by held-out refit error among all criteria."""
+    def _choose(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]], quick: bool) -> Choice:
+        """The best support by held-out refit error among all criteria; of the first one where it has to be quick."""
         own, group = self.groups[name], self.problems[name]
         if k == len(own.scores):
             return Choice(tuple(range(k)), WHOLE, None)
@@ -157,7 +164,7 @@ class Guide:
         for criterion, order in own.orders.items():
             units = own.path_support.get(k, order[:k]) if criterion == "lasso" else order[:k]
             candidates.setdefault(tuple(sorted(units)), criterion)
-        if not group or _widest(group) > JUDGED_COLUMNS:
+        if not group or quick or _widest(group) > JUDGED_COLUMNS:
             units, criterion = next(iter(candidates.items()))
             return Choice(units, criterion, None)
         judge = Judge(group)
