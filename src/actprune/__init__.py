@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from actprune.guidance.confidence import Confidence, confidence
     from actprune.guidance.guide import Guide, guide
     from actprune.hints import hint
+    from actprune.iterating import prune_in_rounds
     from actprune.keras3.bridge import load
     from actprune.latency.bench import Latency
     from actprune.latency.table import LatencyTable, measure_latency
@@ -92,6 +93,7 @@ _HOMES = {
     "measure_latency": "latency.table",
     "predict": "pipeline",
     "prune": "pipeline",
+    "prune_in_rounds": "iterating",
     "sweep": "sweeping",
     "verify": "proof.check",
 }
@@ -137,6 +139,7 @@ __all__ = [
     "measure_latency",
     "predict",
     "prune",
+    "prune_in_rounds",
     "sweep",
     "verify",
 ]

@@ -142,17 +142,18 @@ def prune(
     return pruned(_as_network(locals()))  # the arguments: nothing else has a name yet
 
 
-def pruned(given: Mapping[str, Any], known_stats: Stats | None = None) -> Result:
+def pruned(given: Mapping[str, Any], known_stats: Stats | None = None, teacher: nn.Module | None = None) -> Result:
     """What `prune` does, with its arguments as the engine takes them; they may hold `Samples` instead of batches.
 
     Args:
         known_stats: statistics that were gathered for this model and data before.
+        teacher: what recovery and fine-tune aim at; None: the model that is pruned.
     """
     save_to, resume, inplace = given["save_to"], given["resume"], given["inplace"]
     if inplace and given["form"] != "class":
         raise _not_in_place(given["form"])
     with _ranks(given) as ranks, _journal(ranks, save_to, resume) as journal:
-        job = Run(given["model"], settings_of(given, journal, ranks), known_stats)
+        job = Run(given["model"], settings_of(given, journal, ranks), known_stats, teacher=teacher)
         _on_disk(ranks, save_to, lambda path: check_output(path, overwrite=resume and path.exists()))
         with undisturbed(job.model):
             result = returned(job(given["calibration"], given["calibration_size"], given["forward"]))

@@ -70,12 +70,14 @@ class Run:
     Attributes:
         known_stats: statistics that another process has gathered for this model and data.
         asks: of a sweep, the settings of all its runs, also of those that are finished.
+        teacher: what recovery and fine-tune aim at; None: the model.
     """
 
     model: nn.Module
     settings: Settings
     known_stats: Stats | None = None
     asks: Sequence[Settings] = ()
+    teacher: nn.Module | None = None
     given: dict[str, Any] = field(default_factory=dict[str, Any])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
@@ -361,7 +363,7 @@ class Run:
 
         def recover(trained: nn.Module) -> Recovered:
             return cast("Distill", asked.recover).run(
-                trained, self.model, self.graph.program, self.data,
+                trained, self.teacher or self.model, self.graph.program, self.data,
                 distance=asked.distance, seed=asked.seed, progress=lambda i, n: asked.tell("recover", i, n),
             )  # fmt: skip
 
@@ -385,8 +387,9 @@ class Run:
             returned: Any = None
             with preserved(tuned), torch.enable_grad():
                 if isinstance(asked.finetune, SGD):
+                    teacher = self.teacher or self.model
                     asked.finetune.run(
-                        tuned, self.model, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
+                        tuned, teacher, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
                     )
                 elif asked.finetune is not None:
                     with recording(self.losses):

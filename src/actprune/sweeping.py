@@ -55,8 +55,8 @@ class Finished:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """One run: its arguments, and the name of its folder."""
+class Asked:
+    """One run: the arguments of `prune`, and the name of its folder."""
 
     given: Mapping[str, Any]
     name: str
@@ -135,16 +135,16 @@ def _runs(keeps: Sequence[Keep], methods: Sequence[str], seeds: Sequence[int]) -
 
 def _all_asked(
     model: nn.Module, keeps: Sequence[Keep], several: Mapping[str, Sequence[Any]], arguments: Mapping[str, Any]
-) -> list[_Asked]:
+) -> list[Asked]:
     usual = arguments_of(model, (), arguments)
     methods = tuple(several["methods"]) or (usual["method"],)
     seeds = tuple(several["seeds"]) or (usual["seed"],)
-    found: list[_Asked] = []
+    found: list[Asked] = []
     for keep, method, seed, name in _runs(keeps, methods, seeds):
         folder = None if usual["save_to"] is None else Path(usual["save_to"]) / name
         given = {**usual, "keep": keep, "method": method, "seed": seed, "save_to": folder}
         settings_of(given).budget()  # whatever is wrong is told before the work
-        found.append(_Asked(given, name))
+        found.append(Asked(given, name))
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BudgetError(
@@ -184,7 +184,7 @@ def _check_processes(model: nn.Module, jobs: int) -> None:
         )
 
 
-def _samples(model: nn.Module, calibration: Iterable[Any], group: Sequence[_Asked]) -> Samples:
+def _samples(model: nn.Module, calibration: Iterable[Any], group: Sequence[Asked]) -> Samples:
     """What every run of a seed looks at."""
     given = group[0].given
     data = as_batches(calibration, model) if given["forward"] is None else calibration
@@ -194,11 +194,11 @@ def _samples(model: nn.Module, calibration: Iterable[Any], group: Sequence[_Aske
 
 
 def _of_one_seed(
-    model: nn.Module, samples: Samples, group: Sequence[_Asked], jobs: int, save_to: Path | None, resume: bool
+    model: nn.Module, samples: Samples, group: Sequence[Asked], jobs: int, save_to: Path | None, resume: bool
 ) -> Iterator[Result | Finished]:
     """The results of a seed in the order in which they were asked for."""
     digests = given_digests(group[0].given["model"], samples, group[0].given["calibration_size"]) if resume else {}
-    done = {one: read_finished(model, one, samples, digests) for one in group if resume and _is_there(one)}
+    done = {one: read_finished(model, one, samples, digests) for one in group if resume and is_there(one)}
     left = [one for one in group if one not in done]
     with TemporaryDirectory(prefix="actprune-") as scratch:
         if jobs == 1:
@@ -211,7 +211,7 @@ def _of_one_seed(
 
 
 def _in_turn(
-    group: Sequence[_Asked], left: Sequence[_Asked], samples: Samples, save_to: Path | None, resume: bool
+    group: Sequence[Asked], left: Sequence[Asked], samples: Samples, save_to: Path | None, resume: bool
 ) -> Iterator[Result]:
     """In this process."""
     if not left:
@@ -232,8 +232,8 @@ def _in_turn(
 
 def _side_by_side(
     model: nn.Module,
-    group: Sequence[_Asked],
-    left: Sequence[_Asked],
+    group: Sequence[Asked],
+    left: Sequence[Asked],
     samples: Samples,
     jobs: int,
     save_to: Path | None,
@@ -267,7 +267,7 @@ def _side_by_side(
         journal.remove()
 
 
-def _sent(one: _Asked, samples: Samples, scratch: Path) -> dict[str, Any]:
+def _sent(one: Asked, samples: Samples, scratch: Path) -> dict[str, Any]:
     """The arguments as another process gets them."""
     folder = one.given["save_to"] or scratch / one.name
     return {**one.given, "calibration": samples, "save_to": folder, "progress": None}
@@ -279,14 +279,14 @@ def _run(given: Mapping[str, Any], gathered: Stats | None) -> str:
     return str(given["save_to"])
 
 
-def _is_there(one: _Asked) -> bool:
+def is_there(one: Asked) -> bool:
     """Whether there is a run in its folder, which exists whole or not at all; an empty one does not count."""
     folder = one.given["save_to"]
     return folder is not None and (folder / PLAN).exists()
 
 
-def read_finished(model: Any, one: _Asked, samples: Samples, digests: Mapping[str, Any] | None) -> Finished:
-    """A run of a sweep from its folder.
+def read_finished(model: Any, one: Asked, samples: Samples, digests: Mapping[str, Any] | None) -> Finished:
+    """A finished run from its folder.
 
     Args:
         model: the dense model, as the caller gave it.
@@ -304,7 +304,7 @@ def read_finished(model: Any, one: _Asked, samples: Samples, digests: Mapping[st
             expected="a run with the same model, data, settings and version of torch",
             got=f"one whose request is {str(report.request)[:16]}",
             where=str(path),
-            hint="give the same as then, move that folder away, or choose another place for the sweep",
+            hint="give the same as then, move that folder away, or choose another place",
         )
     args, kwargs = samples.example()
     return Finished(read_plan(file_of(folder, PLAN)), report, folder, model, kwargs or args)

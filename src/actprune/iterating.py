@@ -1,0 +1,128 @@
+"""`prune_in_rounds`: a strong cut in several smaller ones, each after the network has recovered from the one before.
+
+Above a third of its cost a network is better cut at once; below, statistics and curves of the dense network say little
+of the one that is left (compare Han et al. 2015, Learning both Weights and Connections). Every round is an ordinary
+run of `prune`, proved against the network that it began with; recovery and fine-tune aim at the first one throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from actprune.allocation.budget import Budget, Keep, parse
+from actprune.artifacts.checkpoint import check_output
+from actprune.data import Samples, take
+from actprune.errors import BudgetError, DataError
+from actprune.keras3.backend import is_keras
+from actprune.pipeline import arguments_of, pruned, settings_of, undisturbed
+from actprune.result import Result
+from actprune.stages import given_digests, labelled
+from actprune.sweeping import Asked, Finished, is_there, read_finished
+
+
+def prune_in_rounds(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    keep: Keep,
+    rounds: int = 2,
+    save_to: str | Path | None = None,
+    resume: bool = False,
+    **arguments: Any,
+) -> Iterator[Result | Finished]:
+    """`prune` to a budget in several rounds; the result of each as soon as it is there, the last one meets the budget.
+
+        *_, result = prune_in_rounds(model, data, keep="params=5%", rounds=2, recover=Distill())
+
+    Each round keeps the same share of what the one before has left. Its `plan`, `proof` and `report` are about the
+    network of the round before; `recover` and an `SGD` distil from `model` in every round.
+
+    Args:
+        model, calibration: as for `prune`; samples are taken once.
+        keep: a budget, as for `prune`; no explicit widths and no plan.
+        rounds: how many.
+        save_to: write the run folders `round-1`, `round-2`, … there. To have the last network, load them in turn:
+            `load(round-1, model)`, then each with what the one before gave.
+        resume: go on from what an interrupted call left there. Rounds whose folders are there are read, and come back
+            as `Finished`.
+        arguments: those of `prune` but `inplace` and `max_drop`.
+
+    Raises:
+        BudgetError: a budget that can't be divided.
+        DataError: no number of rounds, or a Keras model.
+        ArtifactError: a folder that is there already (without `resume`), or holds another run; before its work.
+    """
+    if taken := {"inplace", "max_drop"} & arguments.keys():
+        raise TypeError(f"prune_in_rounds() takes no {min(taken)}=")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise _no_rounds(rounds)
+    if is_keras(model):
+        raise _keras()
+    budget = _budget(keep)
+    given = arguments_of(model, calibration, {**arguments, "keep": budget, "resume": resume})
+    settings_of(given).budget()
+    folders = [None if save_to is None else Path(save_to) / f"round-{i + 1}" for i in range(rounds)]
+    for folder in folders:
+        if folder is not None:
+            check_output(folder, overwrite=resume and folder.exists())
+    given["calibration"] = samples = _samples(given)
+    left, network = 1.0, model
+    for i, folder in enumerate(folders):
+        share = Budget(budget.cost, min(budget.keep ** ((i + 1) / rounds) / left, 1.0))
+        asked = Asked({**given, "model": network, "keep": share, "save_to": folder}, f"round-{i + 1}")
+        if resume and is_there(asked):
+            digests = given_digests(network, samples, given["calibration_size"])
+            result: Result | Finished = read_finished(network, asked, samples, digests)
+        else:
+            result = pruned(asked.given, teacher=model)
+        left *= _left(result, share)
+        network = result.model
+        yield result
+
+
+def _left(result: Result | Finished, asked: Budget) -> float:
+    """The share of a round's cost that it has left: counted, or what was asked for where that is no count."""
+    before, after = (getattr(stage, asked.cost, None) for stage in (result.report.dense, result.report.pruned))
+    return after / before if before and after else asked.keep
+
+
+def _samples(given: dict[str, Any]) -> Samples:
+    with undisturbed(given["model"]):
+        labels = labelled([settings_of(given)])
+        return take(given["model"], given["calibration"], given["calibration_size"], given["forward"], labels)
+
+
+def _budget(keep: Keep) -> Budget:
+    if isinstance(keep, Budget | str | float | int):
+        return parse(keep)
+    raise BudgetError(
+        "Only a budget can be met in rounds.",
+        expected='keep="params=5%", say',
+        got=type(keep).__name__,
+        where="prune_in_rounds(keep=…)",
+        hint="call prune with explicit widths or a plan",
+    )
+
+
+def _no_rounds(rounds: Any) -> DataError:
+    return DataError(
+        "rounds is no number of rounds.",
+        expected="1 or more",
+        got=repr(rounds),
+        where="prune_in_rounds(rounds=…)",
+        hint="two or three are usual",
+    )
+
+
+def _keras() -> DataError:
+    return DataError(
+        "A Keras model is not pruned in rounds.",
+        expected="a torch module",
+        got="a Keras model",
+        where="prune_in_rounds",
+        hint="call prune again with the model that it returned",
+    )

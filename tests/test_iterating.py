@@ -1,0 +1,96 @@
+"""A strong cut in several rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import actprune as ap
+from actprune.errors import ArtifactError, BudgetError, DataError
+from actprune.sweeping import Finished
+from nets import build
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+        yield
+
+
+def data() -> list[Tensor]:
+    return list(torch.randn(32, 6, generator=torch.Generator().manual_seed(0)).split(8))
+
+
+def pruned(**given: Any) -> list[Any]:
+    return list(ap.prune_in_rounds(build("chain")[0], data(), **{"keep": "params=25%", "rounds": 2, **given}))
+
+
+def params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("keep", ["params=25%", "macs=30%", "units=25%"])
+def test_every_round_is_proved_and_the_last_meets_the_budget(keep: str) -> None:
+    whole = params(build("chain")[0])
+    first, last = pruned(keep=keep)
+    assert first.proof.passed and last.proof.passed
+    assert whole > params(first.model) > params(last.model)
+    assert last.report.dense.params == params(first.model)
+    dense, left = first.report.dense, last.report.pruned
+    cost = keep.partition("=")[0]
+    if cost != "units":
+        assert getattr(left, cost) <= float(keep[-3:-1]) / 100 * getattr(dense, cost)
+
+
+def test_recovery_and_fine_tune_aim_at_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, teachers = build("chain")[0], []
+    monkeypatch.setattr(ap.SGD, "run", lambda self, small, teacher, *rest: teachers.append(teacher))
+    recover = ap.Distill.run
+
+    def recovered(self: ap.Distill, small: nn.Module, dense: nn.Module, *rest: Any, **more: Any) -> Any:
+        teachers.append(dense)
+        return recover(self, small, dense, *rest, **more)
+
+    monkeypatch.setattr(ap.Distill, "run", recovered)
+    tune = ap.SGD([(data()[0], torch.zeros(8))], loss=lambda out, _: out.square().mean(), epochs=1)
+    list(ap.prune_in_rounds(model, data(), keep="params=25%", rounds=2, recover=ap.Distill(steps=2), finetune=tune))
+    assert len(teachers) == 4
+    assert all(teacher is model for teacher in teachers)
+
+
+def test_an_interrupted_call_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    model = build("chain")[0]
+    whole = [result.plan.groups for result in pruned(save_to=tmp_path / "whole")]
+    next(ap.prune_in_rounds(model, data(), keep="params=25%", save_to=tmp_path / "half"))
+    first, last = pruned(save_to=tmp_path / "half", resume=True)
+    assert isinstance(first, Finished) and not isinstance(last, Finished)
+    assert [first.plan.groups, last.plan.groups] == whole
+    middle = ap.load(tmp_path / "half" / "round-1", model)
+    again = ap.load(tmp_path / "half" / "round-2", middle)
+    x = data()[0]
+    torch.testing.assert_close(again(x), last.model(x), rtol=0, atol=0)
+    with pytest.raises(ArtifactError, match="exists"):
+        pruned(save_to=tmp_path / "half")
+    with pytest.raises(ArtifactError, match="another one"):
+        pruned(save_to=tmp_path / "half", resume=True, seed=5)
+
+
+@pytest.mark.parametrize("rounds", [0, True, 1.5, "2"])
+def test_no_number_of_rounds(rounds: Any) -> None:
+    with pytest.raises(DataError, match="rounds"):
+        pruned(rounds=rounds)
+
+
+def test_only_a_budget_is_met_in_rounds() -> None:
+    with pytest.raises(BudgetError, match="Only a budget"):
+        pruned(keep={"0": 2})
+    with pytest.raises(TypeError, match="max_drop"):
+        pruned(max_drop=0.1)
+    with pytest.raises(BudgetError, match="out of range"):
+        pruned(keep=1.5)
