@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ KEEPS = (
 )
 COMPENSATIONS = ("none", "bias", "least_squares")
 TUNED = ("macs=50%", "macs=20%", "params=10%", "params=3%")
+STRONG = ("macs=10%", "params=3%")
 EPOCHS = (1, 3)
 RATE = 0.05
 
@@ -103,6 +105,22 @@ def _headline(bench: Bench) -> None:
             _ours(bench, {"method": name}, keep, CALIBRATION)
         for importance in ("magnitude", "taylor"):
             _rival(bench, importance, keep)
+    for keep in STRONG if bench.seed == 0 else ():
+        _in_rounds(bench, keep)
+
+
+def _in_rounds(bench: Bench, keep: str) -> None:
+    """As many steps of recovery as a single round takes, half of them after the first."""
+
+    def work() -> Row:
+        images = bench.split.train.images[:CALIBRATION].split(256)
+        *_, result = ap.prune_in_rounds(
+            bench.dense, images, keep=keep, rounds=2, calibration_size=CALIBRATION, evaluate=bench.validated,
+            recover=replace(RECOVERY, steps=RECOVERY.steps // 2), seed=bench.seed,
+        )  # fmt: skip
+        return bench.figures(result.model)
+
+    bench.rows.measure(work, method="sgd-ap, 2 rounds", keep=keep, seed=bench.seed, stage="recovered")
 
 
 def _ours(bench: Bench, setting: dict[str, Any], keep: str, images: int) -> None:
