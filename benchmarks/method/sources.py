@@ -76,10 +76,14 @@ class Batches:
 
 def flipped_and_shifted(images: Tensor) -> Tensor:
     """The usual augmentation of CIFAR-10: half of them mirrored, all moved by up to 4 pixels over zeros."""
+    return shifted(torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images), 4)
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """Each image (C, H, W) moved by up to `most` pixels over zeros."""
     n, _, height, width = images.shape
-    mirrored = torch.where(torch.rand(n, 1, 1, 1) < 0.5, images.flip(3), images)
-    padded = torch.nn.functional.pad(mirrored, (4, 4, 4, 4))
-    rows, columns = (torch.randint(0, 9, (n, 1)) + torch.arange(size) for size in (height, width))
+    padded = torch.nn.functional.pad(images, (most,) * 4)
+    rows, columns = (torch.randint(0, 2 * most + 1, (n, 1)) + torch.arange(size) for size in (height, width))
     own = torch.arange(n)[:, None, None]
     return padded[own, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
