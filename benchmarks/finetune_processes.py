@@ -1,7 +1,7 @@
 """Does a fine-tune by several processes come to that of one? `python benchmarks/finetune_processes.py` (a few minutes).
 
 LeNet-5 and a small Llama, both without BatchNorm, cut to half of their units, learn from labels and from the dense
-network: by one process and by two and four of gloo, replicated (DDP) and sharded (FSDP2), with one thread each and the
+network: by one process and by two of gloo, replicated (DDP) and sharded (FSDP2), with one thread each and the
 same batches. Then a process of each is killed in the middle, and the fine-tune gone on with. Writes
 `benchmarks/results/finetune.json`.
 """
@@ -43,7 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ddp, two batches a step, bf16": {"accumulate": 2, "precision": "bf16"},
     "fsdp, two batches a step, bf16": {"strategy": "fsdp", "accumulate": 2, "precision": "bf16"},
 }
-WORLDS = (2, 4)
+WORLDS = (2,)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from actprune.artifacts.weights import read_weights
 from actprune.distributed import Ranks
 from actprune.recovery.parallel import rows, samples
 from actprune.recovery.streams import apart, put_states, states
+from nets import build
 
 HERE = Path(__file__).parent
 LAUNCH = """
@@ -136,6 +137,34 @@ def test_a_resumed_fine_tune_ends_as_an_undisturbed_one(accumulate: int, tmp_pat
     again, resumed = worker.tuned(checkpoint=path, **given)
     assert again == losses and worker.furthest(resumed, state) == 0
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_resumed_run_goes_on_within_its_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) + 3
+    calls: list[int] = []
+
+    def run(ends_at: int, out: str, resume: bool = False) -> ap.Result:
+        stopping = worker.stopping(ends_at)
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            calls.append(1)
+            return stopping(outputs, targets)
+
+        tune = ap.SGD([(x, x[:, 0].gt(3).long())], loss, lr=0.01, epochs=6)
+        return ap.prune(
+            build("chain")[0], x, keep="params=60%", method="l2", finetune=tune, save_to=tmp_path / out, resume=resume
+        )
+
+    whole = run(100, "whole")
+    with pytest.raises(worker.Stopped):
+        run(4, "run")
+    assert (tmp_path / "run.unfinished" / "fine-tuning-0.safetensors").exists()
+    calls.clear()
+    resumed = run(100, "run", resume=True)
+    assert len(calls) == 2 and resumed.report.losses == whole.report.losses
+    assert worker.furthest(resumed.model.state_dict(), whole.model.state_dict()) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
 
 
 def test_accumulated_batches_are_one(tmp_path: Path) -> None:

@@ -99,10 +99,8 @@ def lightning_callback(
             if found is None:  # a step that is left out
                 return None
             loss = found["loss"] if isinstance(found, Mapping) else found
-            output, wanted = _one(calls, module)
-            loss = held.with_distillation(
-                loss, *(x.flatten(0, -2) if classes else x for x in (output, wanted)), classes
-            )
+            output, wanted = (x.flatten(0, -2) if classes else x for x in _one(calls, module))
+            loss = held.with_distillation(loss, output, wanted, classes)
             return {**found, "loss": loss} if isinstance(found, Mapping) else loss
 
         return training_step
