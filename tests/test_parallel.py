@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import actprune as ap
 import tuning_ranks as worker
-from actprune.artifacts.weights import read_weights
+from actprune.artifacts.weights import read_weights, write_weights
 from actprune.distributed import Ranks
 from actprune.recovery.parallel import rows, samples
 from actprune.recovery.streams import apart, put_states, states
@@ -62,8 +62,7 @@ def started(folder: Path, world: int = 2) -> list[dict[str, Any]]:
         for rank in range(world)
     ]
     ended = [process.communicate(timeout=120) for process in each]
-    for process, (_, err) in zip(each, ended, strict=True):
-        assert process.returncode == 0, err
+    assert [process.returncode for process in each] == [0] * world, [err for _, err in ended]
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
 
@@ -205,6 +204,17 @@ def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ap.ArtifactError, match="can't be read"):
         worker.tuned(checkpoint=path)
+    path.unlink()
+    worker.interrupted(path)
+    state = {name: held.clone() for name, held in read_weights(path, "").state().items()}
+    for record in (
+        '{"schema": "actprune.finetune/2"}',
+        "[]",
+        '{"schema": "actprune.finetune/1", "begun": {"done": []}}',
+    ):
+        write_weights(path, state, {"record": record})
+        with pytest.raises(ap.ArtifactError, match="expected: a checkpoint of SGD"):
+            worker.tuned(checkpoint=path)
     (tmp_path / "file").touch()
     with pytest.raises(ap.ArtifactError, match="can't be written"):
         worker.tuned(checkpoint=tmp_path / "file" / "step.safetensors", checkpoint_every=1)
@@ -215,7 +225,7 @@ def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
     [
         ({"accumulate": 0}, "a whole number ≥ 1"),
         ({"precision": "fp8"}, "None or 'bf16'"),
-        ({"strategy": "zero"}, "'ddp' or 'fsdp'"),
+        ({"strategy": "zero"}, "'ddp' or 'fsdp' or None"),
         ({"checkpoint_every": 0}, "a whole number ≥ 1, or None"),
     ],
 )

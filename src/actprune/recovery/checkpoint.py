@@ -9,7 +9,7 @@ and in the metadata, as JSON: what was asked for, how far it is, the losses, and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from actprune.artifacts.weights import read_weights, write_weights
 from actprune.distributed import Ranks
 from actprune.errors import ArtifactError
 from actprune.recovery.parallel import Training
+from actprune.recovery.streams import put_states
 
 SCHEMA = "actprune.finetune/1"
 MOMENTUM = "momentum_buffer"
@@ -47,6 +48,15 @@ class Begun:
     base: int = 0
     drawn: dict[str, Any] = field(default_factory=dict[str, Any])
     losses: list[list[float]] = field(default_factory=list[list[float]])
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Begun:
+        """What a file says; `ValueError`, `KeyError` or `TypeError` where that is nothing."""
+        done, epoch, within, base = (int(told[name]) for name in ("done", "epoch", "within", "base"))
+        if min(done, epoch, within) < 0:
+            raise ValueError("steps below 0")
+        losses = [[int(step), float(loss)] for step, loss in told["losses"]]
+        return cls(done, epoch, within, base, dict(told["drawn"]), losses)
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,9 @@ class Checkpoint:
                 hint="make room, or name another place: SGD(checkpoint=…)",
             ) from error
 
-    def restore(self, training: Training, optimizer: torch.optim.Optimizer) -> Begun | None:
-        """Go on from the file, if there is one. Called on every rank.
+    def restore(self, training: Training, optimizer: torch.optim.Optimizer, loader: Iterable[Any]) -> Begun | None:
+        """Go on from the file, if there is one: the values of the model, the momentum, and the random states of the
+        loader. Called on every rank.
 
         Raises:
             ArtifactError: it is damaged, or that of another fine-tune.
@@ -98,23 +109,25 @@ class Checkpoint:
         with TemporaryDirectory(prefix="actprune-") as scratch:
             path = self.path if ranks.first else Path(scratch) / self.path.name
             ranks.send_file(path)
-            return self._read(path, training, optimizer)
+            return self._read(path, training, optimizer, loader)
 
     def remove(self, ranks: Ranks) -> None:
         """The fine-tune is through."""
         if ranks.first:
             self.path.unlink(missing_ok=True)
 
-    def _read(self, path: Path, training: Training, optimizer: torch.optim.Optimizer) -> Begun:
+    def _read(self, path: Path, training: Training, optimizer: torch.optim.Optimizer, loader: Iterable[Any]) -> Begun:
         hint = f"remove {self.path} to begin anew"
         weights = read_weights(path, hint)
         try:
             record = json.loads(weights.metadata["record"])
-            known, begun = dict(record["asked"]), Begun(**record["begun"])
-            same_schema = record["schema"] == SCHEMA
-        except (ValueError, KeyError, TypeError) as error:
+            if record["schema"] != SCHEMA:
+                raise ValueError(f"schema {record['schema']}")
+            begun = Begun.of(record["begun"])
+            self._check_same(dict(record["asked"]), hint)
+            put_states(loader, begun.drawn)
+        except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
             raise unreadable(self.path, "a checkpoint of SGD", f"{type(error).__name__}: {error}", hint) from error
-        self._check_same(known if same_schema else {"schema": record["schema"]}, hint)
         state = weights.state()
         try:
             training.put({name: state[f"model.{name}"] for name in training.state()})

@@ -25,7 +25,7 @@ LossOf = Callable[[nn.Module, Any], Tensor]
 
 
 def across(device: torch.device, work: Callable[[Ranks], T]) -> T:
-    """Do `work` on every rank, which may call the others meanwhile, by the ranks that it is given.
+    """Do `work` on every rank, which may call the others meanwhile by the ranks that it is given.
 
     Those have a group of their own, which is closed when `work` ends: a rank that fails frees those that wait for it.
     """
@@ -126,7 +126,6 @@ def _alone(model: nn.Module, loss: LossOf, ranks: Ranks) -> Iterator[Training]:
 @contextmanager
 def _ddp(model: nn.Module, loss: LossOf, ranks: Ranks) -> Iterator[Training]:
     yield _Replicated(model, loss, ranks)
-    _same_buffers(model, ranks)
 
 
 @contextmanager
@@ -137,7 +136,6 @@ def _fsdp(model: nn.Module, loss: LossOf, ranks: Ranks) -> Iterator[Training]:
     sharded = Sharded(model, loss, ranks)
     yield sharded
     Training(model, loss, ranks).put(sharded.state())
-    _same_buffers(model, ranks)
 
 
 STRATEGIES: dict[str, Callable[[nn.Module, LossOf, Ranks], AbstractContextManager[Training]]] = {
@@ -147,15 +145,9 @@ STRATEGIES: dict[str, Callable[[nn.Module, LossOf, Ranks], AbstractContextManage
 """How several processes train one model."""
 
 
-def training_by(strategy: str, model: nn.Module, loss: LossOf, ranks: Ranks) -> AbstractContextManager[Training]:
+def training_by(strategy: str | None, model: nn.Module, loss: LossOf, ranks: Ranks) -> AbstractContextManager[Training]:
     """The training of a model, which has the trained values on every rank when the block ends without an error."""
-    return (_alone if ranks.world == 1 else STRATEGIES[strategy])(model, loss, ranks)
-
-
-def _same_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Each rank's BatchNorm has seen its own samples: rank 0's statistics are the model's."""
-    for buffer in model.buffers():
-        ranks.first_(buffer)
+    return (_alone if ranks.world == 1 else STRATEGIES[strategy or "ddp"])(model, loss, ranks)
 
 
 def group_of(model: nn.Module, ranks: Ranks) -> Any:

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import content_digest
-from actprune.distributed import Ranks
+from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.recovery.checkpoint import Begun, Checkpoint
 from actprune.recovery.modes import evaluating, nothing_to_train, training
@@ -81,7 +81,8 @@ class SGD:
         accumulate: so many batches of the loader make one step, which is that of one batch of all their samples.
         precision: "bf16" for outputs computed under autocast to bfloat16; losses and weights stay as they are.
         strategy: of several processes: "ddp", each holds the model, or "fsdp", parameters, gradients and momentum are
-            sharded (FSDP2). The dense network that is distilled from is whole in every process.
+            sharded (FSDP2). The dense network that is distilled from is whole in every process. None: each process
+            trains by itself, whatever the others do.
         checkpoint: a file for the state of the fine-tune (safetensors), from which the same call goes on after an
             interruption, to the same end; it is removed at the end. `prune(save_to=…)` keeps one by itself.
         checkpoint_every: steps between two checkpoints; None for one at the end of every epoch.
@@ -103,7 +104,7 @@ class SGD:
     forward: Callable[[Any, Any], Any] | None = None
     accumulate: int = 1
     precision: str | None = None
-    strategy: str = "ddp"
+    strategy: str | None = "ddp"
     checkpoint: str | Path | None = None
     checkpoint_every: int | None = None
 
@@ -138,11 +139,15 @@ class SGD:
         if not any(p.requires_grad for p in model.parameters()):
             raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
         losses = _RECORD.get() if losses is None else losses
+
+        def fit(ranks: Ranks) -> None:
+            self._fit(model, teacher if self.distill else None, ranks, progress, losses)
+
         with evaluating(teacher), torch.enable_grad():
-            across(
-                next(model.parameters()).device,
-                lambda ranks: self._fit(model, teacher if self.distill else None, ranks, progress, losses),
-            )
+            if self.strategy is None:
+                fit(ALONE)
+            else:
+                across(next(model.parameters()).device, fit)
         return model
 
     def _fit(
@@ -161,6 +166,8 @@ class SGD:
             fit.run(losses)
         if self.batchnorm:  # every rank alike, of whole batches
             reestimate_batchnorm(model, (self._outputs, loader, device))
+        for buffer in model.buffers():  # each has seen its own samples
+            ranks.first_(buffer)
         if checkpoint is not None:
             checkpoint.remove(ranks)
 
@@ -183,7 +190,7 @@ class SGD:
         found = {
             "accumulate": (isinstance(self.accumulate, int) and self.accumulate >= 1, "a whole number ≥ 1"),
             "precision": (self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS))),
-            "strategy": (self.strategy in STRATEGIES, " or ".join(map(repr, STRATEGIES))),
+            "strategy": (self.strategy in (None, *STRATEGIES), " or ".join(map(repr, (*STRATEGIES, None)))),
             "checkpoint_every": (
                 every is None or (isinstance(every, int) and every >= 1),
                 "a whole number ≥ 1, or None",
@@ -243,7 +250,7 @@ class _Fit:
     def run(self, losses: Losses | None) -> None:
         """All steps that are left, from wherever the fine-tune is."""
         ranks, checkpoint = self.trained.ranks, self.checkpoint
-        begun = checkpoint.restore(self.trained, self.optimizer) if checkpoint is not None else None
+        begun = checkpoint.restore(self.trained, self.optimizer, self.loader) if checkpoint is not None else None
         begun = begun or Begun(base=ranks.from_first(torch.initial_seed))
         first = int(losses[-1][0]) if losses else 0  # one run after the other makes one curve
         every = self.asked.checkpoint_every or self.steps // self.asked.epochs
