@@ -123,6 +123,15 @@ def pruned(function: bool = False) -> tuple[list[list[float]], str]:
     return [[float(step), loss or 0.0] for step, loss in result.report.losses], str(result.report.notes)
 
 
+def statistics() -> list[list[float]]:
+    """Those of BatchNorm after a fine-tune that leaves the weights as they are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    torch.manual_seed(2 + launched()[0])
+    ap.SGD(loader(40), F.cross_entropy, lr=0.0, epochs=1)(model)
+    return [buffer.flatten().tolist() for buffer in model.buffers()]
+
+
 def furthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in other)
 
@@ -155,6 +164,7 @@ def main(folder: Path) -> None:
             losses, again = tuned(checkpoint=folder / "step.safetensors", **given)
             found["resumed"][name] = [losses == found["losses"][name], furthest(again, state)]
     interrupted(folder / "left.safetensors")
+    found["statistics"] = statistics()
     found["pruned"] = pruned()
     found["function"] = pruned(function=True)
     found["other batches"] = said(lambda: tuned(loader=[(torch.full((4, 6), float(rank)), torch.zeros(4).long())]))
