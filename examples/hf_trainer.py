@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import actprune as ap
+from actprune.callbacks import trainer_callback
 
 
 def data(count, seed):
@@ -15,13 +16,13 @@ def data(count, seed):
     return [{"input_ids": row, "labels": label} for row, label in zip(x, (x == 3).any(1).long(), strict=True)]
 
 
-def train(model, epochs=2):
+def train(model, epochs=2, **more):
     with tempfile.TemporaryDirectory() as place:
         arguments = TrainingArguments(
             place, num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=2e-3, report_to=[],
             save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        Trainer(model, arguments, train_dataset=data(512, seed=0)).train()
+        Trainer(model, arguments, train_dataset=data(512, seed=0), **more).train()
     return model.eval()
 
 
@@ -48,7 +49,7 @@ def main(folder=None):
         equal_widths=True,  # a configuration has one number for all layers of a kind,
         protect=["*attention*", "*pooler*"],  # and none for the heads of BERT, which are hidden size / heads
         evaluate=accuracy,
-        finetune=lambda small: train(small, epochs=1),
+        finetune=lambda small: train(small, epochs=1, callbacks=[trainer_callback(model)]),  # the dense one teaches
     )
     with tempfile.TemporaryDirectory() as place:
         saved = result.save_pretrained(folder or Path(place) / "pruned")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import actprune as ap
+from actprune.callbacks import lightning_callback
 
 
 class Classifier(pl.LightningModule):
@@ -30,10 +31,10 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
-def fit(model, epochs):
+def fit(model, epochs, **more):
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_model_summary=False, **more,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a loader without workers
@@ -45,7 +46,10 @@ def fit(model, epochs):
 def main():
     torch.manual_seed(0)
     model = fit(Classifier(), epochs=3)
-    result = ap.prune(model, batches(), keep="macs=50%", method="flap", evaluate=accuracy, finetune=lambda m: fit(m, 1))
+    result = ap.prune(
+        model, batches(), keep="macs=50%", method="flap", evaluate=accuracy,
+        finetune=lambda small: fit(small, 1, callbacks=[lightning_callback(model)]),  # the dense one teaches
+    )  # fmt: skip
     print(result.report)
     return result
 

@@ -245,3 +245,17 @@ def test_a_run_of_a_keras_file_is_used_like_any_other(run: Run, tmp_path: Path) 
     code, out, err = run("inspect", "net.keras", "--json")
     assert code == 0 and json.loads(out)["groups"][0]["name"].startswith("dense"), err
     assert run("inspect", "net.keras", "--input", "4,6")[0] == 0
+
+
+def test_a_fine_tune_that_is_data_is_given_as_it_is(tmp_path: Path) -> None:
+    """The engine shares it out to processes, and lets the dense network teach it."""
+    from actprune.recovery.sgd import SGD
+
+    path = tmp_path / "tuned.py"
+    path.write_text(
+        "import actprune as ap\nfinetune = ap.SGD([], None)\ndef model(): ...\ndef evaluate(m): return 1.0\n"
+    )
+    recipe = load_recipe(str(path))
+    evaluate = recipe.optional("evaluate")
+    assert isinstance(recipe.optional("finetune"), SGD) and evaluate is not None and evaluate(None) == 1.0
+    assert recipe.optional("calibration") is None

@@ -14,11 +14,14 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -48,6 +51,12 @@ TEXT = 4096
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment that torchrun sets, and `init_process_group` reads."""
+
+_WATCHED: ContextVar[bool] = ContextVar("watched", default=False)
+"""Whether work goes on that a pulse tells of: it also tells of what is done `together` within."""
+
+_SOLO: ContextVar[bool] = ContextVar("solo", default=False)
+"""Whether rank 0 does something alone, so that nothing within may wait for the others."""
 
 _LED = re.compile(r"^\[\S+:\d+\] ")
 """What a message of gloo begins with: a line of its source."""
@@ -81,30 +90,46 @@ class Ranks:
         return range(start, start + each + (self.rank < more))
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do `work` on every rank: it ends on all of them, or fails on all. No rank may call another one in it.
+        """Do `work` on every rank: it ends on all of them, or fails on all. No rank may call another one in it, but
+        by a group that was made in it.
 
         Raises:
             DistributedError: another rank has failed, or is gone. What this one does is then interrupted.
         """
-        if self.world == 1:
+        if self.world == 1 or _WATCHED.get():
             return work()
         pulse = _Pulse(self)
         try:
-            with pulse:
+            with _told(_WATCHED), pulse:
                 return work()
         except KeyboardInterrupt:
             if pulse.interrupted and pulse.lost is not None:
                 raise pulse.lost from None
             raise
+        except RuntimeError as error:  # of a group that `work` has made, where the other end is gone
+            if pulse.lost is not None and (isinstance(error, dist.DistError) or _LED.match(str(error))):
+                raise pulse.lost from error
+            raise
         finally:
             pulse.put_back()
+
+    def alone(self, work: Callable[[], T]) -> T | None:
+        """Have rank 0 do `work` by itself, which fails on all ranks; None on the others."""
+
+        def own() -> T | None:
+            if not self.first:
+                return None
+            with _told(_SOLO):
+                return work()
+
+        return own() if self.world == 1 else self.together(own)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, a value that JSON can hold; the others wait for it."""
         if self.world == 1:
             return make()
-        text = self.together(lambda: json.dumps(make()) if self.first else "")
-        return json.loads(self._bytes(text.encode()))
+        text = self.alone(lambda: json.dumps(make()))
+        return json.loads(self._bytes((text or "").encode()))
 
     def send_file(self, path: Path) -> None:
         """Put rank 0's file at `path` on every rank, and compare what arrived."""
@@ -145,11 +170,20 @@ class Ranks:
         """Of all ranks, in place."""
         return self._reduced(x, dist.ReduceOp.MAX)
 
+    def first_(self, x: Tensor) -> Tensor:
+        """That of rank 0, in place."""
+        if self.world == 1:
+            return x
+        held = x.detach().cpu().contiguous()
+        self._sent(held.reshape(-1).view(torch.uint8))  # its bytes: gloo does not know every type
+        with torch.no_grad():
+            return x.copy_(held)
+
     def lost(self, got: str) -> DistributedError:
         """What is said where a rank does not answer."""
         return DistributedError(
             "Another process of the run is gone, or does not answer.",
-            expected=f"{self.world} processes that all call prune, and answer within {_seconds():g} s ({TIMEOUT})",
+            expected=f"{self.world} processes that all do the same, and answer within {_seconds():g} s ({TIMEOUT})",
             got=_LED.sub("", got.strip().partition("\n")[0]).partition(". ")[0][:300],
             where=f"rank {self.rank} of {self.world}",
             hint=f"look for what the other processes wrote at their end; {RESUME}",
@@ -204,6 +238,15 @@ class Ranks:
 
 ALONE = Ranks(0, 1)
 """One process."""
+
+
+@contextmanager
+def _told(what: ContextVar[bool]) -> Iterator[None]:
+    before = what.set(True)
+    try:
+        yield
+    finally:
+        what.reset(before)
 
 
 class _Pulse:
@@ -299,7 +342,10 @@ class _Pulse:
 
 
 def launched() -> tuple[int, int]:
-    """Rank and number of processes, as an initialised group or torchrun's environment says; 0 and 1 without."""
+    """Rank and number of processes, as an initialised group or torchrun's environment says; 0 and 1 without, and in
+    what rank 0 does by itself."""
+    if _SOLO.get():
+        return 0, 1
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     if all(name in os.environ for name in LAUNCHED):
@@ -322,11 +368,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if world == 1:
         yield ALONE
         return
-    own = not dist.is_initialized()
+    own, said = not dist.is_initialized(), sys.excepthook  # which torch wraps with every group
     ranks = Ranks(rank, world)
     timeout = timedelta(seconds=_seconds())
     if own:
-        ranks._answered(lambda: dist.init_process_group(_backend(device), timeout=timeout))
+        ranks._answered(lambda: _init(_backend(device), ranks, timeout))
     made: list[Any] = []
     try:
         ranks._answered(lambda: made.append(dist.new_group(backend="gloo", timeout=timeout)))
@@ -334,8 +380,25 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     finally:
         if own:
             dist.destroy_process_group()
+            sys.excepthook = said
         elif made:
-            dist.destroy_process_group(made[0])
+            with suppress(ValueError):  # it has gone with the group that it was made in
+                dist.destroy_process_group(made[0])
+
+
+def _init(backend: str, ranks: Ranks, timeout: timedelta) -> None:
+    """Groups that are made and destroyed one after the other meet in one store, which stays, each under a name of its
+    own: so none takes the addresses of one before for its own."""
+    from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+
+    if not _STORE:
+        _STORE.append(next(rendezvous("env://", timeout=timeout))[0])
+    store = PrefixStore(f"actprune {next(_GROUPS)}", _STORE[0])
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
+
+
+_STORE: list[Any] = []
+_GROUPS = count()
 
 
 def _backend(device: torch.device) -> str:

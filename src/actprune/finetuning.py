@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actprune.distributed import Ranks, joined
 from actprune.graph.keep import copied
 from actprune.graph.trace import preserved
 from actprune.recovery.sgd import Losses, recording
@@ -43,19 +44,28 @@ def finetuned(
 ) -> Tuned:
     """Train a copy of the network of a run; it is kept unless the metric says that it is worse.
 
+    Of several processes all train, and rank 0 measures.
+
     Args:
         small: the network of the run; left as it was.
         report: of the run.
         finetune: trains the model that it is given, and may return another one of the same shapes.
         evaluate: model → metric, higher is better.
     """
-    before = measured(evaluate, small)
+    with joined(next((p.device for p in small.parameters()), torch.device("cpu"))) as ranks:
+        return _finetuned(small, report, finetune, evaluate, ranks)
+
+
+def _finetuned(
+    small: nn.Module, report: Report, finetune: Callable[[nn.Module], Any], evaluate: Evaluate | None, ranks: Ranks
+) -> Tuned:
+    before = ranks.from_first(lambda: measured(evaluate, small))
     losses: Losses = [[step, float("nan") if loss is None else loss] for step, loss in report.losses]
     trained = copied(small)
     with preserved(trained), torch.enable_grad(), recording(losses):
-        returned = finetune(trained)
+        returned = ranks.together(lambda: finetune(trained))
     trained = returned if isinstance(returned, nn.Module) else trained
-    after = measured(evaluate, trained)
+    after = ranks.from_first(lambda: measured(evaluate, trained))
     if before is not None and after is not None and after < before:
         return Tuned(small, report, before, after, kept=False)
     told = "not measured" if after is None else f"metric {before:.4g} → {after:.4g}"

@@ -22,6 +22,7 @@ from actprune.memory import peak_bytes
 from actprune.plan import Plan
 from actprune.proof.check import Proof
 from actprune.recovery.distill import Recovered
+from actprune.recovery.sgd import SGD
 from actprune.report.groups import group_rows
 from actprune.report.measure import command, state_bytes, versions
 from actprune.report.record import Report, Stage
@@ -210,6 +211,9 @@ class Reporting:
                 f"The recovery took {done.steps} steps; on held-out calibration samples the distance to the dense "
                 f"network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
             )
+        tune, world = self.settings.finetune, self.settings.ranks.world
+        if isinstance(tune, SGD) and world > 1:
+            yield f"Fine-tuned by {world} processes ({tune.strategy}), each with the whole dense network as teacher."
         yield from self._room()
         used = attempt.rewrite.record.get("samples", self.data.samples)
         if used < self.data.samples:

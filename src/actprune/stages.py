@@ -283,11 +283,9 @@ class Run:
         ranks = self.settings.ranks
         if self.known_stats is not None and not self.frozen:
             return self.known_stats
-        known = ranks.world > 1 and ranks.from_first(lambda: self._path("statistics", STATISTICS).exists())
-        if ranks.world == 1 or known:
+        if ranks.world == 1:
             return self._kept("statistics", STATISTICS, self._collected)
-        found = collect_across(ranks, self.data, self._collected)
-        return self._kept("statistics", STATISTICS, lambda: found)
+        return self._kept_by_all("statistics", STATISTICS, lambda: collect_across(ranks, self.data, self._collected))
 
     def _guide(self) -> Guide:
         asked, stats = self.settings, self.stats
@@ -380,15 +378,15 @@ class Run:
             return trained, Recovered(**done)
 
     def _finetuned(self, small: nn.Module) -> nn.Module:
-        """A trained copy, in the modes of the original."""
+        """A copy that all ranks have trained, in the modes of the original."""
         tuned, asked = copied(small), self.settings
 
         def finetune() -> nn.Module:
             returned: Any = None
             with preserved(tuned), torch.enable_grad():
                 if isinstance(asked.finetune, SGD):
-                    teacher = self.teacher or self.model
-                    asked.finetune.run(
+                    train, teacher = self._checkpointed(asked.finetune), self.teacher or self.model
+                    train.run(
                         tuned, teacher, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
                     )
                 elif asked.finetune is not None:
@@ -400,17 +398,23 @@ class Run:
             return finetune()
 
         def step() -> Trained:
-            returned = finetune()
+            returned = asked.ranks.together(finetune)
             if returned is not tuned:
                 raise _AnotherNetworkError(returned) if asked.ranks.world == 1 else _one_network_each(returned)
             return tuned.state_dict(keep_vars=True), self.losses
 
         try:
-            state, self.losses = self._kept("fine-tuned", TRAINED, step)
+            state, self.losses = self._kept_by_all("fine-tuned", TRAINED, step)
         except _AnotherNetworkError as error:  # whose weights say nothing of how to make it again
             return error.network
         tuned.load_state_dict({**tuned.state_dict(), **state})
         return tuned
+
+    def _checkpointed(self, train: SGD) -> SGD:
+        """With a checkpoint beside the results of the stages, where it has no other place."""
+        if self.settings.journal is None or train.checkpoint is not None:
+            return train
+        return replace(train, checkpoint=self._path("fine-tuning", TRAINED))
 
     # -- what the stages share ---------------------------------------------------------------------
 
@@ -437,11 +441,19 @@ class Run:
         own = self._name(name)
         if ranks.world == 1:
             return journal.keep(own, kind, make)
-        failed = ranks.together(lambda: _failure(lambda: journal.keep(own, kind, make)) if ranks.first else None)
+        failed = ranks.alone(lambda: _failure(lambda: journal.keep(own, kind, make)))
         if ranks.from_first(lambda: failed is not None):
             raise failed or FailedElsewhereError(ranks)
         ranks.send_file(journal.path(own, kind))
         return ranks.together(lambda: journal.keep(own, kind, make))  # the file is there
+
+    def _kept_by_all(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
+        """As `_kept`, of what the ranks make with each other."""
+        ranks = self.settings.ranks
+        if ranks.world == 1 or ranks.from_first(self._path(name, kind).exists):
+            return self._kept(name, kind, make)
+        made = make()
+        return self._kept(name, kind, lambda: made)
 
     def _name(self, stage: str) -> str:
         return f"{stage}{self.turn}-{self.frozen}"

@@ -37,6 +37,7 @@ def finetune(
     from actprune.artifacts.checkpoint import check_output, load, save
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import read_run
+    from actprune.distributed import launched
     from actprune.finetuning import finetuned
     from actprune.keras3.bridge import MODEL, on_network, training_of
     from actprune.keras3.network import KerasNetwork
@@ -62,6 +63,8 @@ def finetune(
         tuned = finetuned(small, found.report, train, evaluate)
         if isinstance(tuned.model, KerasNetwork):
             more = {MODEL: tuned.model.model.save}
+        if launched()[0] > 0:  # of several processes the first one writes and speaks
+            return
         if tuned.kept:
             save(place, tuned.model, found.plan, tuned.report.to_data(), overwrite=out is None, more=more)
     if as_json:

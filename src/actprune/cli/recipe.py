@@ -91,8 +91,11 @@ class Recipe:
         return network, first_batch(network, as_batches(self.calibration(), model))
 
     def optional(self, name: str) -> Callable[..., Any] | None:
-        """One of the functions, if there is one."""
-        return (lambda *args: self._call(name, *args)) if name in self.functions else None
+        """One of the functions, if there is one. An `SGD` is given as it is: the engine knows what to do with it."""
+        from actprune.recovery.sgd import SGD
+
+        own = self.functions.get(name)
+        return own if own is None or isinstance(own, SGD) else lambda *args: self._call(name, *args)
 
     def _call(self, name: str, *args: Any) -> Any:
         from actprune.graph.keep import seed_all

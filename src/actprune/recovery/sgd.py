@@ -10,18 +10,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from math import isfinite
+from math import ceil, isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
+from actprune.artifacts.files import content_digest
+from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
+from actprune.recovery.checkpoint import Begun, Checkpoint
 from actprune.recovery.modes import evaluating, nothing_to_train, training
+from actprune.recovery.parallel import STRATEGIES, Training, across, check_same_batch, training_by
 from actprune.recovery.rate import warm_cosine
+from actprune.recovery.streams import apart, put_states, states
+
+PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "bf16": torch.bfloat16}
+"""What outputs are computed in, under autocast."""
+
+_TOLD = (
+    "lr epochs momentum nesterov weight_decay warmup distill temperature dropout clip accumulate precision"
+).split()
+"""The settings that make a fine-tune the same one."""
 
 Epoch = Callable[[int, int, str], None]
 """(steps done, all steps, a line about the state)."""
@@ -46,9 +62,12 @@ def recording(losses: Losses) -> Iterator[None]:
 class SGD:
     """A fine-tune by stochastic gradient descent; also a callable `finetune(model)`.
 
+    Processes that `torchrun` or `accelerate launch` has started share it out: each takes its share of the samples of
+    every batch, and all come to what one would (docs/scaling.md). Every rank calls it, with the same model and loader.
+
     Attributes:
         loader: batches (inputs, targets), iterated once per epoch; what a generator gives is kept for all epochs.
-        loss: (outputs, targets) → scalar, for example `F.cross_entropy`.
+        loss: (outputs, targets) → scalar, a mean over the samples, for example `F.cross_entropy`.
         lr: peak learning rate; 0.1 to 0.5 times the rate of the original training is usual.
         epochs: passes over the loader.
         momentum, nesterov, weight_decay: as in `torch.optim.SGD`; norms and biases are not decayed.
@@ -59,6 +78,14 @@ class SGD:
         batchnorm: re-estimate the running statistics at the end.
         clip: largest gradient norm; None for no limit.
         forward: (model, batch) → outputs, where `model(batch[0])` is not right. Targets are `batch[1]`.
+        accumulate: so many batches of the loader make one step, which is that of one batch of all their samples.
+        precision: "bf16" for outputs computed under autocast to bfloat16; losses and weights stay as they are.
+        strategy: of several processes: "ddp", each holds the model, or "fsdp", parameters, gradients and momentum are
+            sharded (FSDP2). The dense network that is distilled from is whole in every process. None: each process
+            trains by itself, whatever the others do.
+        checkpoint: a file for the state of the fine-tune (safetensors), from which the same call goes on after an
+            interruption, to the same end; it is removed at the end. `prune(save_to=…)` keeps one by itself.
+        checkpoint_every: steps between two checkpoints; None for one at the end of every epoch.
     """
 
     loader: Iterable[Any]
@@ -75,6 +102,11 @@ class SGD:
     batchnorm: bool = True
     clip: float | None = 5.0
     forward: Callable[[Any, Any], Any] | None = None
+    accumulate: int = 1
+    precision: str | None = None
+    strategy: str | None = "ddp"
+    checkpoint: str | Path | None = None
+    checkpoint_every: int | None = None
 
     def __call__(self, model: nn.Module) -> nn.Module:
         return self.run(model)
@@ -96,77 +128,180 @@ class SGD:
             The same model, in the modes that it came in.
 
         Raises:
-            DataError: an empty loader, batches without targets, nothing to train, or a loss that is not finite.
+            DataError: a setting that is none, an empty loader, batches without targets, nothing to train, a loss that
+                is not finite, or processes whose loaders give different batches.
+            ArtifactError: the checkpoint can't be written or read, or is that of another fine-tune.
+            DistributedError: another process has failed, is gone, or has another model or other settings.
         """
+        self._check()
         if self.epochs == 0:
             return model
+        if not any(p.requires_grad for p in model.parameters()):
+            raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
         losses = _RECORD.get() if losses is None else losses
-        first = int(losses[-1][0]) if losses else 0  # one run after the other makes one curve
-        loader = list(self.loader) if isinstance(self.loader, Iterator) else self.loader
-        steps = self.epochs * _length(loader)
-        optimizer = self._optimizer(model)
-        device = next(model.parameters()).device
-        done = 0
-        with training(model, self.dropout), evaluating(teacher), torch.enable_grad():
-            for epoch in range(self.epochs):
-                for batch in loader:
-                    rate = self.lr * warm_cosine(done, steps, self.warmup)
-                    loss = self._step(model, teacher, _checked(_to(batch, device)), optimizer, rate)
-                    if not isfinite(loss):
-                        raise _diverged(epoch, loss, self.lr)
-                    done += 1
-                    if losses is not None and (done % max(1, steps // 100) == 0 or done == steps):
-                        losses.append([first + done, loss])
-                    if progress is not None and (done % 50 == 0 or done == steps):
-                        progress(done, steps, f"epoch {epoch + 1}, loss {loss:.4f}")
-        optimizer.zero_grad(set_to_none=True)
-        if done == 0:
-            raise DataError(
-                "The fine-tune loader is empty.",
-                expected="at least one batch (inputs, targets)",
-                got="none",
-                where="SGD.loader",
-                hint="a generator that was used up before gives nothing: pass a list or a data loader",
-            )
-        if self.batchnorm:
-            reestimate_batchnorm(model, (self._outputs, loader, device))
+
+        def fit(ranks: Ranks) -> None:
+            self._fit(model, teacher if self.distill else None, ranks, progress, losses)
+
+        with evaluating(teacher), torch.enable_grad():
+            if self.strategy is None:
+                fit(ALONE)
+            else:
+                across(next(model.parameters()).device, fit)
         return model
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
-        groups = _parameter_groups(model, self.weight_decay)
-        if not any(group["params"] for group in groups):
-            raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
-        nesterov = self.nesterov and self.momentum > 0
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
+    def _fit(
+        self, model: nn.Module, teacher: nn.Module | None, ranks: Ranks, progress: Epoch | None, losses: Losses | None
+    ) -> None:
+        """What every rank does."""
+        device = next(model.parameters()).device
+        loader = list(self.loader) if isinstance(self.loader, Iterator) else self.loader
+        steps = self.epochs * ceil(_length(loader) / self.accumulate)
+        checkpoint = self._checkpoint(model, teacher, ranks, steps)
+        with (
+            training_by(self.strategy, model, partial(self._loss, teacher), ranks) as trained,
+            training(trained.model, self.dropout),
+        ):
+            fit = _Fit(self, trained, self._optimizer(trained.model), loader, steps, device, checkpoint, progress)
+            fit.run(losses)
+        if self.batchnorm:  # every rank alike, of whole batches
+            reestimate_batchnorm(model, (self._outputs, loader, device))
+        for buffer in model.buffers():  # each has seen its own samples
+            ranks.first_(buffer)
+        if checkpoint is not None:
+            checkpoint.remove(ranks)
 
-    def _step(
-        self, model: nn.Module, teacher: nn.Module | None, batch: Any, optimizer: torch.optim.SGD, rate: float
-    ) -> float:
-        """One step; not taken where the loss is not finite. Returns the loss before it."""
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._loss(model, teacher, batch)
-        value = float(loss.detach())
-        if isfinite(value):
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
-            optimizer.step()
-        return value
+    def _checkpoint(self, model: nn.Module, teacher: nn.Module | None, ranks: Ranks, steps: int) -> Checkpoint | None:
+        """Where the state is kept, of a fine-tune that is the same on every rank."""
+        if self.checkpoint is None and ranks.world == 1:
+            return None
+        asked = {
+            **{name: getattr(self, name) for name in _TOLD},
+            "steps": steps,
+            "model": content_digest(model.state_dict().items()),
+            "teacher": None if teacher is None else content_digest(teacher.state_dict().items()),
+        }
+        ranks.check_same({**asked, "strategy": self.strategy, "checkpoint": self.checkpoint is not None})
+        return None if self.checkpoint is None else Checkpoint(Path(self.checkpoint), asked)
+
+    def _check(self) -> None:
+        """The settings that can be wrong by themselves."""
+        every = self.checkpoint_every
+        found = {
+            "accumulate": (isinstance(self.accumulate, int) and self.accumulate >= 1, "a whole number ≥ 1"),
+            "precision": (self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS))),
+            "strategy": (self.strategy in (None, *STRATEGIES), " or ".join(map(repr, (*STRATEGIES, None)))),
+            "checkpoint_every": (
+                every is None or (isinstance(every, int) and every >= 1),
+                "a whole number ≥ 1, or None",
+            ),
+        }
+        for name, (right, expected) in found.items():
+            if not right:
+                raise DataError(
+                    f"{name} is no setting of a fine-tune.",
+                    expected=expected,
+                    got=repr(getattr(self, name)),
+                    where=f"SGD({name}=…)",
+                    hint="leave it out for the default",
+                )
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        nesterov = self.nesterov and self.momentum > 0
+        groups = _parameter_groups(model, self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
 
     def _outputs(self, model: nn.Module, batch: Any) -> Any:
         return self.forward(model, batch) if self.forward is not None else model(batch[0])
 
-    def _loss(self, model: nn.Module, teacher: nn.Module | None, batch: Any) -> Tensor:
-        outputs = self._outputs(model, batch)
+    def _precise(self, model: nn.Module, batch: Any) -> Any:
+        """Outputs in the precision that was asked for; they are float32 then."""
+        dtype = PRECISIONS[self.precision]
+        if dtype is None:
+            return self._outputs(model, batch)
+        with torch.autocast(next(model.parameters()).device.type, dtype):
+            outputs = self._outputs(model, batch)
+        return pytree.tree_map_only(Tensor, lambda x: x.float() if x.dtype == dtype else x, outputs)
+
+    def _loss(self, teacher: nn.Module | None, model: nn.Module, batch: Any) -> Tensor:
+        outputs = self._precise(model, batch)
         loss = self.loss(outputs, batch[1])
-        if teacher is None or self.distill == 0:
+        if teacher is None:
             return loss
         with torch.no_grad():
-            wanted = self._outputs(teacher, batch)
+            wanted = self._precise(teacher, batch)
         classes = isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
         return (1 - self.distill) * loss + self.distill * distillation(outputs, wanted, self.temperature, classes)
+
+
+@dataclass
+class _Fit:
+    """One fine-tune that goes on: what its steps share."""
+
+    asked: SGD
+    trained: Training
+    optimizer: torch.optim.SGD
+    loader: Iterable[Any]
+    steps: int
+    device: torch.device
+    checkpoint: Checkpoint | None
+    progress: Epoch | None
+
+    def run(self, losses: Losses | None) -> None:
+        """All steps that are left, from wherever the fine-tune is."""
+        ranks, checkpoint = self.trained.ranks, self.checkpoint
+        begun = checkpoint.restore(self.trained, self.optimizer, self.loader) if checkpoint is not None else None
+        begun = begun or Begun(base=ranks.from_first(torch.initial_seed))
+        first = int(losses[-1][0]) if losses else 0  # one run after the other makes one curve
+        every = self.asked.checkpoint_every or self.steps // self.asked.epochs
+        if losses is not None:
+            losses.extend([first + done, loss] for done, loss in begun.losses)
+        while begun.epoch < self.asked.epochs:
+            for batches in self._batches(begun):
+                loss = self._step(batches, begun)
+                if begun.done % max(1, self.steps // 100) == 0 or begun.done == self.steps:
+                    begun.losses.append([begun.done, loss])
+                    if losses is not None:
+                        losses.append([first + begun.done, loss])
+                if self.progress is not None and (begun.done % 50 == 0 or begun.done == self.steps):
+                    self.progress(begun.done, self.steps, f"epoch {begun.epoch + 1}, loss {loss:.4f}")
+                if checkpoint is not None and begun.done % every == 0 and begun.done < self.steps:
+                    checkpoint.save(self.trained, self.optimizer, begun)
+            begun.epoch, begun.within, begun.drawn = begun.epoch + 1, 0, {}
+        self.optimizer.zero_grad(set_to_none=True)
+        if begun.done == 0:
+            raise _empty()
+
+    def _batches(self, begun: Begun) -> Iterator[list[Any]]:
+        """Those of every step that is left of an epoch; every rank draws them as rank 0 does."""
+        begun.drawn = self.trained.ranks.from_first(lambda: begun.drawn or states(self.loader))
+        put_states(self.loader, begun.drawn)
+        batches, done = iter(self.loader), begun.within
+        while group := [_to(batch, self.device) for batch in islice(batches, self.asked.accumulate)]:
+            if done > 0:  # an earlier process has taken this step
+                done -= 1
+                continue
+            for batch in group:
+                _check_pair(batch)
+            if begun.within == 0:
+                check_same_batch(group[0], self.trained.ranks)
+            yield group
+
+    def _step(self, batches: list[Any], begun: Begun) -> float:
+        """One step; not taken where the loss is not finite. Returns the loss before it."""
+        asked, optimizer, parameters = self.asked, self.optimizer, self.trained.model.parameters()
+        for group in optimizer.param_groups:
+            group["lr"] = asked.lr * warm_cosine(begun.done, self.steps, asked.warmup)
+        optimizer.zero_grad(set_to_none=True)
+        with apart(begun.base, begun.done, self.trained.ranks.rank):
+            loss = self.trained.backward(batches)
+        if not isfinite(loss):
+            raise _diverged(begun.epoch, loss, asked.lr)
+        if asked.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, asked.clip)
+        optimizer.step()
+        begun.done, begun.within = begun.done + 1, begun.within + 1
+        return loss
 
 
 def distillation(outputs: Any, wanted: Any, temperature: float, classes: bool = True) -> Tensor:
@@ -235,16 +370,26 @@ def _to(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _checked(batch: Any) -> Any:
+def _check_pair(batch: Any) -> None:
     """A tensor alone would pass for a pair: its first sample for the inputs, its second for the targets."""
     if isinstance(batch, tuple | list) and len(batch) > 1:
-        return batch
+        return
     raise DataError(
         "A fine-tune batch has no targets.",
         expected="(inputs, targets)",
         got=f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__,
         where="SGD.loader",
         hint="pass a loader of pairs, or a function of your own as finetune",
+    )
+
+
+def _empty() -> DataError:
+    return DataError(
+        "The fine-tune loader is empty.",
+        expected="at least one batch (inputs, targets)",
+        got="none",
+        where="SGD.loader",
+        hint="a generator that was used up before gives nothing: pass a list or a data loader",
     )
 
 
