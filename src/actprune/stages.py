@@ -386,9 +386,7 @@ class Run:
             with preserved(tuned), torch.enable_grad():
                 if isinstance(asked.finetune, SGD):
                     train, teacher = self._checkpointed(asked.finetune), self.teacher or self.model
-                    train.run(
-                        tuned, teacher, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses
-                    )
+                    train.run(tuned, teacher, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses)
                 elif asked.finetune is not None:
                     with recording(self.losses):
                         returned = asked.finetune(tuned)
