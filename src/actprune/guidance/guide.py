@@ -135,7 +135,7 @@ class Guide:
         return {name: found[name] for name in self.groups}
 
     def _choice(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]], quick: bool = False) -> Choice:
-        quick = quick and sum(len(problem.gram) ** 3 for problem in self.problems[name]) > QUICK_WORK
+        quick = quick and sum(problem.weight.shape[1] ** 3 for problem in self.problems[name]) > QUICK_WORK
         served = {other for problem in self.problems[name] for other in problem.makes}
         decided = {other: units for other, units in decided.items() if other in served}
         key = (name, k, tuple(sorted(decided.items())), quick)
