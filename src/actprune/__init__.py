@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from actprune.allocation.cost import cost
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
+    from actprune.artifacts.opened import open_pretrained
     from actprune.deployment import fold
     from actprune.errors import (
         ActpruneError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from actprune.report.inspection import inspect
     from actprune.result import Result
     from actprune.rewrite import Rewrite
+    from actprune.shards import open_weights
     from actprune.stats.collect import Stats, collect
     from actprune.surgery.graph_form import as_graph
     from actprune.surgery.slicing import cut
@@ -90,6 +92,8 @@ _HOMES = {
     "load": "keras3.bridge",
     "make_plan": "plan",
     "measure_latency": "latency.table",
+    "open_pretrained": "artifacts.opened",
+    "open_weights": "shards",
     "predict": "pipeline",
     "prune": "pipeline",
     "sweep": "sweeping",
@@ -135,6 +139,8 @@ __all__ = [
     "load",
     "make_plan",
     "measure_latency",
+    "open_pretrained",
+    "open_weights",
     "predict",
     "prune",
     "sweep",

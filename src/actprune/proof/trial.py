@@ -19,7 +19,9 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
+from actprune.graph.keep import copied
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
+from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import blamed, trial_units
@@ -41,6 +43,8 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, seed: int = 0)
         graph: as `actprune.capture` gives it, without what the sizes forbid.
         inputs: as for `capture`.
     """
+
+    model, inputs = _shapes_alone(model, inputs)
 
     def test(names: Sequence[str]) -> str | None:
         plan = make_plan(graph, trial_units(graph, names, seed))
@@ -144,6 +148,16 @@ def _runs(model: nn.Module, small: nn.Module, inputs: Any, batch: int) -> str | 
     if isinstance(found, str):
         return found
     return None if expected == found else f"the outputs would have shapes {found} instead of {expected}"
+
+
+def _shapes_alone(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+    """A twin without values of a model that lies in files, for a trial looks at nothing else; the model itself where it
+    is no such model, or does not run so."""
+    if not any_mapped(model):
+        return model, inputs
+    twin = copied(model, sharing=True).to("meta")
+    moved = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), inputs)
+    return (model, inputs) if isinstance(_shapes(twin, moved), str) else (twin, moved)
 
 
 def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
