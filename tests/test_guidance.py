@@ -20,9 +20,9 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError
 from actprune.guidance import greedy
 from actprune.guidance import guide as guiding
+from actprune.guidance.blocks import eliminate_by_blocks
 from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
-from actprune.guidance.blocks import eliminate_by_blocks
 from actprune.guidance.greedy import Elimination, eliminate
 from actprune.guidance.guide import Choice, Guide, guide
 from actprune.guidance.judge import Judge, held_out_error

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from actprune.allocation.allocate import allocate
     from actprune.allocation.budget import Budget
     from actprune.allocation.cost import cost
+    from actprune.artifacts.opened import open_pretrained
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
-    from actprune.artifacts.opened import open_pretrained
     from actprune.deployment import fold
     from actprune.errors import (
         ActpruneError,

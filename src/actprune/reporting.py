@@ -171,8 +171,8 @@ class Reporting:
             return {}
 
     def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> Mapping[nn.Module, float | None]:
-        """Milliseconds of every network, the dense one first; for longer where a budget was made of it. None of networks
-        that lie in files: a forward pass would measure the disk."""
+        """Milliseconds of every network, the dense one first; for longer where a budget was made of it. None of
+        networks that lie in files: a forward pass would measure the disk."""
         each = list(dict.fromkeys(models))
         if any_mapped(self.model) and not _of_latency(budget):
             return dict.fromkeys(each)
@@ -220,9 +220,11 @@ class Reporting:
                 f"network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
             )
         yield from self._room()
-        blocks = sum("greedy" in own.orders and by_blocks(self.guide.problems[n]) for n, own in self.guide.groups.items())
+        blocks = sum(
+            "greedy" in own.orders and by_blocks(self.guide.problems[n]) for n, own in self.guide.groups.items()
+        )
         if blocks and self.stats is not None:
-            yield f"The greedy order of {blocks} wide groups is an approximation: units were removed {REMOVED} at a time."
+            yield f"The greedy order of {blocks} wide groups is approximate: units were removed {REMOVED} at a time."
         used = attempt.rewrite.record.get("samples", self.data.samples)
         if used < self.data.samples:
             yield f"Refits used {used} of {self.data.samples} calibration samples, by the memory limit."

@@ -74,8 +74,8 @@ def schedule(graph: Graph, join: bool = True) -> Schedule:
 
 
 def refitted_calls(graph: Graph) -> list[Node]:
-    """The calls whose results a refit holds; of a large model without the last consumer, whose results are made batch by
-    batch (`Walk`)."""
+    """The calls whose results a refit holds; of a large model without the last consumer, whose results are made batch
+    by batch (`Walk`)."""
     calls = [node for node in graph.program.nodes if node.op == "call_function"]
     if not any(map(is_mapped, graph.program.tensors.values())):
         return calls

@@ -341,9 +341,7 @@ class Walk:
             return None
         return contracted(rows.node), rows.stride, tuple(rows.units.tolist())
 
-    def _targets(
-        self, site: Site, node: Node, path: Path, keeps_bias: bool, stride: int = 1
-    ) -> Sequence[Tensor]:
+    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool, stride: int = 1) -> Sequence[Tensor]:
         """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it.
 
         Without the bias where that one can't change.

@@ -19,7 +19,7 @@ from actprune.guidance.problem import Problem, inverse_of
 WIDE = 2048
 """Groups of more units, of one column each, are ranked so."""
 
-REMOVED, CANDIDATES = 64, 256
+REMOVED, CANDIDATES = 64, 160
 
 
 def by_blocks(group: Sequence[Problem]) -> bool:
@@ -82,21 +82,27 @@ def eliminate_by_blocks(
 
 
 def _cheapest(states: Sequence[_State], rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(count,) places in `rows`, each the cheapest once those before it are out, and what they cost."""
+    """(count,) places in `rows`, each the cheapest once those before it are out, and what they cost.
+
+    With M the candidates' part of the inverse, w the rows of W̃ᵀ and G = wwᵀ, the costs are diag G / diag M; when a unit
+    j goes, w loses a w_j and M loses a M_j, with a = M_:j / M_jj. So w itself is not needed.
+    """
     parts = [(state.inverse[rows][:, rows], state.weight[rows]) for state in states]
+    parts = [(m, w @ w.T) for m, w in parts]
     gone = torch.zeros(len(rows), dtype=torch.bool)
     chosen: list[int] = []
     spent: list[float] = []
     for _ in range(count):
-        costs = torch.stack([w.pow(2).sum(1) / m.diagonal() for m, w in parts]).sum(0)
+        costs = torch.stack([g.diagonal() / m.diagonal() for m, g in parts]).sum(0)
         costs[gone] = torch.inf
         j = int(costs.argmin())
         chosen.append(j)
         spent.append(max(float(costs[j]), 0.0))
         gone[j] = True
-        for m, w in parts:
+        for m, g in parts:
             pull = m[:, j] / m[j, j]
-            w.addr_(pull, w[j].clone(), alpha=-1)
+            half = g[:, j] - g[j, j] / 2 * pull
+            g.addr_(pull, half, alpha=-1).addr_(half, pull, alpha=-1)
             m.addr_(pull, m[j].clone(), alpha=-1)
             m[j, j] = 1
     return torch.tensor(chosen), torch.tensor(spent, dtype=torch.float64)

@@ -33,8 +33,8 @@ SWAP_COLUMNS = 1024
 """Supports are refined by up to so many exchanges, where no consumer has more columns than this."""
 
 JUDGED_COLUMNS = JUDGED
-"""Where a consumer has more columns (2048), supports are not compared on held-out folds (each comparison solves systems of
-that size): the first criterion decides, and the natural width is read off its curve."""
+"""Where a consumer has more columns (2048), supports are not compared on held-out folds (each comparison solves systems
+of that size): the first criterion decides, and the natural width is read off its curve."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,9 @@ from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments, merge_all
 from actprune.stats.patches import has_rows, weight_matrix
 
+LARGE = 2048
+"""Columns of a matrix that is inverted by products."""
+
 RIDGE = 1e-3
 """λ as a fraction of the mean variance of the columns."""
 
@@ -191,7 +194,11 @@ def block_costs(blocks: Tensor, weights: Tensor) -> Tensor:
 
 def inverse_of(gram: Tensor) -> Tensor:
     """Of a positive definite matrix."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor = torch.linalg.cholesky(gram)
+    if len(gram) <= LARGE:
+        return torch.cholesky_inverse(factor)
+    lower = torch.linalg.solve_triangular(factor, torch.eye(len(gram), dtype=gram.dtype), upper=False)
+    return lower.T @ lower  # LAPACK's own way takes several times as long for large ones
 
 
 def _on_cpu(moments: Moments) -> Moments:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
@@ -166,10 +168,25 @@ def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
     with preserved(network), kept_buffers(network, parameters=True), torch.no_grad():
         network.eval()
         try:
-            outputs = pytree.tree_leaves(network(*args, **kwargs))
+            outputs = pytree.tree_leaves(_called(network, args, kwargs))
         except Exception as error:  # whatever a user's forward raises on sizes it did not expect
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return [tuple(out.shape) for out in outputs if isinstance(out, Tensor)]
+
+
+def _called(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The outputs; of a network on the meta device their shapes, as if it were on a CPU: code that asks for the device
+    or for values then takes the way that it takes in an export."""
+    if not any(parameter.is_meta for parameter in network.parameters()):
+        return network(*args, **kwargs)
+    held = dict(network.named_parameters()) | dict(network.named_buffers())
+    with FakeTensorMode():
+
+        def fake(value: Tensor) -> Tensor:
+            return torch.empty(value.shape, dtype=value.dtype)
+
+        args, kwargs = pytree.tree_map_only(Tensor, fake, (args, kwargs))
+        return functional_call(network, {name: fake(value) for name, value in held.items()}, args, kwargs)
 
 
 def first_samples(inputs: Any, batch: int, count: int) -> Any:

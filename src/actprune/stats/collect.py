@@ -35,7 +35,7 @@ from actprune.stats.measures import Measures
 from actprune.stats.moments import Moments, Spread, absorb, merge, merge_all, moments, spread
 from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
-from actprune.stats.room import FOLDS, folds_on_disk, folds_within, last_read
+from actprune.stats.room import FOLDS, folds_on_disk, folds_within, last_read, statistics_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def _by_layers(collector: _Collector, data: Calibration, limit: int) -> None:
     if last is None:
         return
     calls = calls_until(graph.program, last)
-    at_once = max(limit // max(held_bytes(calls), 1), 1)
+    at_once = max((limit - statistics_bytes(graph)) // max(held_bytes(calls), 1), 1)
     for start in range(0, len(data.batches), at_once):
 
         def observe(i: int, node: Node, args: tuple[Any, ...], value: Any, start: int = start) -> None:

@@ -46,8 +46,13 @@ def folds_within(graph: Graph, folds: int = FOLDS, limit: float = inf) -> dict[s
 def folds_on_disk(graph: Graph, folds: int = FOLDS) -> dict[str, int]:
     """The same, for a large model: its statistics lie on disk. The widest consumers, for which no supports are
     compared on held-out folds, have one."""
-    each = {name: (folds, min(folds, 2), 1)[(p > WIDE) + (p > JUDGED)] for name, p in _columns(graph).items()}
-    return each
+    return {name: (folds, min(folds, 2), 1)[(p > WIDE) + (p > JUDGED)] for name, p in _columns(graph).items()}
+
+
+def statistics_bytes(graph: Graph) -> int:
+    """What the statistics of the widest consumer take while they are gathered: its folds, and one batch in float32."""
+    folds = folds_on_disk(graph)
+    return max(((_NUMBER * folds[name] + 4) * p**2 for name, p in _columns(graph).items()), default=0)
 
 
 def last_read(graph: Graph) -> Node | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
-from actprune.graph.keep import copied, copied_values, preserved, refresh
+from actprune.graph.keep import copied, preserved, refresh
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt
 from actprune.hints import hint_for
