@@ -1,9 +1,9 @@
 """A Llama-shaped model that lies in files, pruned within a memory limit: `python -m benchmarks.large_model --depths`.
 
-Each row is a process of its own, so that its peak memory is what the operating system says of it. The model is made
-shard by shard by another process, and what `save_pretrained` writes is loaded by stock transformers in a third one.
+Each row is pruned by a process of its own, so that its peak memory is what the operating system says of it. Another one
+makes the model before, shard by shard, and has stock transformers load what `save_pretrained` wrote.
 
-    python -m benchmarks.large_model --depths                      12, 24 and 48 layers of width 256: some minutes
+    python -m benchmarks.large_model --depths                      12, 24 and 48 layers of width 192: some minutes
     python -m benchmarks.large_model --layers 24 --width 2048      1.3 B parameters, 64 × 512 tokens: hours on two cores
 
 Seconds of a block are set against its floor: the products of one dense and one cut forward pass of the block, and all
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ Marks = dict[str, tuple[float, float]]
 
 
 def hub() -> Any:
-    declare_torchvision_ops()
     import transformers  # pyright: ignore[reportMissingImports]
 
     return transformers
@@ -65,7 +64,7 @@ def configuration(row: Row) -> Any:
     )  # fmt: skip
 
 
-# -- one process each ------------------------------------------------------------------------------
+# -- one row ------------------------------------------------------------------------------
 
 
 def make(row: Row, folder: Path) -> None:
@@ -101,6 +100,9 @@ def prune(row: Row, folder: Path) -> Row:
     seconds = time.perf_counter() - started
     result.save_pretrained(folder.with_name(folder.name + "-small"))
     dense, small = (_of_blocks(net) for net in (model, result.model))
+    peak = peak_bytes()
+    kept = json.loads((folder.with_name(folder.name + "-small") / "config.json").read_text())
+    least = floor(row, kept["intermediate_size"], kept["num_attention_heads"])
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "block_parameters_kept": round(small / dense, 4),
@@ -111,9 +113,11 @@ def prune(row: Row, folder: Path) -> Row:
         "seconds_of_blocks": {stage: _each(marks, row["layers"], 0) for stage, marks in blocks.items()},
         "cpu_seconds_of_blocks": {stage: _each(marks, row["layers"], 1) for stage, marks in blocks.items()},
         "notes": list(result.report.notes),
-        "peak_mb": round((peak_bytes() or 0) / 1e6),
+        "peak_mb": round((peak or 0) / 1e6),
         "peak_mb_before": round((opened or 0) / 1e6),
-        "widths": {name: len(own.kept) for name, own in list(result.plan.groups.items())[:4]},
+        "kept": {"inner": kept["intermediate_size"], "heads": kept["num_attention_heads"]},
+        "floor_seconds": least[0],
+        "floor_cpu_seconds": least[1],
     }
 
 
@@ -126,7 +130,7 @@ def load(folder: Path) -> Row:
     return {"loaded": type(model).__name__, "finite": bool(logits.isfinite().all()), "files": files}
 
 
-def floor(row: Row, kept: Mapping[str, int]) -> list[float]:
+def floor(row: Row, kept_inner: int, kept_heads: int) -> list[float]:
     """Seconds, and seconds of the processors, of one block's least work on all rows: see above.
 
     In float32, the quickest dtype where bfloat16 is slow.
@@ -139,21 +143,21 @@ def floor(row: Row, kept: Mapping[str, int]) -> list[float]:
     def passed(inner: int, heads: int) -> list[tuple[Tensor, list[Tensor]]]:
         """The inputs of each product, and the results that are made of them."""
         wide = heads * row["head"]
-        q, k, v = (F.linear(x, w) for w in weights[f"qkv{wide}"])
-        split = (t.view(row["batch"], row["length"], heads, -1).transpose(1, 2) for t in (q, k, v))
-        mixed = F.scaled_dot_product_attention(*split, is_causal=True).transpose(1, 2).reshape(rows, wide)
+        made = [F.linear(x, w) for w in weights[f"qkv{wide}"]]
+        q, k, v = (t.view(row["batch"], row["length"], heads, -1).transpose(1, 2) for t in made)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(rows, wide)
         o = F.linear(mixed, weights[f"o{wide}"][0])
         gate, up = (F.linear(x, w) for w in weights[f"up{inner}"])
         product = F.silu(gate) * up
         return [
-            (x, [q, k, v]),
+            (x, made),
             (mixed, [o]),
             (x, [gate, up]),
             (product, [F.linear(product, weights[f"down{inner}"][0])]),
         ]
 
     weights: dict[str, list[Tensor]] = {}
-    for i, h in ((inner, heads), (kept["inner"], kept["heads"])):
+    for i, h in ((inner, heads), (kept_inner, kept_heads)):
         wide = h * row["head"]
         weights[f"qkv{wide}"] = list(torch.randn(3, wide, width))
         weights[f"o{wide}"] = [torch.randn(width, wide)]
@@ -162,7 +166,7 @@ def floor(row: Row, kept: Mapping[str, int]) -> list[float]:
 
     def work() -> None:
         passed(inner, heads)
-        for given, made in passed(kept["inner"], kept["heads"]):
+        for given, made in passed(kept_inner, kept_heads):
             given.T @ given
             for out in made:
                 out.T @ given
@@ -226,46 +230,25 @@ def _seconds(work: Callable[[], None]) -> tuple[float, float]:
 
 
 def measured(row: Row, scratch: Path) -> Row:
-    """One row, by a process for each step."""
+    """One row; what is measured is so in a process of its own."""
     folder = scratch / f"{row['layers']}-{row['width']}"
+    small = folder.with_name(folder.name + "-small")
     try:
-        _apart("make", row, folder)
-        found = _apart("prune", row, folder)
-        found |= _apart("load", row, folder.with_name(folder.name + "-small"))
-        found |= _apart("floor", {**row, "kept": _kept(folder.with_name(folder.name + "-small"), row)}, folder)
+        make(row, folder)
+        words = [sys.executable, "-m", "benchmarks.large_model", "--row", json.dumps(row), str(folder)]
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        found = {**json.loads(str(done.stdout).splitlines()[-1]), **load(small)}
     finally:
-        for path in (folder, folder.with_name(folder.name + "-small")):
+        for path in (folder, small):
             with contextlib.suppress(OSError):
                 shutil.rmtree(path)
     # of the processors' seconds: other work shares the machine
     mean = {stage: sum(each) / max(len(each), 1) for stage, each in found["cpu_seconds_of_blocks"].items()}
     least = found["floor_cpu_seconds"]
     found |= {"refit_by_floor": round(mean["refit"] / least, 2), "all_by_floor": round(sum(mean.values()) / least, 2)}
-    return {**row, **found, "command": "python -m benchmarks.large_model " + " ".join(sys.argv[1:]),
-            "threads": torch.get_num_threads(), "versions": versions((*PACKAGES, "transformers"))}  # fmt: skip
-
-
-def _kept(folder: Path, row: Row) -> Row:
-    config = json.loads((folder / "config.json").read_text())
-    return {"inner": config["intermediate_size"], "heads": config["num_attention_heads"]}
-
-
-def _apart(step: str, row: Row, folder: Path) -> Row:
-    words = [sys.executable, "-m", "benchmarks.large_model", "--step", step, json.dumps(row), str(folder)]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def step(name: str, row: Row, folder: Path) -> Row:
-    warnings.simplefilter("ignore")
-    if name == "make":
-        make(row, folder)
-        return {}
-    if name == "prune":
-        return prune(row, folder)
-    if name == "load":
-        return load(folder)
-    return dict(zip(("floor_seconds", "floor_cpu_seconds"), floor(row, row["kept"]), strict=True))
+    command = "python -m benchmarks.large_model " + " ".join(sys.argv[1:])
+    about = {"command": command, "threads": torch.get_num_threads(), "versions": versions((*PACKAGES, "transformers"))}
+    return {**row, **found, **about}
 
 
 def asked() -> argparse.Namespace:
@@ -279,7 +262,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--limit", default="4GB")
     parser.add_argument("--keep", default="units=70%")
     parser.add_argument("--method", default="sgd-ap")
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -289,7 +272,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     if not options.depths:
         return [row]
     small = {
-        "width": 256, "inner": 704, "head": 64, "vocabulary": 1000, "samples": 16, "length": 64, "batch": 2,
+        "width": 192, "inner": 512, "head": 64, "vocabulary": 1000, "samples": 16, "length": 64, "batch": 2,
         "method": "greedy", "limit": "200MB",
     }  # fmt: skip
     return [{**row, **small, "layers": layers} for layers in (12, 24, 48)]
@@ -297,9 +280,11 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
 
 def main() -> None:
     options = asked()
-    if options.step:
-        name, row, folder = options.step
-        print(json.dumps(step(name, json.loads(row), Path(folder))))
+    warnings.simplefilter("ignore")
+    declare_torchvision_ops()
+    if options.row:
+        row, folder = options.row
+        print(json.dumps(prune(json.loads(row), Path(folder))))
         return
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for row in rows_of(options):

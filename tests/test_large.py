@@ -173,9 +173,11 @@ def test_files_are_forgotten_with_their_tensors() -> None:
     assert len(mapped._MAPPINGS) == count
 
 
-def test_the_same_plan_and_weights_as_in_memory(folder: Path) -> None:
-    settings = {"keep": "units=60%", "allocation": "uniform", "calibration_size": 32}
+def test_the_same_plan_and_weights_as_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+    settings = {"keep": "units=60%", "allocation": "uniform", "method": "greedy"}
     plain = ap.prune(in_memory(folder), tokens(), **settings)
+    monkeypatch.setattr("actprune.stats.patches.MAX_COLUMNS", 8)  # which is no limit where one layer is held at a time
     model = opened(folder)
     result = ap.prune(model, tokens(), **settings)
     assert result.plan.groups == plain.plan.groups
@@ -278,18 +280,16 @@ def ids() -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("tie", [False, True])
-def test_a_hugging_face_folder_in_and_out(
-    hub: ModuleType, tmp_path: Path, tie: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dense = llama(hub, tie_word_embeddings=tie)
+def test_a_hugging_face_folder_in_and_out(hub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
+    dense = llama(hub, tie_word_embeddings=True)
     dense.save_pretrained(tmp_path / "dense", max_shard_size="4KB")
     assert (tmp_path / "dense" / shards.INDEX).exists()
     model = ap.open_pretrained(tmp_path / "dense")
     assert any_mapped(model) and type(model) is type(dense)
     with torch.no_grad():
         torch.testing.assert_close(model(**ids()[0]).logits, dense(**ids()[0]).logits)
-    settings = {"keep": "units=50%", "equal_widths": True, "allocation": "uniform"}
+    settings = {"keep": "units=50%", "equal_widths": True, "allocation": "uniform", "method": "greedy"}
     plain, result = (ap.prune(net, ids(), **settings) for net in (dense, model))
     assert result.plan.groups == plain.plan.groups
     for name, value in plain.model.state_dict().items():
@@ -310,7 +310,10 @@ def test_a_hugging_face_folder_in_and_out(
 def test_folders_that_can_not_be_opened(hub: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="with config"):
         ap.open_pretrained(tmp_path)
-    llama(hub).save_pretrained(tmp_path / "dense")
+    dense = llama(hub)
+    dense.save_pretrained(tmp_path / "dense")
+    with torch.no_grad():
+        torch.testing.assert_close(ap.open_pretrained(tmp_path / "dense")(**ids()[0]).logits, dense(**ids()[0]).logits)
     state = open_weights(tmp_path / "dense")
     state.pop("model.layers.1.mlp.up_proj.weight")
     write_shards(tmp_path / "dense", {name: value.clone() for name, value in state.items()})
