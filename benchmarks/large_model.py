@@ -189,8 +189,9 @@ def _watch(blocks: dict[str, Marks]) -> None:
     from actprune.stats import collect
 
     def note(stage: str, path: str) -> None:
-        found = re.search(r"layers\.(\d+)\.", f"{path}.")
-        blocks.setdefault(stage, {}).setdefault(found[1] if found else "behind", _now())
+        found, marks = re.search(r"layers\.(\d+)\.", f"{path}."), blocks.setdefault(stage, {})
+        if found or any(key.isdigit() for key in marks):  # what comes before the first block is none of it
+            marks.setdefault(found[1] if found else "behind", _now())
         blocks[stage]["end"] = _now()
 
     def patched(owner: Any, name: str, stage: str, path: Callable[..., str]) -> None:

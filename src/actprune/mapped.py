@@ -11,7 +11,7 @@ import mmap
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -115,11 +115,6 @@ def on_disk(tensor: Tensor) -> Tensor:
     except OSError as error:
         raise disk_error(error, tempfile.gettempdir()) from error
     return torch.frombuffer(held, dtype=own.dtype).view(own.shape)
-
-
-def all_on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same for every tensor that is not small."""
-    return {name: t if t.nbytes < SMALL or is_mapped(t) else on_disk(t) for name, t in tensors.items()}
 
 
 def write_bytes(file: BinaryIO, tensor: Tensor) -> None:

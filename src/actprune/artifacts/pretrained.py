@@ -64,7 +64,8 @@ def save_pretrained(
             raise
         except Exception as error:  # whatever a class of transformers raises, or the disk
             got = f"{type(error).__name__}: {str(error)[:300]}"
-            raise _failed(path, f"a {cls.__name__} that saves and loads", got, _RUN_FOLDER) from error
+            hint = "make room on the disk, then save again" if isinstance(error, OSError) else _RUN_FOLDER
+            raise _failed(path, f"a {cls.__name__} that saves and loads", got, hint) from error
         if not error <= TOLERANCE:
             got = f"a relative error of {error:.1e}"
             raise _failed(path, f"outputs of the loaded model as of this one, to {TOLERANCE:g}", got, _RUN_FOLDER)
