@@ -20,6 +20,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError
 from actprune.guidance import greedy
 from actprune.guidance import guide as guiding
+from actprune.guidance.blocks import eliminate_by_blocks
 from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
@@ -146,6 +147,17 @@ def test_refactorising_and_gathering_change_nothing(every: int, gather: int, mon
     order, curve = eliminate(group)
     assert order == expected[0]
     assert np.allclose(curve, expected[1], rtol=1e-7, atol=1e-9 * expected[1][0])
+
+
+def test_by_blocks_it_is_the_same_order_where_every_unit_is_a_candidate() -> None:
+    group = [sampled(40, 1, 12, others=3, rows=200).problem, sampled(40, 1, 5, rows=200, seed=1).problem]
+    order, curve = eliminate(group)
+    found, costs = eliminate_by_blocks(group, 7, 40)
+    assert found == order
+    np.testing.assert_allclose(costs, curve, rtol=1e-6)
+    near, more = eliminate_by_blocks(group, 4, 8)
+    assert sorted(near) == sorted(order)
+    np.testing.assert_allclose(more[20:], curve[20:], rtol=0.2, atol=1e-2 * curve[20])
 
 
 def test_one_column_reads_as_weight_times_fluctuation_times_what_others_cannot_predict() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from actprune.allocation.allocate import allocate
     from actprune.allocation.budget import Budget
     from actprune.allocation.cost import cost
+    from actprune.artifacts.opened import open_pretrained
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
     from actprune.deployment import fold
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from actprune.report.inspection import inspect
     from actprune.result import Result
     from actprune.rewrite import Rewrite
+    from actprune.shards import open_weights
     from actprune.stats.collect import Stats, collect
     from actprune.surgery.graph_form import as_graph
     from actprune.surgery.slicing import cut
@@ -91,6 +93,8 @@ _HOMES = {
     "load": "keras3.bridge",
     "make_plan": "plan",
     "measure_latency": "latency.table",
+    "open_pretrained": "artifacts.opened",
+    "open_weights": "shards",
     "predict": "pipeline",
     "prune": "pipeline",
     "prune_in_rounds": "iterating",
@@ -137,6 +141,8 @@ __all__ = [
     "load",
     "make_plan",
     "measure_latency",
+    "open_pretrained",
+    "open_weights",
     "predict",
     "prune",
     "prune_in_rounds",

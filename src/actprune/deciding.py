@@ -20,15 +20,17 @@ from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
 from actprune.compensation.near import COLLECTED, Near
 from actprune.compensation.refit import compensate as refit
-from actprune.compensation.schedule import schedule
-from actprune.compensation.streams import held_bytes
+from actprune.compensation.room import matrix_bytes
+from actprune.compensation.schedule import refitted_calls, schedule
 from actprune.data import Calibration
 from actprune.distributed import Ranks
 from actprune.errors import ActpruneError, DistributedError, PlanError
 from actprune.forms import Form
+from actprune.graph.room import held_bytes
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
 from actprune.latency.table import LatencyTable, measure_latency
+from actprune.mapped import any_mapped
 from actprune.memory import limit_bytes
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
@@ -150,8 +152,10 @@ class Deciding:
     @cached_property
     def refitted(self) -> Calibration:
         """As many of the samples as two runs may hold within the memory limit."""
-        calls = [node for node in self.graph.program.nodes if node.op == "call_function"]
-        batches = limit_bytes(self.settings.memory_limit) // max(held_bytes(calls), 1)
+        free = limit_bytes(self.settings.memory_limit)
+        if any_mapped(self.model):
+            free -= matrix_bytes(self.graph)
+        batches = free // max(2 * held_bytes(refitted_calls(self.graph)), 1)
         return self.data.subset(max(batches, 1) * self.graph.program.batch_size)
 
     def _base(self) -> dict[str, Tensor] | None:

@@ -29,8 +29,9 @@ from actprune.surgery.slicing import cut
 FORMS = ("class", "graph", "auto")
 
 PROOF_SAMPLES = 4
-PROOF_WORK = 4e9
-"""A batch of so many multiply-adds is too much for float64: the proof then takes so many samples of it."""
+PROOF_WORK, SINGLE_WORK = 4e9, 1e12
+"""A batch of so many multiply-adds is too much for float64: the proof then takes so many samples of it, and one where
+these take as many as the second number."""
 
 WORTHWHILE = 0.5
 """Share of the parameters that the graph could lose some of which "auto" wants the class to be able to lose."""
@@ -58,10 +59,11 @@ class Form:
 
     def few(self, model: nn.Module, inputs: Any) -> tuple[Graph, Any]:
         """The graph and the inputs that the proof takes: those of the capture, or of a few samples of a large batch."""
-        batch = self.graph.program.batch_size
-        if batch <= PROOF_SAMPLES or cost(self.graph).macs * batch <= PROOF_WORK:
+        batch, macs = self.graph.program.batch_size, cost(self.graph).macs
+        samples = 1 if PROOF_SAMPLES * macs > SINGLE_WORK else PROOF_SAMPLES
+        if batch <= samples or macs * batch <= PROOF_WORK:
             return self.graph, inputs
-        short = first_samples(inputs, batch, PROOF_SAMPLES)
+        short = first_samples(inputs, batch, samples)
         try:
             whole = captured(model, short, norms=self.norms)
         except CaptureError:  # a class that takes no batch but its own

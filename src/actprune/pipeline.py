@@ -30,6 +30,7 @@ from actprune.keras3.bridge import as_batches, check_keras, keras_result, on_net
 from actprune.keras3.network import KerasNetwork
 from actprune.latency.bench import Latency
 from actprune.latency.table import measure_latency
+from actprune.mapped import any_mapped
 from actprune.memory import MemoryLimit
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
 from actprune.methods import method as preset
@@ -272,7 +273,7 @@ def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks:
     budgeted = given["keep"] is not None or given["max_drop"] is not None
     protect, name = given["protect"], given["method"]
     checked = {
-        "method": _checked_method(name, given["allocation"], given["compensate"], budgeted),
+        "method": _checked_method(name, _allocation(given), given["compensate"], budgeted),
         "name": name,
         "protect": tuple((protect,) if isinstance(protect, str) else protect),
         "form": known(given["form"], FORMS, "form"),
@@ -282,6 +283,14 @@ def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks:
     }
     chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
     return Settings(**chosen)
+
+
+def _allocation(given: Mapping[str, Any]) -> str | None:
+    """Of a model that lies in files no width is tried by running it, unless that is asked for: the method's own
+    sensitivity would read all of it for every candidate."""
+    if given["allocation"] is None and any_mapped(given["model"]) and preset(given["method"]).allocation != "natural":
+        return "uniform"
+    return given["allocation"]
 
 
 def _checked_method(name: str, allocation: str | None, compensate: str | None, budgeted: bool) -> Method:

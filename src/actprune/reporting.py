@@ -15,9 +15,11 @@ from actprune.data import Calibration
 from actprune.errors import PlanError
 from actprune.forms import Form
 from actprune.graph.rebuilt import Rebuilt
+from actprune.guidance.blocks import REMOVED, by_blocks
 from actprune.guidance.confidence import Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
+from actprune.mapped import any_mapped
 from actprune.memory import peak_bytes
 from actprune.plan import Plan
 from actprune.proof.check import Proof
@@ -29,7 +31,7 @@ from actprune.report.record import Report, Stage
 from actprune.rewrite import Rewrite
 from actprune.settings import Settings
 from actprune.stats.collect import Stats
-from actprune.stats.room import folds_within
+from actprune.stats.room import folds_on_disk, folds_within
 
 _FORMS = {
     "class": "The network is of the class that was given.",
@@ -135,7 +137,7 @@ class Reporting:
             versions=versions(),
             notes=(
                 *self._notes(attempt, budget),
-                *self._speed(budget, latencies[final] / latencies[self.model], after.macs / max(before.macs, 1)),
+                *self._speed(budget, latencies[final], latencies[self.model], after.macs / max(before.macs, 1)),
             ),
             latency=self.bench.about(),
             losses=tuple((int(step), loss) for step, loss in self.losses),
@@ -148,7 +150,8 @@ class Reporting:
         """What the memory limit took from the statistics."""
         if self.stats is None:
             return
-        wanted, found = folds_within(self.graph), {name: len(parts) for name, parts in self.stats.sites.items()}
+        whole = folds_on_disk if any_mapped(self.model) else folds_within
+        wanted, found = whole(self.graph), {name: len(parts) for name, parts in self.stats.sites.items()}
         fewer = sum(0 < found.get(name, 0) < count for name, count in wanted.items())
         if fewer or wanted.keys() - found.keys():
             none = len(wanted.keys() - found.keys())
@@ -168,13 +171,19 @@ class Reporting:
         except PlanError:  # a ranking by weights alone, or a single fold
             return {}
 
-    def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> dict[nn.Module, float]:
-        """Milliseconds of every network, the dense one first; for longer where a budget was made of it."""
+    def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> Mapping[nn.Module, float | None]:
+        """Milliseconds of every network, the dense one first; for longer where a budget was made of it. None of
+        networks that lie in files: a forward pass would measure the disk."""
         each = list(dict.fromkeys(models))
+        if any_mapped(self.model) and not _of_latency(budget):
+            return dict.fromkeys(each)
         return dict(zip(each, self.bench.models(each, quick=not _of_latency(budget)), strict=True))
 
-    def _speed(self, budget: Budget | None, latency: float, macs: float) -> Iterator[str]:
+    def _speed(self, budget: Budget | None, ms: float | None, dense: float | None, macs: float) -> Iterator[str]:
         """What is to be said of the shares of the dense latency and MACs that were reached."""
+        if ms is None or dense is None:
+            return
+        latency = ms / dense
         about = self.bench.about()
         where = f"batches of {about['batch_size']} on {about['device']} with {about['threads']} threads"
         if _of_latency(budget):
@@ -215,6 +224,11 @@ class Reporting:
         if isinstance(tune, SGD) and world > 1:
             yield f"Fine-tuned by {world} processes ({tune.strategy}), each with the whole dense network as teacher."
         yield from self._room()
+        blocks = sum(
+            "greedy" in own.orders and by_blocks(self.guide.problems[n]) for n, own in self.guide.groups.items()
+        )
+        if blocks and self.stats is not None:
+            yield f"The greedy order of {blocks} wide groups is approximate: units were removed {REMOVED} at a time."
         used = attempt.rewrite.record.get("samples", self.data.samples)
         if used < self.data.samples:
             yield f"Refits used {used} of {self.data.samples} calibration samples, by the memory limit."

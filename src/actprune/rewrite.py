@@ -16,6 +16,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, leaves
 from actprune.axes.inference import Site
+from actprune.mapped import alongside, let_go
 from actprune.plan import Plan
 
 
@@ -60,7 +61,8 @@ def zero_columns(
         mask[columns] = 1
         shape = [1] * weight.dim()
         shape[site.in_dim] = -1
-        overrides[site.weight] = weight.detach() * mask.view(shape)
+        overrides[site.weight] = alongside(weight.detach() * mask.view(shape), weight)
+        let_go((weight, overrides[site.weight]))
     return {**overrides, **mask_values(graph, plan, lifted=lifted)}
 
 

@@ -26,6 +26,7 @@ from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.files import content_digest
 from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS, TRAINED, Journal, Kind, Trained
 from actprune.axes.capture import Graph
+from actprune.compensation.room import check_room
 from actprune.data import Calibration, Forward, Samples, fit, take
 from actprune.deciding import Deciding, FailedCutError, FailedElsewhereError
 from actprune.distance import choose
@@ -157,6 +158,7 @@ class Run:
         args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
         self.inputs: Any = kwargs or args
         self.form = capture_form(self.model, self.inputs, asked.form, norms=asked.norms, seed=asked.seed)
+        check_room(self.graph, asked.memory_limit)
         self.bench = Bench(self.graph.program, asked.latency or Latency())
         self.data = fit(self.graph.program, samples)
         choose(self.graph.program, asked.distance)  # an unknown one is refused before the work

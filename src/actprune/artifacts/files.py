@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from actprune.errors import ArtifactError
+from actprune.mapped import let_go
 
 
 @contextmanager
@@ -79,7 +80,8 @@ def content_digest(items: Iterable[tuple[str, Any]]) -> str:
         if isinstance(value, Tensor):
             own = value.detach().cpu().contiguous()
             found.update(f"{own.dtype} {tuple(own.shape)} ".encode())
-            found.update(own.reshape(-1).view(torch.uint8).numpy().tobytes() if own.numel() else b"")
+            found.update(own.reshape(-1).view(torch.uint8).numpy().data if own.numel() else b"")
+            let_go((value,))
         else:
             found.update(repr(value).encode())
     return found.hexdigest()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from actprune.allocation.correct import Corrected, Round
 from actprune.artifacts.files import new_file, read_text, sync, unreadable
@@ -27,6 +26,7 @@ from actprune.errors import ActpruneError, ArtifactError
 from actprune.guidance.guide import GroupGuide
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
+from actprune.shards import open_weights, write_tensors
 from actprune.stats.collect import Stats
 
 SCHEMA = "actprune.journal/1"
@@ -180,14 +180,13 @@ def _read_decided(path: Path) -> Corrected:
 
 
 def _write_rewrite(path: Path, rewrite: Rewrite) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in rewrite.tensors.items()}
-    save_file(tensors, path, metadata={"record": json.dumps(rewrite.record, default=float)})
+    write_tensors(path, rewrite.tensors, {"record": json.dumps(rewrite.record, default=float)})
 
 
 def _read_rewrite(path: Path) -> Rewrite:
     with safe_open(path, framework="pt") as file:
         record = json.loads((file.metadata() or {})["record"])
-        return Rewrite({name: file.get_tensor(name).clone() for name in file.keys()}, record)  # noqa: SIM118
+    return Rewrite(open_weights(path), record)
 
 
 Trained = tuple[Mapping[str, Any], Any]

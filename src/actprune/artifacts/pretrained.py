@@ -17,11 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from actprune import shards
 from actprune.allocation.space import role
 from actprune.artifacts.folder import check_output, new_folder
+from actprune.artifacts.opened import open_pretrained, transformers
+from actprune.artifacts.weights import tied
 from actprune.errors import ActpruneError, ArtifactError
+from actprune.graph.keep import copied
 from actprune.graph.trace import call_arguments
+from actprune.mapped import any_mapped
 from actprune.plan import Plan
+from actprune.proof.trial import first_samples
+from actprune.shards import write_shards
 
 TOLERANCE = 1e-4
 """Relative error of the outputs in the model's own precision."""
@@ -51,18 +58,14 @@ def save_pretrained(
         raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {})
     with torch.no_grad(), new_folder(path) as scratch:
         try:
-            stock = cls(config).to(next(model.parameters()).dtype).eval()
-            stock.load_state_dict(model.state_dict(), strict=True)
-            if getattr(model, "generation_config", None) is not None:
-                stock.generation_config = model.generation_config
-            stock.save_pretrained(scratch)
-            again = cls.from_pretrained(scratch, local_files_only=True).eval()
+            again = (_in_shards if any_mapped(model) else _by_its_class)(cls, config, model, scratch)
             error = _difference(model, again, example_inputs)
         except ActpruneError:
             raise
-        except Exception as error:  # whatever a class of transformers raises
+        except Exception as error:  # whatever a class of transformers raises, or the disk
             got = f"{type(error).__name__}: {str(error)[:300]}"
-            raise _failed(path, f"a {cls.__name__} that saves and loads", got, _RUN_FOLDER) from error
+            hint = "make room on the disk, then save again" if isinstance(error, OSError) else _RUN_FOLDER
+            raise _failed(path, f"a {cls.__name__} that saves and loads", got, hint) from error
         if not error <= TOLERANCE:
             got = f"a relative error of {error:.1e}"
             raise _failed(path, f"outputs of the loaded model as of this one, to {TOLERANCE:g}", got, _RUN_FOLDER)
@@ -71,23 +74,39 @@ def save_pretrained(
     return path
 
 
+def _by_its_class(cls: Any, config: Any, model: Any, scratch: Path) -> nn.Module:
+    """Written by the class itself, and loaded again."""
+    stock = cls(config).to(next(model.parameters()).dtype).eval()
+    stock.load_state_dict(model.state_dict(), strict=True)
+    if getattr(model, "generation_config", None) is not None:
+        stock.generation_config = model.generation_config
+    stock.save_pretrained(scratch)
+    return cls.from_pretrained(scratch, local_files_only=True).eval()
+
+
+def _in_shards(cls: Any, config: Any, model: Any, scratch: Path) -> nn.Module:
+    """Written tensor by tensor, as weights that lie in files are, and opened again without reading them."""
+    state = model.state_dict()
+    write_shards(scratch, {names[0]: state[names[0]] for names in tied(state).values()}, SHARD_BYTES)
+    config = copy.deepcopy(config)
+    config.architectures = [cls.__name__]
+    config.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config.save_pretrained(scratch)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(scratch)
+    return open_pretrained(scratch, cls)
+
+
+SHARD_BYTES = shards.SHARD_BYTES
+
 _RUN_FOLDER = "keep the run folder instead: actprune.load reads any widths"
 
 
 def _stock_class(model: nn.Module) -> Any:
     """The class of transformers that a model is of, without what a cut has put before it."""
-    try:
-        import transformers  # pyright: ignore[reportMissingImports]  # no extra brings it
-    except ImportError as error:
-        raise ArtifactError(
-            "Hugging Face folders need transformers.",
-            expected="the package transformers",
-            got=str(error),
-            where="save_pretrained",
-            hint="pip install transformers",
-        ) from error
+    hub = transformers("save_pretrained")
     for cls in type(model).__mro__:
-        if hasattr(cls, "config_class") and getattr(transformers, cls.__name__, None) is cls:
+        if hasattr(cls, "config_class") and getattr(hub, cls.__name__, None) is cls:
             return cls
     raise ArtifactError(
         f"{type(model).__name__} is no model of transformers.",
@@ -151,7 +170,10 @@ def _missed(wanted: Shapes, found: Shapes | None) -> list[str]:
 
 def _difference(model: nn.Module, other: nn.Module, example_inputs: Any) -> float:
     """The largest relative error of the outputs, the model in eval mode."""
-    plain = copy.deepcopy(model).eval()
+    plain = copied(model, sharing=True).eval()
+    if any_mapped(model):  # one sample says as much of a large model
+        tensors = [leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+        example_inputs = first_samples(example_inputs, len(tensors[0]) if tensors else 1, 1)
     args, kwargs = call_arguments(plain, example_inputs)
     sides = [
         [leaf for leaf in pytree.tree_leaves(net(*args, **kwargs)) if isinstance(leaf, Tensor)]

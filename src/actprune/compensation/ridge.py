@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from actprune.stats.moments import Centred, Moments, centred, cross, merge, merge_all, moments
+from actprune.stats.moments import Centred, Moments, absorb, absorb_cross, centred, cross, merge, merge_all, moments
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
@@ -36,6 +36,18 @@ def normal(x: Tensor | Centred, t: Tensor) -> Normal:
     """Of rows x (n, k) and t (n, o)."""
     x = centred(x)
     return Normal(moments(x), cross(t, x))
+
+
+def absorbed(total: Normal | None, x: Tensor | Centred, t: Tensor, inner: Moments | None = None) -> Normal:
+    """`merged(total, normal(x, t))`, for which `total` is used up.
+
+    Args:
+        inner: the moments of the inputs of all samples, where they are known: then only the targets count.
+    """
+    x = centred(x)
+    if inner is not None:
+        return Normal(inner, absorb_cross(total.outer if total else None, t, x))
+    return Normal(absorb(total.inner if total else None, x), absorb_cross(total.outer if total else None, t, x))
 
 
 def merged(a: Normal | None, b: Normal) -> Normal:
@@ -69,13 +81,14 @@ class Ridge:
 
     def __init__(self, inner: Moments, ridge: float, intercept: bool) -> None:
         self._inner, self._intercept = inner, intercept
-        gram = inner.covariance if intercept else inner.second
-        unit = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-        self._size = max(ridge * float(gram.diagonal().mean()), 1e-12)
-        self._factor, failed = torch.linalg.cholesky_ex(gram + self._size * unit)
+        gram = inner.covariance if intercept else inner.second  # a matrix of its own, so λ is added in place
+        diagonal = gram.diagonal().clone()
+        self._size = max(ridge * float(diagonal.mean()), 1e-12)
+        failed = torch.ones(())
         while bool(failed):
-            self._size *= 10
-            self._factor, failed = torch.linalg.cholesky_ex(gram + self._size * unit)
+            gram.diagonal().copy_(diagonal + self._size)
+            self._factor, failed = torch.linalg.cholesky_ex(gram)
+            self._size = self._size * 10 if bool(failed) else self._size
 
     def fit(self, outer: Moments, start: Tensor) -> Fit:
         """For targets with these cross moments, shrunk to `start` (o, k)."""

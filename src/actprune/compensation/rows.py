@@ -44,7 +44,7 @@ class InputRows:
             return
         keep = False
         for i, x in enumerate(self.inputs):
-            rows = input_rows(self.site, self.node, x, self.weight, _places(i, self.stride), self.units)
+            rows = input_rows(self.site, self.node, x, self.weight, places_of(i, self.stride), self.units)
             found = centred(rows.flatten(0, 1))
             keep = rows.numel() * len(self.inputs) <= HELD if i == 0 else keep
             if keep:
@@ -59,10 +59,10 @@ def columns_of(units: Tensor, each: int) -> Tensor:
 
 def thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
     """Per batch (n, positions, outputs) of a call's results, every stride-th position."""
-    return [output_rows(site, value, _places(i, stride)) for i, value in enumerate(values)]
+    return [output_rows(site, value, places_of(i, stride)) for i, value in enumerate(values)]
 
 
-def _places(i: int, stride: int) -> slice:
+def places_of(i: int, stride: int) -> slice:
     """Every stride-th position of batch i, each batch starting elsewhere."""
     return slice(i % stride, None, stride) if stride > 1 else EVERYWHERE
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import arguments, bound_values, call
+from actprune.mapped import let_go
 
 Values = list[Any]
 """One value per batch."""
@@ -106,10 +106,18 @@ class Streams:
         for dead in self._dying.get(node, ()):
             self._dense.pop(dead, None)
             self._cut.pop(dead, None)
+        for source in node.all_input_nodes:  # weights that lie in files
+            name = self.program.bindings.get(source.name)
+            if name is not None:
+                let_go((self.program.tensors[name], self.overrides.get(name)))
 
     def peek(self, node: Node, i: int) -> Any:
         """The dense value of a call on batch i, not kept."""
         return self._call(node, {source: self._dense[source][i] for source in node.all_input_nodes})
+
+    def output(self, node: Node, i: int) -> Any:
+        """The dense value of a call on batch i, whether it is kept or not."""
+        return self._dense[node][i] if node in self._dense else self.peek(node, i)
 
     def given(self, node: Node, i: int, cut: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call on batch i, in the cut stream or in the dense one."""
@@ -129,25 +137,6 @@ class Streams:
         args, kwargs = arguments(node, values)
         with torch.no_grad():
             return call(node, args, kwargs)
-
-
-def held_bytes(order: Sequence[Node]) -> int:
-    """The most that two streams hold at a time of one batch, as captured."""
-    last = {source: node for node in order for source in node.all_input_nodes}
-    dying: dict[Node, list[Node]] = {}
-    for source, node in last.items():
-        dying.setdefault(node, []).append(source)
-    held = most = 0
-    for node in order:
-        held += _size(node)
-        most = max(most, held)
-        held -= sum(_size(source) for source in dying.get(node, ()) if source.op == "call_function")
-    return 2 * most
-
-
-def _size(node: Node) -> int:
-    values = pytree.tree_leaves(node.meta.get("val"))
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 
 def writes(node: Node) -> bool:

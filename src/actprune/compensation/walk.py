@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +17,16 @@ from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.equations import Equations, Slot, part
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
-from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, choose_ridge, merged, merged_all, normal
+from actprune.compensation.ridge import MAX_CHOSEN, RIDGES, Normal, Ridge, absorbed, choose_ridge, merged_all
 from actprune.compensation.ridge_map import ridge_map
-from actprune.compensation.rows import InputRows, columns_of, contracted, thinned
+from actprune.compensation.rows import InputRows, columns_of, contracted, places_of, thinned
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
+from actprune.mapped import alongside, is_mapped
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
+from actprune.stats.moments import Moments
 from actprune.stats.patches import (
     LAYERS,
     ROWS,
@@ -39,6 +41,9 @@ from actprune.stats.patches import (
 
 SMALL_GAIN = 1e-3
 """Outputs whose gain is below this share of the largest keep their own output as target."""
+
+SOLVED = 1 << 24
+"""Weights that are solved for at once: a vocabulary has many outputs."""
 
 OWN_ROUNDS = 2
 """Fits of a recurrent weight on the states of the cut layer's own run."""
@@ -68,6 +73,21 @@ class Settings:
     def alone(self) -> Settings:
         """For a candidate: only what loses columns is refitted."""
         return replace(self, everything=False, collects=0)
+
+
+class Each(Sequence[Tensor]):
+    """One tensor per batch, made when it is asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], Tensor]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        return self._make(i)
 
 
 class Walk:
@@ -102,6 +122,8 @@ class Walk:
                 self.steps.setdefault(site.node, []).append(site)
         self.record: dict[str, dict[str, Any]] = {}
         self.equations: dict[str, Equations] = {}
+        self.sparing = any(map(is_mapped, graph.program.tensors.values()))
+        self._inner: tuple[Any, list[Moments]] = None, []
         self.placeholders: dict[str, list[Node]] = {}
         for node in graph.program.nodes:
             if node.name in graph.program.bindings:  # tied tensors have one each
@@ -114,7 +136,11 @@ class Walk:
     def run(self) -> None:
         """Up to the last consumer that may be refitted."""
         asked = (i for i, node in enumerate(self.nodes) if any(map(self._may_be_asked, self._sites_of(node))))
-        for node in self.nodes[: max(asked, default=-1) + 1]:
+        last = max(asked, default=-1)
+        for i, node in enumerate(self.nodes[: last + 1]):
+            if i == last and self.sparing and node.name in self.sites:
+                self._last(self.sites[node.name], node)
+                return
             site, steps = self.sites.get(node.name), self.steps.get(node.name)
             if site is None and steps is None:
                 self.streams.step(node)
@@ -126,6 +152,12 @@ class Walk:
                 self._refit(site, node, self.paths[node])
             self.streams.step_cut(node)
             self.streams.forget(node)
+
+    def _last(self, site: Site, node: Node) -> None:
+        """Nothing reads what it gives (logits, the largest values there are): that is made batch by batch."""
+        if self._wanted(site, node, self.paths[node]):
+            self._refit(site, node, self.paths[node])
+        self.streams.forget(node)
 
     def _sites_of(self, node: Node) -> list[Site]:
         site = self.sites.get(node.name)
@@ -190,7 +222,7 @@ class Walk:
     def _fit(self, site: Site, node: Node, path: Path, slot: Slot | None, group: int) -> None:
         """Refit the outputs of one group of a convolution; all outputs of any other layer."""
         weight = self.graph.program.tensors[site.weight].detach()
-        full = weight_matrix(site, self.overrides.get(site.weight, weight)).double().clone()
+        full = weight_matrix(site, self.overrides.get(site.weight, weight)).clone()
         units, outputs = self._units(site, weight), self._outputs(site, weight)
         each = columns_per_input(site, weight)
         columns = columns_of(units, each)
@@ -200,29 +232,50 @@ class Walk:
         collects = self._collects(site)
         seen = torch.arange(weight.shape[site.in_dim], device=weight.device) if collects else units
         stride = self._stride(site, node, len(seen) * each)
-        targets = [t[..., outputs] for t in self._targets(site, node, path, slot is None, stride)]
+        every = torch.equal(outputs, torch.arange(weight.shape[site.out_dim], device=outputs.device))
+        made = self._targets(site, node, path, slot is None, stride)
+        targets = made if every else self._each(lambda i: made[i][..., outputs])
         rows = InputRows(self.streams, site, node, weight, seen, stride, group)
         folds = self._folds(rows, targets, len(seen) * each)
-        start = full[outputs][:, columns]
+
+        def start() -> Tensor:
+            return full[outputs][:, columns].double()
+
         if collects:
             found = self.equations[site.weight] = Equations(site, folds, slot)
             if len(columns) == full.shape[1] and not self.streams.differs(contracted(node)):
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
-            size, equations = found.ridge(columns, start), part(found.folds[0], columns)
+            size, equations = found.ridge(columns, start()), part(found.folds[0], columns)
         else:
-            size, equations = choose_ridge(folds, start, slot is not None), merged_all(folds)
+            size = choose_ridge(folds, start(), slot is not None) if len(folds) > 1 else RIDGES[2]
+            equations = merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
-        fit = ridge.fit(equations.outer, start)
         if path.rectified and self.settings.rounds and not collects:
             wanted = self._rectified(site, node, path, targets, stride, outputs)
-            fit = rectified_fit(rows, wanted, ridge, fit, start, self.settings.rounds)
-        full[outputs[:, None], columns] = fit.weight
-        self.overrides[site.weight] = as_weight(site, full, weight)
+            fit = ridge.fit(equations.outer, start())
+            fit = rectified_fit(rows, wanted, ridge, fit, start(), self.settings.rounds)
+            full[outputs[:, None], columns], bias = fit.weight.to(full.dtype), fit.bias
+        else:
+            bias = self._solved(ridge, equations.outer, full, outputs, columns)
+        self.overrides[site.weight] = alongside(as_weight(site, full, weight), weight)
         if slot is not None:
-            slot.put(self.overrides, self.graph.program, fit.bias, outputs)
+            slot.put(self.overrides, self.graph.program, bias, outputs)
         self.record[site.node] = {
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
+
+    def _solved(self, ridge: Ridge, outer: Moments, full: Tensor, outputs: Tensor, columns: Tensor) -> Tensor:
+        """Put the fit of these outputs into `full`, some outputs at a time, and give back their biases."""
+        biases: list[Tensor] = []
+        at_once = max(SOLVED // max(len(columns), 1), 1)
+        for rows in torch.arange(len(outputs), device=outputs.device).split(at_once):
+            own = outputs[rows]
+            whole = len(rows) == len(outputs)
+            some = outer if whole else replace(outer, mean=outer.mean[rows], scatter=outer.scatter[rows])
+            fit = ridge.fit(some, full[own][:, columns].double())
+            full[own[:, None], columns] = fit.weight.to(full.dtype)
+            biases.append(fit.bias)
+        return torch.cat(biases)
 
     # -- what a refit is made of -------------------------------------------------------------------
 
@@ -240,12 +293,11 @@ class Walk:
 
     def _stride(self, site: Site, node: Node, columns: int) -> int:
         """Every how many-th position of a map is used."""
-        outputs = [output_rows(site, y).shape for y in self.streams.dense(node)]
-        rows = sum(shape[0] * shape[1] for shape in outputs)
+        samples, positions = output_rows(site, self.streams.output(node, 0)).shape[:2]  # of any batch
         wanted = most_rows(columns, self.settings.rows)
-        return max(1, min(rows // wanted, outputs[0][1]))
+        return max(1, min(samples * positions * self.streams.count // wanted, positions))
 
-    def _folds(self, rows: InputRows, targets: list[Tensor], columns: int) -> list[Normal]:
+    def _folds(self, rows: InputRows, targets: Sequence[Tensor], columns: int) -> list[Normal]:
         """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
 
         By batch where there are many, by position where there are few samples. All to one where there are too many
@@ -253,35 +305,66 @@ class Walk:
         """
         count = _folds_of(columns)
         parts: list[Normal | None] = [None] * count
-        alone = sum(len(t) for t in targets) < 2 * FOLDS
+        few = len(targets) < 2 * FOLDS
+        alone = few and sum(map(len, targets)) < 2 * FOLDS
+        known = self._known_inner(rows) if count == 1 and not alone else None
         seen = 0
         for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
-            if len(targets) >= 2 * FOLDS:
-                parts[i % count] = merged(parts[i % count], normal(x, t.flatten(0, 1)))
+            if count == 1 and not alone:  # without folds there is nothing to be dealt
+                parts[0] = absorbed(parts[0], x, t.flatten(0, 1), known)
+                continue
+            if not few:
+                parts[i % count] = absorbed(parts[i % count], x, t.flatten(0, 1))
                 continue
             x = (x.rows + x.mean.to(x.rows.dtype)).view(len(t), -1, x.rows.shape[1])
             x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)
             for f in range(count):
                 own = slice((f - seen) % count, None, count)
-                parts[f] = merged(parts[f], normal(x[own].flatten(0, 1), t[own].flatten(0, 1)))
+                parts[f] = absorbed(parts[f], x[own].flatten(0, 1), t[own].flatten(0, 1))
             seen += len(x)
-        return [part for part in parts if part is not None and part.inner.count]
+        found = [part for part in parts if part is not None and part.inner.count]
+        if count == 1 and not alone and found:
+            self._inner = self._inner_key(rows), [found[0].inner]
+        return found
 
-    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool, stride: int = 1) -> list[Tensor]:
+    def _known_inner(self, rows: InputRows) -> Moments | None:
+        """The moments of these inputs, where the consumer before had the same: queries, keys and values, say."""
+        key, known = self._inner
+        if key is not None and key == self._inner_key(rows):
+            return known[0]
+        self._inner = None, []
+        return None
+
+    @staticmethod
+    def _inner_key(rows: InputRows) -> Any:
+        if rows.site.kind != "linear":
+            return None
+        return contracted(rows.node), rows.stride, tuple(rows.units.tolist())
+
+    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool, stride: int = 1) -> Sequence[Tensor]:
         """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it.
 
         Without the bias where that one can't change.
         """
-        own = thinned(site, self.streams.dense(node), stride)
-        if path.partner is not None and self.streams.differs(path.partner):
-            inverse = self._inverse_gain(path, own[0])
-            streams = (self.streams.dense(path.partner), self.streams.cut(path.partner))
-            dense, cut = (thinned(site, values, stride) for values in streams)
-            own = [y + (a - b) * inverse for y, a, b in zip(own, dense, cut, strict=True)]
-        if keeps_bias and site.bias is not None:
-            bias = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
-            own = [y - bias for y in own]
-        return own
+        joins = path.partner is not None and self.streams.differs(path.partner)
+
+        def target(i: int) -> Tensor:
+            places = places_of(i, stride)
+            own = output_rows(site, self.streams.output(node, i), places)
+            if path.partner is not None and joins:
+                streams = (self.streams.dense(path.partner)[i], self.streams.cut(path.partner)[i])
+                dense, cut = (output_rows(site, value, places) for value in streams)
+                own = own + (dense - cut) * self._inverse_gain(path, own)
+            if keeps_bias and site.bias is not None:
+                own = own - self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
+            return own
+
+        return self._each(target)
+
+    def _each(self, make: Callable[[int], Tensor]) -> Sequence[Tensor]:
+        """One tensor per batch; of a large model, each as it is asked for."""
+        each = Each(self.streams.count, make)
+        return each if self.sparing else list(each)
 
     def _rectified(
         self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int, outputs: Tensor

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actprune.mapped import alongside, is_mapped
+
 
 @contextlib.contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
@@ -62,12 +64,33 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
         _write_back(copies)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     """A deep copy. Of what a module has computed with gradients (the weight under torch's older weight norm, features
-    of its last call), which torch refuses to copy, the copy holds the values."""
-    tensors = (value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor))
-    computed: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
-    return copy.deepcopy(model, computed)
+    of its last call), which torch refuses to copy, the copy holds the values.
+
+    Args:
+        sharing: tensors that lie in files are the copy's as well, for a while; else it gets files of its own.
+    """
+    tensors = [value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor)]
+    known: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
+    for tensor in tensors:
+        if id(tensor) not in known and is_mapped(tensor):
+            known[id(tensor)] = _as_held(tensor.detach() if sharing else copied_values(tensor), tensor)
+    return copy.deepcopy(model, known)
+
+
+def copied_values(tensor: Tensor) -> Tensor:
+    """The values of a tensor in memory of their own; in a file, where its own are in one."""
+    return alongside(tensor.detach().clone(), tensor)
+
+
+def _as_held(values: Tensor, like: Tensor) -> Tensor:
+    """A parameter like `like`, or a buffer."""
+    if not isinstance(like, nn.Parameter):
+        return values
+    made = nn.Parameter(values, requires_grad=like.requires_grad)
+    vars(made).update(vars(like))
+    return made
 
 
 def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
@@ -138,9 +161,11 @@ def _put_back(box: Any, entries: dict[Any, Any]) -> None:
 
 
 def _copies(values: Iterable[Any]) -> list[_Copy]:
-    """Copies of the tensors among `values`; those without memory of their own have no values to keep."""
+    """Copies of the tensors among `values`; those without memory of their own have no values to keep, and those in
+    files are not written to."""
     distinct = {id(v): v for v in values if isinstance(v, Tensor)}
-    kept = (t for t in distinct.values() if t.device.type != "meta" and t.layout == torch.strided)
+    memory = (t for t in distinct.values() if t.device.type != "meta" and t.layout == torch.strided)
+    kept = (t for t in memory if not is_mapped(t))
     return [_Copy(tensor, tensor.detach(), tensor.detach().clone()) for tensor in kept]
 
 

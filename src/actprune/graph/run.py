@@ -7,7 +7,7 @@ forward hooks anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from actprune.graph.lift import IN_FLOAT64, lift
+from actprune.graph.narrow import in_float32, slow_product
 from actprune.graph.program import Batch, Program
+from actprune.mapped import let_go
 
 Observer = Callable[[Node, tuple[Any, ...], Any], None]
 """Called after every ATen call with the node, its positional arguments as values, and its result."""
@@ -30,6 +32,7 @@ def run(
     lifted: bool = False,
     observe: Observer | None = None,
     grad: bool = False,
+    native: bool = False,
 ) -> tuple[Any, ...]:
     """The flat outputs of `program` on one flat batch (see `Program.flatten`).
 
@@ -38,6 +41,7 @@ def run(
         lifted: compute in float64 on the CPU.
         observe: sees every call; values are freed after their last use, so it must not need them later.
         grad: let autograd record the calls, for overrides that require gradients.
+        native: make every call as the model does, also where another way is quicker (see `actprune.graph.narrow`).
     """
     values: dict[Node, Any] = dict(bound_values(program, batch, overrides or {}, lifted))
     dying = last_uses(program)
@@ -45,14 +49,48 @@ def run(
         for node in program.nodes:
             if node.op == "call_function":
                 args, kwargs = arguments(node, values)
-                values[node] = call(node, args, kwargs, lifted)
+                values[node] = call(node, args, kwargs, lifted, native)
                 if observe is not None:
                     observe(node, args, values[node])
             elif node.op == "output":
                 return tuple(values[out] if isinstance(out, Node) else out for out in program.outputs)
             for dead in dying.get(node, ()):
-                values.pop(dead, None)
+                let_go((values.pop(dead, None),))
     return ()
+
+
+LayerObserver = Callable[[int, Node, tuple[Any, ...], Any], None]
+"""The same, with the number of the batch first."""
+
+
+def run_by_layers(
+    program: Program, batches: Sequence[Batch], observe: LayerObserver, until: Node, done: Callable[[Node], None]
+) -> None:
+    """Run several batches through one call after another, so that each of the program's tensors is read once.
+
+    Args:
+        until: the last call that is made.
+        done: told of each call once all batches are through.
+    """
+    values: dict[Node, list[Any]] = {}
+    for batch in batches:
+        for node, value in bound_values(program, batch, {}):
+            values.setdefault(node, []).append(value)
+    dying = last_uses(program)
+    with torch.no_grad():
+        for node in program.nodes:
+            if node.op == "call_function":
+                made = values.setdefault(node, [])
+                for i in range(len(batches)):
+                    args, kwargs = arguments(node, {source: values[source][i] for source in node.all_input_nodes})
+                    value = call(node, args, kwargs)
+                    observe(i, node, args, value)
+                    made.append(value if node is not until else None)
+                done(node)
+                if node is until:
+                    return
+            for dead in dying.get(node, ()):
+                let_go(values.pop(dead, ())[:1])
 
 
 def bound_values(
@@ -74,8 +112,13 @@ def arguments(node: Node, values: Mapping[Node, Any]) -> tuple[tuple[Any, ...], 
     return map_arg(node.args, values.__getitem__), dict(map_arg(node.kwargs, values.__getitem__))  # type: ignore[arg-type]
 
 
-def call(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], lifted: bool = False) -> Any:
+def call(
+    node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], lifted: bool = False, native: bool = False
+) -> Any:
     """One ATen call."""
+    slow = None if lifted or native else slow_product(node, args)
+    if slow is not None:
+        return in_float32(node, args, kwargs, slow)
     if not lifted:
         return node.target(*args, **kwargs)  # type: ignore[operator]
     target: Any = IN_FLOAT64.get(node.target, node.target)

@@ -12,6 +12,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import PlanError
+from actprune.guidance.blocks import by_blocks, eliminate_by_blocks
 from actprune.guidance.exchange import swap
 from actprune.guidance.greedy import eliminate
 from actprune.guidance.judge import Judge
@@ -19,8 +20,10 @@ from actprune.guidance.lasso import MAX_UNITS, Path, contribution_gram, lasso_pa
 from actprune.guidance.problem import Problem, problems
 from actprune.guidance.scores import ABSOLUTE, SCALES, SCORES, filter_norm, missing_measure, per_unit
 from actprune.guidance.thinet import removals
+from actprune.mapped import let_go
 from actprune.methods import method as preset
 from actprune.stats.collect import Stats
+from actprune.stats.room import JUDGED
 
 NATURAL = 0.01
 """The natural width is the smallest whose held-out refit error is at most this share of the output variance."""
@@ -32,9 +35,9 @@ SWAP_COLUMNS = 1024
 QUICK_WORK = 1e9
 """Where the consumers of a group take more than so many multiply-adds to factorise, trials compare no supports."""
 
-JUDGED_COLUMNS = 2048
-"""Where a consumer has more columns, supports are not compared on held-out folds (each comparison solves systems of
-that size): the first criterion decides, and the natural width is read off its curve."""
+JUDGED_COLUMNS = JUDGED
+"""Where a consumer has more columns (2048), supports are not compared on held-out folds (each comparison solves systems
+of that size): the first criterion decides, and the natural width is read off its curve."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +138,14 @@ class Guide:
         return {name: found[name] for name in self.groups}
 
     def _choice(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]], quick: bool = False) -> Choice:
-        quick = quick and sum(problem.weight.shape[1] ** 3 for problem in self.problems[name]) > QUICK_WORK
+        quick = quick and sum(problem.matrix.shape[1] ** 3 for problem in self.problems[name]) > QUICK_WORK
         served = {other for problem in self.problems[name] for other in problem.makes}
         decided = {other: units for other, units in decided.items() if other in served}
         key = (name, k, tuple(sorted(decided.items())), quick)
         if key not in self._known:
             self._known[key] = self._choose(name, k, decided, quick)
+            for problem in self.problems[name]:
+                problem.forget()
         return self._known[key]
 
     def _eliminated(self, name: str, group: Sequence[Problem], decided: Mapping[str, tuple[int, ...]]) -> list[int]:
@@ -221,6 +226,9 @@ def guide(
         else:
             ask = _Question(graph, stats, group, questions[group.name], seed, scale)
             found[group.name] = _group_guide(ask, chosen.criteria)
+        for problem in questions[group.name]:
+            problem.forget()
+        let_go(graph.program.tensors.values())
     return Guide(method, found, questions, threshold)
 
 
@@ -289,7 +297,7 @@ def _answer(ask: _Question, criterion: str) -> _Answer | None:
 
 
 def _searched(group: Sequence[Problem], order: Sequence[int] | None = None) -> _Answer:
-    found, curve = eliminate(group, order)
+    found, curve = eliminate_by_blocks(group) if order is None and by_blocks(group) else eliminate(group, order)
     return _Answer(tuple(found), curve=curve)
 
 
@@ -355,7 +363,7 @@ def _natural_width(
 
 def _widest(group: Sequence[Problem]) -> int:
     """Columns of the widest consumer."""
-    return max((problem.weight.shape[1] for problem in group), default=0)
+    return max((problem.matrix.shape[1] for problem in group), default=0)
 
 
 def _filter_guide(graph: Graph, group: Group, threshold: float) -> GroupGuide:

@@ -37,25 +37,28 @@ class Judge:
         error = 0.0
         for problem, splits in self._splits:
             kept = problem.kept(units)
-            error += sum(_lost(split, kept) for split in splits)
+            total = _part(problem.total.scatter, kept)
+            error += sum(_lost(split, total, problem.ridge, kept) for split in splits)
         return max(error, 0.0) / max(self._variance, 1e-30)
 
 
 @dataclass(frozen=True, eq=False)
 class _Split:
     """One fold held out. F is `Problem.factor`, C the covariance of the others, H the second moments of the held rows
-    about the mean of the others, which are all where there is but one fold: it then judges itself.
+    about the mean of the others.
 
     Attributes:
-        fitted: (p, p) C + λI.
-        held: (p, p) H.
+        held: the moments of the fold.
+        rest: number of rows in the others; 0 where there is but one fold, which then judges itself.
+        shift: (p,) δ, the held mean minus the others'.
         target: (r, p) F(C + λI).
         seen: (r, p) F H.
         whole: tr F H Fᵀ.
     """
 
-    fitted: Tensor
-    held: Tensor
+    held: Moments
+    rest: int
+    shift: Tensor
     target: Tensor
     seen: Tensor
     whole: float
@@ -64,30 +67,30 @@ class _Split:
 def _splits(problem: Problem, first: int, count: int) -> list[_Split]:
     """Of `count` folds, from the `first` one on and round.
 
-    The others' moments are the total's less the fold's.
+    The others' moments are the total's less the fold's, so no merged scatter is ever held.
     """
-    folds = problem.folds
-    chosen = [folds[(first + i) % len(folds)] for i in range(min(count, len(folds)))]
-    return [_split(problem, fold) for fold in chosen]
+    total, factor, folds = problem.total, problem.factor, problem.folds
+    every = factor @ total.scatter
+    found: list[_Split] = []
+    for fold in [folds[(first + i) % len(folds)] for i in range(min(count, len(folds)))]:
+        rest = total.count - fold.count
+        shift = (fold.mean - total.mean) * (total.count / max(rest, 1))
+        moved = torch.outer(factor @ shift, shift)
+        seen = factor @ fold.scatter
+        fitted = every - seen - moved * _pull(fold, rest) if rest else seen
+        target = fitted / (rest or fold.count) + problem.ridge * factor
+        seen = seen / fold.count + moved
+        found.append(_Split(fold, rest, shift, target, seen, float((seen * factor).sum())))
+    return found
 
 
-def _split(problem: Problem, fold: Moments) -> _Split:
-    total, factor = problem.total, problem.factor
-    rest = total.count - fold.count
-    shift = (fold.mean - total.mean) * (total.count / max(rest, 1))
+def _lost(split: _Split, total: Tensor, ridge: float, kept: Tensor) -> float:
+    """tr (F̃ − F) H (F̃ − F)ᵀ with F̃ the refit on the columns `kept`, multiplied out; `total` is all folds' scatter."""
+    held, rest, shift = _part(split.held.scatter, kept), split.rest, split.shift[kept]
     moved = torch.outer(shift, shift)
-    fitted = (total.scatter - fold.scatter - moved * _pull(fold, rest)) / rest if rest else fold.covariance
-    fitted = fitted + problem.ridge * torch.eye(len(fitted), dtype=fitted.dtype)
-    held = fold.covariance + moved
-    seen = factor @ held
-    return _Split(fitted, held, factor @ fitted, seen, float((seen * factor).sum()))
-
-
-def _lost(split: _Split, kept: Tensor) -> float:
-    """tr (F̃ − F) H (F̃ − F)ᵀ with F̃ the refit on the columns `kept`, multiplied out."""
-    factor = torch.linalg.cholesky(_part(split.fitted, kept))
-    new = torch.cholesky_solve(split.target[:, kept].T, factor).T
-    seen = new @ _part(split.held, kept)
+    fitted = (total - held - moved * _pull(split.held, rest)) / rest if rest else held / split.held.count
+    new = _solve(fitted, ridge, split.target[:, kept])
+    seen = new @ (held / split.held.count + moved)
     return float(((seen - 2 * split.seen[:, kept]) * new).sum()) + split.whole
 
 
@@ -98,3 +101,9 @@ def _pull(fold: Moments, rest: int) -> float:
 
 def _part(matrix: Tensor, kept: Tensor) -> Tensor:
     return matrix[kept][:, kept]
+
+
+def _solve(covariance: Tensor, ridge: float, target: Tensor) -> Tensor:
+    """(r, k) target (C + λI)⁻¹."""
+    inner = covariance + ridge * torch.eye(covariance.shape[0], dtype=covariance.dtype)
+    return torch.cholesky_solve(target.T, torch.linalg.cholesky(inner)).T

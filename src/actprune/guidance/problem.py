@@ -23,9 +23,13 @@ from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.inference import Site
 from actprune.graph.program import named_arguments, op_name
+from actprune.mapped import is_mapped, let_go
 from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments, merge_all
 from actprune.stats.patches import has_rows, weight_matrix
+
+LARGE = 2048
+"""Columns of a matrix that is inverted by products."""
 
 RIDGE = 1e-3
 """λ as a fraction of the mean variance of the columns."""
@@ -36,23 +40,35 @@ class Problem:
     """One consumer as seen by one group.
 
     Attributes:
-        weight: (o, p) float64.
+        matrix: (o, p) the weight as it is stored.
         folds: moments of the input rows, one per fold.
         columns: (n, b) for each of the group's n units the columns of the weight that belong to it.
         rows: (o,) weights R of the outputs: (γ/σ)² of the norm that follows, or 1.
         makes: group name → (o,) which unit of that group each output is, −1 for none.
     """
 
-    weight: Tensor
+    matrix: Tensor
     folds: tuple[Moments, ...]
     columns: Tensor
     rows: Tensor
     makes: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
+    @property
+    def weight(self) -> Tensor:
+        """(o, p) float64."""
+        return self.matrix.detach().double().cpu()
+
     @cached_property
     def total(self) -> Moments:
         """All folds together."""
         return merge_all(self.folds)
+
+    def forget(self) -> None:
+        """What was computed for a problem whose weight lies in a file: of all layers it would not fit into memory."""
+        if is_mapped(self.matrix):
+            for name in ("total", "gram", "factor"):
+                vars(self).pop(name, None)
+            let_go((self.matrix, *(fold.scatter for fold in self.folds)))
 
     @cached_property
     def ridge(self) -> float:
@@ -62,8 +78,9 @@ class Problem:
     @cached_property
     def gram(self) -> Tensor:
         """(p, p) C + λI."""
-        covariance = self.total.covariance
-        return covariance + self.ridge * torch.eye(covariance.shape[0], dtype=covariance.dtype)
+        found = self.total.covariance  # a matrix of its own
+        found.diagonal().add_(self.ridge)
+        return found
 
     @cached_property
     def variance(self) -> float:
@@ -84,7 +101,7 @@ class Problem:
 
     def kept(self, units: Sequence[int] | Tensor) -> Tensor:
         """(k,) columns that stay when these units do: theirs, and those of no unit of this group."""
-        mask = torch.ones(self.weight.shape[1], dtype=torch.bool)
+        mask = torch.ones(self.matrix.shape[1], dtype=torch.bool)
         mask[self.columns.reshape(-1)] = False
         mask[self.columns[torch.as_tensor(units, dtype=torch.long)].reshape(-1)] = True
         return mask.nonzero().reshape(-1)
@@ -113,7 +130,7 @@ def problems(graph: Graph, stats: Stats, group: Group) -> tuple[Problem, ...]:
     found: list[Problem] = []
     nodes = {node.name: node for node in graph.program.nodes}
     for site in measured(graph, stats, group):
-        matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
+        matrix = weight_matrix(site, graph.program.tensors[site.weight].detach())
         columns = unit_columns(graph, site, group, matrix.shape[1])
         folds = tuple(_on_cpu(fold) for fold in stats.sites[site.name] if fold.count)
         gain = None if site.kind == "recurrent" else output_gain(graph, nodes[site.node])
@@ -177,7 +194,11 @@ def block_costs(blocks: Tensor, weights: Tensor) -> Tensor:
 
 def inverse_of(gram: Tensor) -> Tensor:
     """Of a positive definite matrix."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor = torch.linalg.cholesky(gram)
+    if len(gram) <= LARGE:
+        return torch.cholesky_inverse(factor)
+    lower = torch.linalg.solve_triangular(factor, torch.eye(len(gram), dtype=gram.dtype), upper=False)
+    return lower.T @ lower  # LAPACK's own way takes several times as long for large ones
 
 
 def _on_cpu(moments: Moments) -> Moments:

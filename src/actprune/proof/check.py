@@ -256,5 +256,5 @@ def _eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch:
             eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
     except Exception as error:  # whatever the user's forward raises
         return float("inf"), f"the cut model does not run: {type(error).__name__}: {error}"
-    error = relative_error(lift(eager), lift(run(program, batch)))
+    error = relative_error(lift(eager), lift(run(program, batch, native=True)))
     return error, None if error <= EAGER_TOLERANCE else "the eager cut model against its own graph"

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.graph.program import Program, named_arguments, op_name
+from actprune.mapped import alongside, let_go
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import sliced
@@ -33,8 +34,8 @@ def redrawn(program: Program, base: Mapping[str, Tensor], seed: int) -> dict[str
     for name, own in program.tensors.items():
         tensor = base.get(name, own).detach().cpu()
         if name in program.persistent and (tensor.is_floating_point() or tensor.is_complex()):
-            new = _noisy(_wide(tensor), generator, name in variances)
-            drawn[name] = new.to(tensor.dtype)
+            drawn[name] = alongside(_noisy(tensor, generator, name in variances), tensor)
+            let_go((tensor, drawn[name]))
     return drawn
 
 
@@ -59,21 +60,54 @@ def cut_tensors(
         source = canonical.get(name, name)
         if source in tensors:
             dense_own = base.get(source, dense.tensors[source]).detach().cpu()
-            new, old = _wide(tensors[source]), _wide(dense_own)
-            moved = sliced(torch.where(new == old, 0, new - old), plan.indices(source))  # inf − inf moves nothing
-            found[name] = (_wide(own.detach().cpu()) + moved).to(own.dtype)
+            indices = plan.indices(source)
+            new, old = sliced(tensors[source], indices), sliced(dense_own, indices)
+            found[name] = alongside(_moved(own.detach().cpu(), new, old), own, dense_own)
+            let_go((tensors[source], dense_own, own, found[name]))
     return found
 
 
-def _noisy(values: Tensor, generator: torch.Generator, variance: bool) -> Tensor:
-    finite = values[values.isfinite()]  # bounds may be infinite, and stay so
-    spread = float(finite.std()) if finite.numel() > 1 else 0.0
-    noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
-    new = values + (0.1 * spread if spread > 0 else 0.1) * noise
-    if values.is_complex() or not values.numel():
-        return new
-    positive = variance or (float(values.min()) >= 0 and float(values.max()) > 0)
-    return new.abs() + _RESOLUTION if positive else new
+def _moved(own: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """own + new − old, where these differ (inf − inf moves nothing), some rows at a time."""
+    parts = [
+        (_wide(o) + torch.where(n == p, 0, _wide(n) - _wide(p))).to(own.dtype)
+        for o, n, p in zip(*(_pieces(t) for t in (own, new, old)), strict=True)
+    ]
+    return torch.cat(parts).view(own.shape)
+
+
+def _noisy(tensor: Tensor, generator: torch.Generator, variance: bool) -> Tensor:
+    pieces = _pieces(tensor)
+    counts, sums = 0, 0.0
+    for piece in pieces:
+        finite = _finite(piece)
+        counts, sums = counts + finite.numel(), sums + complex(finite.sum())
+    mean = sums / max(counts, 1)
+    squares = sum(float((_finite(piece) - mean).abs().pow(2).sum()) for piece in pieces)
+    spread = (squares / (counts - 1)) ** 0.5 if counts > 1 else 0.0
+    real = not tensor.is_complex() and tensor.numel() > 0
+    positive = real and (variance or (float(tensor.min()) >= 0 and float(tensor.max()) > 0))
+    found: list[Tensor] = []
+    for piece in pieces:
+        values = _wide(piece)
+        noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
+        new = values + (0.1 * spread if spread > 0 else 0.1) * noise
+        found.append((new.abs() + _RESOLUTION if positive else new).to(tensor.dtype))
+    return torch.cat(found).view(tensor.shape) if found else tensor.clone()
+
+
+def _finite(piece: Tensor) -> Tensor:
+    values = _wide(piece)
+    return values[values.isfinite()]  # bounds may be infinite, and stay so
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Some values at a time: in float64 a table of a vocabulary would be most of the memory."""
+    return tensor.reshape(-1).split(_AT_ONCE) if tensor.numel() else ()
+
+
+_AT_ONCE = 1 << 22
+"""Numbers."""
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -15,11 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
+from actprune.graph.keep import copied
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
+from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import blamed, trial_units
@@ -41,6 +45,8 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, seed: int = 0)
         graph: as `actprune.capture` gives it, without what the sizes forbid.
         inputs: as for `capture`.
     """
+
+    model, inputs = _shapes_alone(model, inputs)
 
     def test(names: Sequence[str]) -> str | None:
         plan = make_plan(graph, trial_units(graph, names, seed))
@@ -146,16 +152,41 @@ def _runs(model: nn.Module, small: nn.Module, inputs: Any, batch: int) -> str | 
     return None if expected == found else f"the outputs would have shapes {found} instead of {expected}"
 
 
+def _shapes_alone(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+    """A twin without values of a model that lies in files, for a trial looks at nothing else; the model itself where it
+    is no such model, or does not run so."""
+    if not any_mapped(model):
+        return model, inputs
+    twin = copied(model, sharing=True).to("meta")
+    moved = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), inputs)
+    return (model, inputs) if isinstance(_shapes(twin, moved), str) else (twin, moved)
+
+
 def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
     """The shapes of the outputs, or what was raised."""
     args, kwargs = call_arguments(network, inputs)
     with preserved(network), kept_buffers(network, parameters=True), torch.no_grad():
         network.eval()
         try:
-            outputs = pytree.tree_leaves(network(*args, **kwargs))
+            outputs = pytree.tree_leaves(_called(network, args, kwargs))
         except Exception as error:  # whatever a user's forward raises on sizes it did not expect
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return [tuple(out.shape) for out in outputs if isinstance(out, Tensor)]
+
+
+def _called(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The outputs; of a network on the meta device their shapes, as if it were on a CPU: code that asks for the device
+    or for values then takes the way that it takes in an export."""
+    if not any(parameter.is_meta for parameter in network.parameters()):
+        return network(*args, **kwargs)
+    held = dict(network.named_parameters()) | dict(network.named_buffers())
+    with FakeTensorMode():
+
+        def fake(value: Tensor) -> Tensor:
+            return torch.empty(value.shape, dtype=value.dtype)
+
+        args, kwargs = pytree.tree_map_only(Tensor, fake, (args, kwargs))
+        return functional_call(network, {name: fake(value) for name, value in held.items()}, args, kwargs)
 
 
 def first_samples(inputs: Any, batch: int, count: int) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.problem import measured, unit_columns
+from actprune.mapped import let_go
 from actprune.report.record import MAP_PLACES, MAP_UNITS, Correlation, Places
 from actprune.stats.collect import Stats
 
@@ -18,6 +19,7 @@ def correlation(graph: Graph, stats: Stats, group: Group) -> Correlation | None:
     if not sites:
         return None
     found = stats.correlation(sites[0].name).cpu()
+    let_go(fold.scatter for fold in stats.sites[sites[0].name])
     columns = unit_columns(graph, sites[0], group, found.shape[0])
     units = _some(group.width, MAP_UNITS)
     own = columns[units, columns.shape[1] // 2]

@@ -8,7 +8,7 @@ For each group: the activation values of its units.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,17 @@ from actprune.axes.inference import Site
 from actprune.data import Calibration, fit
 from actprune.errors import DataError
 from actprune.graph.program import op_name, place
-from actprune.graph.run import run
+from actprune.graph.room import calls_until, held_bytes
+from actprune.graph.run import run, run_by_layers
+from actprune.mapped import alongside, is_mapped, let_go
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.stats.gradients import Loss
 from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
-from actprune.stats.moments import Moments, Spread, merge, merge_all, moments, spread
+from actprune.stats.moments import Moments, Spread, absorb, merge, merge_all, moments, spread
 from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
-from actprune.stats.room import FOLDS, folds_within
+from actprune.stats.room import FOLDS, folds_on_disk, folds_within, last_read, statistics_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +162,13 @@ def collect(
     """
     others = Measures(graph, measures, loss, first)
     data = fit(graph.program, calibration, labels=others.labelled)
-    room = folds_within(graph, folds, limit_bytes(memory_limit))
+    limit = limit_bytes(memory_limit)
+    large = any(map(is_mapped, graph.program.tensors.values()))
+    room = folds_on_disk(graph, folds) if large else folds_within(graph, folds, limit)
     collector = _Collector(graph, room, total or data.samples, first)
+    if large and not others.found:
+        _by_layers(collector, data, limit)
+        return collector.result({})
 
     def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
         collector(node, args, value)
@@ -171,14 +178,25 @@ def collect(
         run(graph.program, batch, observe=observe)
         collector.samples += graph.program.batch_size
         others.differentiate(batch, None if data.labels is None else data.labels[i])
-    return Stats(
-        sites={node: tuple(parts) for node, parts in collector.sites.items()},
-        units=collector.units,
-        layers=collector.layers,
-        maps=collector.maps,
-        samples=collector.samples,
-        measures=others.found,
-    )
+    return collector.result(others.found)
+
+
+def _by_layers(collector: _Collector, data: Calibration, limit: int) -> None:
+    """One pass, all batches through one layer after another: as many of them at a time as there is room for."""
+    graph, size = collector.graph, collector.graph.program.batch_size
+    last = last_read(graph)
+    if last is None:
+        return
+    calls = calls_until(graph.program, last)
+    at_once = max((limit - statistics_bytes(graph)) // max(held_bytes(calls), 1), 1)
+    for start in range(0, len(data.batches), at_once):
+
+        def observe(i: int, node: Node, args: tuple[Any, ...], value: Any, start: int = start) -> None:
+            collector.samples = (start + i) * size
+            collector(node, args, value)
+
+        run_by_layers(graph.program, data.batches[start : start + at_once], observe, last, collector.put_aside)
+    collector.samples = data.samples
 
 
 def merge_stats(a: Stats, b: Stats) -> Stats:
@@ -236,6 +254,16 @@ class _Collector:
             reader = next((site for site in group.consumers if self._sites.get(site.name) == site), None)
             if reader is not None:
                 self._first.setdefault(reader.name, []).append(group)
+
+    def result(self, measures: Mapping[str, Mapping[str, Spread]]) -> Stats:
+        return Stats(
+            sites={node: tuple(parts) for node, parts in self.sites.items()},
+            units=self.units,
+            layers=self.layers,
+            maps=self.maps,
+            samples=self.samples,
+            measures=measures,
+        )
 
     def __call__(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
         if is_recurrent(node):
@@ -315,9 +343,17 @@ class _Collector:
         """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one."""
         folds = self.folds[name]
         fold = (numbers + self.first + self.samples) % folds
-        found = [moments(rows[fold == f].flatten(0, 1)) for f in range(folds)]
-        known = self.sites.get(name)
-        self.sites[name] = found if known is None else list(map(merge, known, found))
+        known = self.sites.get(name, [None] * folds)
+        self.sites[name] = [absorb(own, rows[fold == f].flatten(0, 1)) for f, own in enumerate(known)]
+
+    def put_aside(self, node: Node) -> None:
+        """What is known of a call whose weight lies in a file, into a file as well."""
+        tensors = self.graph.program.tensors
+        for name in {node.name, *(s for s in self.sites if s.startswith(f"{node.name}:"))} & self.sites.keys():
+            weight = tensors[self._sites[name].weight]
+            found = [replace(own, scatter=alongside(own.scatter, weight)) for own in self.sites[name]]
+            self.sites[name] = list(found)
+            let_go(own.scatter for own in found)
 
     def _units(self, group: Group, site: Site, x: Tensor) -> None:
         axis = self.graph.tensor_axes[site.weight][site.in_dim]

@@ -68,13 +68,56 @@ class Centred:
 def moments(x: Tensor | Centred) -> Moments:
     """Of rows x (n, p); n may be 0."""
     x = centred(x)
-    return Moments(len(x.rows), x.mean, (x.rows.T @ x.rows).double())
+    return Moments(len(x.rows), x.mean, _gram(x.rows).double())
 
 
 def cross(x: Tensor | Centred, y: Tensor | Centred) -> Moments:
     """Of rows x (n, p) with y (n, q): scatter (p, q)."""
     x, y = centred(x), centred(y)
     return Moments(len(x.rows), x.mean, (x.rows.T @ y.rows).double(), y.mean)
+
+
+def absorb(total: Moments | None, x: Tensor | Centred) -> Moments:
+    """`merge(total, moments(x))` without a second matrix in float64: `total` may be used no more."""
+    x = centred(x)
+    if total is None or total.count == 0:
+        return moments(x)
+    return total if not len(x.rows) else _added(total, len(x.rows), x.mean, _gram(x.rows), None)
+
+
+def absorb_cross(total: Moments | None, x: Tensor | Centred, y: Tensor | Centred) -> Moments:
+    """`merge(total, cross(x, y))`, likewise."""
+    x, y = centred(x), centred(y)
+    if total is None or total.count == 0:
+        return cross(x, y)
+    return total if not len(x.rows) else _added(total, len(x.rows), x.mean, x.rows.T @ y.rows, y.mean)
+
+
+BLOCK = 1024
+"""Columns of a strip of a large Gram matrix."""
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rowsᵀ · rows; of a large one only the half above the diagonal is computed."""
+    p = rows.shape[1]
+    if p < 2 * BLOCK:
+        return rows.T @ rows
+    found = rows.new_empty(p, p)
+    for start in range(0, p, BLOCK):
+        stop = min(start + BLOCK, p)
+        found[start:stop, start:] = rows[:, start:stop].T @ rows[:, start:]
+        found[stop:, start:stop] = found[start:stop, stop:].T
+    return found
+
+
+def _added(a: Moments, count: int, mean: Tensor, scatter: Tensor, other: Tensor | None) -> Moments:
+    """Into the scatter of `a`, which has vectors as these have: how many, their mean, their scatter, the mean of y."""
+    total = a.count + count
+    delta = mean - a.mean
+    delta_y = delta if other is None or a.other is None else other - a.other
+    a.scatter.add_(scatter).addr_(delta, delta_y, alpha=a.count * count / total)
+    joint = None if a.other is None else a.other + delta_y * (count / total)
+    return Moments(total, a.mean + delta * (count / total), a.scatter, joint)
 
 
 def centred(x: Tensor | Centred) -> Centred:

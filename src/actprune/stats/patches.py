@@ -11,9 +11,13 @@ from torch.fx import Node
 
 from actprune.axes.inference import Site
 from actprune.graph.program import named_arguments
+from actprune.mapped import is_mapped
 
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
+
+MAX_ALONE = 32_768
+"""The same for a model that lies in files: one layer is in memory at a time, and the limit is looked at before."""
 
 ROWS, QUICK_ROWS = 400, 40
 """A convolution's patches overlap: a refit skips positions beyond so many rows per column; fewer are enough for
@@ -44,7 +48,8 @@ def columns_per_input(site: Site, weight: Tensor) -> int:
 def has_rows(site: Site, weight: Tensor) -> bool:
     """Whether the consumer's output is one matrix product of rows with its whole weight."""
     columns = weight.numel() // weight.shape[site.out_dim]
-    return columns <= MAX_COLUMNS and site.kind in (*LAYERS, "recurrent") and site.groups == 1
+    most = MAX_ALONE if is_mapped(weight) else MAX_COLUMNS
+    return columns <= most and site.kind in (*LAYERS, "recurrent") and site.groups == 1
 
 
 def has_grouped_rows(site: Site, weight: Tensor) -> bool:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 
+from torch.fx import Node
+
 from actprune.axes.capture import Graph
 from actprune.stats.patches import has_rows
 
 FOLDS = 5
 WIDE = 1024
 """Consumers with more columns than this get two folds instead of five."""
+
+JUDGED = 2048
+"""With more columns, supports are not compared on held-out folds: each comparison solves systems of that size."""
 
 _NUMBER = 8
 """Bytes of a float64."""
@@ -22,13 +27,7 @@ def folds_within(graph: Graph, folds: int = FOLDS, limit: float = inf) -> dict[s
     Where the covariances take more than `limit` bytes there are two folds of every consumer, then one; then the widest
     ones are left out, whose inputs are ranked by their other consumers or by magnitude.
     """
-    tensors = graph.program.tensors
-    columns = {
-        site.name: tensors[site.weight].numel() // tensors[site.weight].shape[site.out_dim]
-        for group in graph.groups
-        for site in group.consumers
-        if site in graph.sites and has_rows(site, tensors[site.weight])
-    }
+    columns = _columns(graph)
 
     def held(chosen: Mapping[str, int]) -> int:
         return sum(_NUMBER * count * columns[name] ** 2 for name, count in chosen.items())
@@ -42,3 +41,32 @@ def folds_within(graph: Graph, folds: int = FOLDS, limit: float = inf) -> dict[s
             break
         del chosen[name]
     return chosen
+
+
+def folds_on_disk(graph: Graph, folds: int = FOLDS) -> dict[str, int]:
+    """The same, for a large model: its statistics lie on disk. The widest consumers, for which no supports are
+    compared on held-out folds, have one."""
+    return {name: (folds, min(folds, 2), 1)[(p > WIDE) + (p > JUDGED)] for name, p in _columns(graph).items()}
+
+
+def statistics_bytes(graph: Graph) -> int:
+    """What the statistics of the widest consumer take while they are gathered: its folds, and one batch in float32."""
+    folds = folds_on_disk(graph)
+    return max(((_NUMBER * folds[name] + 4) * p**2 for name, p in _columns(graph).items()), default=0)
+
+
+def last_read(graph: Graph) -> Node | None:
+    """The last call that statistics are taken of."""
+    read = {site.node for group in graph.groups for site in group.consumers if site in graph.sites}
+    return next((node for node in reversed(graph.program.nodes) if node.name in read), None)
+
+
+def _columns(graph: Graph) -> dict[str, int]:
+    """Name of every consumer with rows → its columns."""
+    tensors = graph.program.tensors
+    return {
+        site.name: tensors[site.weight].numel() // tensors[site.weight].shape[site.out_dim]
+        for group in graph.groups
+        for site in group.consumers
+        if site in graph.sites and has_rows(site, tensors[site.weight])
+    }

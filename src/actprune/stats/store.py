@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from actprune.errors import ArtifactError
+from actprune.shards import open_weights, write_tensors
 from actprune.stats.collect import Activation, Stats
 from actprune.stats.moments import Moments, Spread
 
@@ -70,7 +70,7 @@ def save_stats(stats: Stats, path: str | Path) -> None:
     found = flat(stats)
     counts = {f"{_COUNT}{prefix}": str(count) for prefix, count in found.counts.items()}
     told = {"schema": SCHEMA, "samples": str(found.samples), "measures": " ".join(found.measures)}
-    save_file(dict(found.tensors), str(path), metadata={**told, **counts})
+    write_tensors(Path(path), found.tensors, {**told, **counts})
 
 
 def load_stats(path: str | Path) -> Stats:
@@ -82,9 +82,11 @@ def load_stats(path: str | Path) -> Stats:
     try:
         with safe_open(str(path), framework="pt") as file:
             counts = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = open_weights(path)
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, str(error)) from error
+    except ArtifactError as error:
+        raise _unreadable(path, str(error.got)) from error
     if counts.get("schema") != SCHEMA:
         raise _unreadable(path, f"schema {counts.get('schema')}")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from actprune.graph.keep import copied, preserved, refresh
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt
 from actprune.hints import hint_for
+from actprune.mapped import alongside, is_mapped, let_go
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
@@ -45,7 +46,7 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     _check_fits(model, plan, overrides)
     if isinstance(model, Rebuilt):
         return _rebuilt(model, plan, overrides, inplace)
-    target = model if inplace else _copied(model)
+    target = model if inplace else _copied(model)  # what lies in files is still the model's own there
     slots = tensor_slots(target)
     holders: dict[int, list[str]] = {}
     for name, slot in slots.items():
@@ -60,7 +61,11 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
             names = list(dict.fromkeys([*known, *holders[id(old)]]))
             changes.append((names, _replacement(old, source, indices)))
-    paths = (path for names, _ in changes for name in names for path in _users(name))
+    sized = list(changes)
+    if not inplace:
+        changed = {name for names, _ in changes for name in names}
+        changes += [(names, new) for names, new in _own_files(slots, holders) if not changed & set(names)]
+    paths = (path for names, _ in sized for name in names for path in _users(name))
     touched = {id(module): (module, path) for path in paths for module in [submodule(target, path)]}
     modules = list(touched.values())
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
@@ -132,8 +137,17 @@ def _assign(slot: Slot, new: Tensor) -> None:
     (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new  # type: ignore[assignment]
 
 
+def _own_files(slots: Mapping[str, Slot], holders: Mapping[int, list[str]]) -> Iterator[tuple[list[str], Tensor]]:
+    """Copies of the tensors that lie in files: the names of each, and the copy."""
+    for names in holders.values():
+        held = _held(slots[names[0]])
+        if is_mapped(held):
+            yield names, _replacement(held, held, [])
+
+
 def _replacement(old: Tensor, source: Tensor, indices: Iterable[Indices | None]) -> Tensor:
-    new = sliced(source, indices).to(old.device, old.dtype)
+    new = alongside(sliced(source, indices).to(old.device, old.dtype), old)
+    let_go([source, new])
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         vars(new).update(vars(old))  # marks that an optimizer or a trainer has put on it
@@ -187,7 +201,7 @@ def _repair(model: nn.Module, edits: Sequence[Any], make: Callable[[nn.Module, A
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copied(model)
+        return copied(model, sharing=True)
     except Exception as error:  # whatever a user's __deepcopy__ or a handle of the system raises
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be copied.",
