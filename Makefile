@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench bench-long coverage growth scaling exports fuzz docs clean
+.PHONY: help demo test lint bench bench-long coverage growth scaling large exports fuzz docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -53,6 +53,11 @@ scaling: $(VENV)/.stamp-dev ## compare runs of several processes and interrupted
 	$(INSTALL) transformers==5.24.0
 	$(BIN)/python benchmarks/several_processes.py
 	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/finetune_processes.py
+
+large: $(VENV)/.stamp-dev ## prune models that lie in files: does peak memory grow with depth? (LARGE="--layers 24 --width 2048": 1.3 B, hours)
+	$(INSTALL) transformers==5.24.0
+	$(BIN)/python -m benchmarks.large_model $(or $(LARGE),--depths)
 
 exports: $(VENV)/.stamp-dev ## export pruned networks to ONNX and pt2, compare and time them (minutes)
 	$(INSTALL) transformers==5.24.0 '.[onnx]'
