@@ -7,9 +7,9 @@ makes the model before, shard by shard, and has stock transformers load what `sa
     python -m benchmarks.large_model --layers 24 --width 2048      1.3 B parameters, 64 × 512 tokens: hours on two cores
 
 Heads stay, for the configuration of a Llama wants a width that is a multiple of their number; 55 % of the inner units
-are then 70 % of a block's parameters. Seconds of a block are set against its floor: the products of one dense and one cut forward pass of the block, and all
-Gram matrices that compensation uses, on the same rows with the same threads, measured right afterwards. Rows that
-`benchmarks/results/large.json` has are not measured again.
+are then 70 % of a block's parameters. Seconds of a block are set against its floor: the products of one dense and one
+cut forward pass of the block, and all Gram matrices that compensation uses, on the same rows with the same threads,
+measured right afterwards. Rows that `benchmarks/results/large.json` has are not measured again.
 """
 
 from __future__ import annotations
