@@ -248,8 +248,9 @@ def test_an_interrupt(demo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code == 130 and "Traceback" not in err
 
 
-def test_errors_reach_those_who_call_the_app_from_python() -> None:
+def test_errors_reach_those_who_call_the_app_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the console script turns them into text."""
+    monkeypatch.chdir(tmp_path)  # where there is no run folder of an earlier demo
     result = CliRunner().invoke(app, ["demo", "--data", "/nowhere/at/all"])
     assert isinstance(result.exception, DataError)
 
