@@ -128,6 +128,12 @@ def test_indices_agree_with_widths_and_shapes(plan: Plan) -> None:
             assert index is None or (len(index) == width and np.all(np.diff(index) > 0))
 
 
+def test_the_digest_is_the_same_before_and_after_a_file() -> None:
+    """Numbers as keys of a note become text, which sorts otherwise."""
+    plan = make_plan(graph_of("chain"), {"fc1": [0]}, sensitivity={"fc1": {2: 0.5, 10: 0.1}})
+    assert Plan.from_json(plan.to_json()).digest == plan.digest
+
+
 def test_the_digest_follows_the_content() -> None:
     graph = graph_of("chain")
     some = [make_plan(graph, {"fc1": [0]}), make_plan(graph, {"fc1": [1]}), make_plan(graph, {"fc1": [0]}, seed=1)]

@@ -96,8 +96,9 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's content."""
-        return hashlib.sha256(json.dumps(self._as_data(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the plan's content, the same before and after it was written and read."""
+        data = json.loads(json.dumps(self._as_data()))  # whose keys are text
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def _as_data(self) -> dict[str, Any]:
         return {
