@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.nn.functional as F
 from benchmarks.coverage.suites.case import declare_torchvision_ops
+from benchmarks.ranks import run_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -150,17 +149,7 @@ def work(name: str, way: str, folder: Path, ends_at: int) -> None:
 def run(name: str, way: str, world: int, folder: Path, ends_at: int = 0) -> None:
     """So many processes, to their end."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    shared = {
-        **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACTPRUNE_TIMEOUT": "60",
-    }  # fmt: skip
-    words = [sys.executable, __file__, "work", name, way, str(folder), str(ends_at)]
-    each = [subprocess.Popen(words, env={**shared, "RANK": str(rank)}) for rank in range(world)]
-    for process in each:
-        process.wait()
+    run_ranks([__file__, "work", name, way, str(folder), str(ends_at)], world, timeout=60)
 
 
 def found(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

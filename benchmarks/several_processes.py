@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from benchmarks.coverage.suites.case import declare_torchvision_ops
 from benchmarks.method.networks import ResNet56
+from benchmarks.ranks import run_ranks
 from torch import Tensor, nn
 
 import actprune as ap
@@ -106,17 +105,7 @@ def work(name: str, folder: Path, last_rank_ends: bool) -> None:
 def run(name: str, world: int, folder: Path, last_rank_ends: bool = False) -> None:
     """So many processes, to their end."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    shared = {
-        **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACTPRUNE_TIMEOUT": "30",
-    }  # fmt: skip
-    words = [sys.executable, __file__, name, str(folder), *(["ends"] if last_rank_ends else [])]
-    each = [subprocess.Popen(words, env={**shared, "RANK": str(rank)}) for rank in range(world)]
-    for process in each:
-        process.wait()
+    run_ranks([__file__, name, str(folder), *(["ends"] if last_rank_ends else [])], world, timeout=30)
 
 
 def furthest(one: Path, other: Path) -> float:

@@ -153,7 +153,7 @@ class Deciding:
     def refitted(self) -> Calibration:
         """As many of the samples as two runs may hold within the memory limit."""
         free = limit_bytes(self.settings.memory_limit)
-        if any_mapped(self.model):
+        if any_mapped(self.model.parameters()):
             free -= matrix_bytes(self.graph)
         batches = free // max(2 * held_bytes(refitted_calls(self.graph)), 1)
         return self.data.subset(max(batches, 1) * self.graph.program.batch_size)

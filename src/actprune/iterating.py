@@ -15,13 +15,12 @@ from torch import nn
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.artifacts.checkpoint import check_output
-from actprune.data import Samples, take
 from actprune.errors import BudgetError, DataError
 from actprune.keras3.backend import is_keras
-from actprune.pipeline import arguments_of, pruned, settings_of, undisturbed
+from actprune.pipeline import arguments_of, pruned, settings_of
 from actprune.result import Result
-from actprune.stages import given_digests, labelled
-from actprune.sweeping import Asked, Finished, is_there, read_finished
+from actprune.stages import given_digests
+from actprune.sweeping import Asked, Finished, is_there, read_finished, samples_for
 
 
 def prune_in_rounds(
@@ -69,7 +68,7 @@ def prune_in_rounds(
     for folder in folders:
         if folder is not None:
             check_output(folder, overwrite=resume and folder.exists())
-    given["calibration"] = samples = _samples(given)
+    given["calibration"] = samples = samples_for(model, calibration, [Asked(given, "")])
     left, network = 1.0, model
     for i, folder in enumerate(folders):
         share = Budget(budget.cost, min(budget.keep ** ((i + 1) / rounds) / left, 1.0))
@@ -88,12 +87,6 @@ def _left(result: Result | Finished, asked: Budget) -> float:
     """The share of a round's cost that it has left: counted, or what was asked for where that is no count."""
     before, after = (getattr(stage, asked.cost, None) for stage in (result.report.dense, result.report.pruned))
     return after / before if before and after else asked.keep
-
-
-def _samples(given: dict[str, Any]) -> Samples:
-    with undisturbed(given["model"]):
-        labels = labelled([settings_of(given)])
-        return take(given["model"], given["calibration"], given["calibration_size"], given["forward"], labels)
 
 
 def _budget(keep: Keep) -> Budget:

@@ -63,9 +63,9 @@ def is_mapped(value: Any) -> bool:
     return _mapping(value) is not None
 
 
-def any_mapped(model: nn.Module) -> bool:
-    """Whether some parameter of a model does."""
-    return bool(_MAPPINGS) and any(map(is_mapped, model.parameters()))
+def any_mapped(tensors: Iterable[Any]) -> bool:
+    """Whether one of them does: the parameters of a model, or the tensors of a program."""
+    return bool(_MAPPINGS) and any(map(is_mapped, tensors))
 
 
 def let_go(values: Iterable[Any]) -> None:
@@ -97,7 +97,7 @@ def alongside(new: Tensor, *own: Any) -> Tensor:
     """
     if not _MAPPINGS or new.nbytes < SMALL or new.device.type != "cpu" or is_mapped(new):
         return new
-    return on_disk(new) if any(map(is_mapped, own)) else new
+    return on_disk(new) if any_mapped(own) else new
 
 
 def on_disk(tensor: Tensor) -> Tensor:

@@ -288,7 +288,8 @@ def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks:
 def _allocation(given: Mapping[str, Any]) -> str | None:
     """Of a model that lies in files no width is tried by running it, unless that is asked for: the method's own
     sensitivity would read all of it for every candidate."""
-    if given["allocation"] is None and any_mapped(given["model"]) and preset(given["method"]).allocation != "natural":
+    large = any_mapped(given["model"].parameters())
+    if given["allocation"] is None and large and preset(given["method"]).allocation != "natural":
         return "uniform"
     return given["allocation"]
 

@@ -150,7 +150,7 @@ class Reporting:
         """What the memory limit took from the statistics."""
         if self.stats is None:
             return
-        whole = folds_on_disk if any_mapped(self.model) else folds_within
+        whole = folds_on_disk if any_mapped(self.model.parameters()) else folds_within
         wanted, found = whole(self.graph), {name: len(parts) for name, parts in self.stats.sites.items()}
         fewer = sum(0 < found.get(name, 0) < count for name, count in wanted.items())
         if fewer or wanted.keys() - found.keys():
@@ -175,7 +175,7 @@ class Reporting:
         """Milliseconds of every network, the dense one first; for longer where a budget was made of it. None of
         networks that lie in files: a forward pass would measure the disk."""
         each = list(dict.fromkeys(models))
-        if any_mapped(self.model) and not _of_latency(budget):
+        if any_mapped(self.model.parameters()) and not _of_latency(budget):
             return dict.fromkeys(each)
         return dict(zip(each, self.bench.models(each, quick=not _of_latency(budget)), strict=True))
 

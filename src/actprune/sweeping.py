@@ -112,8 +112,8 @@ def sweep(
     for seed in dict.fromkeys(one.seed for one in asked):
         group = [one for one in asked if one.seed == seed]
         if not isinstance(calibration, Iterable):
-            known = _samples(model, calibration(seed), group)
-        known = known or _samples(model, cast("Iterable[Any]", calibration), group)
+            known = samples_for(model, calibration(seed), group)
+        known = known or samples_for(model, cast("Iterable[Any]", calibration), group)
         own = f"-seed{seed}" if len(group) < len(asked) else ""
         place = None if save_to is None else Path(save_to).with_name(Path(save_to).name + own)
         yield from _of_one_seed(model, known, group, jobs, place, resume)
@@ -184,8 +184,8 @@ def _check_processes(model: nn.Module, jobs: int) -> None:
         )
 
 
-def _samples(model: nn.Module, calibration: Iterable[Any], group: Sequence[Asked]) -> Samples:
-    """What every run of a seed looks at."""
+def samples_for(model: nn.Module, calibration: Iterable[Any], group: Sequence[Asked]) -> Samples:
+    """What every one of some runs with the same data looks at."""
     given = group[0].given
     data = as_batches(calibration, model) if given["forward"] is None else calibration
     with undisturbed(given["model"]):

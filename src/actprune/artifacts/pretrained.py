@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from actprune import shards
 from actprune.allocation.space import role
 from actprune.artifacts.folder import check_output, new_folder
 from actprune.artifacts.opened import open_pretrained, transformers
@@ -28,7 +27,7 @@ from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
 from actprune.plan import Plan
 from actprune.proof.trial import first_samples
-from actprune.shards import write_shards
+from actprune.shards import SHARD_BYTES, write_shards
 
 TOLERANCE = 1e-4
 """Relative error of the outputs in the model's own precision."""
@@ -58,7 +57,7 @@ def save_pretrained(
         raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {})
     with torch.no_grad(), new_folder(path) as scratch:
         try:
-            again = (_in_shards if any_mapped(model) else _by_its_class)(cls, config, model, scratch)
+            again = (_in_shards if any_mapped(model.parameters()) else _by_its_class)(cls, config, model, scratch)
             error = _difference(model, again, example_inputs)
         except ActpruneError:
             raise
@@ -96,8 +95,6 @@ def _in_shards(cls: Any, config: Any, model: Any, scratch: Path) -> nn.Module:
         model.generation_config.save_pretrained(scratch)
     return open_pretrained(scratch, cls)
 
-
-SHARD_BYTES = shards.SHARD_BYTES
 
 _RUN_FOLDER = "keep the run folder instead: actprune.load reads any widths"
 
@@ -171,7 +168,7 @@ def _missed(wanted: Shapes, found: Shapes | None) -> list[str]:
 def _difference(model: nn.Module, other: nn.Module, example_inputs: Any) -> float:
     """The largest relative error of the outputs, the model in eval mode."""
     plain = copied(model, sharing=True).eval()
-    if any_mapped(model):  # one sample says as much of a large model
+    if any_mapped(model.parameters()):  # one sample says as much of a large model
         tensors = [leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, Tensor) and leaf.dim()]
         example_inputs = first_samples(example_inputs, len(tensors[0]) if tensors else 1, 1)
     args, kwargs = call_arguments(plain, example_inputs)

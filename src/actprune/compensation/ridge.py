@@ -14,9 +14,8 @@ from actprune.stats.moments import Centred, Moments, absorb, absorb_cross, centr
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
 
-
 MAX_CHOSEN = 1024
-"""With more columns than this λ is the middle candidate: each choice costs nine to fifteen factorisations."""
+"""With more columns than this λ is the usual one: each choice costs nine to fifteen factorisations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +83,12 @@ class Ridge:
         gram = inner.covariance if intercept else inner.second  # a matrix of its own, so λ is added in place
         diagonal = gram.diagonal().clone()
         self._size = max(ridge * float(diagonal.mean()), 1e-12)
-        failed = torch.ones(())
-        while bool(failed):
+        while True:
             gram.diagonal().copy_(diagonal + self._size)
             self._factor, failed = torch.linalg.cholesky_ex(gram)
-            self._size = self._size * 10 if bool(failed) else self._size
+            if not bool(failed):
+                break
+            self._size *= 10
 
     def fit(self, outer: Moments, start: Tensor) -> Fit:
         """For targets with these cross moments, shrunk to `start` (o, k)."""
@@ -103,21 +103,25 @@ def solve(equations: Normal, start: Tensor, ridge: float, intercept: bool) -> Fi
     return Ridge(equations.inner, ridge, intercept).fit(equations.outer, start)
 
 
+def usual_ridge() -> float:
+    """The middle candidate: where λ is not chosen, and where the choice begins."""
+    return RIDGES[len(RIDGES) // 2]
+
+
 def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> float:
     """The λ whose fits have the smallest error on the folds that they were not made on.
 
-    Walked to from the middle candidate: too little of λ and too much both make the error larger.
+    Walked to from the usual one: too little of λ and too much both make the error larger.
     """
-    middle = len(RIDGES) // 2
     if len(folds) < 2 or start.shape[1] > MAX_CHOSEN:
-        return RIDGES[middle]
+        return usual_ridge()
     pairs = [(fold, merged_all([part for i, part in enumerate(folds) if i != held])) for held, fold in enumerate(folds)]
 
     @cache
     def error(place: int) -> float:
         return sum(_error(fold, solve(rest, start, RIDGES[place], intercept)) for fold, rest in pairs)
 
-    best = middle
+    best = RIDGES.index(usual_ridge())
     while near := [i for i in (best - 1, best + 1) if 0 <= i < len(RIDGES) and error(i) < error(best)]:
         best = min(near, key=error)
     return RIDGES[best]

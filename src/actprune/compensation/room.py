@@ -9,7 +9,7 @@ from actprune.compensation.schedule import refitted_calls
 from actprune.compensation.walk import SOLVED
 from actprune.errors import DataError
 from actprune.graph.room import held_bytes
-from actprune.mapped import is_mapped
+from actprune.mapped import any_mapped
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.stats.patches import LAYERS, has_rows
 
@@ -47,7 +47,7 @@ def check_room(graph: Graph, limit: MemoryLimit) -> None:
     Raises:
         DataError: the limit is below what one layer of a model that lies in files needs.
     """
-    if not any(map(is_mapped, graph.program.tensors.values())):
+    if not any_mapped(graph.program.tensors.values()):
         return
     given, least = limit_bytes(limit), needed_bytes(graph)
     if given < least:

@@ -18,7 +18,7 @@ from actprune.compensation.streams import writes
 from actprune.graph.program import named_arguments, op_name, shape
 from actprune.graph.room import calls_until
 from actprune.guidance.problem import following_norm, output_gain
-from actprune.mapped import is_mapped
+from actprune.mapped import any_mapped
 from actprune.stats.patches import LAYERS
 
 _PASS = ("aten.contiguous", "aten.clone", "aten.dropout")
@@ -77,7 +77,7 @@ def refitted_calls(graph: Graph) -> list[Node]:
     """The calls whose results a refit holds; of a large model without the last consumer, whose results are made batch
     by batch (`Walk`)."""
     calls = [node for node in graph.program.nodes if node.op == "call_function"]
-    if not any(map(is_mapped, graph.program.tensors.values())):
+    if not any_mapped(graph.program.tensors.values()):
         return calls
     sites = {site.node for site in graph.sites if site.kind in LAYERS}
     last = next((node for node in reversed(calls) if node.name in sites), None)

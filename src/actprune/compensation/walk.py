@@ -17,13 +17,13 @@ from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.equations import Equations, Slot, part
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
-from actprune.compensation.ridge import MAX_CHOSEN, RIDGES, Normal, Ridge, absorbed, choose_ridge, merged_all
+from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, absorbed, choose_ridge, merged_all, usual_ridge
 from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.rows import InputRows, columns_of, contracted, places_of, thinned
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
-from actprune.mapped import alongside, is_mapped
+from actprune.mapped import alongside, any_mapped
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
 from actprune.stats.moments import Moments
@@ -122,8 +122,8 @@ class Walk:
                 self.steps.setdefault(site.node, []).append(site)
         self.record: dict[str, dict[str, Any]] = {}
         self.equations: dict[str, Equations] = {}
-        self.sparing = any(map(is_mapped, graph.program.tensors.values()))
-        self._inner: tuple[Any, list[Moments]] = None, []
+        self.sparing = any_mapped(graph.program.tensors.values())
+        self._inner: tuple[Any, Moments] | None = None
         self.placeholders: dict[str, list[Node]] = {}
         for node in graph.program.nodes:
             if node.name in graph.program.bindings:  # tied tensors have one each
@@ -247,7 +247,7 @@ class Walk:
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
             size, equations = found.ridge(columns, start()), part(found.folds[0], columns)
         else:
-            size = choose_ridge(folds, start(), slot is not None) if len(folds) > 1 else RIDGES[2]
+            size = choose_ridge(folds, start(), slot is not None) if len(folds) > 1 else usual_ridge()
             equations = merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if path.rectified and self.settings.rounds and not collects:
@@ -323,17 +323,14 @@ class Walk:
                 parts[f] = absorbed(parts[f], x[own].flatten(0, 1), t[own].flatten(0, 1))
             seen += len(x)
         found = [part for part in parts if part is not None and part.inner.count]
-        if count == 1 and not alone and found:
-            self._inner = self._inner_key(rows), [found[0].inner]
+        if count == 1 and not alone and found and (key := self._inner_key(rows)) is not None:
+            self._inner = key, found[0].inner
         return found
 
     def _known_inner(self, rows: InputRows) -> Moments | None:
         """The moments of these inputs, where the consumer before had the same: queries, keys and values, say."""
-        key, known = self._inner
-        if key is not None and key == self._inner_key(rows):
-            return known[0]
-        self._inner = None, []
-        return None
+        known, self._inner = self._inner, None
+        return known[1] if known is not None and known[0] == self._inner_key(rows) else None
 
     @staticmethod
     def _inner_key(rows: InputRows) -> Any:

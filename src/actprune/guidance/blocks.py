@@ -32,9 +32,7 @@ class _State:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        others = torch.ones(problem.matrix.shape[1], dtype=torch.bool)
-        others[problem.columns.reshape(-1)] = False
-        self._others = others.nonzero().reshape(-1)
+        self._others = problem.kept(())
 
     def restart(self, units: Tensor) -> None:
         """Compute everything afresh with only `units`; they are rows 0, 1, … from now on."""

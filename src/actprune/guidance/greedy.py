@@ -35,9 +35,7 @@ class Elimination:
         self.problem = problem
         self._target = problem.factor @ problem.gram
         self._width = problem.columns.shape[1]
-        others = torch.ones(problem.gram.shape[0], dtype=torch.bool)
-        others[problem.columns.reshape(-1)] = False
-        self._others = others.nonzero().reshape(-1)
+        self._others = problem.kept(())
         self.restart(torch.arange(problem.columns.shape[0]))
 
     def restart(self, units: Tensor) -> None:

@@ -23,7 +23,7 @@ from actprune.guidance.thinet import removals
 from actprune.mapped import let_go
 from actprune.methods import method as preset
 from actprune.stats.collect import Stats
-from actprune.stats.room import JUDGED
+from actprune.stats.room import JUDGED_COLUMNS
 
 NATURAL = 0.01
 """The natural width is the smallest whose held-out refit error is at most this share of the output variance."""
@@ -34,10 +34,6 @@ SWAP_COLUMNS = 1024
 
 QUICK_WORK = 1e9
 """Where the consumers of a group take more than so many multiply-adds to factorise, trials compare no supports."""
-
-JUDGED_COLUMNS = JUDGED
-"""Where a consumer has more columns (2048), supports are not compared on held-out folds (each comparison solves systems
-of that size): the first criterion decides, and the natural width is read off its curve."""
 
 
 @dataclass(frozen=True, eq=False)

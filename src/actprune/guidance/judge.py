@@ -12,7 +12,7 @@ from torch import Tensor
 from actprune.guidance.problem import Problem
 from actprune.stats.moments import Moments
 
-JUDGED = 10
+REFITS = 10
 """A support is judged by so many refits at least, where there are as many: a group with many consumers by each of
 them on fewer folds, since their errors are summed anyway."""
 
@@ -29,7 +29,7 @@ class Judge:
     """`held_out_error` for many supports of one group: what they share is computed once."""
 
     def __init__(self, group: Sequence[Problem]) -> None:
-        each = ceil(JUDGED / max(len(group), 1))
+        each = ceil(REFITS / max(len(group), 1))
         self._splits = [(problem, _splits(problem, i, each)) for i, problem in enumerate(group)]
         self._variance = sum(len(splits) * problem.variance for problem, splits in self._splits)
 

@@ -155,7 +155,7 @@ def _runs(model: nn.Module, small: nn.Module, inputs: Any, batch: int) -> str | 
 def _shapes_alone(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
     """A twin without values of a model that lies in files, for a trial looks at nothing else; the model itself where it
     is no such model, or does not run so."""
-    if not any_mapped(model):
+    if not any_mapped(model.parameters()):
         return model, inputs
     twin = copied(model, sharing=True).to("meta")
     moved = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), inputs)

@@ -196,11 +196,8 @@ def check_same_batch(batch: Any, ranks: Ranks) -> None:
 
 def rows(value: Any, own: range, size: int) -> Any:
     """Some samples of a batch of `size`; what is no tensor of that many rows is left as it is."""
-    if isinstance(value, Tensor):
-        return value[own.start : own.stop] if value.dim() and value.shape[0] == size else value
-    if isinstance(value, Mapping):
-        return {key: rows(item, own, size) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [rows(item, own, size) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
+
+    def part(x: Tensor) -> Tensor:
+        return x[own.start : own.stop] if x.dim() and x.shape[0] == size else x
+
+    return pytree.tree_map_only(Tensor, part, value)

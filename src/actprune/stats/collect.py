@@ -27,7 +27,7 @@ from actprune.errors import DataError
 from actprune.graph.program import op_name, place
 from actprune.graph.room import calls_until, held_bytes
 from actprune.graph.run import run, run_by_layers
-from actprune.mapped import alongside, is_mapped, let_go
+from actprune.mapped import alongside, any_mapped, let_go
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.stats.gradients import Loss
 from actprune.stats.maps import batch_key
@@ -163,7 +163,7 @@ def collect(
     others = Measures(graph, measures, loss, first)
     data = fit(graph.program, calibration, labels=others.labelled)
     limit = limit_bytes(memory_limit)
-    large = any(map(is_mapped, graph.program.tensors.values()))
+    large = any_mapped(graph.program.tensors.values())
     room = folds_on_disk(graph, folds) if large else folds_within(graph, folds, limit)
     collector = _Collector(graph, room, total or data.samples, first)
     if large and not others.found:

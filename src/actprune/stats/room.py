@@ -14,8 +14,9 @@ FOLDS = 5
 WIDE = 1024
 """Consumers with more columns than this get two folds instead of five."""
 
-JUDGED = 2048
-"""With more columns, supports are not compared on held-out folds: each comparison solves systems of that size."""
+JUDGED_COLUMNS = 2048
+"""Where a consumer has more columns, supports are not compared on held-out folds (each comparison solves systems of
+that size): the first criterion decides, and the natural width is read off its curve."""
 
 _NUMBER = 8
 """Bytes of a float64."""
@@ -46,7 +47,7 @@ def folds_within(graph: Graph, folds: int = FOLDS, limit: float = inf) -> dict[s
 def folds_on_disk(graph: Graph, folds: int = FOLDS) -> dict[str, int]:
     """The same, for a large model: its statistics lie on disk. The widest consumers, for which no supports are
     compared on held-out folds, have one."""
-    return {name: (folds, min(folds, 2), 1)[(p > WIDE) + (p > JUDGED)] for name, p in _columns(graph).items()}
+    return {name: (folds, min(folds, 2), 1)[(p > WIDE) + (p > JUDGED_COLUMNS)] for name, p in _columns(graph).items()}
 
 
 def statistics_bytes(graph: Graph) -> int:
