@@ -83,6 +83,14 @@ def test_tensors_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> N
     assert all(torch.equal(value, given[name]) for name, value in load_file(tmp_path / "x.safetensors").items())
 
 
+def test_tensors_are_written_over_the_file_that_they_lie_in(tmp_path: Path) -> None:
+    """Which would end the process, if the file shrank under them."""
+    path, x = tmp_path / "one.safetensors", torch.arange(100_000.0)
+    write_tensors(path, {"x": x}, {})
+    write_tensors(path, open_weights(path), {})
+    torch.testing.assert_close(open_weights(path)["x"], x, rtol=0, atol=0)
+
+
 def test_files_of_the_library_with_a_tensor_at_an_odd_place(tmp_path: Path) -> None:
     header = {
         "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},

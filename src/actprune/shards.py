@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from actprune.errors import ArtifactError
-from actprune.mapped import let_go, mapped_file, write_bytes
+from actprune.mapped import any_mapped, let_go, mapped_file, write_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -175,6 +175,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         place += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if any_mapped(tensors.values()) and path.is_file():  # they may lie in this very file, which must not shrink then
+        path.unlink()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
