@@ -510,10 +510,11 @@ def test_interpolation_is_monotone_and_passes_through(errors: list[float], measu
 
 
 def test_interpolation_by_hand() -> None:
-    """Linear in E: E(3) = 2 lies half way between E(4) = 1 and E(2) = 3."""
+    """A power of E: from E(4) = 1 to E(2) = 3 the distance grows five times, so it is 0.1 · E^(log 5 / log 3)."""
     curve = interpolate((1, 2, 3, 4, 5), (9.0, 5.0, 3.0, 2.0, 1.0, 0.0), {4: 0.1, 2: 0.5})
-    assert curve.costs == pytest.approx((0.5, 0.5, 0.3, 0.1, 0.0))
-    assert curve(3) == pytest.approx(0.3)
+    assert curve.costs == pytest.approx((0.5, 0.5, 0.1 * 2 ** (log(5) / log(3)), 0.1, 0.0))
+    straight = interpolate((1, 2, 3, 4, 5), (9.0, 5.0, 3.0, 2.0, 1.0, 0.0), {4: 0.1, 2: 0.0})  # no logarithm
+    assert straight.costs == pytest.approx((0.1, 0.1, 0.1, 0.1, 0.0))
     noisy = interpolate((1, 2, 3), (3.0, 2.0, 1.0, 0.0), {2: 0.4, 1: 0.1})  # a lucky narrow width
     assert noisy.costs == pytest.approx((0.4, 0.4, 0.0))
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from actprune.allocation.space import Space, Widths
 from actprune.guidance.guide import Guide
@@ -22,6 +24,11 @@ Progress = Callable[[int, int], None]
 
 FRACTIONS = (0.75, 0.5, 0.25, 0.0)
 """Where the curves are measured, as fractions of the group."""
+
+FLAT = 1e-9
+"""Errors and distances below so much of the largest are nothing."""
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,11 @@ def measure_curves(space: Space, guide: Guide, measure: Measure, progress: Progr
 
 
 def interpolate(options: tuple[int, ...], errors: tuple[float, ...], measured: Mapping[int, float]) -> Curve:
-    """The curve through the measured points, monotone, linear in E(k) between them.
+    """The monotone curve through the measured points.
+
+    Between them the distance is a smooth power of E(k): cubic in the logarithms of both (Fritsch and Carlson 1980), so
+    that a width is as good a choice where it was not measured. Straight pieces bend at the measured widths alone, and
+    every multiplier of a budget would choose one of those. Beyond the widest one the distance is in proportion to E.
 
     Args:
         options: allowed widths, ascending.
@@ -66,11 +77,21 @@ def interpolate(options: tuple[int, ...], errors: tuple[float, ...], measured: M
         measured: width → distance.
     """
     points = sorted(measured, reverse=True)
-    x = [0.0, *(max(errors[k], 0.0) for k in points)]
+    x = [0.0, *np.maximum.accumulate([max(errors[k], 0.0) for k in points])]
     y = [0.0, *np.maximum.accumulate([max(measured[k], 0.0) for k in points])]
-    x = list(np.maximum.accumulate(np.asarray(x) + 1e-15 * np.arange(len(x))))
-    costs = np.interp([max(errors[k], 0.0) for k in options], x, y)
+    costs = _between(np.asarray(x), np.asarray(y), np.asarray([max(errors[k], 0.0) for k in options]))
     costs[-1] = 0.0
     # E may be flat where the distance is not: never let a narrower width look cheaper
     costs = np.maximum.accumulate(costs[::-1])[::-1]
     return Curve(options, tuple(float(c) for c in costs), dict(measured))
+
+
+def _between(x: Array, y: Array, at: Array) -> Array:
+    """y at `at`, given it at x, both ascending; straight where there are no logarithms."""
+    straight = np.interp(at, x + 1e-15 * np.arange(len(x)), y)
+    rising = np.flatnonzero((np.diff(x, prepend=0.0) > FLAT * x[-1]) & (y > FLAT * y[-1]))
+    if len(rising) < 2:
+        return straight
+    x, y = x[rising], y[rising]
+    smooth = np.exp(PchipInterpolator(np.log(x), np.log(y))(np.log(np.clip(at, x[0], x[-1]))))
+    return np.where((at >= x[0]) & (at <= x[-1]), smooth, straight)
