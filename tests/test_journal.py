@@ -109,6 +109,8 @@ def test_another_run_is_not_gone_on_with(unfinished: Path, tmp_path: Path) -> No
     for model, more, said in (
         (build("chain")[0], {"keep": "params=50%"}, "keep"),
         (build("chain")[0], {"seed": 3}, "seed"),
+        (build("chain")[0], {"distance": "mse"}, "distance"),
+        (build("chain")[0], {"recover": ap.Distill(steps=4, augment=torch.neg)}, "recover"),
         (other, {}, "model"),
         (build("chain")[0], {"calibration": [torch.zeros(8, 6) + torch.eye(8, 6)]}, "data"),
     ):
@@ -119,6 +121,16 @@ def test_another_run_is_not_gone_on_with(unfinished: Path, tmp_path: Path) -> No
     # anew
     result = ap.prune(build("chain")[0], **arguments(keep="params=50%"), save_to=tmp_path / "run")
     assert result.report.pruned.params <= 0.5 * result.report.dense.params and not folder.exists()
+
+
+def test_functions_are_told_by_name(tmp_path: Path) -> None:
+    """The address of a function is another one in the process that goes on with the run."""
+    recover = ap.Distill(steps=4, augment=torch.neg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actprune.result.save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ap.prune(build("chain")[0], **arguments(recover=recover), save_to=tmp_path / "run")
+    assert " at 0x" not in "".join(path.read_text() for path in (tmp_path / "run.unfinished").glob("*.json"))
 
 
 @pytest.mark.parametrize("name", ["statistics-0.safetensors", "plan-0.json", "rewrite-0.safetensors"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -112,11 +112,12 @@ class Settings:
             "method": self.name, "compensate": self.method.compensate, "allocation": self.method.allocation,
             "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
             "max_drop": self.max_drop, "evaluate": self.evaluate is not None,
-            "recover": str(self.recover) if self.recover else None, "finetune": self.finetune is not None,
+            "recover": _told(vars(self.recover)) if self.recover else None, "finetune": self.finetune is not None,
             "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": self.round_to,
             "equal_widths": self.equal_widths, "memory_limit": limit_bytes(self.memory_limit),
             "latency": str(self.latency) if self.latency else None, "threshold": self.threshold,
-            "norms": self.norms, "form": self.form, "seed": self.seed, "torch": torch.__version__,
+            "distance": _told(self.distance), "loss": _told(self.loss), "norms": self.norms,
+            "form": self.form, "seed": self.seed, "torch": torch.__version__,
         }  # fmt: skip
 
     def _check_drop_decides(self) -> None:
@@ -145,6 +146,16 @@ class Settings:
         """Pass on how far a stage is."""
         if self.progress is not None:
             self.progress(stage, done, total)
+
+
+def _told(value: Any) -> Any:
+    """As a JSON value; of a function its name, which is the same in the next process, as its address is not."""
+    if isinstance(value, Mapping):
+        return {key: _told(one) for key, one in cast("Mapping[str, Any]", value).items()}
+    if callable(value):
+        kind = value if hasattr(value, "__qualname__") else type(value)
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return value
 
 
 def measured(evaluate: Evaluate | None, model: nn.Module) -> float | None:
