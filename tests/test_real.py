@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import actprune as ap
 from actprune.axes.capture import capture
 from actprune.data import fit, take
 from actprune.errors import CaptureError
@@ -294,6 +295,8 @@ def test_torchscript() -> None:
     with pytest.raises(CaptureError, match="Sequential can't be cut: it holds TorchScript") as caught:
         capture(model, torch.randn(4, 6))
     assert (caught.value.where, caught.value.got) == ("1", "RecursiveScriptModule of Linear")
+    with pytest.raises(CaptureError, match="it holds TorchScript"):
+        ap.prune(torch.jit.script(model), [torch.randn(4, 6)], keep=0.5)  # type: ignore[arg-type]
 
 
 class Opaque:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments, by_name, call_arguments
 from actprune.graph.program import Batch, Program
+from actprune.graph.trace import check_ready
 
 Forward = Callable[[Any, Any], Any]
 """`forward(model, batch)` calls the model on a batch; actprune notes what the model is called with."""
@@ -123,10 +124,11 @@ def take(
 
     Raises:
         DataError: nothing to take, or batches that do not fit together.
+        CaptureError: a model that can't be called as a Python class can: TorchScript, a lazy layer.
     """
-
     if isinstance(calibration, Samples):
         return calibration
+    check_ready(model)
 
     def call(batch: Any) -> Arguments:
         return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)

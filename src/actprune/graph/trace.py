@@ -31,7 +31,7 @@ from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import Refused, Traced
 
-__all__ = ["call_arguments", "kept_buffers", "preserved", "trace"]
+__all__ = ["call_arguments", "check_ready", "kept_buffers", "preserved", "trace"]
 
 _NOISE = {
     "aten.alias.default",
@@ -63,7 +63,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
     Raises:
         CaptureError: the inputs are not tensors, or the model does not run on them.
     """
-    _check_ready(model)
+    check_ready(model)
     args, kwargs = call_arguments(model, example_inputs)
     flat, in_spec = pytree.tree_flatten((args, kwargs))
     flat = [value.detach() if isinstance(value, Tensor) else value for value in flat]
@@ -138,7 +138,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     raise _refusal(model, tensors, reasons) from reasons["recording a run"]
 
 
-def _check_ready(model: nn.Module) -> None:
+def check_ready(model: nn.Module) -> None:
     """A lazy layer gets its sizes at the first call, which would change the model; compiled code keeps its sizes."""
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
