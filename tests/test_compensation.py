@@ -125,6 +125,33 @@ def test_linear_consumers_front_to_back(bias: bool) -> None:
     close(tensor(graph, rewrite, "c.weight")[:, kept["b"]], second.weight)
 
 
+class Transposed(nn.Module):
+    """A linear layer that keeps its weight as (inputs, outputs)."""
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(like.weight.detach().T.clone()), like.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.T, self.bias)
+
+
+def test_refits_see_what_was_made_of_a_weight_before() -> None:
+    """A weight may be transposed long before its refit; what comes behind that one reads the new weight."""
+    layers = [nn.Linear(6, 12), nn.Linear(12, 10), nn.Linear(10, 8), nn.Linear(8, 3)]
+    outputs: list[Tensor] = []
+    for second in (layers[1], Transposed(layers[1])):
+        torch.manual_seed(0)
+        graph, x = made(
+            lambda m, x: m.d(torch.tanh(m.c(torch.tanh(m.b(torch.tanh(m.a(x))))))), (6,),
+            a=layers[0], b=second, c=layers[2], d=layers[3],
+        )  # fmt: skip
+        plan = make_plan(graph, {"a": [0, 2, 3, 7, 8]})
+        rewrite = compensate(graph, plan, list(x.split(BATCH)))
+        outputs.append(run(graph.program, (x[:BATCH],), zero_columns(graph, plan, rewrite))[0])
+    close(outputs[1], outputs[0])
+
+
 @pytest.mark.parametrize("how", [{}, {"padding": 1}, {"padding": 2, "stride": 2, "dilation": 2}], ids=str)
 @pytest.mark.parametrize("bias", ["own", "norm", "none"])
 def test_convolutions(bias: str, how: dict[str, int]) -> None:

@@ -320,6 +320,24 @@ def test_convolutions_meet_their_norm_and_relu_without_permutes() -> None:
     assert output_kind(graph.program) == "probabilities"
 
 
+def test_what_reads_heads_is_refitted() -> None:
+    """The projection behind an attention contracts heads and their size at once; a twin head is taken over by it."""
+    inputs = keras.Input((5, 8))
+    x = kl.MultiHeadAttention(4, 3, name="attention")(inputs, inputs)
+    model = _lively(keras.Model(inputs, kl.Dense(2)(kl.Flatten()(x))))
+    attention = model.get_layer("attention")
+    for dense in (attention.query_dense, attention.key_dense, attention.value_dense):
+        values = [np.array(v) for v in dense.get_weights()]
+        for value in values:
+            value[..., 1, :] = value[..., 2, :]
+        dense.set_weights(values)
+    x = np.random.default_rng(0).standard_normal((128, 5, 8)).astype("float32")
+    result = actprune.prune(model, x, keep={"attention.query#1": 3}, distance="mse")
+    assert "attention.attention_output" in {fit["module"] for fit in result.rewrite.record["consumers"].values()}
+    small, whole = (one.predict(x, verbose=0) for one in (result.model, model))
+    assert np.abs(small - whole).max() < 1e-2 * np.abs(whole).max()
+
+
 def test_a_redundant_channel_is_lost_without_a_trace() -> None:
     """The refit finds Keras's kernels and biases where they are: a copy of a channel can go, with nothing lost."""
     model = lenet()

@@ -54,13 +54,12 @@ def zero_columns(
     overrides = dict(rewrite.tensors) if rewrite is not None else {}
     kept = kept_units(graph, plan)
     for site in _readers(graph, kept):
-        axis = graph.tensor_axes[site.weight][site.in_dim]
+        axis = site.in_axis(graph.tensor_axes[site.weight])
         weight = overrides.get(site.weight, graph.program.tensors[site.weight])
         columns = torch.as_tensor(kept_indices(axis, kept), device=weight.device)
-        mask = torch.zeros(weight.shape[site.in_dim], dtype=weight.dtype, device=weight.device)
+        mask = torch.zeros(site.inputs(weight), dtype=weight.dtype, device=weight.device)
         mask[columns] = 1
-        shape = [1] * weight.dim()
-        shape[site.in_dim] = -1
+        shape = [n if d in site.in_dims else 1 for d, n in enumerate(weight.shape)]
         overrides[site.weight] = alongside(weight.detach() * mask.view(shape), weight)
         let_go((weight, overrides[site.weight]))
     return {**overrides, **mask_values(graph, plan, lifted=lifted)}
@@ -75,7 +74,7 @@ def readers(graph: Graph, keys: Collection[int]) -> set[str]:
 def _readers(graph: Graph, keys: Collection[int]) -> Iterator[Site]:
     """The sites whose weight sums over units of these groups."""
     for site in (*graph.sites, *graph.training_sites):
-        if any(leaf.key in keys for leaf in leaves(graph.tensor_axes[site.weight][site.in_dim])):
+        if any(leaf.key in keys for leaf in leaves(site.in_axis(graph.tensor_axes[site.weight]))):
             yield site
 
 

@@ -73,7 +73,7 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
             for leaf in _squared(axis):  # one index would belong to two units of it
                 algebra.freeze(leaf, f"stands twice in a dimension of {name}")
     producers = _by_leaf((site, tensors[site.weight][site.out_dim]) for site in sites)
-    consumers = _by_leaf((site, tensors[site.weight][site.in_dim]) for site in sites if site.reads)
+    consumers = _by_leaf((site, site.in_axis(tensors[site.weight])) for site in sites if site.reads)
     mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
     normalized = _leaves_of(inference, inference.normalized)
     parallel = _leaves_of(inference, inference.parallel)

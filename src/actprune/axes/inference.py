@@ -7,8 +7,9 @@ the result relate to those of the arguments. An op without a rule freezes every 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.algebra import Algebra
-from actprune.axes.expr import ONE, Axis, leaves, size
+from actprune.axes.expr import ONE, Axis, leaves, product, size
 from actprune.axes.twins import TWINS
 from actprune.graph.program import Program, module_path, named_arguments, op_name, place, shape
 
@@ -71,6 +72,8 @@ class Site:
         in_dim, out_dim: the weight's dimensions that are contracted, and kept.
         groups: number of groups of a grouped convolution.
         order: which dimension of the stored weight each one is of what the call is given; () where they are the same.
+        merged: dimensions that follow `in_dim` and are contracted with it as one, as the heads and the head size in
+            front of the projection behind an attention.
         reads: whether zero columns in `in_dim` take units away. An embedding only makes units; what a computed
             weight reads is masked.
     """
@@ -85,6 +88,20 @@ class Site:
     groups: int = 1
     reads: bool = True
     order: tuple[int, ...] = ()
+    merged: tuple[int, ...] = ()
+
+    @property
+    def in_dims(self) -> tuple[int, ...]:
+        """All dimensions of the weight that are contracted."""
+        return (self.in_dim, *self.merged)
+
+    def in_axis(self, axes: Sequence[Axis]) -> Axis:
+        """What is contracted, of the axes of the weight."""
+        return product(axes[d] for d in self.in_dims) if self.merged else axes[self.in_dim]
+
+    def inputs(self, weight: Tensor) -> int:
+        """How many inputs the weight has; a convolution has a kernel for each."""
+        return prod(weight.shape[d] for d in self.in_dims)
 
     @property
     def name(self) -> str:
@@ -181,7 +198,9 @@ class Call:
         Args:
             source: the input and the dimension of it that is contracted; needed for a weight that may be computed.
         """
-        found = self.inference.stored(weight)
+        found, merged = self.inference.stored(weight), ()
+        if found is None and (joined := self.inference.joined(weight)) is not None:
+            found, merged = joined[:2], joined[2]
         kind, reads = (kind, True) if found is not None else ("computed", False)
         found = found or self.inference.made_of(weight)
         if found is None and (maker := self.inference.maker(weight, self.axes(weight)[out_dim])) is not None:
@@ -208,6 +227,7 @@ class Call:
                 groups,
                 reads,
                 tuple(order) if order != sorted(order) else (),
+                merged,
             )
         )
 
@@ -349,6 +369,25 @@ class Inference:
             return None
         wide, narrow = ([d for d, n in enumerate(before) if (n > 1) is is_wide] for is_wide in (True, False))
         return below[0], [below[1][wide.pop(0) if n > 1 else narrow.pop(0)] for n in after]
+
+    def joined(self, value: Any) -> tuple[str, list[int], tuple[int, ...]] | None:
+        """A stored tensor whose dimensions but the last are one: its name, which the two are, what follows the first.
+
+        So `canonical` has a projection that contracts heads and their size at once.
+        """
+        if not isinstance(value, Node) or len(shape(value)) != 2:
+            return None
+        base = op_name(value).split(".")[1] if op_name(value).startswith("aten.") else ""
+        if base in ("t", "transpose", "permute"):
+            below = self.joined(value.args[0])
+            return None if below is None else (below[0], below[1][::-1], below[2])
+        below = self.stored(value.args[0]) if base == "reshape" else None
+        if below is None or below[1] != sorted(below[1]):
+            return None
+        *before, last = shape(value.args[0])
+        if len(before) < 2 or shape(value) != (prod(before), last):
+            return None
+        return below[0], [0, len(before)], tuple(range(1, len(before)))
 
     def operand_axis(self, mixing: Mixing) -> Axis:
         """What a mixing sums over."""

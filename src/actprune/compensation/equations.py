@@ -88,7 +88,7 @@ def refit_from(
     """
     site, program = equations.site, graph.program
     before = base.get(site.weight, program.tensors[site.weight]).detach()
-    units = torch.as_tensor(kept_indices(graph.tensor_axes[site.weight][site.in_dim], kept), device=before.device)
+    units = torch.as_tensor(kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept), device=before.device)
     columns = columns_of(units, columns_per_input(site, before))
     full = weight_matrix(site, before).double()
     start, full = full[:, columns], torch.zeros_like(full)

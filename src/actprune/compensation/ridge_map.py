@@ -38,7 +38,7 @@ def ridge_map(
         kept: leaf key → kept units.
     """
     weight = graph.program.tensors[site.weight].detach()
-    stays = torch.as_tensor(kept_indices(graph.tensor_axes[site.weight][site.in_dim], kept), device=weight.device)
+    stays = torch.as_tensor(kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept), device=weight.device)
     each = columns_per_input(site, weight)
     columns = channel_columns(graph, site, each).to(weight.device)
     reason = why_not(site, len(columns))
@@ -57,7 +57,7 @@ def channel_columns(graph: Graph, site: Site, each: int) -> Tensor:
     Args:
         each: columns per index of the weight's input dimension: the size of a kernel.
     """
-    axis = graph.tensor_axes[site.weight][site.in_dim]
+    axis = site.in_axis(graph.tensor_axes[site.weight])
     index = torch.arange(size(axis))
     kinds = {group.key: group.kind for group in graph.groups}
     if isinstance(axis, Product):

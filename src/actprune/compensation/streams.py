@@ -45,6 +45,7 @@ class Streams:
         for batch in batches:
             for node, value in bound_values(program, batch, {}):
                 self._dense.setdefault(node, []).append(value)
+        self._of_tensors = _of_tensors(program, order)
         returned = {out for out in program.outputs if isinstance(out, Node)}
         last = {source: node for node in order for source in node.all_input_nodes}
         self._dying: dict[Node, list[Node]] = {}
@@ -96,6 +97,8 @@ class Streams:
     def step_cut(self, node: Node) -> None:
         """Run one call in the cut stream, where it can differ."""
         sources = node.all_input_nodes
+        for source in sources:
+            self._renew(source)
         if self._may_differ(node):
             self._cut[node] = [self._call(node, {s: self._now(s, i) for s in sources}) for i in range(self.count)]
         else:
@@ -121,7 +124,20 @@ class Streams:
 
     def given(self, node: Node, i: int, cut: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call on batch i, in the cut stream or in the dense one."""
+        for source in node.all_input_nodes if cut else ():
+            self._renew(source)
         return arguments(node, {s: self._now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
+
+    def _renew(self, node: Node) -> None:
+        """Compute again what is made of weights alone, such as a transposed one: refits may have changed them since."""
+        if not self._of_tensors.get(node, frozenset()).isdisjoint(self.overrides):
+            self._cut[node] = [self._of_weights(node)] * self.count
+
+    def _of_weights(self, node: Node) -> Any:
+        """The cut stream's value of a tensor of the model, or of a call on such tensors alone."""
+        if node not in self._of_tensors:
+            return self._now(node, 0)
+        return self._call(node, {source: self._of_weights(source) for source in node.all_input_nodes})
 
     def _may_differ(self, node: Node) -> bool:
         return self._apart or any(source in self._cut or self._overridden(source) for source in node.all_input_nodes)
@@ -137,6 +153,16 @@ class Streams:
         args, kwargs = arguments(node, values)
         with torch.no_grad():
             return call(node, args, kwargs)
+
+
+def _of_tensors(program: Program, order: Sequence[Node]) -> dict[Node, frozenset[str]]:
+    """The calls that depend on the model's tensors alone, and on which."""
+    found: dict[Node, frozenset[str]] = {}
+    for node in order:
+        sources = node.all_input_nodes
+        if all(source.name in program.bindings or source in found for source in sources):
+            found[node] = frozenset[str]().union(*(found.get(s, {program.bindings.get(s.name, "")}) for s in sources))
+    return found
 
 
 def writes(node: Node) -> bool:

@@ -230,7 +230,7 @@ class Walk:
         if not len(outputs):
             return
         collects = self._collects(site)
-        seen = torch.arange(weight.shape[site.in_dim], device=weight.device) if collects else units
+        seen = torch.arange(site.inputs(weight), device=weight.device) if collects else units
         stride = self._stride(site, node, len(seen) * each)
         every = torch.equal(outputs, torch.arange(weight.shape[site.out_dim], device=outputs.device))
         made = self._targets(site, node, path, slot is None, stride)
@@ -281,7 +281,7 @@ class Walk:
 
     def _units(self, site: Site, weight: Tensor) -> Tensor:
         """The input channels that stay."""
-        kept = kept_indices(self.graph.tensor_axes[site.weight][site.in_dim], self.kept)
+        kept = kept_indices(site.in_axis(self.graph.tensor_axes[site.weight]), self.kept)
         return torch.as_tensor(kept, device=weight.device)
 
     def _outputs(self, site: Site, weight: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ def make_canonical(graph: Graph, statistics: set[str], weights: set[str]) -> Non
     _drop_copies(graph)
     for node in list(graph.nodes):
         _norm_in_one_call(graph, node, statistics, weights)
+        _projection_as_matrix(graph, node, weights)
+    for node in list(graph.nodes):
         _bias_in_one_call(graph, node, weights)
     _sink_permutes(graph)
     graph.eliminate_dead_code()
@@ -110,6 +112,40 @@ def _with_other(node: Node, own: Node) -> Any:
     return next((value for value in _pair(node) if value is not own), None)
 
 
+# -- projections -----------------------------------------------------------------------------------
+
+
+def _projection_as_matrix(graph: Graph, node: Node, weights: set[str]) -> None:
+    """`einsum("btcd,cde->bte", x, w)` → x @ w with c and d as one, which is a linear layer like any other."""
+    if not _is(node, "aten.einsum."):
+        return
+    given = named_arguments(node)
+    operands, (left, arrow, result) = given["tensors"], str(given["equation"]).replace(" ", "").partition("->")
+    if len(operands) != 2 or not arrow or "." in left or operands[1].name not in weights:
+        return
+    of_x, of_weight = left.split(",")
+    summed, out = of_weight[:-1], of_weight[-1]
+    batch = of_x.removesuffix(summed)
+    if not summed or batch + summed != of_x or batch + out != result or len(set(of_x + out)) != len(of_x) + 1:
+        return
+    x, weight = operands
+    columns = prod(shape(weight)[:-1])
+    if shape(x)[len(batch) :] != shape(weight)[:-1] or not batch:
+        return
+    with graph.inserting_before(node):
+        flat, matrix = (
+            _reshaped(graph, x, (*shape(x)[: len(batch)], columns), node),
+            _reshaped(graph, weight, (columns, shape(weight)[-1]), node),
+        )
+        node.replace_all_uses_with(_make(graph, ATEN.matmul.default, (flat, matrix), node, node.meta["val"]))
+
+
+def _reshaped(graph: Graph, node: Node, sizes: tuple[int, ...], like: Node) -> Node:
+    if shape(node) == sizes:
+        return node
+    return _make(graph, ATEN.reshape.default, (node, list(sizes)), like, node.meta["val"].reshape(sizes))
+
+
 # -- biases ----------------------------------------------------------------------------------------
 
 
@@ -143,9 +179,9 @@ def _output_dim(layer: Node, weights: set[str]) -> int | None:
 
 
 def _is_weight(node: Any, weights: set[str]) -> bool:
-    """Whether a matrix is one of the model's, transposed perhaps."""
-    source = node.args[0] if _is(node, "aten.permute.", "aten.t.", "aten.transpose.") else node
-    return isinstance(source, Node) and source.name in weights and len(shape(source)) == 2
+    """Whether a matrix is one of the model's, transposed perhaps, or with several dimensions as one."""
+    source = node.args[0] if _is(node, "aten.permute.", "aten.t.", "aten.transpose.", "aten.reshape.") else node
+    return isinstance(source, Node) and source.name in weights and len(shape(node)) == 2
 
 
 def _suits(layer: Node, bias: Node) -> bool:

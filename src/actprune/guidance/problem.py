@@ -148,7 +148,7 @@ def _made(graph: Graph, site: Site) -> dict[str, Tensor]:
 
 def unit_columns(graph: Graph, site: Site, group: Group, count: int) -> Tensor:
     """(n, b) the columns of the consumer's weight matrix that belong to each unit of the group."""
-    axis = graph.tensor_axes[site.weight][site.in_dim]
+    axis = site.in_axis(graph.tensor_axes[site.weight])
     unit = torch.as_tensor(positions(axis, group.key))
     unit = unit.repeat_interleave(count // unit.numel())  # a convolution has kernel-size columns a channel
     order = torch.argsort(unit, stable=True)

@@ -356,7 +356,7 @@ class _Collector:
             let_go(own.scatter for own in found)
 
     def _units(self, group: Group, site: Site, x: Tensor) -> None:
-        axis = self.graph.tensor_axes[site.weight][site.in_dim]
+        axis = site.in_axis(self.graph.tensor_axes[site.weight])
         unit = torch.as_tensor(positions(axis, group.key), device=x.device)
         channel_last = site.kind in ("linear", "recurrent")
         values = x.reshape(-1, x.shape[-1]).T if channel_last else x.transpose(0, 1).flatten(1)

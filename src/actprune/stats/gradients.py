@@ -56,7 +56,8 @@ def gate_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss
 def _readers(graph: Graph, group: Group) -> list[tuple[str, int]]:
     """(tensor, dimension) of all that reads a group's units: weights, each once, and masks that take units away."""
     inputs = set(graph.program.bindings.values())
-    weights = [(site.weight, site.in_dim) for site in group.consumers if site.weight in inputs and site in graph.sites]
+    read = [site for site in group.consumers if site.weight in inputs and site in graph.sites]
+    weights = [(site.weight, dim) for site in read for dim in site.in_dims]
     taking = {name: mask for name, mask in graph.masks.items() if mask.ones.dim() and name in inputs}
     masks = [(name, 0) for name, mask in taking.items() if mask.touches([group.key])]
     return list(dict.fromkeys(weights + masks))

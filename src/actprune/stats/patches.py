@@ -42,7 +42,7 @@ def as_called(site: Site, weight: Tensor) -> Tensor:
 
 def columns_per_input(site: Site, weight: Tensor) -> int:
     """Columns of the weight matrix that an index of the weight's input dimension has: the size of a kernel."""
-    return weight.numel() // (weight.shape[site.out_dim] * weight.shape[site.in_dim])
+    return weight.numel() // (weight.shape[site.out_dim] * site.inputs(weight))
 
 
 def has_rows(site: Site, weight: Tensor) -> bool:
@@ -124,7 +124,7 @@ def output_rows(site: Site, y: Tensor, places: Places = EVERYWHERE) -> Tensor:
 def weight_matrix(site: Site, weight: Tensor) -> Tensor:
     """(outputs, columns): a convolution's columns are grouped by input channel."""
     if site.kind == "linear":
-        return weight if site.out_dim == 0 else weight.T
+        return weight if site.out_dim == 0 else weight.flatten(0, -2).T
     weight = as_called(site, weight)
     return _turned(weight).flatten(1) if site.kind == "conv_transpose" else weight.flatten(1)
 

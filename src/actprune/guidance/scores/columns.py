@@ -87,7 +87,7 @@ def _columns(
             scores = by_column(matrix, given(stats).moments(site.name))
             yield scores[unit_columns(graph, site, group, matrix.shape[1])]
         elif unit is not None:
-            weights = per_unit(graph, group, site.weight, site.in_dim, by_unit)
+            weights = sum(per_unit(graph, group, site.weight, dim, by_unit) for dim in site.in_dims)
             yield (weights * size(unit.signed.mean.cpu(), unit.signed.std.cpu()))[:, None]
 
 
