@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import actprune as ap
 from actprune.depth.blocks import find_blocks
+from actprune.depth.budget import Depth, of_blocks, read_depth
 from actprune.depth.bypass import Block, Form
 from actprune.depth.plan import make_depth_plan
 from actprune.depth.proof import _decoding
@@ -61,10 +62,19 @@ def data(batches: int = 2) -> list[Tensor]:
     return list(torch.randn(8 * batches, 5, generator=torch.Generator().manual_seed(1)).split(8))
 
 
-def test_the_blocks_that_do_least_go_first() -> None:
-    model = Chain(1.0, 0.01, 2.0, 0.1).eval()
-    before = copy.deepcopy(model.state_dict())
-    result = ap.shorten(model, data(), keep=2)
+@pytest.fixture(scope="module")
+def dense() -> Chain:
+    return Chain(1.0, 0.01, 2.0, 0.1).eval()
+
+
+@pytest.fixture(scope="module")
+def short(dense: Chain) -> ap.Shorter:
+    """Of the dense chain, two blocks left."""
+    return ap.shorten(dense, data(), keep=2)
+
+
+def test_the_blocks_that_do_least_go_first(dense: Chain, short: ap.Shorter) -> None:
+    model, result = dense, short
     assert [step.block for step in result.removals] == ["blocks.1", "blocks.3"]
     assert result.removals[0].distance == min(result.removals[0].tried.values()) < result.removals[1].distance
     assert result.removals[1].tried.keys() == {"blocks.0", "blocks.2", "blocks.3"}
@@ -75,10 +85,13 @@ def test_the_blocks_that_do_least_go_first() -> None:
         expected = model.last(model.blocks[2](model.blocks[0](model.first(x))))
         torch.testing.assert_close(result.model(x), expected)
     assert result.proof.passed and result.proof.params == sum(p.numel() for p in result.model.parameters())
-    assert "without blocks.1: distance" in str(result) and "2 blocks that could go stay" in str(result)
+    assert "without blocks.1: distance" in str(result) and "2 of 4 blocks that can be left out stay" in str(result)
     # the dense model is as it was, and shares no memory with the other
     assert len(model.blocks) == model.depth == 4 and not model.training
-    assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
+    assert all(
+        torch.equal(own, new)
+        for own, new in zip(model.parameters(), Chain(1.0, 0.01, 2.0, 0.1).parameters(), strict=True)
+    )
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in result.model.parameters()}
     assert all(p.requires_grad for p in result.model.parameters())
 
@@ -97,9 +110,14 @@ def test_blocks_are_measured_in_context() -> None:
     assert result.removals[0].distance > 1e-3 > 1e-9 > result.removals[1].distance
 
 
-@pytest.mark.parametrize(("keep", "left"), [(4, 4), ("blocks=75%", 3), ("blocks=0.6", 2), ("params=70%", 2)])
+@pytest.mark.parametrize(("keep", "left"), [(4, 4), ("blocks=75%", 3), ("blocks=0.6", 2), ("blocks=1%", 1)])
+def test_budgets_of_blocks(keep: Any, left: int) -> None:
+    assert of_blocks(read_depth(keep), 4, 3) == Depth(blocks=left)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(2, 2), ("params=70%", 1)])
 def test_budgets(keep: Any, left: int) -> None:
-    model = Chain(1, 1, 1, 1)
+    model = Chain(1, 1)
     result = ap.shorten(model, data(1), keep=keep)
     assert len(result.model.blocks) == left
     if str(keep).startswith("params"):
@@ -224,7 +242,7 @@ def test_blocks_that_are_refused_by_what_they_return_or_how_they_are_called() ->
     model.add_module("again", nn.Identity())
     model[1].best = same
     _, refused = find_blocks(twin(model).eval(), (data(1)[0],), {})
-    assert "called 2 times" in refused["1.1"] or "2 places" in refused["1.1"]
+    assert "called 2 times" in refused["1.1"] or "2 modules hold" in refused["1.1"]
 
     class First(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:
@@ -248,7 +266,7 @@ def test_nothing_to_leave_out_is_told() -> None:
 class Indexed(Chain):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        for i in range(3):
+        for i in range(2):
             x = self.blocks[i](x)
         return self.last(x)
 
@@ -271,10 +289,10 @@ class Counted(Chain):
 
 def test_a_class_that_can_not_run_shorter_is_refused() -> None:
     with pytest.raises(ap.EquivalenceError, match="does not run"):
-        ap.shorten(Indexed(1, 1, 1), data(1), keep=2)
+        ap.shorten(Indexed(1, 1), data(1), keep=1)
     with pytest.raises(ap.EquivalenceError, match="not the dense one without these blocks"):
-        ap.shorten(Numbered(0.1, 1, 1), data(1), keep=2, protect=["blocks.1", "blocks.2"])
-    assert ap.shorten(Counted(1, 1, 1), data(1), keep=2).model.depth == 2
+        ap.shorten(Numbered(1, 1), data(1), keep=1, protect=["blocks.1"])
+    assert ap.shorten(Counted(1, 1), data(1), keep=1).model.depth == 1
 
 
 def test_a_wrong_weight_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,27 +303,29 @@ def test_a_wrong_weight_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None
     def wrong(model: nn.Module, kept: Any) -> nn.Module:
         made: Any = right(model, kept)
         with torch.no_grad():
-            made.blocks[1].body[0].weight[0, 0] += 1e-3
+            made.blocks[0].body[0].weight[0, 0] += 1e-3
         return made
 
     monkeypatch.setattr(plan, "shortened", wrong)
+    with pytest.raises(ap.EquivalenceError, match=r"other values in blocks\.0\.body\.0\.weight"):
+        ap.shorten(Chain(1, 1), data(1), keep=1)
+    monkeypatch.setattr("actprune.depth.proof._changed", lambda *_: None)
     with pytest.raises(ap.EquivalenceError, match="on the real weights"):
-        ap.shorten(Chain(1, 1, 1), data(1), keep=2)
+        ap.shorten(Chain(1, 1), data(1), keep=1)
 
 
 # ---- the plan
 
 
-def test_a_plan_is_read_and_applied_again() -> None:
-    model = Chain(1, 0.1, 1)
-    result = ap.shorten(model, data(1), keep=2)
+def test_a_plan_is_read_and_applied_again(dense: Chain, short: ap.Shorter) -> None:
+    model, result = dense, short
     plan = ap.DepthPlan.from_json(result.plan.to_json())
-    assert plan == result.plan and plan.note["removals"] == {"blocks.1": result.removals[0].distance}
+    assert plan == result.plan and plan.note["removals"] == {step.block: step.distance for step in result.removals}
     again = plan.apply(model)
     assert all(torch.equal(own, again.state_dict()[name]) for name, own in result.model.state_dict().items())
     assert plan.dense_name("blocks.1.body.0.weight") == "blocks.2.body.0.weight"
     with pytest.raises(ap.PlanError, match="does not fit"):
-        plan.apply(Chain(1, 1, 1, 1))
+        plan.apply(Chain(1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -315,16 +335,15 @@ def test_a_plan_is_read_and_applied_again() -> None:
         ('"kept": [', '"kept": ["a", '), ("{", "{{"), ('"model": "Chain"', '"model": 3'),
     ],
 )  # fmt: skip
-def test_plans_that_can_not_be_read(old: str, new: str) -> None:
-    text = ap.shorten(Chain(1, 1), data(1), keep=1).plan.to_json()
+def test_plans_that_can_not_be_read(short: ap.Shorter, old: str, new: str) -> None:
+    text = short.plan.to_json()
     assert old in text
     with pytest.raises(ap.PlanError, match="can't be read"):
         ap.DepthPlan.from_json(text.replace(old, new, 1))
 
 
-def test_a_shorter_model_is_pruned_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shorter_model_is_pruned_like_any(short: ap.Shorter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-    short = ap.shorten(Chain(1, 0.1, 1), data(), keep=2)
     result = ap.prune(short.model, data(), keep="units=50%", method="l2")
     assert result.proof.passed and len(result.model.blocks) == 2
     shorter = ap.shorten(result.model, data(), keep=1)
@@ -451,3 +470,13 @@ def test_a_cache_that_counts_wrongly_is_noticed(hub: ModuleType, monkeypatch: py
     assert _decoding(model, without(model, 0), tokens()[0]) is None
     monkeypatch.setattr("actprune.depth.surgery.NUMBERS", ())
     assert _decoding(model, without(model, 0), tokens()[0]) is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_class_that_is_built_by_its_number_is_not_written(hub: ModuleType, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 40, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    config = hub.GPT2Config(**sizes, n_positions=8, initializer_range=0.5, scale_attn_by_inverse_layer_idx=True)
+    result = ap.shorten(hub.GPT2LMHeadModel(config), tokens(), keep=1, protect="*.h.1")
+    with pytest.raises(ap.ArtifactError, match="not written") as caught:
+        result.save_pretrained(tmp_path / "short")
+    assert "plan.to_json" in str(caught.value.hint) and list(tmp_path.iterdir()) == []

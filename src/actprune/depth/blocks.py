@@ -30,7 +30,7 @@ def find_blocks(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
     Args:
         net: a twin (`actprune.graph.keep.twin`) in eval mode: its parameters will require gradients.
-        args, kwargs: what it is called with; a few samples are enough.
+        args, kwargs: what it is called with. Gradients are recorded, as in training.
     """
     watched = {path: _Watch(path, container, i, module) for path, container, i, module in _items(net)}
     for parameter in net.parameters():
@@ -49,7 +49,11 @@ def find_blocks(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     for path in able:
         if any(other.startswith(f"{path}.") for other in able):
             reasons[path] = "blocks within it can be left out one by one"
-    found = [one.block() for path, one in watched.items() if reasons[path] is None]
+    found = [
+        Block(path, one.container, one.position, one.form)
+        for path, one in watched.items()
+        if reasons[path] is None and one.form is not None
+    ]
     return found, {path: reason for path, reason in reasons.items() if reason is not None}
 
 
@@ -81,9 +85,7 @@ def _homes(net: nn.Module) -> dict[int, int]:
 
 def _shared(module: nn.Module, homes: Mapping[int, int]) -> str | None:
     places = homes.get(id(module), 0)
-    return (
-        f"{places} places in the model hold it: without it in one, it would stay in the others" if places > 1 else None
-    )
+    return f"{places} modules hold it: taken out of one, it would stay in the others" if places > 1 else None
 
 
 def _refuse_disorder(watched: Mapping[str, _Watch], reasons: dict[str, str | None], clock: list[str]) -> None:
@@ -111,6 +113,7 @@ class _Watch:
     reason: str | None = None
 
     def hooks(self, clock: list[str]) -> Iterator[Any]:
+        """Begin to watch; every call adds the path to `clock`."""
         self.names = tuple(inspect.signature(self.module.forward).parameters)
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,13 +150,10 @@ class _Watch:
         return None if _passes(made, self.mark) else "no way from its input to its output goes past its weights"
 
     def refusal(self) -> str | None:
+        """Why the module can't be left out, as far as its own calls tell."""
         if self.calls != 1:
             return f"it is called {self.calls} times" if self.calls else "it is not called"
         return self.reason
-
-    def block(self) -> Block:
-        assert self.form is not None  # a block that is refused for nothing has returned something
-        return Block(self.path, self.container, self.position, self.form)
 
 
 def _passes(made: Tensor, mark: Any) -> bool:

@@ -21,10 +21,9 @@ from actprune.depth.plan import DepthPlan
 from actprune.errors import CaptureError, EquivalenceError
 from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.program import Batch, Program
-from actprune.graph.run import run
 from actprune.graph.trace import call_arguments, trace
-from actprune.proof.check import EAGER_TOLERANCE, Proof, eager_against_graph
-from actprune.proof.compare import TOLERANCE, relative_error
+from actprune.proof.check import EAGER_TOLERANCE, Proof, eager_against_graph, same_values
+from actprune.proof.compare import TOLERANCE, relative_error, seeded
 from actprune.proof.reference import redrawn
 
 CACHE_TOLERANCE = 1e-3
@@ -45,6 +44,8 @@ def prove(
         EquivalenceError: it is not, or does not run.
     """
     started = time.perf_counter()
+    if (name := _changed(plan, net, small)) is not None:
+        raise _unequal(plan, f"other values in {name}")
     with bypassed(net, gone):
         dense = trace(net, inputs)
     graph = _captured(small, inputs)
@@ -90,18 +91,20 @@ def _dense_names(plan: DepthPlan, dense: Program, small: Program) -> dict[str, s
 def _error(
     dense: Program, small: Program, batch: Batch, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 ) -> float:
-    """Of the outputs in float64; infinite where they are not finite, or do not run."""
-    expected, found = (
-        _seeded(program, batch, tensors) for program, tensors in ((dense, mine), (small, theirs))
-    )  # both, since one may be of another form
+    """Of the outputs in float64; infinite where they are not finite."""
+    expected, found = seeded(dense, batch, mine), seeded(small, batch, theirs)
     floats = [leaf for leaf in expected if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return relative_error(expected, found) if all(bool(leaf.isfinite().all()) for leaf in floats) else float("inf")
 
 
-def _seeded(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return run(program, batch, tensors, lifted=True)
+def _changed(plan: DepthPlan, net: nn.Module, small: nn.Module) -> str | None:
+    """A tensor of the shorter network that is not the dense one's; one that is read may still be without effect."""
+    dense = net.state_dict()
+    for name, own in small.state_dict().items():
+        source = dense.get(plan.dense_name(name))
+        if isinstance(own, Tensor) and (source is None or not same_values(source, own)):
+            return name
+    return None
 
 
 def _decoding(net: nn.Module, small: nn.Module, inputs: Any) -> str | None:
@@ -143,7 +146,7 @@ _HINT = "name the blocks that have to stay with protect=; a class that calls its
 def _unequal(plan: DepthPlan, got: str) -> EquivalenceError:
     return EquivalenceError(
         f"The shorter {plan.model} is not the dense one without these blocks.",
-        expected=f"relative errors up to {TOLERANCE:g} in float64, {EAGER_TOLERANCE:g} as it runs",
+        expected=f"its weights, and relative errors up to {TOLERANCE:g} in float64 and {EAGER_TOLERANCE:g} as it runs",
         got=got,
         where=", ".join(plan.kept) or "shorten",
         hint=_HINT,

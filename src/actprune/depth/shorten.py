@@ -64,7 +64,8 @@ class Shorter:
             f"{self.proof.params / max(self.before.params, 1):.1%} of the parameters, "
             f"{self.proof.macs / max(self.before.macs, 1):.1%} of the multiply-adds"
         )
-        return "\n".join([*rows, f"{len(self.blocks)} blocks that could go stay: {costs}", str(self.proof)])
+        count = f"{len(self.blocks)} of {len(self.blocks) + len(self.removals)} blocks that can be left out stay"
+        return "\n".join([*rows, f"{count}: {costs}", str(self.proof)])
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a Hugging Face folder, for `from_pretrained` of stock transformers.
@@ -73,7 +74,8 @@ class Shorter:
             ArtifactError: the folder exists, or no configuration of the class has these blocks.
         """
         nothing = Plan({}, {}, {}, self.plan.architecture, self.plan.model)  # no width was changed
-        return save_pretrained(self.model, nothing, _inputs(self.samples), folder)
+        instead = "keep the state dict, and plan.to_json(), which makes the same network of a dense one"
+        return save_pretrained(self.model, nothing, _inputs(self.samples), folder, instead=instead)
 
 
 def shorten(
@@ -142,9 +144,9 @@ def shorten(
 
 def params_left(net: nn.Module, gone: Iterable[Block]) -> int:
     """Parameters of a network without some blocks; tied ones once."""
-    out = tuple(f"{block.path}." for block in gone)
-    named = net.named_parameters(remove_duplicate=False)
-    return sum({id(own): own.numel() for name, own in named if not name.startswith(out)}.values())
+    out = {id(module) for block in gone for module in net.get_submodule(block.path).modules()}
+    held = (own for module in net.modules() if id(module) not in out for own in module._parameters.values())
+    return sum({id(own): own.numel() for own in held if own is not None}.values())
 
 
 def _met(net: nn.Module, depth: Depth, blocks: Sequence[Block], gone: Sequence[Block]) -> bool:

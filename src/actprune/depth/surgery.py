@@ -29,7 +29,7 @@ def shortened(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> nn.Module:
     net = twin_of(model)
     for path in sorted(kept, key=len, reverse=True):  # those within others first, as long as these have their names
         _shorten(net, path, kept[path])
-    return copied(net, sharing=True)  # only now: what has gone is not copied
+    return copied(net)  # only now: what has gone is not copied
 
 
 def twin_of(model: nn.Module) -> nn.Module:

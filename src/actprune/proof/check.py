@@ -206,12 +206,12 @@ def _wrong_bystander(dense: Graph, small: nn.Module, plan: Plan, base: Mapping[s
     for name in dense.program.persistent - read:
         own = base.get(name, dense.program.tensors[name])
         expected = sliced(own, plan.indices(name))
-        if name not in state or not _same(expected, state[name].detach().to(expected.device)):
+        if name not in state or not same_values(expected, state[name].detach().to(expected.device)):
             return f"{name}, which the forward pass never reads, was changed"
     return None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
     """Equal, NaN to NaN included (a layer that is never used may be uninitialised)."""
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
