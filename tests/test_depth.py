@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import actprune as ap
+from actprune.data import take
 from actprune.depth.blocks import find_blocks
 from actprune.depth.budget import Depth, of_blocks, read_depth
 from actprune.depth.bypass import Block, Form
@@ -447,10 +449,10 @@ def test_an_encoder(hub: ModuleType, tmp_path: Path) -> None:
     assert loaded.config.num_hidden_layers == 1
 
 
-def without(model: Any, position: int) -> Any:
+def without(model: Any, position: int, layers: str = "model.layers") -> Any:
     """A decoder without one layer, with no search and no proof."""
     form = Form((), (None,), 0, pytree.tree_structure(0))
-    return make_depth_plan(model, [Block(f"model.layers.{position}", "model.layers", position, form)]).apply(model)
+    return make_depth_plan(model, [Block(f"{layers}.{position}", layers, position, form)]).apply(model)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -473,10 +475,11 @@ def test_a_cache_that_counts_wrongly_is_noticed(hub: ModuleType, monkeypatch: py
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_class_that_is_built_by_its_number_is_not_written(hub: ModuleType, tmp_path: Path) -> None:
+def test_a_class_that_is_built_by_its_number_is_not_written(hub: ModuleType, short: ap.Shorter, tmp_path: Path) -> None:
     sizes = {"vocab_size": 40, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
     config = hub.GPT2Config(**sizes, n_positions=8, initializer_range=0.5, scale_attn_by_inverse_layer_idx=True)
-    result = ap.shorten(hub.GPT2LMHeadModel(config), tokens(), keep=1, protect="*.h.1")
+    model = without(hub.GPT2LMHeadModel(config), 0, "transformer.h")
+    result = replace(short, model=model, samples=take(model, tokens(), 4))
     with pytest.raises(ap.ArtifactError, match="not written") as caught:
         result.save_pretrained(tmp_path / "short")
     assert "plan.to_json" in str(caught.value.hint) and list(tmp_path.iterdir()) == []

@@ -96,7 +96,7 @@ def shorten(
         result = actprune.prune(result.model, batches, keep="params=80%")  # and then the widths
 
     A block is an item of an `nn.ModuleList` or `nn.Sequential` that can be left out (`actprune.depth.blocks`): a layer
-    of a transformer, a residual block that keeps its shape. No weight is changed; recover or fine-tune afterwards.
+    of a transformer, a residual block that keeps its shape. No weight is changed; fine-tune afterwards.
 
     Args:
         model: any module that `actprune.capture` takes; it is left as it was.
