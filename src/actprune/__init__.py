@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
     from actprune.deployment import fold
+    from actprune.depth.plan import DepthPlan
+    from actprune.depth.shorten import Shorter, shorten
     from actprune.errors import (
         ActpruneError,
         ArtifactError,
@@ -62,6 +64,7 @@ _HOMES = {
     "CaptureError": "errors",
     "Confidence": "guidance.confidence",
     "DataError": "errors",
+    "DepthPlan": "depth.plan",
     "Distill": "recovery.distill",
     "DistributedError": "errors",
     "EquivalenceError": "errors",
@@ -76,6 +79,7 @@ _HOMES = {
     "Result": "result",
     "Rewrite": "rewrite",
     "SGD": "recovery.sgd",
+    "Shorter": "depth.shorten",
     "Stats": "stats.collect",
     "UnsupportedModelError": "errors",
     "allocate": "allocation.allocate",
@@ -98,6 +102,7 @@ _HOMES = {
     "predict": "pipeline",
     "prune": "pipeline",
     "prune_in_rounds": "iterating",
+    "shorten": "depth.shorten",
     "sweep": "sweeping",
     "verify": "proof.check",
 }
@@ -112,6 +117,7 @@ __all__ = [
     "CaptureError",
     "Confidence",
     "DataError",
+    "DepthPlan",
     "Distill",
     "DistributedError",
     "EquivalenceError",
@@ -124,6 +130,7 @@ __all__ = [
     "Proof",
     "Result",
     "Rewrite",
+    "Shorter",
     "Stats",
     "UnsupportedModelError",
     "allocate",
@@ -146,6 +153,7 @@ __all__ = [
     "predict",
     "prune",
     "prune_in_rounds",
+    "shorten",
     "sweep",
     "verify",
 ]

@@ -36,7 +36,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def save_pretrained(
-    model: nn.Module, plan: Plan, example_inputs: Any, folder: str | Path, card: str | None = None
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    folder: str | Path,
+    card: str | None = None,
+    instead: str = "keep the run folder instead: actprune.load reads any widths",
 ) -> Path:
     """Write a pruned transformers model as a folder for `from_pretrained`: all of it, or nothing.
 
@@ -44,6 +49,7 @@ def save_pretrained(
         model: what `prune` or `load` returned for `plan`; left as it was.
         example_inputs: as for `capture`; outputs are compared on them.
         card: the text of README.md.
+        instead: what else to do with the model, for messages.
 
     Raises:
         ArtifactError: the folder exists, the model is none of transformers, no configuration of its class says these
@@ -54,7 +60,7 @@ def save_pretrained(
     wanted = _shapes(model)
     config, missed = _configuration(cls, model, plan, wanted)
     if missed:
-        raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {})
+        raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {}, instead)
     with torch.no_grad(), new_folder(path) as scratch:
         try:
             again = (_in_shards if any_mapped(model.parameters()) else _by_its_class)(cls, config, model, scratch)
@@ -63,11 +69,11 @@ def save_pretrained(
             raise
         except Exception as error:  # whatever a class of transformers raises, or the disk
             got = f"{type(error).__name__}: {str(error)[:300]}"
-            hint = "make room on the disk, then save again" if isinstance(error, OSError) else _RUN_FOLDER
+            hint = "make room on the disk, then save again" if isinstance(error, OSError) else instead
             raise _failed(path, f"a {cls.__name__} that saves and loads", got, hint) from error
         if not error <= TOLERANCE:
             got = f"a relative error of {error:.1e}"
-            raise _failed(path, f"outputs of the loaded model as of this one, to {TOLERANCE:g}", got, _RUN_FOLDER)
+            raise _failed(path, f"outputs of the loaded model as of this one, to {TOLERANCE:g}", got, instead)
         if card is not None:
             (scratch / "README.md").write_text(card, "utf-8")
     return path
@@ -94,9 +100,6 @@ def _in_shards(cls: Any, config: Any, model: Any, scratch: Path) -> nn.Module:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(scratch)
     return open_pretrained(scratch, cls)
-
-
-_RUN_FOLDER = "keep the run folder instead: actprune.load reads any widths"
 
 
 def _stock_class(model: nn.Module) -> Any:
@@ -187,19 +190,22 @@ def _difference(model: nn.Module, other: nn.Module, example_inputs: Any) -> floa
 
 
 def _no_configuration(
-    path: Path, cls: str, plan: Plan, missed: list[str], wanted: Shapes, found: Shapes
+    path: Path, cls: str, plan: Plan, missed: list[str], wanted: Shapes, found: Shapes, instead: str
 ) -> ArtifactError:
     name, modules = missed[0], {one.rpartition(".")[0] for one in missed}
     cut = [name for name, own in plan.groups.items() if len(own.kept) < own.width]
     patterns = dict.fromkeys(f"'{role(group)}'" for group in cut if group.partition("#")[0] in modules)
     given = f"shape {found[name]}" if name in found else "no such shape"
+    widths = (
+        "prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has "
+        f"no number for ({', '.join(f'--protect {one}' for one in patterns)}); or "
+    )
     return ArtifactError(
         f"No configuration of {cls} has these widths, so stock transformers could not load them.",
         expected=f"tensors as a configuration makes them: {name} of {given} in the nearest one",
         got=f"shape {wanted[name]}, and {len(missed) - 1} other tensors that differ",
         where=str(path),
-        hint="prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has "
-        f"no number for ({', '.join(f'--protect {one}' for one in patterns)}); or {_RUN_FOLDER}",
+        hint=f"{widths if cut else ''}{instead}",
     )
 
 

@@ -79,6 +79,12 @@ def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     return copy.deepcopy(model, known)
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the memory of the model's own tensors, to be rearranged and run in its place."""
+    tensors = [value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(tensor): _as_held(tensor.detach(), tensor) for tensor in tensors})
+
+
 def copied_values(tensor: Tensor) -> Tensor:
     """The values of a tensor in memory of their own; in a file, where its own are in one."""
     return alongside(tensor.detach().clone(), tensor)

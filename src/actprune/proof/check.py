@@ -180,7 +180,7 @@ def _compare_graphs(
     found.note(failure)
     if dense.training is not None and found.failure is None:
         found.note(_wrong_training(dense, after, plan, drawn, base, batch))
-    found.eager_error, failure = _eager_against_graph(small, after.program, inputs, batch)
+    found.eager_error, failure = eager_against_graph(small, after.program, inputs, batch)
     found.note(failure)
 
 
@@ -206,12 +206,12 @@ def _wrong_bystander(dense: Graph, small: nn.Module, plan: Plan, base: Mapping[s
     for name in dense.program.persistent - read:
         own = base.get(name, dense.program.tensors[name])
         expected = sliced(own, plan.indices(name))
-        if name not in state or not _same(expected, state[name].detach().to(expected.device)):
+        if name not in state or not same_values(expected, state[name].detach().to(expected.device)):
             return f"{name}, which the forward pass never reads, was changed"
     return None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
     """Equal, NaN to NaN included (a layer that is never used may be uninitialised)."""
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
@@ -248,7 +248,8 @@ def _wrong_training(
     return compare(sides)[1]
 
 
-def _eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: Batch) -> tuple[float, str | None]:
+def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: Batch) -> tuple[float, str | None]:
+    """Relative error of the cut model as it runs against its own graph, and what to say where it is too large."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, call_arguments(small, inputs))
     try:
         with preserved(small), kept_buffers(small, parameters=True), torch.no_grad():

@@ -54,11 +54,11 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
         varied: outputs that are all constant prove nothing, and fail.
     """
     try:
-        expected = _seeded(sides.dense.program, sides.batch, sides.reference)
+        expected = seeded(sides.dense.program, sides.batch, sides.reference)
     except Exception as error:  # whatever an op raises
         return float("inf"), f"the dense graph does not run in float64: {_first_line(error)}"
     try:
-        found = _seeded(sides.cut, sides.batch, sides.tensors)
+        found = seeded(sides.cut, sides.batch, sides.tensors)
     except Exception as error:
         return float("inf"), f"the graph of the cut model does not run: {_first_line(error)}"
     if not all(bool(torch.isfinite(e).all()) for e in _floats(expected)):
@@ -70,7 +70,7 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
     return worst, None if worst <= TOLERANCE else f"{_first_difference(sides)} (on {sides.what})"
 
 
-def _seeded(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+def seeded(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """In float64, and with the same random numbers on both sides: some forward passes draw noise in training mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
