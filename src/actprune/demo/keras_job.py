@@ -19,7 +19,7 @@ import torch
 
 from actprune.artifacts.checkpoint import check_output
 from actprune.demo.dense_cache import cached, digest
-from actprune.demo.main_job import CALIBRATION, Options, Outcome, Progress, check, how_to_prune, tested
+from actprune.demo.main_job import BATCH, CALIBRATION, Options, Outcome, Progress, check, how_to_prune, tested
 from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.errors import PlanError
 from actprune.keras3.backend import keras_on_torch
@@ -66,7 +66,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     ready = time.perf_counter()
     result = prune(
         dense,
-        x[:first][:CALIBRATION].reshape(-1, 256, 28, 28, 1) if first >= CALIBRATION else x[:first],
+        [x[i : i + BATCH] for i in range(0, min(first, CALIBRATION), BATCH)],
         evaluate=accuracy_on(x[first:], y[first:]),
         finetune=_finetune(x[:first], y[:first], options, tell),
         progress=progress,
