@@ -19,7 +19,16 @@ import torch
 
 from actprune.artifacts.checkpoint import check_output
 from actprune.demo.dense_cache import cached, digest
-from actprune.demo.main_job import BATCH, CALIBRATION, Options, Outcome, Progress, check, how_to_prune, tested
+from actprune.demo.main_job import (
+    CALIBRATION,
+    CALIBRATION_BATCH,
+    Options,
+    Outcome,
+    Progress,
+    check,
+    how_to_prune,
+    tested,
+)
 from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.errors import PlanError
 from actprune.keras3.backend import keras_on_torch
@@ -66,7 +75,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     ready = time.perf_counter()
     result = prune(
         dense,
-        [x[i : i + BATCH] for i in range(0, min(first, CALIBRATION), BATCH)],
+        np.split(x[: min(first, CALIBRATION)], range(CALIBRATION_BATCH, min(first, CALIBRATION), CALIBRATION_BATCH)),
         evaluate=accuracy_on(x[first:], y[first:]),
         finetune=_finetune(x[:first], y[:first], options, tell),
         progress=progress,

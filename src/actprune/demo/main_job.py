@@ -36,7 +36,7 @@ from actprune.result import Result
 from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import cut
 
-CALIBRATION, BATCH = 8192, 256
+CALIBRATION, CALIBRATION_BATCH = 8192, 256
 """Training images (without labels) that statistics and refits see."""
 
 FOLDER = Path("runs/lenet5-mnist")
@@ -109,7 +109,7 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     ready = time.perf_counter()
     result = prune(
         dense,
-        split.train.images[:CALIBRATION].split(BATCH),
+        split.train.images[:CALIBRATION].split(CALIBRATION_BATCH),
         evaluate=lambda model: accuracy(model, split.validation.images, split.validation.labels),
         finetune=_finetune(split, options),
         progress=progress,
