@@ -33,6 +33,7 @@ from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.errors import PlanError
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.bridge import progress_callback
+from actprune.keras3.calls import without_dropout
 from actprune.keras3.network import KerasNetwork
 from actprune.pipeline import prune
 from actprune.surgery.slicing import cut
@@ -152,7 +153,10 @@ def _images(pixels: np.ndarray) -> np.ndarray:
 
 
 def _finetune(x: np.ndarray, y: np.ndarray, options: Options, tell: Progress) -> Callable[[Any], None] | None:
-    """Stochastic gradient descent with Nesterov momentum and a cosine: `compile` and `fit`."""
+    """Stochastic gradient descent with Nesterov momentum and a cosine: `compile` and `fit`.
+
+    Nothing is dropped at random, as on PyTorch: half of a dozen units is too few to learn from.
+    """
     if options.finetune_epochs == 0:
         return None
     keras = keras_on_torch()
@@ -167,9 +171,10 @@ def _finetune(x: np.ndarray, y: np.ndarray, options: Options, tell: Progress) ->
             "sparse_categorical_crossentropy",
             metrics=["accuracy"],
         )
-        model.fit(
-            x, y, batch_size=BATCH, epochs=options.finetune_epochs, verbose=0,
-            callbacks=[progress_callback(tell)],
-        )  # fmt: skip
+        with without_dropout(model.layers):
+            model.fit(
+                x, y, batch_size=BATCH, epochs=options.finetune_epochs, verbose=0,
+                callbacks=[progress_callback(tell)],
+            )  # fmt: skip
 
     return fit
