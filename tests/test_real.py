@@ -469,3 +469,33 @@ def test_a_decoder_that_only_its_configuration_speaks_of() -> None:
     x = torch.randn(4, 6)
     assert_runs_like(Wrapped().eval(), x)
     assert call_arguments(Wrapped(), x) == ((), {"x": x, "use_cache": False})
+
+
+class Joined(nn.Module):
+    """A linear layer whose weight has three dimensions: `how` makes a matrix (inputs, outputs) of it."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor], *sizes: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 12)
+        self.w, self.how, self.c = nn.Parameter(torch.randn(*sizes) / 3), how, nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(torch.relu(x @ self.how(self.w)))
+
+
+@pytest.mark.parametrize("method", ["taylor", "sgd-ap"])
+@pytest.mark.parametrize(
+    ("how", "sizes"),
+    [
+        (lambda w: w.reshape(12, 12), (3, 4, 12)),
+        (lambda w: w.reshape(12, 12).t(), (3, 4, 12)),
+        (lambda w: w.reshape(12, 12).permute(0, 1), (3, 4, 12)),
+        (lambda w: w.reshape(12, 12).transpose(1, 0).t(), (3, 4, 12)),
+        (lambda w: w.reshape(12, 12), (12, 3, 4)),
+    ],
+    ids=["inputs", "outputs", "no swap", "two swaps", "last two"],
+)
+def test_weights_with_joined_dimensions(how: Callable[[Tensor], Tensor], sizes: tuple[int, ...], method: str) -> None:
+    result = ap.prune(Joined(how, *sizes), [torch.randn(16, 6)] * 4, keep="macs=60%", method=method)
+    assert result.proof.passed and result.report.pruned.macs <= 0.6 * result.report.dense.macs

@@ -69,7 +69,8 @@ class Site:
         kind: "linear", "conv", "conv_transpose", "recurrent", "product" (an einsum, a bilinear form), "embedding" or
             "computed" (its weight is made of `weight` in the forward pass, as in weight normalisation).
         weight, bias: tensor names; `bias` is None where there is none.
-        in_dim, out_dim: the weight's dimensions that are contracted, and kept.
+        in_dim, out_dim: the weight's dimensions that are contracted, and kept; where several are contracted as one,
+            the first of them.
         groups: number of groups of a grouped convolution.
         order: which dimension of the stored weight each one is of what the call is given; () where they are the same.
         merged: dimensions that follow `in_dim` and are contracted with it as one, as the heads and the head size in
@@ -199,7 +200,7 @@ class Call:
             source: the input and the dimension of it that is contracted; needed for a weight that may be computed.
         """
         found, merged = self.inference.stored(weight), ()
-        if found is None and (joined := self.inference.joined(weight)) is not None:
+        if found is None and (joined := self.inference.joined(weight, in_dim)) is not None:
             found, merged = joined[:2], joined[2]
         kind, reads = (kind, True) if found is not None else ("computed", False)
         found = found or self.inference.made_of(weight)
@@ -268,6 +269,16 @@ class Call:
     def macs(self, axes: Iterable[Axis], factor: float = 1.0) -> None:
         """This call costs `factor` × the product of the sizes of `axes` multiply-adds."""
         self.inference.terms.append(Term(tuple(axes), factor))
+
+
+_SWAPS, _PERMUTES = ("aten.t.default", "aten.numpy_T.default", "aten.mT.default"), ("aten.transpose.", "aten.permute.")
+
+
+def _swaps(node: Node) -> bool:
+    """Whether a transpose or permute of a matrix turns it."""
+    dims: Any = node.args[1:3] if op_name(node).startswith("aten.transpose.") else node.args[1]
+    first, second = (int(d) % 2 for d in dims)
+    return first != second if op_name(node).startswith("aten.transpose.") else first == 1
 
 
 _FAR = 200
@@ -370,18 +381,22 @@ class Inference:
         wide, narrow = ([d for d, n in enumerate(before) if (n > 1) is is_wide] for is_wide in (True, False))
         return below[0], [below[1][wide.pop(0) if n > 1 else narrow.pop(0)] for n in after]
 
-    def joined(self, value: Any) -> tuple[str, list[int], tuple[int, ...]] | None:
-        """A stored tensor whose dimensions but the last are one: its name, which the two are, what follows the first.
+    def joined(self, value: Any, dim: int) -> tuple[str, list[int], tuple[int, ...]] | None:
+        """A matrix whose dimension `dim` is all dimensions but the last of a stored tensor, as one.
 
         So `canonical` has a projection that contracts heads and their size at once.
+
+        Returns:
+            (name of the tensor, its dimension for each of the matrix: the first of the joined ones and the last,
+            the others that are joined), or None.
         """
         if not isinstance(value, Node) or len(shape(value)) != 2:
             return None
-        base = op_name(value).split(".")[1] if op_name(value).startswith("aten.") else ""
-        if base in ("t", "transpose", "permute"):
-            below = self.joined(value.args[0])
+        name = op_name(value)
+        if name in _SWAPS or (name.startswith(_PERMUTES) and _swaps(value)):
+            below = self.joined(value.args[0], 1 - dim)
             return None if below is None else (below[0], below[1][::-1], below[2])
-        below = self.stored(value.args[0]) if base == "reshape" else None
+        below = self.stored(value.args[0]) if name.startswith("aten.reshape.") and dim == 0 else None
         if below is None or below[1] != sorted(below[1]):
             return None
         *before, last = shape(value.args[0])

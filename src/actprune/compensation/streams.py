@@ -46,6 +46,7 @@ class Streams:
             for node, value in bound_values(program, batch, {}):
                 self._dense.setdefault(node, []).append(value)
         self._of_tensors = _of_tensors(program, order)
+        self._made: dict[Node, list[Tensor | None]] = {}
         returned = {out for out in program.outputs if isinstance(out, Node)}
         last = {source: node for node in order for source in node.all_input_nodes}
         self._dying: dict[Node, list[Node]] = {}
@@ -63,7 +64,7 @@ class Streams:
         other = copy(self)
         other.overrides = dict(overrides)
         other._dense = dict(self._dense)
-        other._cut = dict(self._cut)
+        other._cut, other._made = dict(self._cut), dict(self._made)
         return other
 
     def dense(self, node: Node) -> Values:
@@ -129,15 +130,24 @@ class Streams:
         return arguments(node, {s: self._now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
 
     def _renew(self, node: Node) -> None:
-        """Compute again what is made of weights alone, such as a transposed one: refits may have changed them since."""
-        if not self._of_tensors.get(node, frozenset()).isdisjoint(self.overrides):
-            self._cut[node] = [self._of_weights(node)] * self.count
+        """Compute again what is made of weights alone, such as a transposed one, where a refit has changed them."""
+        names = self._of_tensors.get(node, frozenset())
+        if names.isdisjoint(self.overrides):
+            return
+        given = [self.overrides.get(name) for name in sorted(names)]
+        known = self._made.get(node)
+        if known is None or node not in self._cut or any(a is not b for a, b in zip(known, given, strict=True)):
+            self._made[node], self._cut[node] = given, [self._of_weights(node, {})] * self.count
 
-    def _of_weights(self, node: Node) -> Any:
-        """The cut stream's value of a tensor of the model, or of a call on such tensors alone."""
-        if node not in self._of_tensors:
-            return self._now(node, 0)
-        return self._call(node, {source: self._of_weights(source) for source in node.all_input_nodes})
+    def _of_weights(self, node: Node, values: dict[Node, Any]) -> Any:
+        """The cut stream's value of a tensor of the model, or of a call on such tensors alone; `values` are known."""
+        if node not in values:
+            if node in self._of_tensors:
+                sources = {source: self._of_weights(source, values) for source in node.all_input_nodes}
+                values[node] = self._call(node, sources)
+            else:
+                values[node] = self._now(node, 0)
+        return values[node]
 
     def _may_differ(self, node: Node) -> bool:
         return self._apart or any(source in self._cut or self._overridden(source) for source in node.all_input_nodes)
@@ -160,6 +170,8 @@ def _of_tensors(program: Program, order: Sequence[Node]) -> dict[Node, frozenset
     found: dict[Node, frozenset[str]] = {}
     for node in order:
         sources = node.all_input_nodes
+        if writes(node) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
         if all(source.name in program.bindings or source in found for source in sources):
             found[node] = frozenset[str]().union(*(found.get(s, {program.bindings.get(s.name, "")}) for s in sources))
     return found

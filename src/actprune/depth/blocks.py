@@ -5,7 +5,7 @@ item of the container has as well. It can be left out where, in a run on real in
 
 - it is called once, and the blocks of its container are called in their order;
 - it returns one tensor, of the shape and dtype of the first tensor that it is given;
-- a way from that input to that output goes past its weights: a residual branch, and nothing else, is lost with it.
+- a way from that input to that output goes past its weights: what is lost with it is a residual branch, or a gate.
 
 Blocks within blocks count, not those around them: of a stage of residual blocks each block is one, the stage is none.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,11 @@ def shorten(
         gone = [block for step in removals for block in free if block.path == step.block]
         if not _met(net, depth, blocks, gone):
             raise out_of_reach(keep, params_left(net, gone) / params_left(net, ()))
-        plan = make_depth_plan(model, gone, {"keep": str(keep), "removals": {r.block: r.distance for r in removals}})
+        plan = make_depth_plan(
+            model,
+            gone,
+            {"keep": str(keep), "removals": {r.block: r.distance if isfinite(r.distance) else None for r in removals}},
+        )
         small = plan.apply(model)
         proof = prove(net, gone, small, plan, inputs, seed=seed)
     stay = tuple(block.path for block in blocks if block not in gone)
