@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from actprune.allocation.space import Space, Widths
 from actprune.guidance.guide import Guide
@@ -88,6 +87,8 @@ def interpolate(options: tuple[int, ...], errors: tuple[float, ...], measured: M
 
 def _between(x: Array, y: Array, at: Array) -> Array:
     """y at `at`, given it at x, both ascending; straight where there are no logarithms."""
+    from scipy.interpolate import PchipInterpolator  # a second, which others need not wait for
+
     straight = np.interp(at, x + 1e-15 * np.arange(len(x)), y)
     rising = np.flatnonzero((np.diff(x, prepend=0.0) > FLAT * x[-1]) & (y > FLAT * y[-1]))
     if len(rising) < 2:
