@@ -56,6 +56,12 @@ class Samples:
         """`(args, kwargs)` of the first batch, to capture the model with."""
         return pytree.tree_unflatten(list(self.batch(0, self.batch_size)), self.spec)
 
+    @property
+    def inputs(self) -> Any:
+        """The first batch as `capture` takes it: all positional, or all by name."""
+        args, kwargs = self.example()
+        return kwargs or args
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: the containers themselves, since reading a `TreeSpec` back warns."""
         tree = pytree.tree_unflatten(list(range(len(self.leaves))), self.spec)
@@ -140,8 +146,7 @@ def take(
 def first_batch(model: nn.Module, calibration: Iterable[Any], forward: Forward | None = None) -> Any:
     """The inputs that `capture` takes of the first calibration batch: all positional, or all by name."""
     for batch in calibration:
-        args, kwargs = take(model, [batch], SIZE, forward, False).example()
-        return kwargs or args
+        return take(model, [batch], SIZE, forward, False).inputs
     return take(model, [], SIZE, forward, False)  # raises what is to be said of no data
 
 

@@ -154,9 +154,8 @@ class Run:
 
     def _capture(self, samples: Samples) -> None:
         asked = self.settings
-        # copies, for a model may write into its inputs; they are all positional or all by name
-        args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, samples.example())
-        self.inputs: Any = kwargs or args
+        # copies, for a model may write into its inputs
+        self.inputs: Any = pytree.tree_map_only(Tensor, Tensor.clone, samples.inputs)
         self.form = capture_form(self.model, self.inputs, asked.form, norms=asked.norms, seed=asked.seed)
         check_room(self.graph, asked.memory_limit)
         self.bench = Bench(self.graph.program, asked.latency or Latency())

@@ -306,5 +306,4 @@ def read_finished(model: Any, one: Asked, samples: Samples, digests: Mapping[str
             where=str(path),
             hint="give the same as then, move that folder away, or choose another place",
         )
-    args, kwargs = samples.example()
-    return Finished(read_plan(file_of(folder, PLAN)), report, folder, model, kwargs or args)
+    return Finished(read_plan(file_of(folder, PLAN)), report, folder, model, samples.inputs)

@@ -87,12 +87,12 @@ def interpolate(options: tuple[int, ...], errors: tuple[float, ...], measured: M
 
 def _between(x: Array, y: Array, at: Array) -> Array:
     """y at `at`, given it at x, both ascending; straight where there are no logarithms."""
-    from scipy.interpolate import PchipInterpolator  # a second, which others need not wait for
-
     straight = np.interp(at, x + 1e-15 * np.arange(len(x)), y)
     rising = np.flatnonzero((np.diff(x, prepend=0.0) > FLAT * x[-1]) & (y > FLAT * y[-1]))
     if len(rising) < 2:
         return straight
+    from scipy.interpolate import PchipInterpolator  # a second, which others need not wait for
+
     x, y = x[rising], y[rising]
     smooth = np.exp(PchipInterpolator(np.log(x), np.log(y))(np.log(np.clip(at, x[0], x[-1]))))
     return np.where((at >= x[0]) & (at <= x[-1]), smooth, straight)

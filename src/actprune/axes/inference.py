@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from actprune.axes.algebra import Algebra
 from actprune.axes.expr import ONE, Axis, leaves, product, size
+from actprune.axes.stored import StoredTensors
 from actprune.axes.twins import TWINS
 from actprune.graph.program import Program, module_path, named_arguments, op_name, place, shape
 
@@ -199,11 +200,11 @@ class Call:
         Args:
             source: the input and the dimension of it that is contracted; needed for a weight that may be computed.
         """
-        found, merged = self.inference.stored(weight), ()
-        if found is None and (joined := self.inference.joined(weight, in_dim)) is not None:
+        found, merged = self.inference.stored.find(weight), ()
+        if found is None and (joined := self.inference.stored.joined(weight, in_dim)) is not None:
             found, merged = joined[:2], joined[2]
         kind, reads = (kind, True) if found is not None else ("computed", False)
-        found = found or self.inference.made_of(weight)
+        found = found or self.inference.stored.made_of(weight)
         if found is None and (maker := self.inference.maker(weight, self.axes(weight)[out_dim])) is not None:
             name, out_dim = maker
             found, in_dim = (name, list(range(out_dim + 1))), out_dim
@@ -215,7 +216,7 @@ class Call:
         if found is None:
             return
         name, order = found
-        held = self.inference.stored(bias)
+        held = self.inference.stored.find(bias)
         self.inference.sites.append(
             Site(
                 self.node.name,
@@ -234,7 +235,7 @@ class Call:
 
     def makes(self, kind: str, weight: Any, out_dim: int) -> None:
         """Note that units are made of the rows of a parameter that is not contracted, such as an embedding."""
-        stored = self.inference.stored(weight)
+        stored = self.inference.stored.find(weight)
         if stored is not None:
             name, order = stored
             out = order[out_dim]
@@ -271,16 +272,6 @@ class Call:
         self.inference.terms.append(Term(tuple(axes), factor))
 
 
-_SWAPS, _PERMUTES = ("aten.t.default", "aten.numpy_T.default", "aten.mT.default"), ("aten.transpose.", "aten.permute.")
-
-
-def _swaps(node: Node) -> bool:
-    """Whether a transpose or permute of a matrix turns it."""
-    dims: Any = node.args[1:3] if op_name(node).startswith("aten.transpose.") else node.args[1]
-    first, second = (int(d) % 2 for d in dims)
-    return first != second if op_name(node).startswith("aten.transpose.") else first == 1
-
-
 _FAR = 200
 """A weight is computed from tensors that are fewer calls away than this; beyond lies the rest of the network."""
 
@@ -300,6 +291,7 @@ class Inference:
         normalized: those axes, if so.
         multiples: axes whose size has to stay a multiple of a number.
         unknown: op names without a rule.
+        stored: which tensors of the model its calls read.
     """
 
     def __init__(self, norms: bool = False) -> None:
@@ -314,7 +306,7 @@ class Inference:
         self.parallel: list[Axis] = []
         self.multiples: list[tuple[Axis, int]] = []
         self.unknown: set[str] = set()
-        self._names: dict[Node, str] = {}
+        self.stored = StoredTensors()
 
     def walk(self, program: Program) -> None:
         """Infer the axes of every node of `program`."""
@@ -327,7 +319,7 @@ class Inference:
                     continue
                 self.axes[node] = own[name]
                 if name in program.held:
-                    self._names[node] = name
+                    self.stored.names[node] = name
             elif node.op == "call_function":
                 self.axes[node] = self._apply(node)
             elif node.op == "output":
@@ -344,80 +336,10 @@ class Inference:
         self.tensors.setdefault(name, dims)
         return dims
 
-    def stored(self, value: Any) -> tuple[str, list[int]] | None:
-        """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
-
-        Transposes are seen through, and reshapes that do no more than one.
-        """
-        if not isinstance(value, Node):
-            return None
-        if value in self._names:
-            return self._names[value], list(range(len(shape(value))))
-        base = op_name(value).split(".")[1] if op_name(value).startswith("aten.") else ""
-        if base == "reshape":
-            return self._stored_alike(value)
-        if base not in ("t", "transpose", "permute", "numpy_T", "mT"):
-            return None
-        below = self.stored(value.args[0])
-        if below is None:
-            return None
-        name, order = below
-        if base == "permute":
-            dims: Any = value.args[1]
-            return name, [order[d] for d in dims]
-        if base in ("transpose", "mT"):
-            pair: Any = value.args[1:3] or (-2, -1)
-            a, b = (int(d) % len(order) for d in pair)
-            order[a], order[b] = order[b], order[a]
-            return name, order
-        return name, order[::-1]
-
-    def _stored_alike(self, value: Node) -> tuple[str, list[int]] | None:
-        """Of a reshape that only moves dimensions of size 1, as that of Keras's depthwise kernels (h, w, C, 1)."""
-        below = self.stored(value.args[0])
-        before, after = shape(value.args[0]), shape(value)
-        if below is None or len(before) != len(after) or [n for n in before if n > 1] != [n for n in after if n > 1]:
-            return None
-        wide, narrow = ([d for d, n in enumerate(before) if (n > 1) is is_wide] for is_wide in (True, False))
-        return below[0], [below[1][wide.pop(0) if n > 1 else narrow.pop(0)] for n in after]
-
-    def joined(self, value: Any, dim: int) -> tuple[str, list[int], tuple[int, ...]] | None:
-        """A matrix whose dimension `dim` is all dimensions but the last of a stored tensor, as one.
-
-        So `canonical` has a projection that contracts heads and their size at once.
-
-        Returns:
-            (name of the tensor, its dimension for each of the matrix: the first of the joined ones and the last,
-            the others that are joined), or None.
-        """
-        if not isinstance(value, Node) or len(shape(value)) != 2:
-            return None
-        name = op_name(value)
-        if name in _SWAPS or (name.startswith(_PERMUTES) and _swaps(value)):
-            below = self.joined(value.args[0], 1 - dim)
-            return None if below is None else (below[0], below[1][::-1], below[2])
-        below = self.stored(value.args[0]) if name.startswith("aten.reshape.") and dim == 0 else None
-        if below is None or below[1] != sorted(below[1]):
-            return None
-        *before, last = shape(value.args[0])
-        if len(before) < 2 or shape(value) != (prod(before), last):
-            return None
-        return below[0], [0, len(before)], tuple(range(1, len(before)))
-
     def operand_axis(self, mixing: Mixing) -> Axis:
         """What a mixing sums over."""
         found = self.axes[mixing.operand]
         return self.algebra.resolve(found[mixing.dim]) if isinstance(found, tuple) else ONE
-
-    def made_of(self, value: Any) -> tuple[str, list[int]] | None:
-        """The tensor of the state dict that a computed weight is made of, entry by entry, as `stored` gives it."""
-        while isinstance(value, Node):
-            found = self.stored(value)
-            if found is not None:
-                return found
-            alike = [n for n in value.all_input_nodes if shape(n) == shape(value)]
-            value = alike[0] if alike else None
-        return None
 
     def maker(self, value: Node, units: Axis) -> tuple[str, int] | None:
         """The nearest tensor that a computed weight is made of and that has some of `units`, and its dimension of them.
@@ -428,9 +350,10 @@ class Inference:
         waiting, seen = [value], {value}
         while waiting and len(seen) < _FAR:
             node = waiting.pop(0)
-            for d, axis in enumerate(self.tensors[self._names[node]] if node in self._names else ()):
+            name = self.stored.names.get(node, "")
+            for d, axis in enumerate(self.tensors.get(name, ())):
                 if not wanted.isdisjoint(leaf.key for leaf in leaves(self.algebra.resolve(axis))):
-                    return self._names[node], d
+                    return name, d
             waiting += [source for source in node.all_input_nodes if source not in seen]
             seen.update(node.all_input_nodes)
         return None

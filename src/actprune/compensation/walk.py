@@ -51,7 +51,7 @@ OWN_ROUNDS = 2
 FOLDS = 3
 
 _TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
-"""Between a stored weight and the call that reads it; a reshape there does no more (`Inference.stored`)."""
+"""Between a stored weight and the call that reads it; a reshape there does no more (`StoredTensors`)."""
 
 
 @dataclass(frozen=True)

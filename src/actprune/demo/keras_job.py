@@ -70,13 +70,14 @@ def run(options: Options, progress: Progress | None = None) -> Outcome:
     x, x_test = _images(mnist.x_train), _images(mnist.x_test)
     y, y_test = mnist.y_train.astype("int64"), mnist.y_test.astype("int64")
     first = len(x) * 4 // 5  # Keras takes the last fifth to validate
+    shown = x[:first][:CALIBRATION]
     loaded = time.perf_counter()
     dense, trained = _dense(x, y, options, tell)
     keras.utils.set_random_seed(options.seed)  # what follows is the same, trained or loaded
     ready = time.perf_counter()
     result = prune(
         dense,
-        np.split(x[: min(first, CALIBRATION)], range(CALIBRATION_BATCH, min(first, CALIBRATION), CALIBRATION_BATCH)),
+        [shown[i : i + CALIBRATION_BATCH] for i in range(0, len(shown), CALIBRATION_BATCH)],
         evaluate=accuracy_on(x[first:], y[first:]),
         finetune=_finetune(x[:first], y[:first], options, tell),
         progress=progress,

@@ -37,7 +37,7 @@ from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import cut
 
 CALIBRATION, CALIBRATION_BATCH = 8192, 256
-"""Training images (without labels) that statistics and refits see."""
+"""Training images (without labels) that statistics and refits see, and how many of them are one batch."""
 
 FOLDER = Path("runs/lenet5-mnist")
 

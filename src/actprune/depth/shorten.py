@@ -76,7 +76,7 @@ class Shorter:
         """
         nothing = Plan({}, {}, {}, self.plan.architecture, self.plan.model)  # no width was changed
         instead = "keep the state dict, and plan.to_json(), which makes the same network of a dense one"
-        return save_pretrained(self.model, nothing, _inputs(self.samples), folder, instead=instead)
+        return save_pretrained(self.model, nothing, self.samples.inputs, folder, instead=instead)
 
 
 def shorten(
@@ -122,7 +122,7 @@ def shorten(
     """
     asked = read_depth(keep)
     samples = take(model, calibration, calibration_size, forward)
-    inputs = _inputs(samples)
+    inputs = samples.inputs
     net = twin_of(model).eval()
     with preserved(net), kept_buffers(net):
         graph = capture(net, inputs)
@@ -191,12 +191,6 @@ def _unprotected(blocks: Sequence[Block], protect: Sequence[str]) -> list[Block]
                 hint="patterns are those of fnmatch: '*.layers.0' is the first layer",
             )
     return [block for block in blocks if not any(fnmatchcase(block.path, pattern) for pattern in patterns)]
-
-
-def _inputs(samples: Samples) -> Any:
-    """One batch, as `capture` takes it."""
-    args, kwargs = samples.example()
-    return kwargs or args
 
 
 def _no_block(model: nn.Module, refused: Mapping[str, str]) -> UnsupportedModelError:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from actprune.depth.config import update_configuration
-from actprune.errors import UnsupportedModelError
-from actprune.graph.keep import copied, twin
+from actprune.graph.keep import copied, copied_by, twin
 
 NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "block_id", "block_index")
 """Attributes by which a block, or a module in it, knows its place among the others (in the cache of a decoder, say)."""
@@ -38,16 +37,7 @@ def twin_of(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: the model can't be copied.
     """
-    try:
-        return twin(model)
-    except Exception as error:  # whatever a user's __deepcopy__ or a handle of the system raises
-        raise UnsupportedModelError(
-            f"{type(model).__name__} can't be copied.",
-            expected="a model that copy.deepcopy takes",
-            got=f"{type(error).__name__}: {error}",
-            where="shorten",
-            hint="remove what can't be copied from the model's attributes",
-        ) from error
+    return copied_by(twin, model, "shorten", "remove what can't be copied from the model's attributes")
 
 
 def _shorten(net: nn.Module, path: str, positions: Sequence[int]) -> None:

@@ -11,7 +11,6 @@ Nothing is merged that computes another function: weights keep their names, shap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any, cast
 
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from actprune.graph.program import named_arguments, op_name, shape
-
-ATEN = torch.ops.aten
+from actprune.graph.program import named_arguments, shape
+from actprune.graph.rewriting import ATEN, inverse, is_call, make_call, permuted, reshaped
 
 _LAYOUT_ONLY = ("aten.contiguous.", "aten.to.dtype", "aten._to_copy.")
 _RESHAPES = ("aten.reshape.", "aten.view.", "aten._unsafe_view.")
@@ -39,33 +37,10 @@ def make_canonical(graph: Graph, statistics: set[str], weights: set[str]) -> Non
     for node in list(graph.nodes):
         _norm_in_one_call(graph, node, statistics, weights)
         _projection_as_matrix(graph, node, weights)
-    for node in list(graph.nodes):
         _bias_in_one_call(graph, node, weights)
     _sink_permutes(graph)
     graph.eliminate_dead_code()
     graph.lint()
-
-
-def _is(node: Any, *names: str) -> bool:
-    return isinstance(node, Node) and op_name(node).startswith(names)
-
-
-def _make(graph: Graph, target: Any, args: Sequence[Any], like: Node, value: Any) -> Node:
-    """A new call that stands where `like` does, with a result of the shape and dtype of `value`."""
-    made = graph.call_function(target, tuple(args))
-    made.meta = {**like.meta, "val": value}
-    return made
-
-
-def _permuted(graph: Graph, node: Node, order: Sequence[int]) -> Node:
-    """`node` with its dimensions in another order; itself where the order is the same."""
-    if list(order) == sorted(order):
-        return node
-    return _make(graph, ATEN.permute.default, (node, list(order)), node, node.meta["val"].permute(*order))
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    return [list(order).index(d) for d in range(len(order))]
 
 
 # -- copies that change nothing --------------------------------------------------------------------
@@ -74,11 +49,11 @@ def _inverse(order: Sequence[int]) -> list[int]:
 def _drop_copies(graph: Graph) -> None:
     """Leave out casts to the dtype that a value has, and `contiguous` where no view of the result needs it."""
     for node in list(graph.nodes):
-        if not _is(node, *_LAYOUT_ONLY):
+        if not is_call(node, *_LAYOUT_ONLY):
             continue
         source: Any = node.args[0]
         before, after = source.meta["val"], node.meta["val"]
-        viewed = any(_is(user, "aten.view.", "aten.as_strided", "aten.view_as") for user in node.users)
+        viewed = any(is_call(user, "aten.view.", "aten.as_strided", "aten.view_as") for user in node.users)
         if before.dtype == after.dtype and before.device == after.device and not viewed:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -91,7 +66,7 @@ def _vector(node: Any, holders: set[str]) -> tuple[Node, int] | None:
     """The placeholder of a vector of the model that `node` is, and which of its dimensions, from the end, the vector
     runs along; dimensions of size 1 may stand around it."""
     sizes = shape(node)
-    source = node.args[0] if _is(node, *_RESHAPES) else node
+    source = node.args[0] if is_call(node, *_RESHAPES) else node
     if not isinstance(source, Node) or source.name not in holders or len(shape(source)) != 1:
         return None
     wide = [d for d, n in enumerate(sizes) if n != 1]
@@ -117,7 +92,7 @@ def _with_other(node: Node, own: Node) -> Any:
 
 def _projection_as_matrix(graph: Graph, node: Node, weights: set[str]) -> None:
     """`einsum("btcd,cde->bte", x, w)` → x @ w with c and d as one, which is a linear layer like any other."""
-    if not _is(node, "aten.einsum."):
+    if not is_call(node, "aten.einsum."):
         return
     given = named_arguments(node)
     operands, (left, arrow, result) = given["tensors"], str(given["equation"]).replace(" ", "").partition("->")
@@ -133,17 +108,9 @@ def _projection_as_matrix(graph: Graph, node: Node, weights: set[str]) -> None:
     if shape(x)[len(batch) :] != shape(weight)[:-1] or not batch:
         return
     with graph.inserting_before(node):
-        flat, matrix = (
-            _reshaped(graph, x, (*shape(x)[: len(batch)], columns), node),
-            _reshaped(graph, weight, (columns, shape(weight)[-1]), node),
-        )
-        node.replace_all_uses_with(_make(graph, ATEN.matmul.default, (flat, matrix), node, node.meta["val"]))
-
-
-def _reshaped(graph: Graph, node: Node, sizes: tuple[int, ...], like: Node) -> Node:
-    if shape(node) == sizes:
-        return node
-    return _make(graph, ATEN.reshape.default, (node, list(sizes)), like, node.meta["val"].reshape(sizes))
+        flat = reshaped(graph, x, (*shape(x)[: len(batch)], columns), node)
+        matrix = reshaped(graph, weight, (columns, shape(weight)[-1]), node)
+        node.replace_all_uses_with(make_call(graph, ATEN.matmul.default, (flat, matrix), node, node.meta["val"]))
 
 
 # -- biases ----------------------------------------------------------------------------------------
@@ -151,7 +118,7 @@ def _reshaped(graph: Graph, node: Node, sizes: tuple[int, ...], like: Node) -> N
 
 def _bias_in_one_call(graph: Graph, node: Node, weights: set[str]) -> None:
     """`conv(x, w) + b` → `conv(x, w, b)`, and `x @ w + b` → `linear(x, wᵀ, b)`, a permute between them or not."""
-    if not _is(node, "aten.add.Tensor"):
+    if not is_call(node, "aten.add.Tensor"):
         return
     for made in _pair(node):
         found = _vector(_with_other(node, made), weights) if isinstance(made, Node) else None
@@ -160,42 +127,42 @@ def _bias_in_one_call(graph: Graph, node: Node, weights: set[str]) -> None:
         bias, dim = found
         order = list(range(len(shape(made))))
         layer = made
-        if _is(made, "aten.permute."):
+        if is_call(made, "aten.permute."):
             order, layer = [d % len(order) for d in cast("list[int]", made.args[1])], cast("Node", made.args[0])
         if len(layer.users) == 1 and order[dim] == _output_dim(layer, weights) and _suits(layer, bias):
             with graph.inserting_before(node):
-                node.replace_all_uses_with(_permuted(graph, _biased(graph, layer, bias), order))
+                node.replace_all_uses_with(permuted(graph, _biased(graph, layer, bias), order))
             return
 
 
 def _output_dim(layer: Node, weights: set[str]) -> int | None:
     """The dimension that holds the outputs of a layer without a bias; None for any other call."""
     given = named_arguments(layer) if layer.op == "call_function" else {}
-    if _is(layer, *_CONVOLUTIONS):
+    if is_call(layer, *_CONVOLUTIONS):
         return len(shape(layer)) - len(shape(given["weight"])) + 1 if given["bias"] is None else None
-    if _is(layer, "aten.matmul.") and _is_weight(given["other"], weights):
+    if is_call(layer, "aten.matmul.") and _is_weight(given["other"], weights):
         return len(shape(layer)) - 1
     return None
 
 
 def _is_weight(node: Any, weights: set[str]) -> bool:
     """Whether a matrix is one of the model's, transposed perhaps, or with several dimensions as one."""
-    source = node.args[0] if _is(node, "aten.permute.", "aten.t.", "aten.transpose.", "aten.reshape.") else node
+    source = node.args[0] if is_call(node, "aten.permute.", "aten.t.", "aten.transpose.", "aten.reshape.") else node
     return isinstance(source, Node) and source.name in weights and len(shape(node)) == 2
 
 
 def _suits(layer: Node, bias: Node) -> bool:
     given = named_arguments(layer)
-    units = shape(layer)[-1] if _is(layer, "aten.matmul.") else shape(layer)[-(len(shape(given["weight"])) - 1)]
+    units = shape(layer)[-1] if is_call(layer, "aten.matmul.") else shape(layer)[-(len(shape(given["weight"])) - 1)]
     return shape(bias)[0] == units and bias.meta["val"].dtype == layer.meta["val"].dtype
 
 
 def _biased(graph: Graph, layer: Node, bias: Node) -> Node:
     value = layer.meta["val"]
-    if _is(layer, "aten.matmul."):
+    if is_call(layer, "aten.matmul."):
         source, weight = cast("tuple[Node, Node]", layer.args)
-        return _make(graph, ATEN.linear.default, (source, _permuted(graph, weight, (1, 0)), bias), layer, value)
-    return _make(graph, layer.target, (*layer.args[:2], bias, *layer.args[3:]), layer, value)
+        return make_call(graph, ATEN.linear.default, (source, permuted(graph, weight, (1, 0)), bias), layer, value)
+    return make_call(graph, layer.target, (*layer.args[:2], bias, *layer.args[3:]), layer, value)
 
 
 # -- batch norm ------------------------------------------------------------------------------------
@@ -206,17 +173,17 @@ def _norm_in_one_call(graph: Graph, node: Node, statistics: set[str], weights: s
 
     `node` is the rsqrt.
     """
-    if not _is(node, "aten.rsqrt.") or not _is(node.args[0], "aten.add."):
+    if not is_call(node, "aten.rsqrt.") or not is_call(node.args[0], "aten.add."):
         return
     variance, eps = named_arguments(cast("Node", node.args[0]))["self"], named_arguments(node.args[0])["other"]  # type: ignore[arg-type]
     spread = _vector(variance, statistics)
     factor, gain = _one_of(node, "aten.mul.", weights, 1.0)
     product = next(iter(factor.users), None) if factor is not None and len(factor.users) == 1 else None
-    if spread is None or not isinstance(eps, float) or factor is None or not _is(product, "aten.mul."):
+    if spread is None or not isinstance(eps, float) or factor is None or not is_call(product, "aten.mul."):
         return
     centred = _with_other(cast("Node", product), factor)
     shifted, offset = _one_of(cast("Node", product), "aten.add.", weights, 0.0)
-    if shifted is None or not _is(centred, "aten.sub.", "aten.subtract.") or len(centred.users) != 1:
+    if shifted is None or not is_call(centred, "aten.sub.", "aten.subtract.") or len(centred.users) != 1:
         return
     x, mean = centred.args[0], _vector(centred.args[1], statistics)
     vectors = [found for found in (mean, spread, gain, offset) if found is not None]
@@ -232,12 +199,12 @@ def _norm_in_one_call(graph: Graph, node: Node, statistics: set[str], weights: s
         return
     held = [None if found is None else found[0] for found in (gain, offset)]
     with graph.inserting_before(shifted):
-        first = _permuted(graph, x, order)
-        norm = _make(
+        first = permuted(graph, x, order)
+        norm = make_call(
             graph, ATEN.batch_norm.default, (first, *held, mean[0], spread[0], False, 0.1, eps, False),
             shifted, first.meta["val"],
         )  # fmt: skip
-        shifted.replace_all_uses_with(_permuted(graph, norm, _inverse(order)))
+        shifted.replace_all_uses_with(permuted(graph, norm, inverse(order)))
 
 
 def _one_of(node: Node, op: str, weights: set[str], neutral: float) -> tuple[Node | None, tuple[Node, int] | None]:
@@ -247,10 +214,10 @@ def _one_of(node: Node, op: str, weights: set[str], neutral: float) -> tuple[Nod
         neutral: what the constant consists of: Keras makes ones for a γ, zeros for a β that isn't there.
     """
     user = next(iter(node.users), None)
-    if len(node.users) != 1 or user is None or not _is(user, op):
+    if len(node.users) != 1 or user is None or not is_call(user, op):
         return None, None
     other = _with_other(user, node)
-    if _is(other, "aten.ones_like." if neutral else "aten.zeros_like."):
+    if is_call(other, "aten.ones_like." if neutral else "aten.zeros_like."):
         return user, None
     found = _vector(other, weights)
     return (user, found) if found is not None else (None, None)
@@ -262,11 +229,11 @@ def _one_of(node: Node, op: str, weights: set[str], neutral: float) -> tuple[Nod
 def _sink_permutes(graph: Graph) -> None:
     """Element-wise calls go in front of the permutes of their operands, so that inverse permutes meet and cancel."""
     for node in list(graph.nodes):
-        if _is(node, "aten.permute.") and _is(node.args[0], "aten.permute."):
+        if is_call(node, "aten.permute.") and is_call(node.args[0], "aten.permute."):
             inner = cast("Node", node.args[0])
             order = [_order(inner)[d] for d in _order(node)]
             with graph.inserting_before(node):
-                node.replace_all_uses_with(_permuted(graph, cast("Node", inner.args[0]), order))
+                node.replace_all_uses_with(permuted(graph, cast("Node", inner.args[0]), order))
             graph.erase_node(node)
         elif (order := _common_order(node)) is not None:
             _exchange(graph, node, order)
@@ -280,22 +247,22 @@ def _common_order(node: Node) -> list[int] | None:
     """The order in which all operands of an element-wise call, or of a concatenation, are permuted."""
     if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
         return None
-    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and not _is(node, "aten.cat."):
+    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and not is_call(node, "aten.cat."):
         return None
     operands = [n for n in node.all_input_nodes if len(shape(n)) > 0]
-    if not operands or any(not _is(n, "aten.permute.") or len(shape(n)) != len(shape(node)) for n in operands):
+    if not operands or any(not is_call(n, "aten.permute.") or len(shape(n)) != len(shape(node)) for n in operands):
         return None
     orders = [_order(n) for n in operands]
     return orders[0] if all(order == orders[0] for order in orders) else None
 
 
 def _exchange(graph: Graph, node: Node, order: list[int]) -> None:
-    back = _inverse(order)
+    back = inverse(order)
     with graph.inserting_before(node):
         made = graph.node_copy(node, lambda n: cast("Node", n.args[0]) if len(shape(n)) > 0 else n)
-        if _is(made, "aten.cat."):
+        if is_call(made, "aten.cat."):
             dim = int(cast("int", named_arguments(node)["dim"])) % len(order)
             made.args, made.kwargs = (made.args[0], order[dim]), {}
         made.meta = {**node.meta, "val": node.meta["val"].permute(*back)}
-        node.replace_all_uses_with(_permuted(graph, made, order))
+        node.replace_all_uses_with(permuted(graph, made, order))
     graph.erase_node(node)

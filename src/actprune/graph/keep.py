@@ -7,7 +7,7 @@ import copy
 import functools
 import gc
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actprune.errors import UnsupportedModelError
 from actprune.mapped import alongside, is_mapped
 
 
@@ -83,6 +84,27 @@ def twin(model: nn.Module) -> nn.Module:
     """A copy of the modules around the memory of the model's own tensors, to be rearranged and run in its place."""
     tensors = [value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(tensor): _as_held(tensor.detach(), tensor) for tensor in tensors})
+
+
+def copied_by(how: Callable[[nn.Module], nn.Module], model: nn.Module, where: str, hint: str) -> nn.Module:
+    """A copy of a user's model, made by `copied` or `twin`.
+
+    Args:
+        where, hint: for the message.
+
+    Raises:
+        UnsupportedModelError: it can't be copied.
+    """
+    try:
+        return how(model)
+    except Exception as error:  # whatever a user's __deepcopy__ or a handle of the system raises
+        raise UnsupportedModelError(
+            f"{type(model).__name__} can't be copied.",
+            expected="a model that copy.deepcopy takes",
+            got=f"{type(error).__name__}: {error}",
+            where=where,
+            hint=hint,
+        ) from error
 
 
 def copied_values(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
-from actprune.graph.keep import copied, preserved, refresh
+from actprune.graph.keep import copied, copied_by, preserved, refresh
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt
 from actprune.hints import hint_for
@@ -200,13 +201,5 @@ def _repair(model: nn.Module, edits: Sequence[Any], make: Callable[[nn.Module, A
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copied(model, sharing=True)
-    except Exception as error:  # whatever a user's __deepcopy__ or a handle of the system raises
-        raise UnsupportedModelError(
-            f"{type(model).__name__} can't be copied.",
-            expected="a model that copy.deepcopy takes",
-            got=f"{type(error).__name__}: {error}",
-            where="cut",
-            hint="pass inplace=True, or remove what can't be copied from the model's attributes",
-        ) from error
+    hint = "pass inplace=True, or remove what can't be copied from the model's attributes"
+    return copied_by(partial(copied, sharing=True), model, "cut", hint)

@@ -174,7 +174,7 @@ def _sum(call: Call, operands: Sequence[Any], terms: list[Letters], result: Lett
     for i in holding:
         others = {other for j, letters in enumerate(terms) if j != i for other in letters}
         own = [x for x in terms[i] if x in result and x not in others]
-        if call.inference.stored(operands[i]) is not None:
+        if call.inference.stored.find(operands[i]) is not None:
             for free in own:
                 call.site("product", operands[i], None, terms[i].index(letter), terms[i].index(free))
                 read = True

@@ -47,7 +47,7 @@ def _contract(call: Call, a: Dims, right: Any, b: Dims, bias: Any) -> Dims:
     columns, inner_b = b[1:][-1:], b[max(len(b) - 2, 0)]  # a vector on the right has no columns
     call.unify(inner_a, inner_b)
     batch = _broadcast_batch(call, a[:-2], b[:-2])
-    if len(b) == 2 and (call.inference.stored(right) or call.inference.joined(right, 0)) is not None:
+    if len(b) == 2 and (call.inference.stored.find(right) or call.inference.stored.joined(right, 0)) is not None:
         call.site("linear", right, bias, in_dim=0, out_dim=1)
     else:
         # two activations, or a parameter on the left: there are no columns of a weight that could be set to zero

@@ -1,0 +1,98 @@
+"""Which tensor of the model a weight is, when it reaches a call: transposed, reshaped, computed from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch.fx import Node
+
+from actprune.graph.program import op_name, shape
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensors:
+    """The tensors of the state dict that a program reads.
+
+    Attributes:
+        names: placeholder → name of its tensor.
+    """
+
+    names: dict[Node, str] = field(default_factory=dict[Node, str])
+
+    def find(self, value: Any) -> tuple[str, list[int]] | None:
+        """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
+
+        Transposes are seen through, and reshapes that do no more than one.
+        """
+        if not isinstance(value, Node):
+            return None
+        if value in self.names:
+            return self.names[value], list(range(len(shape(value))))
+        if op_name(value).startswith("aten.reshape."):
+            return self._alike(value)
+        turned = _turned(value)
+        below = self.find(value.args[0]) if turned is not None else None
+        return None if below is None or turned is None else (below[0], [below[1][d] for d in turned])
+
+    def _alike(self, value: Node) -> tuple[str, list[int]] | None:
+        """Of a reshape that only moves dimensions of size 1, as that of Keras's depthwise kernels (h, w, C, 1)."""
+        below = self.find(value.args[0])
+        before, after = shape(value.args[0]), shape(value)
+        if below is None or len(before) != len(after) or [n for n in before if n > 1] != [n for n in after if n > 1]:
+            return None
+        wide, narrow = ([d for d, n in enumerate(before) if (n > 1) is is_wide] for is_wide in (True, False))
+        return below[0], [below[1][wide.pop(0) if n > 1 else narrow.pop(0)] for n in after]
+
+    def joined(self, value: Any, dim: int) -> tuple[str, list[int], tuple[int, ...]] | None:
+        """A matrix whose dimension `dim` is all dimensions but the last of a stored tensor, as one.
+
+        So `canonical` has a projection that contracts heads and their size at once.
+
+        Returns:
+            (name of the tensor, its dimension for each of the matrix: the first of the joined ones and the last,
+            the others that are joined), or None.
+        """
+        if not isinstance(value, Node) or len(shape(value)) != 2:
+            return None
+        turned = _turned(value)
+        if turned is not None:
+            below = self.joined(value.args[0], turned[dim])
+            return None if below is None else (below[0], [below[1][d] for d in turned], below[2])
+        found = self.find(value.args[0]) if op_name(value).startswith("aten.reshape.") and dim == 0 else None
+        if found is None or found[1] != sorted(found[1]):
+            return None
+        *before, last = shape(value.args[0])
+        if len(before) < 2 or shape(value) != (prod(before), last):
+            return None
+        return found[0], [0, len(before)], tuple(range(1, len(before)))
+
+    def made_of(self, value: Any) -> tuple[str, list[int]] | None:
+        """The tensor of the state dict that a computed weight is made of, entry by entry, as `find` gives it."""
+        while isinstance(value, Node):
+            found = self.find(value)
+            if found is not None:
+                return found
+            alike = [n for n in value.all_input_nodes if shape(n) == shape(value)]
+            value = alike[0] if alike else None
+        return None
+
+
+def _turned(node: Node) -> list[int] | None:
+    """Which dimension of its argument each one of a transpose or permute is; None for any other call."""
+    base = op_name(node).split(".")[1] if op_name(node).startswith("aten.") else ""
+    order = list(range(len(shape(node))))
+    match base:
+        case "permute":
+            dims: Any = node.args[1]
+            return [int(d) % len(order) for d in dims]
+        case "transpose" | "mT":
+            pair: Any = node.args[1:3] or (-2, -1)
+            a, b = (int(d) % len(order) for d in pair)
+            order[a], order[b] = order[b], order[a]
+            return order
+        case "t" | "numpy_T":
+            return order[::-1]
+        case _:
+            return None

@@ -1,0 +1,44 @@
+"""The words in which a graph is rewritten: what a call is, and calls that stand for others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from actprune.graph.program import op_name, shape
+
+ATEN = torch.ops.aten
+
+
+def is_call(node: Any, *names: str) -> bool:
+    """Whether `node` is a call of an op whose name begins so."""
+    return isinstance(node, Node) and op_name(node).startswith(names)
+
+
+def make_call(graph: Graph, target: Any, args: Sequence[Any], like: Node, value: Any) -> Node:
+    """A new call that stands where `like` does, with a result of the shape and dtype of `value`."""
+    made = graph.call_function(target, tuple(args))
+    made.meta = {**like.meta, "val": value}
+    return made
+
+
+def permuted(graph: Graph, node: Node, order: Sequence[int]) -> Node:
+    """`node` with its dimensions in another order; itself where the order is the same."""
+    if list(order) == sorted(order):
+        return node
+    return make_call(graph, ATEN.permute.default, (node, list(order)), node, node.meta["val"].permute(*order))
+
+
+def reshaped(graph: Graph, node: Node, sizes: tuple[int, ...], like: Node) -> Node:
+    """`node` in another shape; itself where the shape is the same."""
+    if shape(node) == sizes:
+        return node
+    return make_call(graph, ATEN.reshape.default, (node, list(sizes)), like, node.meta["val"].reshape(sizes))
+
+
+def inverse(order: Sequence[int]) -> list[int]:
+    """The order that takes one back."""
+    return [list(order).index(d) for d in range(len(order))]
