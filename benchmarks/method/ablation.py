@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "criterion: LASSO alone": {"method": "lasso"},
     "criterion: FLAP": {"method": "flap", "allocation": "sensitivity", "compensate": "least_squares"},
     "criterion: L2": {"method": "l2", "allocation": "sensitivity", "compensate": "least_squares"},
+    "compensation: readers alone": {"compensate": "least_squares"},
     "compensation: none": {"compensate": "none"},
     "compensation: bias": {"compensate": "bias"},
     "compensation: ridge map": {"compensate": "ridge_map"},
@@ -43,7 +44,7 @@ REFITS: dict[str, dict[str, Any]] = {
     "refit: not before ReLU": {"rounds": 0},
     "refit: only what loses columns": {"scope": "cut"},
 }
-"""Changes of the refit alone, at the widths and units of sgd-ap."""
+"""Changes of the refit of readers, at the widths and units of sgd-ap: beside "compensation: readers alone"."""
 
 
 def measure(rows: Rows, folder: Path) -> None:

@@ -32,6 +32,7 @@ from actprune.latency.bench import Bench
 from actprune.latency.table import LatencyTable, measure_latency
 from actprune.mapped import any_mapped
 from actprune.memory import limit_bytes
+from actprune.methods import quickly
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
@@ -147,6 +148,7 @@ class Deciding:
             batchnorm=asked.batchnorm,
             distance=asked.distance,
             base=self._base(),
+            memory_limit=asked.memory_limit,
         )
 
     @cached_property
@@ -172,11 +174,12 @@ class Deciding:
         space = self._space(replace(budget, keep=1.0))
         room = limit_bytes(asked.memory_limit) // 32  # numbers of eight bytes; two of these are alive at a time
         rectified = any(path.rectified for path in schedule(self.graph).paths.values())
+        method = quickly(asked.method.compensate or "none")
         rounds = QUICK_ROUNDS if rectified and is_small(self.graph, held.samples) else 0
 
         def near(plan: Plan | None) -> Near:
             return Near(
-                self.graph, fitted, held, method=asked.method.compensate, rounds=rounds, base=self._base(),
+                self.graph, fitted, held, method=method, rounds=rounds, base=self._base(),
                 collected=min(COLLECTED, room), around=plan,
             )  # fmt: skip
 

@@ -20,7 +20,7 @@ class Method:
 
     Attributes:
         criteria: how units are ranked.
-        compensate: "least_squares", "ridge_map", "bias" or None.
+        compensate: "reconstruct", "least_squares", "ridge_map", "bias" or None.
         allocation: how the budget is spread over the groups, see `actprune.allocation.rules`.
         statistics: whether activation statistics are needed.
         about: one line for `--help` and messages.
@@ -38,10 +38,10 @@ class Method:
 METHODS: dict[str, Method] = {
     "sgd-ap": Method(
         ("greedy", "greedy-unweighted", "lasso", "flap", "l2"),
-        "least_squares",
+        "reconstruct",
         "sensitivity",
         True,
-        "statistics, exact greedy costs and the LASSO guide, refitted consumers, widths by sensitivity",
+        "statistics, exact greedy costs and the LASSO guide, blocks fitted anew, widths by sensitivity",
     ),
     "greedy": Method(("greedy",), "least_squares", "sensitivity", True, "the greedy costs S_g alone"),
     "lasso": Method(("lasso",), "least_squares", "sensitivity", True, "the LASSO guide alone (He et al. 2017)"),
@@ -77,7 +77,12 @@ METHODS: dict[str, Method] = {
 
 ALLOCATIONS = ("sensitivity", "uniform", "layerwise", "spatial", "global", "natural")
 
-COMPENSATIONS = ("least_squares", "ridge_map", "bias", "none")
+COMPENSATIONS = ("reconstruct", "least_squares", "ridge_map", "bias", "none")
+
+
+def quickly(compensation: str) -> str:
+    """What stands for a compensation where many candidates are compared, and where it begins."""
+    return "least_squares" if compensation == "reconstruct" else compensation
 
 
 def method(name: str) -> Method:

@@ -101,7 +101,7 @@ def prune(
             says that this made it worse, the network before it is returned; the report says so.
         method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
         allocation: "sensitivity", "uniform", "layerwise", "spatial" or "global" instead of the method's.
-        compensate: "least_squares", "ridge_map", "bias" or "none" instead of the method's.
+        compensate: "reconstruct", "least_squares", "ridge_map", "bias" or "none" instead of the method's.
         batchnorm: re-estimate BatchNorm statistics: True, False, or "auto", where held-out samples say it helps.
         protect: patterns of module paths (as in `fnmatch`) whose own units all stay.
         round_to: widths become multiples of it, for hardware that likes them; "auto": of 1, 4, 8 or 16, as the

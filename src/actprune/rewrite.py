@@ -54,15 +54,18 @@ def zero_columns(
     overrides = dict(rewrite.tensors) if rewrite is not None else {}
     kept = kept_units(graph, plan)
     for site in _readers(graph, kept):
-        axis = site.in_axis(graph.tensor_axes[site.weight])
         weight = overrides.get(site.weight, graph.program.tensors[site.weight])
-        columns = torch.as_tensor(kept_indices(axis, kept), device=weight.device)
-        mask = torch.zeros(site.inputs(weight), dtype=weight.dtype, device=weight.device)
-        mask[columns] = 1
-        shape = [n if d in site.in_dims else 1 for d, n in enumerate(weight.shape)]
-        overrides[site.weight] = alongside(weight.detach() * mask.view(shape), weight)
+        overrides[site.weight] = alongside(weight.detach() * column_mask(graph, site, kept, weight), weight)
         let_go((weight, overrides[site.weight]))
     return {**overrides, **mask_values(graph, plan, lifted=lifted)}
+
+
+def column_mask(graph: Graph, site: Site, kept: Mapping[int, Indices], weight: Tensor) -> Tensor:
+    """1 for the inputs of a weight that stay, 0 for the others; its other dimensions have size 1."""
+    columns = torch.as_tensor(kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept), device=weight.device)
+    mask = torch.zeros(site.inputs(weight), dtype=weight.dtype, device=weight.device)
+    mask[columns] = 1
+    return mask.view([n if d in site.in_dims else 1 for d, n in enumerate(weight.shape)])
 
 
 def readers(graph: Graph, keys: Collection[int]) -> set[str]:

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.compensation.batchnorm import reestimate, running_statistics
+from actprune.compensation.reconstruct import reconstruct
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data import Calibration, fit
 from actprune.distance import Distance, choose
 from actprune.graph.run import run_all
-from actprune.methods import COMPENSATIONS, known
+from actprune.memory import limit_bytes
+from actprune.methods import COMPENSATIONS, known, quickly
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.stats.patches import ROWS
@@ -47,13 +49,16 @@ def compensate(
     distance: str | Distance = "auto",
     scope: str = "all",
     base: Mapping[str, Tensor] | None = None,
+    memory_limit: int | str | None = None,
 ) -> Rewrite:
     """The dense-shaped weights and biases with which the cut network comes closest to the dense one.
 
     Args:
         calibration: any iterable of batches, see `actprune.prune`.
-        method: "least_squares"; "ridge_map" lets the kept channels stand in for the others (`ridge_map`); "bias"
-            restores only the mean of each output; None or "none" does nothing beyond the zero columns.
+        method: "least_squares"; "reconstruct", which then fits the layers in front of each consumer too, where they
+            make the units of a cut group for it alone (`reconstruct`); "ridge_map" lets the kept channels stand in for
+            the others (`ridge_map`); "bias" restores only the mean of each output; None or "none" does nothing beyond
+            the zero columns.
         target: "sum" aims at the sum that an output joins, "own" at the output itself.
         rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
         rows: per column of a consumer that are used at most; the rest of a map's positions is skipped.
@@ -62,6 +67,7 @@ def compensate(
         distance: what "auto" is judged by, see `actprune.distance`.
         scope: "all" refits every consumer whose input changed, "cut" only those that lose columns.
         base: overrides that hold before compensation (used by the method "filter").
+        memory_limit: of which "reconstruct" takes a quarter, see `actprune.prune`.
 
     Raises:
         DataError: no calibration data, or of another shape.
@@ -81,7 +87,9 @@ def compensate(
     if name != "none":
         order = schedule(graph, target == "sum")
         streams = Streams(graph.program, data.batches, order.nodes, overrides)
-        walk = Walk(graph, plan, order, streams, Settings(name, scope == "all", rounds, rows))
+        walk = Walk(graph, plan, order, streams, Settings(quickly(name), scope == "all", rounds, rows))
+        if name == "reconstruct":
+            record["blocks"] = reconstruct(walk, data, limit_bytes(memory_limit) // 4)
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
     if norms:

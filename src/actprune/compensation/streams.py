@@ -101,7 +101,7 @@ class Streams:
         for source in sources:
             self._renew(source)
         if self._may_differ(node):
-            self._cut[node] = [self._call(node, {s: self._now(s, i) for s in sources}) for i in range(self.count)]
+            self._cut[node] = [self._call(node, {s: self.now(s, i) for s in sources}) for i in range(self.count)]
         else:
             self._cut.pop(node, None)
 
@@ -127,7 +127,7 @@ class Streams:
         """The arguments of a call on batch i, in the cut stream or in the dense one."""
         for source in node.all_input_nodes if cut else ():
             self._renew(source)
-        return arguments(node, {s: self._now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
+        return arguments(node, {s: self.now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
 
     def _renew(self, node: Node) -> None:
         """Compute again what is made of weights alone, such as a transposed one, where a refit has changed them."""
@@ -146,7 +146,7 @@ class Streams:
                 sources = {source: self._of_weights(source, values) for source in node.all_input_nodes}
                 values[node] = self._call(node, sources)
             else:
-                values[node] = self._now(node, 0)
+                values[node] = self.now(node, 0)
         return values[node]
 
     def _may_differ(self, node: Node) -> bool:
@@ -155,9 +155,13 @@ class Streams:
     def _overridden(self, node: Node) -> bool:
         return self.program.bindings.get(node.name) in self.overrides
 
-    def _now(self, node: Node, i: int) -> Any:
+    def now(self, node: Node, i: int) -> Any:
         """What the cut stream reads from `node` on batch i."""
         return self.overrides[self.program.bindings[node.name]] if self._overridden(node) else self.cut(node)[i]
+
+    def tensor(self, name: str) -> Tensor:
+        """What the cut stream has for a tensor of the model."""
+        return self.overrides.get(name, self.program.tensors[name]).detach()
 
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         args, kwargs = arguments(node, values)

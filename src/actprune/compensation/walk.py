@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +94,10 @@ class Each(Sequence[Tensor]):
 class Walk:
     """The pass; afterwards `overrides` holds the new tensors and `record` what was done where.
 
+    Attributes:
+        place: the next one of `nodes`.
+        settled: weights that it leaves as they are by now.
+
     Args:
         order: the nodes in the order of refitting.
         streams: the two runs, with the zero columns of `plan` as overrides.
@@ -112,7 +117,7 @@ class Walk:
     ) -> None:
         self.graph, self.settings, self.streams = graph, settings, streams
         self.kept = kept_units(graph, plan)
-        self.nodes, self.paths = order.nodes[start:], order.paths
+        self.nodes, self.paths = order.nodes, order.paths
         self.zeroed = set(streams.overrides if lost is None else lost)
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.readers = {site for group in graph.groups for site in group.consumers}
@@ -120,6 +125,8 @@ class Walk:
         for site in graph.sites if settings.method == "least_squares" else ():
             if site.kind == "recurrent":
                 self.steps.setdefault(site.node, []).append(site)
+        self.place, self.last = start, self._last_place(start)
+        self.settled: set[str] = set()
         self.record: dict[str, dict[str, Any]] = {}
         self.equations: dict[str, Equations] = {}
         self.sparing = any_mapped(graph.program.tensors.values())
@@ -135,23 +142,42 @@ class Walk:
 
     def run(self) -> None:
         """Up to the last consumer that may be refitted."""
-        asked = (i for i, node in enumerate(self.nodes) if any(map(self._may_be_asked, self._sites_of(node))))
-        last = max(asked, default=-1)
-        for i, node in enumerate(self.nodes[: last + 1]):
-            if i == last and self.sparing and node.name in self.sites:
-                self._last(self.sites[node.name], node)
-                return
-            site, steps = self.sites.get(node.name), self.steps.get(node.name)
-            if site is None and steps is None:
-                self.streams.step(node)
-                continue
-            self.streams.step_dense(node)
-            if steps is not None:
-                self._refit_steps(steps, node)
-            elif site is not None and self._wanted(site, node, self.paths[node]):
-                self._refit(site, node, self.paths[node])
-            self.streams.step_cut(node)
-            self.streams.forget(node)
+        self.advance(self.last + 1)
+
+    def advance(self, place: int) -> None:
+        """Up to this place among `nodes`, not beyond the last consumer that may be refitted."""
+        for i in range(self.place, min(place, self.last + 1)):
+            self._pass(self.nodes[i], i == self.last)
+        self.place = max(self.place, min(place, self.last + 1))
+
+    def branch(self, overrides: Mapping[str, Tensor]) -> Walk:
+        """A walk that goes on from here by itself, with these overrides."""
+        other = copy(self)
+        other.streams, other.settled, other.record = self.streams.fork(overrides), set(self.settled), {}
+        return other
+
+    def _pass(self, node: Node, last: bool) -> None:
+        """Refit what a call reads, then make it in both streams."""
+        if last and self.sparing and node.name in self.sites:
+            self._last(self.sites[node.name], node)
+            return
+        site, steps = self.sites.get(node.name), self.steps.get(node.name)
+        if site is None and steps is None:
+            self.streams.step(node)
+            return
+        self.streams.step_dense(node)
+        if steps is not None:
+            self._refit_steps(steps, node)
+        elif site is not None and self._wanted(site, node, self.paths[node]):
+            self._refit(site, node, self.paths[node])
+        self.streams.step_cut(node)
+        self.streams.forget(node)
+
+    def _last_place(self, start: int) -> int:
+        asked = (
+            i for i in range(start, len(self.nodes)) if any(map(self._may_be_asked, self._sites_of(self.nodes[i])))
+        )
+        return max(asked, default=-1)
 
     def _last(self, site: Site, node: Node) -> None:
         """Nothing reads what it gives (logits, the largest values there are): that is made batch by batch."""
@@ -195,7 +221,8 @@ class Walk:
             self.record |= refit_recurrent(scope, node, sites)
 
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
-        if not exclusive(self.placeholders.get(site.weight, ()), node) or not _is_plain(node):
+        alone = exclusive(self.placeholders.get(site.weight, ()), node)
+        if not alone or site.weight in self.settled or not _is_plain(node):
             return False
         if site.weight in self.zeroed or self._collects(site):
             return True
@@ -211,7 +238,7 @@ class Walk:
             if found is not None:
                 self.overrides[site.weight] = found
             return
-        slot = self._slot(site, node)
+        slot = self.slot(site, node)
         grouped = site.weight in self.zeroed and has_grouped_rows(site, weight)  # a depthwise one never loses columns
         if self.settings.method == "bias" or not (grouped or has_rows(site, weight)):
             self._restore_mean(site, node, path, slot)
@@ -407,7 +434,8 @@ class Walk:
         slot.put(self.overrides, self.graph.program, now + total / count)
         self.record[site.node] = {"module": site.module, "bias": True}
 
-    def _slot(self, site: Site, node: Node) -> Slot | None:
+    def slot(self, site: Site, node: Node) -> Slot | None:
+        """Where the bias of a layer is; None where there is no place for one."""
         if site.bias is not None:
             held = self.graph.program.tensors[site.bias]
             suits = held.dim() == 1 and len(held) == self.graph.program.tensors[site.weight].shape[site.out_dim]

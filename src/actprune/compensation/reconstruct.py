@@ -1,0 +1,296 @@
+"""Block-wise reconstruction: the weights that make what is left of a group are fitted too, with those that read it.
+
+A refit of the reader alone leaves the kept units what they were. Here the layers in front of it turn them into better
+ones for the sum that the reader joins: a step of Gauss and Newton for the makers (`gauss_newton`), through whatever
+lies between (activations, norms, gates, pooling, an attention), then the refit of the reader in closed form, and so
+again. Blocks are taken front to back, each on what the network that is already reconstructed gives it. (Compare
+Li et al. 2021, BRECQ: block reconstruction, §3.2, for quantisation, with gradient descent.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import kept_indices
+from actprune.axes.inference import Site
+from actprune.compensation.gauss_newton import PROBES, best_size, gauss_newton
+from actprune.compensation.schedule import Path
+from actprune.compensation.streams import writes
+from actprune.compensation.walk import Walk, exclusive
+from actprune.data import Calibration
+from actprune.graph.program import named_arguments, shape
+from actprune.graph.room import total_bytes
+from actprune.graph.run import arguments, call
+from actprune.rewrite import column_mask
+from actprune.stats.patches import LAYERS, output_rows
+
+ROUNDS, STEPS = 2, 12
+"""Rounds of both fits, and steps of conjugate gradients in each."""
+
+PASSES = 5
+"""A step of conjugate gradients takes as much as so many forward passes."""
+
+WORK = 3e11
+"""Multiply-adds that the steps of all blocks may take; large models use fewer samples, or are left as they are."""
+
+FEWEST, ENOUGH = 10, 100
+"""Residuals for each weight that is fitted: below the first a block is left as it is, beyond the second more are of
+no use, as long as there are `SAMPLES` samples."""
+
+SAMPLES = 512
+
+EVERY = 5
+"""On every fifth of these batches a step must bring the block nearer to the dense one."""
+
+GRAPHS = 4
+"""The derivatives of a block hold so many times its values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """From the first maker of some groups to the only call that reads them.
+
+    Attributes:
+        reader: the call that reads them.
+        outputs: those of its outputs that stay.
+        calls: in order, all that depends on the makers' weights and that the result depends on.
+        result: what has to come out as in the dense network: the reader's output, or the norm's behind it.
+        path: what becomes of the reader's output.
+        start, stop: the places of the first maker and behind the reader.
+        masks: the makers' weights and biases by name → 1 where they may change.
+        macs, residuals: of one batch.
+    """
+
+    reader: Site
+    outputs: tuple[int, ...]
+    calls: tuple[Node, ...]
+    result: Node
+    path: Path
+    start: int
+    stop: int
+    masks: Mapping[str, Tensor]
+
+    macs: int
+    residuals: int
+
+    @property
+    def unknowns(self) -> int:
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+
+def reconstruct(walk: Walk, data: Calibration, room: int) -> dict[str, Any]:
+    """Take a walk past every block, each fitted as a whole on the way; what was done where.
+
+    Args:
+        data: the samples of the walk.
+        room: bytes that the derivatives of a block may take.
+    """
+    graph = walk.graph
+    if any(map(writes, walk.nodes)) or walk.sparing:
+        return {}
+    blocks = find_blocks(walk)
+    batches = affordable(blocks, graph.program.batch_size, len(data.batches), room)
+    record: dict[str, Any] = {}
+    for block in sorted(blocks, key=lambda block: block.start):
+        walk.advance(block.start)
+        if batches[block.reader]:
+            record[block.reader.node] = _fit(walk, block, batches[block.reader])
+    return record
+
+
+def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> dict[Site, int]:
+    """Reader → how many of `most` batches its block is fitted on; 0 where those would be too few."""
+
+    def wanted(block: Block) -> int:
+        enough = max(ENOUGH * block.unknowns / max(block.residuals, 1), SAMPLES / batch_size)
+        return min(most, ceil(enough), room // (GRAPHS * total_bytes(block.calls) + 1))
+
+    work = sum(block.macs * wanted(block) for block in blocks) * PASSES * (STEPS + PROBES) * ROUNDS
+    share = min(1.0, WORK / max(work, 1))
+    found = {block.reader: int(share * wanted(block)) for block in blocks}
+    fewest = {block.reader: max(2, FEWEST * block.unknowns / max(block.residuals, 1)) for block in blocks}
+    return {reader: count if count >= fewest[reader] else 0 for reader, count in found.items()}
+
+
+def find_blocks(walk: Walk) -> list[Block]:
+    """One for every reader that has some cut groups for itself, which linear layers or convolutions alone make."""
+    makers: dict[Site, dict[Site, None]] = {}
+    for group in walk.graph.groups:
+        cut = len(walk.kept.get(group.key, range(group.width))) < group.width
+        plain = all(site.kind in LAYERS for site in (*group.producers, *group.consumers))
+        if cut and plain and group.producers and len(group.consumers) == 1:
+            makers.setdefault(group.consumers[0], {}).update(dict.fromkeys(group.producers))
+    found = (_block(walk, reader, tuple(sites)) for reader, sites in makers.items())
+    return [block for block in found if block is not None]
+
+
+def _block(walk: Walk, reader: Site, makers: Iterable[Site]) -> Block | None:
+    tensors, axes = walk.graph.program.tensors, walk.graph.tensor_axes
+    places = {node.name: i for i, node in enumerate(walk.nodes)}
+    node = walk.nodes[places[reader.node]]
+    path, masks = walk.paths[node], dict[str, Tensor]()
+    starts: list[int] = []
+    for site in makers:
+        maker = walk.nodes[places[site.node]]
+        alone = site.weight != reader.weight and exclusive(walk.placeholders.get(site.weight, ()), maker)
+        if alone and tensors[site.weight].dtype in (torch.float32, torch.float64):
+            masks |= _masks(walk, site, maker)
+            starts.append(places[site.node])
+    result = path.norm or node
+    calls = _between(walk.nodes, masks, walk.placeholders, result)
+    if node not in calls or path.partner in calls:
+        return None
+    outputs = kept_indices(axes[reader.weight][reader.out_dim], walk.kept)
+    residuals = prod(shape(result)) * len(outputs) // tensors[reader.weight].shape[reader.out_dim]
+    return Block(
+        reader, tuple(outputs), tuple(calls), result, path, min(starts), places[node.name] + 1, masks,
+        _macs(walk.graph, calls), residuals,
+    )  # fmt: skip
+
+
+def _masks(walk: Walk, site: Site, node: Node) -> dict[str, Tensor]:
+    """Of a maker's weight and of its bias, or the bias of the norm behind it: rows and columns that stay."""
+    tensors = walk.graph.program.tensors
+    weight = tensors[site.weight].detach()
+    kept = kept_indices(walk.graph.tensor_axes[site.weight][site.out_dim], walk.kept)
+    rows = torch.zeros(weight.shape[site.out_dim], dtype=weight.dtype, device=weight.device)
+    rows[torch.as_tensor(kept, device=rows.device)] = 1
+    shaped = rows.view([n if d == site.out_dim else 1 for d, n in enumerate(weight.shape)])
+    columns = column_mask(walk.graph, site, walk.kept, weight) if site.groups == 1 else 1
+    name = _bias(walk, site, node)
+    bias = {} if name is None else {name: rows.to(tensors[name].dtype)}
+    return {site.weight: torch.ones_like(weight) * shaped * columns, **bias}
+
+
+def _bias(walk: Walk, site: Site, node: Node) -> str | None:
+    slot = walk.slot(site, node)
+    norm = walk.paths[node].norm
+    if slot is None or slot.sign > 0 or norm is None:
+        return None if slot is None else slot.name
+    bias = named_arguments(norm)["bias"]  # a running mean would do the same, but has no derivative
+    name = walk.graph.program.bindings.get(bias.name) if isinstance(bias, Node) else None
+    return name if name is not None and exclusive(walk.placeholders[name], norm) else None
+
+
+def _between(
+    nodes: Sequence[Node], names: Iterable[str], placeholders: Mapping[str, list[Node]], result: Node
+) -> list[Node]:
+    """The calls that depend on these tensors and that `result` depends on."""
+    behind: set[Node] = {placeholder for name in names for placeholder in placeholders[name]}
+    for node in nodes:
+        if not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+    needed, stack = set[Node](), [result]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack += node.all_input_nodes
+    return [node for node in nodes if node in behind and node in needed]
+
+
+def _macs(graph: Graph, calls: Iterable[Node]) -> int:
+    """Of the layers among these calls, for one batch."""
+    sites = {site.node: site for site in graph.sites}
+    own = [(sites[node.name], node) for node in calls if node.name in sites]
+    weights = [(graph.program.tensors[site.weight], site.out_dim, prod(shape(node))) for site, node in own]
+    return sum(weight.numel() * results // weight.shape[d] for weight, d, results in weights)
+
+
+def _fit(walk: Walk, block: Block, batches: int) -> dict[str, Any]:
+    """All rounds of one block; what does not bring its sum nearer on held-out batches is taken back."""
+    spread = [i * walk.streams.count // batches for i in range(batches)]
+    held = spread[EVERY - 1 :: EVERY] or spread[-1:]
+    fitted = [i for i in spread if i not in held]
+    known = _refitted(walk, block, walk.overrides)
+    run = _Run(walk, block, known.overrides)
+    best = first = run.loss(held)
+    for _ in range(ROUNDS):
+        changes = run.step(fitted, held)
+        if changes is None:
+            break
+        tried = _refitted(walk, block, {**known.overrides, **changes}, block.masks)
+        run = _Run(walk, block, tried.overrides)
+        now = run.loss(held)
+        if not now < best:
+            break
+        known, best = tried, now
+    if best < first:
+        walk.streams.overrides = known.overrides
+        walk.settled |= {*block.masks, block.reader.weight}
+        walk.record |= known.record
+    return {"module": block.reader.module, "batches": batches, "left": best / first if first else 1.0}
+
+
+def _refitted(walk: Walk, block: Block, overrides: Mapping[str, Tensor], settled: Iterable[str] = ()) -> Walk:
+    """A branch of the walk up to behind the reader, which is refitted on what its makers give it."""
+    branch = walk.branch(overrides)
+    branch.settled.update(settled)
+    branch.advance(block.stop)
+    return branch
+
+
+class _Run:
+    """A block in both streams, with everything that its calls read."""
+
+    def __init__(self, walk: Walk, block: Block, overrides: Mapping[str, Tensor]) -> None:
+        self.block, self.streams = block, walk.streams.fork(overrides)
+        for node in walk.nodes[block.start : walk.nodes.index(block.result) + 1]:
+            self.streams.step_dense(node)
+            self.streams.step_cut(node)
+        self.placeholders = {name: walk.placeholders[name] for name in block.masks}
+
+    def step(self, fitted: Sequence[int], held: Sequence[int]) -> dict[str, Tensor] | None:
+        """The makers' tensors after one step; None where no size of it helps on held-out batches."""
+        residuals = [partial(self._residual, i) for i in fitted]
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have one derivative only
+            changes = gauss_newton(residuals, list(self.block.masks.values()), STEPS)
+        found = best_size(lambda at: self._loss(at, held), changes)
+        return None if found is None else self._changed(found)
+
+    def loss(self, batches: Sequence[int]) -> float:
+        """Mean square of the residuals."""
+        return self._loss([torch.zeros_like(mask) for mask in self.block.masks.values()], batches)
+
+    def _loss(self, at: Sequence[Tensor], batches: Sequence[int]) -> float:
+        with torch.no_grad():
+            return sum(float((self._residual(i, at) ** 2).mean()) for i in batches) / len(batches)
+
+    def _changed(self, at: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {
+            name: self.streams.tensor(name) + mask * change
+            for (name, mask), change in zip(self.block.masks.items(), at, strict=True)
+        }
+
+    def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
+        """What is left of the dense network's sum; in front of a ReLU, what that lets through."""
+        values: dict[Node, Any] = {}
+        for name, value in self._changed(at).items():
+            values |= dict.fromkeys(self.placeholders[name], value)
+        for node in self.block.calls:
+            given = {s: values[s] if s in values else self.streams.now(s, i) for s in node.all_input_nodes}
+            values[node] = call(node, *arguments(node, given))
+        found, target = self._sum(values[self.block.result], i, cut=True), self._target(i)
+        if self.block.path.rectified:
+            return torch.where(target > 0, found - target, found.relu())
+        return found - target
+
+    def _target(self, i: int) -> Tensor:
+        return self._sum(self.streams.dense(self.block.result)[i], i, cut=False)
+
+    def _sum(self, value: Tensor, i: int, cut: bool) -> Tensor:
+        """(n, positions, o): what the reader's output becomes, for the outputs that stay."""
+        partner = self.block.path.partner
+        if partner is not None:
+            value = value + (self.streams.cut(partner) if cut else self.streams.dense(partner))[i]
+        return output_rows(self.block.reader, value)[..., self.block.outputs]

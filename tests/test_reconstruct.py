@@ -1,0 +1,194 @@
+"""Blocks fitted as a whole: against least squares, on networks whose best weights are known, and what must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import actprune as ap
+from actprune.axes.capture import Graph, capture
+from actprune.compensation import reconstruct as module
+from actprune.compensation.gauss_newton import best_size, gauss_newton
+from actprune.compensation.refit import compensate
+from actprune.errors import DataError
+from actprune.graph.run import run
+from actprune.plan import Plan, make_plan
+from actprune.rewrite import Rewrite
+from nets import NETS, build
+
+SAMPLES, BATCH = 512, 32
+
+
+class Mlp(nn.Module):
+    """x + down(act(up x)), and a head."""
+
+    def __init__(self, act: Any, width: int = 12, gated: bool = False) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(6, width), nn.Linear(width, 6), nn.Linear(6, 3)
+        self.gate = nn.Linear(6, width, bias=False) if gated else None
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.act(self.up(x)) if self.gate is None else self.act(self.gate(x)) * self.up(x)
+        return self.head(x + self.down(made))
+
+
+class Attention(nn.Module):
+    """Self-attention of four heads, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (m(x).unflatten(-1, (4, 2)).transpose(1, 2) for m in (self.query, self.key, self.value))
+        return self.head(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
+def error(graph: Graph, rewrite: Rewrite, x: Tensor) -> float:
+    (dense,), (cut_,) = run(graph.program, (x,)), run(graph.program, (x,), rewrite.tensors)
+    return float(((dense - cut_) ** 2).mean() / dense.var())
+
+
+def both(graph: Graph, plan: Plan, x: Tensor) -> tuple[Rewrite, Rewrite]:
+    return compensate(graph, plan, x), compensate(graph, plan, x, method="reconstruct")
+
+
+def ratio(make: Callable[[], nn.Module], shape: tuple[int, ...], kept: dict[str, Any]) -> float:
+    """Error on new samples of whole blocks, as a share of that of the refit, over some networks together."""
+    errors = [0.0, 0.0]
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = make().eval()
+        x, new = torch.randn(SAMPLES, *shape), torch.randn(SAMPLES, *shape)
+        graph = capture(model, x[:BATCH])
+        for i, rewrite in enumerate(both(graph, make_plan(graph, kept), x)):
+            errors[i] += error(graph, rewrite, new)
+    return errors[1] / errors[0]
+
+
+def test_a_step_solves_least_squares() -> None:
+    x, t = torch.randn(3, 40, 5), torch.randn(3, 40, 2)
+    residuals = [lambda at, i=i: x[i] @ at[0] + at[1] - t[i] for i in range(3)]
+    weight, bias = gauss_newton(residuals, [torch.zeros(5, 2), torch.zeros(2)], 20)
+    rows = torch.cat([x.flatten(0, 1), torch.ones(120, 1)], 1)
+    wanted = torch.linalg.lstsq(rows, t.flatten(0, 1)).solution
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), wanted, atol=5e-3, rtol=1e-2)
+
+
+def test_the_best_size_of_a_step_may_be_none() -> None:
+    step = [torch.tensor([4.0])]
+    assert best_size(lambda at: float((at[0] - 1) ** 2), step) == [torch.tensor([1.0])]
+    assert best_size(lambda at: float((at[0] + 1) ** 2), step) is None
+
+
+def test_linear_layers_in_a_row_are_factorised_anew() -> None:
+    """Three units carry a map of rank three, whichever three they were."""
+    model = nn.Sequential(nn.Linear(6, 9), nn.Identity(), nn.Linear(9, 3)).eval()
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(model, x[:BATCH])
+    refitted, whole = both(graph, make_plan(graph, {"0": [1, 4, 7]}), x)
+    assert error(graph, refitted, x) > 0.05
+    assert error(graph, whole, x) < 1e-5
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("act", [F.relu, F.gelu, F.silu, torch.tanh])
+def test_mlps_come_nearer_on_new_samples(act: Any, gated: bool) -> None:
+    assert ratio(lambda: Mlp(act, gated=gated), (6,), {"gate" if gated else "up": range(0, 12, 2)}) < 0.95
+
+
+def test_heads_come_nearer_on_new_samples() -> None:
+    assert ratio(Attention, (7, 8), {"query#1": [0, 2]}) < 0.8
+    x = torch.randn(SAMPLES, 7, 8)
+    graph = capture(Attention().eval(), x[:BATCH])
+    _, whole = both(graph, make_plan(graph, {"query#1": [0, 2]}), x)
+    assert {"query.weight", "key.weight", "value.weight"} <= whole.tensors.keys()
+
+
+def test_convolutions_come_nearer_through_norm_relu_and_pooling() -> None:
+    def make() -> nn.Module:
+        first, second = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 6, 3)
+        middle = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        return nn.Sequential(first, middle, second, nn.ReLU(), nn.Flatten(), nn.Linear(6, 3))
+
+    assert ratio(make, (2, 8, 8), {"0": [0, 2, 5], "2": [1, 2, 3, 5]}) < 1
+
+
+def test_only_what_stays_changes() -> None:
+    first = nn.Linear(6, 8)
+    model = nn.Sequential(first, nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(model, x[:BATCH])
+    whole = compensate(graph, make_plan(graph, {"0": [0, 3, 4], "2": [1, 2]}), x, method="reconstruct").tensors
+    for name, rows in (("0", [1, 2, 5, 6, 7]), ("2", [0, 3, 4, 5, 6, 7])):
+        assert torch.equal(whole[f"{name}.bias"][rows], model.state_dict()[f"{name}.bias"][rows])
+    assert torch.equal(whole["0.weight"][[1, 2, 5, 6, 7]], first.weight[[1, 2, 5, 6, 7]])
+    assert not whole["2.weight"][:, [1, 2, 5, 6, 7]].any()
+    assert not whole["4.weight"][:, [0, 3, 4, 5, 6, 7]].any()
+
+
+def test_the_model_itself_and_shared_weights_stay() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.other = nn.Linear(6, 10), nn.Linear(10, 6), nn.Linear(10, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.down(self.up(x).tanh())
+            return self.down(self.up(x).tanh())
+
+    model = Twice().eval()
+    x = torch.randn(SAMPLES, 6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = capture(model, x[:BATCH])
+    refitted, whole = both(graph, make_plan(graph, {"up": range(5)}), x)
+    assert whole.record["blocks"] == {}
+    assert all(torch.equal(whole.tensors[name], value) for name, value in refitted.tensors.items())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("samples", [8, 2 * BATCH])
+def test_too_few_samples_leave_the_refit(samples: int) -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 2)).eval()
+    x = torch.randn(samples, 64)
+    graph = capture(model, x[: min(samples, BATCH)])
+    refitted, whole = both(graph, make_plan(graph, {"0": range(16)}), x)
+    assert whole.record["blocks"] == {}
+    assert all(torch.equal(whole.tensors[name], value) for name, value in refitted.tensors.items())
+
+
+def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Mlp(F.gelu).eval()
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(model, x[:BATCH])
+    plan = make_plan(graph, {"up": range(6)})
+    assert compensate(graph, plan, x, method="reconstruct").record["blocks"]
+    assert not compensate(graph, plan, x, method="reconstruct", memory_limit="4KB").record["blocks"]
+    monkeypatch.setattr(module, "WORK", 1e3)
+    assert not compensate(graph, plan, x, method="reconstruct").record["blocks"]
+    with pytest.raises(DataError, match="memory limit"):
+        compensate(graph, plan, x, method="reconstruct", memory_limit="much")
+
+
+def test_the_same_again() -> None:
+    model = Mlp(F.silu, gated=True).eval()
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(model, x[:BATCH])
+    plan = make_plan(graph, {group.name: range(6) for group in graph.groups if group.width == 12})
+    first, second = (compensate(graph, plan, x, method="reconstruct").tensors for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_cut_is_proved(name: str) -> None:
+    model, _ = build(name)
+    found = [NETS[name].inputs(8) for _ in range(8)]
+    batches = [(each, 0) for each in found] if isinstance(found[0], tuple) else found
+    assert ap.prune(model, batches, keep="units=60%", method="l2", compensate="reconstruct").proof.passed
