@@ -34,23 +34,26 @@ from actprune.graph.run import arguments, call
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS, output_rows
 
-ROUNDS, STEPS = 2, 12
-"""Rounds of both fits, and steps of conjugate gradients in each."""
+ROUNDS, STEPS = 4, 12
+"""Rounds of both fits at most, and steps of conjugate gradients in each."""
+
+WORTH = 0.99
+"""A round that leaves more of the error than this is the last one."""
 
 PASSES = 5
 """A step of conjugate gradients takes as much as so many forward passes."""
 
-WORK = 3e11
+WORK = 2.5e12
 """Multiply-adds that the steps of all blocks may take; large models use fewer samples, or are left as they are."""
 
 FEWEST, ENOUGH = 10, 100
 """Residuals for each weight that is fitted: below the first a block is left as it is, beyond the second more are of
 no use, as long as there are `SAMPLES` samples."""
 
-SAMPLES = 512
+SAMPLES = 256
 
-EVERY = 5
-"""On every fifth of these batches a step must bring the block nearer to the dense one."""
+HELD = 0.25
+"""So many more samples there are on which a step must bring the block nearer to the dense one."""
 
 GRAPHS = 4
 """The derivatives of a block hold so many times its values."""
@@ -99,27 +102,30 @@ def reconstruct(walk: Walk, data: Calibration, room: int) -> dict[str, Any]:
     if any(map(writes, walk.nodes)) or walk.sparing:
         return {}
     blocks = find_blocks(walk)
-    batches = affordable(blocks, graph.program.batch_size, len(data.batches), room)
+    batches, rounds = affordable(blocks, graph.program.batch_size, len(data.batches), room)
     record: dict[str, Any] = {}
     for block in sorted(blocks, key=lambda block: block.start):
         walk.advance(block.start)
         if batches[block.reader]:
-            record[block.reader.node] = _fit(walk, block, batches[block.reader])
+            record[block.reader.node] = _fit(walk, block, batches[block.reader], rounds)
     return record
 
 
-def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> dict[Site, int]:
-    """Reader → how many of `most` batches its block is fitted on; 0 where those would be too few."""
+def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> tuple[dict[Site, int], int]:
+    """Reader → how many of `most` batches its block is fitted on, 0 where those would be too few; and the rounds.
+
+    One round on all the samples that are of use comes first, then further rounds.
+    """
 
     def wanted(block: Block) -> int:
         enough = max(ENOUGH * block.unknowns / max(block.residuals, 1), SAMPLES / batch_size)
-        return min(most, ceil(enough), room // (GRAPHS * total_bytes(block.calls) + 1))
+        return min(most - 1, ceil(enough), room // (GRAPHS * total_bytes(block.calls) + 1))
 
-    work = sum(block.macs * wanted(block) for block in blocks) * PASSES * (STEPS + PROBES) * ROUNDS
-    share = min(1.0, WORK / max(work, 1))
+    work = max(sum(block.macs * wanted(block) for block in blocks) * PASSES * (STEPS + PROBES), 1)
+    rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, WORK / work)
     found = {block.reader: int(share * wanted(block)) for block in blocks}
-    fewest = {block.reader: max(2, FEWEST * block.unknowns / max(block.residuals, 1)) for block in blocks}
-    return {reader: count if count >= fewest[reader] else 0 for reader, count in found.items()}
+    fewest = {block.reader: FEWEST * block.unknowns / max(block.residuals, 1) for block in blocks}
+    return {reader: count if count >= fewest[reader] else 0 for reader, count in found.items()}, rounds
 
 
 def find_blocks(walk: Walk) -> list[Block]:
@@ -207,15 +213,17 @@ def _macs(graph: Graph, calls: Iterable[Node]) -> int:
     return sum(weight.numel() * results // weight.shape[d] for weight, d, results in weights)
 
 
-def _fit(walk: Walk, block: Block, batches: int) -> dict[str, Any]:
+def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     """All rounds of one block; what does not bring its sum nearer on held-out batches is taken back."""
-    spread = [i * walk.streams.count // batches for i in range(batches)]
-    held = spread[EVERY - 1 :: EVERY] or spread[-1:]
+    count = min(batches + ceil(HELD * batches), walk.streams.count)
+    spread = [i * walk.streams.count // count for i in range(count)]
+    every = ceil(count / (count - batches))
+    held = spread[every - 1 :: every] or spread[-1:]
     fitted = [i for i in spread if i not in held]
     known = _refitted(walk, block, walk.overrides)
     run = _Run(walk, block, known.overrides)
     best = first = run.loss(held)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         changes = run.step(fitted, held)
         if changes is None:
             break
@@ -224,7 +232,9 @@ def _fit(walk: Walk, block: Block, batches: int) -> dict[str, Any]:
         now = run.loss(held)
         if not now < best:
             break
-        known, best = tried, now
+        before, known, best = best, tried, now
+        if now > WORTH * before:
+            break
     if best < first:
         walk.streams.overrides = known.overrides
         walk.settled |= {*block.masks, block.reader.weight}
