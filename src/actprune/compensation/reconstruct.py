@@ -1,16 +1,16 @@
 """Block-wise reconstruction: the weights that make what is left of a group are fitted too, with those that read it.
 
 A refit of the reader alone leaves the kept units what they were. Here the layers in front of it turn them into better
-ones for the sum that the reader joins: a step of Gauss and Newton for the makers (`gauss_newton`), through whatever
-lies between (activations, norms, gates, pooling, an attention), then the refit of the reader in closed form, and so
-again. Blocks are taken front to back, each on what the network that is already reconstructed gives it. (Compare
-Li et al. 2021, BRECQ: block reconstruction, §3.2, for quantisation, with gradient descent.)
+ones for the sum that the reader joins: some steps of Gauss and Newton (`gauss_newton`) for the makers and the reader
+together, through whatever lies between (activations, norms, gates, pooling, an attention); then the reader is refitted
+in closed form on all samples. Blocks are taken front to back, each on what the network that is already reconstructed
+gives it. (Compare Li et al. 2021, BRECQ: block reconstruction, §3.2, for quantisation, by gradient descent.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
 from typing import Any
@@ -35,22 +35,22 @@ from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS, output_rows
 
 ROUNDS, STEPS = 4, 12
-"""Rounds of both fits at most, and steps of conjugate gradients in each."""
+"""Steps of Gauss and Newton at most, and of conjugate gradients in each."""
 
 WORTH = 0.99
-"""A round that leaves more of the error than this is the last one."""
+"""A step that leaves more of the error than this is the last one."""
 
 PASSES = 5
 """A step of conjugate gradients takes as much as so many forward passes."""
 
-WORK = 2.5e12
+WORK = 6e11
 """Multiply-adds that the steps of all blocks may take; large models use fewer samples, or are left as they are."""
 
 FEWEST, ENOUGH = 10, 100
 """Residuals for each weight that is fitted: below the first a block is left as it is, beyond the second more are of
 no use, as long as there are `SAMPLES` samples."""
 
-SAMPLES = 256
+SAMPLES = 512
 
 HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
@@ -70,7 +70,7 @@ class Block:
         result: what has to come out as in the dense network: the reader's output, or the norm's behind it.
         path: what becomes of the reader's output.
         start, stop: the places of the first maker and behind the reader.
-        masks: the makers' weights and biases by name → 1 where they may change.
+        masks: weights and biases of all of them by name → 1 where they may change.
         macs, residuals: of one batch.
     """
 
@@ -143,36 +143,40 @@ def find_blocks(walk: Walk) -> list[Block]:
 def _block(walk: Walk, reader: Site, makers: Iterable[Site]) -> Block | None:
     tensors, axes = walk.graph.program.tensors, walk.graph.tensor_axes
     places = {node.name: i for i, node in enumerate(walk.nodes)}
+
+    def free(site: Site) -> bool:
+        node = walk.nodes[places[site.node]]
+        floats = tensors[site.weight].dtype in (torch.float32, torch.float64)
+        return floats and exclusive(walk.placeholders.get(site.weight, ()), node)
+
+    chosen = [site for site in makers if site.weight != reader.weight and free(site)]
+    if not chosen or not free(reader):
+        return None
     node = walk.nodes[places[reader.node]]
     path, masks = walk.paths[node], dict[str, Tensor]()
-    starts: list[int] = []
-    for site in makers:
-        maker = walk.nodes[places[site.node]]
-        alone = site.weight != reader.weight and exclusive(walk.placeholders.get(site.weight, ()), maker)
-        if alone and tensors[site.weight].dtype in (torch.float32, torch.float64):
-            masks |= _masks(walk, site, maker)
-            starts.append(places[site.node])
+    for site in (*chosen, reader):
+        masks |= _masks(walk, site, walk.nodes[places[site.node]])
     result = path.norm or node
     calls = _between(walk.nodes, masks, walk.placeholders, result)
-    if node not in calls or path.partner in calls:
+    if path.partner in calls:
         return None
     outputs = kept_indices(axes[reader.weight][reader.out_dim], walk.kept)
     residuals = prod(shape(result)) * len(outputs) // tensors[reader.weight].shape[reader.out_dim]
     return Block(
-        reader, tuple(outputs), tuple(calls), result, path, min(starts), places[node.name] + 1, masks,
-        _macs(walk.graph, calls), residuals,
+        reader, tuple(outputs), tuple(calls), result, path,
+        min(places[site.node] for site in chosen), places[node.name] + 1, masks, _macs(walk.graph, calls), residuals,
     )  # fmt: skip
 
 
 def _masks(walk: Walk, site: Site, node: Node) -> dict[str, Tensor]:
-    """Of a maker's weight and of its bias, or the bias of the norm behind it: rows and columns that stay."""
+    """Of a layer's weight and of its bias, or the bias of the norm behind it: rows and columns that stay."""
     tensors = walk.graph.program.tensors
     weight = tensors[site.weight].detach()
     kept = kept_indices(walk.graph.tensor_axes[site.weight][site.out_dim], walk.kept)
     rows = torch.zeros(weight.shape[site.out_dim], dtype=weight.dtype, device=weight.device)
     rows[torch.as_tensor(kept, device=rows.device)] = 1
     shaped = rows.view([n if d == site.out_dim else 1 for d, n in enumerate(weight.shape)])
-    columns = column_mask(walk.graph, site, walk.kept, weight) if site.groups == 1 else 1
+    columns = column_mask(walk.graph, site, walk.kept, weight)
     name = _bias(walk, site, node)
     bias = {} if name is None else {name: rows.to(tensors[name].dtype)}
     return {site.weight: torch.ones_like(weight) * shaped * columns, **bias}
@@ -214,47 +218,38 @@ def _macs(graph: Graph, calls: Iterable[Node]) -> int:
 
 
 def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
-    """All rounds of one block; what does not bring its sum nearer on held-out batches is taken back."""
+    """Refit and steps of one block; a step that does not bring its sum nearer on held-out batches is not made."""
     count = min(batches + ceil(HELD * batches), walk.streams.count)
     spread = [i * walk.streams.count // count for i in range(count)]
     every = ceil(count / (count - batches))
-    held = spread[every - 1 :: every] or spread[-1:]
-    fitted = [i for i in spread if i not in held]
-    known = _refitted(walk, block, walk.overrides)
-    run = _Run(walk, block, known.overrides)
-    best = first = run.loss(held)
+    held = range(every - 1, count, every) or range(count - 1, count)
+    fitted = [i for i in range(count) if i not in held]
+    refit = walk.branch()
+    refit.settings = replace(walk.settings, rounds=0)  # the walk itself refits the reader once more
+    refit.advance(block.stop)
+    overrides = refit.overrides
+    run = _Run(walk, block, spread, overrides)
+    first = left = run.loss(held)
     for _ in range(rounds):
         changes = run.step(fitted, held)
         if changes is None:
             break
-        tried = _refitted(walk, block, {**known.overrides, **changes}, block.masks)
-        run = _Run(walk, block, tried.overrides)
-        now = run.loss(held)
-        if not now < best:
+        overrides = overrides | changes
+        run = _Run(walk, block, spread, overrides)
+        before, left = left, run.loss(held)
+        if left > WORTH * before:
             break
-        before, known, best = best, tried, now
-        if now > WORTH * before:
-            break
-    if best < first:
-        walk.streams.overrides = known.overrides
-        walk.settled |= {*block.masks, block.reader.weight}
-        walk.record |= known.record
-    return {"module": block.reader.module, "batches": batches, "left": best / first if first else 1.0}
-
-
-def _refitted(walk: Walk, block: Block, overrides: Mapping[str, Tensor], settled: Iterable[str] = ()) -> Walk:
-    """A branch of the walk up to behind the reader, which is refitted on what its makers give it."""
-    branch = walk.branch(overrides)
-    branch.settled.update(settled)
-    branch.advance(block.stop)
-    return branch
+    if left < first:
+        walk.streams.overrides = overrides
+        walk.settled |= block.masks.keys() - {block.reader.weight}
+    return {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0}
 
 
 class _Run:
-    """A block in both streams, with everything that its calls read."""
+    """A block in both streams on some of the batches, with everything that its calls read."""
 
-    def __init__(self, walk: Walk, block: Block, overrides: Mapping[str, Tensor]) -> None:
-        self.block, self.streams = block, walk.streams.fork(overrides)
+    def __init__(self, walk: Walk, block: Block, batches: Sequence[int], overrides: Mapping[str, Tensor]) -> None:
+        self.block, self.streams = block, walk.streams.part(batches, overrides)
         for node in walk.nodes[block.start : walk.nodes.index(block.result) + 1]:
             self.streams.step_dense(node)
             self.streams.step_cut(node)

@@ -67,6 +67,14 @@ class Streams:
         other._cut, other._made = dict(self._cut), dict(self._made)
         return other
 
+    def part(self, numbers: Sequence[int], overrides: Mapping[str, Tensor]) -> Streams:
+        """The same on some of the batches."""
+        other = self.fork(overrides)
+        other.count, other._made = len(numbers), {}
+        for name in ("_dense", "_cut"):
+            setattr(other, name, {node: [values[i] for i in numbers] for node, values in getattr(self, name).items()})
+        return other
+
     def dense(self, node: Node) -> Values:
         return self._dense[node]
 

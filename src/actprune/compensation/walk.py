@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,10 +150,10 @@ class Walk:
             self._pass(self.nodes[i], i == self.last)
         self.place = max(self.place, min(place, self.last + 1))
 
-    def branch(self, overrides: Mapping[str, Tensor]) -> Walk:
-        """A walk that goes on from here by itself, with these overrides."""
+    def branch(self) -> Walk:
+        """A walk that goes on from here by itself."""
         other = copy(self)
-        other.streams, other.settled, other.record = self.streams.fork(overrides), set(self.settled), {}
+        other.streams, other.settled, other.record = self.streams.fork(self.overrides), set(self.settled), {}
         return other
 
     def _pass(self, node: Node, last: bool) -> None:
