@@ -129,22 +129,23 @@ class Deciding:
             plan = on_time or plan_for(wanted.keep)
             if dense is None or measured is None or wanted.cost == "units":
                 return self._as_it_is(plan, wanted.keep, dense)
-            return within_budget(
-                self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._metric_of, dense
+            found = within_budget(
+                self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._quick_metric_of, dense
             )
+            return replace(found, metric=self._metric_of(found.plan))
         lowest = space.least if wanted.cost != "units" else 0.01
         lowest = max(lowest, wanted.keep if budget is not None else 0.0)
         first = lowest if budget is not None else max(lowest, 0.5)
         return within_drop(plan_for, self._metric_of, dense, asked.max_drop, lowest, first)
 
-    def rewrite(self, plan: Plan) -> Rewrite:
-        """The candidate network of a plan."""
+    def rewrite(self, plan: Plan, method: str | None = None) -> Rewrite:
+        """The candidate network of a plan, by this compensation or the one that is asked for."""
         asked = self.settings
         return refit(
             self.graph,
             plan,
             self.refitted,
-            method=asked.method.compensate,
+            method=method or asked.method.compensate,
             batchnorm=asked.batchnorm,
             distance=asked.distance,
             base=self._base(),
@@ -188,12 +189,16 @@ class Deciding:
             lambda done, total: asked.tell("sensitivity", done, total), near,
         )  # fmt: skip
 
-    def _metric_of(self, plan: Plan) -> float:
+    def _metric_of(self, plan: Plan, method: str | None = None) -> float:
         """Of the cut network; several ρ may give one plan."""
-        key = tuple(group.kept for group in plan.groups.values())
+        key = method or self.settings.method.compensate, *(group.kept for group in plan.groups.values())
         if key not in self.metrics:
-            self.metrics[key] = self._tried(plan, self.rewrite(plan), lambda small: self.settings.metric(small) or 0.0)
+            rewrite = self.rewrite(plan, method)
+            self.metrics[key] = self._tried(plan, rewrite, lambda small: self.settings.metric(small) or 0.0)
         return self.metrics[key]
+
+    def _quick_metric_of(self, plan: Plan) -> float:
+        return self._metric_of(plan, quickly(self.settings.method.compensate or "none"))
 
     def _tried(self, plan: Plan, rewrite: Rewrite, use: Callable[[nn.Module], float]) -> float:
         """What `use` says of the network that `plan` leaves."""

@@ -28,7 +28,7 @@ from actprune.compensation.schedule import Path
 from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk, exclusive
 from actprune.data import Calibration
-from actprune.graph.program import named_arguments, shape
+from actprune.graph.program import named_arguments, op_name, shape
 from actprune.graph.room import total_bytes
 from actprune.graph.run import arguments, call
 from actprune.rewrite import column_mask
@@ -46,7 +46,7 @@ PASSES = 5
 WORK = 6e11
 """Multiply-adds that the steps of all blocks may take; large models use fewer samples, or are left as they are."""
 
-FEWEST, ENOUGH = 10, 100
+FEWEST, ENOUGH = 4, 20
 """Residuals for each weight that is fitted: below the first a block is left as it is, beyond the second more are of
 no use, as long as there are `SAMPLES` samples."""
 
@@ -54,6 +54,9 @@ SAMPLES = 512
 
 HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
+
+VALUE = 30
+"""Multiply-adds in the time that a value takes which is only read and written."""
 
 GRAPHS = 4
 """The derivatives of a block hold so many times its values."""
@@ -210,11 +213,19 @@ def _between(
 
 
 def _macs(graph: Graph, calls: Iterable[Node]) -> int:
-    """Of the layers among these calls, for one batch."""
+    """Of the layers and attentions among these calls, for one batch, with the time that values take by themselves."""
     sites = {site.node: site for site in graph.sites}
-    own = [(sites[node.name], node) for node in calls if node.name in sites]
-    weights = [(graph.program.tensors[site.weight], site.out_dim, prod(shape(node))) for site, node in own]
-    return sum(weight.numel() * results // weight.shape[d] for weight, d, results in weights)
+    total = 0
+    for node in calls:
+        results, site = prod(shape(node)), sites.get(node.name)
+        total += VALUE * results
+        if site is not None:
+            weight = graph.program.tensors[site.weight]
+            total += weight.numel() * results // weight.shape[site.out_dim]
+        elif op_name(node).startswith("aten.scaled_dot_product_attention."):
+            query, key = node.args[:2]
+            total += prod(shape(query)[:-1]) * shape(key)[-2] * (2 * shape(query)[-1] + VALUE)
+    return total
 
 
 def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
