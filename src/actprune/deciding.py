@@ -132,7 +132,11 @@ class Deciding:
             found = within_budget(
                 self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._quick_metric_of, dense
             )
-            return replace(found, metric=self._metric_of(found.plan))
+            if quickly(asked.method.compensate or "none") == asked.method.compensate:
+                return found
+            metric = self._metric_of(found.plan)
+            told = describe(found.plan, "reconstruct", wanted.keep, metric, dense, True)
+            return replace(found, metric=metric, rounds=(*found.rounds, told))
         lowest = space.least if wanted.cost != "units" else 0.01
         lowest = max(lowest, wanted.keep if budget is not None else 0.0)
         first = lowest if budget is not None else max(lowest, 0.5)
