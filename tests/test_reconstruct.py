@@ -184,6 +184,20 @@ def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         compensate(graph, plan, x, method="reconstruct", memory_limit="much")
 
 
+def test_calls_without_a_second_derivative_leave_the_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError("the derivative for 'odd' is not implemented")
+
+    monkeypatch.setattr(module, "gauss_newton", refuse)
+    model = Mlp(F.gelu).eval()
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(model, x[:BATCH])
+    refitted, whole = both(graph, make_plan(graph, {"up": range(6)}), x)
+    (told,) = whole.record["blocks"].values()
+    assert "not implemented" in told["failed"] and told["left"] == 1
+    assert all(torch.equal(whole.tensors[name], value) for name, value in refitted.tensors.items())
+
+
 def test_the_same_again() -> None:
     model = Mlp(F.silu, gated=True).eval()
     x = torch.randn(SAMPLES, 6)

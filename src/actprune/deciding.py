@@ -132,7 +132,7 @@ class Deciding:
             found = within_budget(
                 self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._quick_metric_of, dense
             )
-            if quickly(asked.method.compensate or "none") == asked.method.compensate:
+            if self._quick == asked.method.compensate:
                 return found
             metric = self._metric_of(found.plan)
             told = describe(found.plan, "reconstruct", wanted.keep, metric, dense, True)
@@ -179,12 +179,11 @@ class Deciding:
         space = self._space(replace(budget, keep=1.0))
         room = limit_bytes(asked.memory_limit) // 32  # numbers of eight bytes; two of these are alive at a time
         rectified = any(path.rectified for path in schedule(self.graph).paths.values())
-        method = quickly(asked.method.compensate or "none")
         rounds = QUICK_ROUNDS if rectified and is_small(self.graph, held.samples) else 0
 
         def near(plan: Plan | None) -> Near:
             return Near(
-                self.graph, fitted, held, method=method, rounds=rounds, base=self._base(),
+                self.graph, fitted, held, method=self._quick, rounds=rounds, base=self._base(),
                 collected=min(COLLECTED, room), around=plan,
             )  # fmt: skip
 
@@ -202,7 +201,12 @@ class Deciding:
         return self.metrics[key]
 
     def _quick_metric_of(self, plan: Plan) -> float:
-        return self._metric_of(plan, quickly(self.settings.method.compensate or "none"))
+        return self._metric_of(plan, self._quick)
+
+    @property
+    def _quick(self) -> str | None:
+        """The compensation by which many plans are compared."""
+        return quickly(self.settings.method.compensate)
 
     def _tried(self, plan: Plan, rewrite: Rewrite, use: Callable[[nn.Module], float]) -> float:
         """What `use` says of the network that `plan` leaves."""

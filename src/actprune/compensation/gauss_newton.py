@@ -76,10 +76,11 @@ def gauss_newton(residuals: Sequence[Residual], like: Sequence[Tensor], steps: i
     left, towards = right, [t * s for t, s in zip(right, scale, strict=True)]
     direction, length = towards, _product(left, towards)
     for _ in range(steps):
-        if not length > 0:
-            break
         bent = curved(direction)
-        size = length / _product(direction, bent)
+        curvature = _product(direction, bent)
+        if not (length > 0 and curvature > 0):
+            break
+        size = length / curvature
         changes = _plus(changes, size, direction)
         left = _plus(left, -size, bent)
         towards = [t * s for t, s in zip(left, scale, strict=True)]

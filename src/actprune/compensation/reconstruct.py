@@ -29,7 +29,6 @@ from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk, exclusive
 from actprune.data import Calibration
 from actprune.graph.program import named_arguments, op_name, shape
-from actprune.graph.room import total_bytes
 from actprune.graph.run import arguments, call
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS, output_rows
@@ -58,8 +57,8 @@ HELD = 0.25
 VALUE = 30
 """Multiply-adds in the time that a value takes which is only read and written."""
 
-GRAPHS = 4
-"""The derivatives of a block hold so many times its values."""
+GRAPHS = 16
+"""Bytes for each value of a block that its derivatives hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,7 @@ class Block:
         path: what becomes of the reader's output.
         start, stop: the places of the first maker and behind the reader.
         masks: weights and biases of all of them by name → 1 where they may change.
-        macs, residuals: of one batch.
+        macs, values, residuals: numbers of them for one batch.
     """
 
     reader: Site
@@ -85,8 +84,8 @@ class Block:
     start: int
     stop: int
     masks: Mapping[str, Tensor]
-
     macs: int
+    values: int
     residuals: int
 
     @property
@@ -122,7 +121,7 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
 
     def wanted(block: Block) -> int:
         enough = max(ENOUGH * block.unknowns / max(block.residuals, 1), SAMPLES / batch_size)
-        return min(most - 1, ceil(enough), room // (GRAPHS * total_bytes(block.calls) + 1))
+        return min(most - 1, ceil(enough), room // (GRAPHS * block.values + 1))
 
     work = max(sum(block.macs * wanted(block) for block in blocks) * PASSES * (STEPS + PROBES), 1)
     rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, WORK / work)
@@ -158,7 +157,7 @@ def _block(walk: Walk, reader: Site, makers: Iterable[Site]) -> Block | None:
     node = walk.nodes[places[reader.node]]
     path, masks = walk.paths[node], dict[str, Tensor]()
     for site in (*chosen, reader):
-        masks |= _masks(walk, site, walk.nodes[places[site.node]])
+        masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site is not reader)
     result = path.norm or node
     calls = _between(walk.nodes, masks, walk.placeholders, result)
     if path.partner in calls:
@@ -167,12 +166,16 @@ def _block(walk: Walk, reader: Site, makers: Iterable[Site]) -> Block | None:
     residuals = prod(shape(result)) * len(outputs) // tensors[reader.weight].shape[reader.out_dim]
     return Block(
         reader, tuple(outputs), tuple(calls), result, path,
-        min(places[site.node] for site in chosen), places[node.name] + 1, masks, _macs(walk.graph, calls), residuals,
+        min(places[site.node] for site in chosen), places[node.name] + 1, masks, *_effort(walk.graph, calls), residuals,
     )  # fmt: skip
 
 
-def _masks(walk: Walk, site: Site, node: Node) -> dict[str, Tensor]:
-    """Of a layer's weight and of its bias, or the bias of the norm behind it: rows and columns that stay."""
+def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:
+    """Of a layer's weight and of its bias: rows and columns that stay.
+
+    Args:
+        behind: take the bias of the norm behind it where it has none itself. (A refit counts on that one.)
+    """
     tensors = walk.graph.program.tensors
     weight = tensors[site.weight].detach()
     kept = kept_indices(walk.graph.tensor_axes[site.weight][site.out_dim], walk.kept)
@@ -180,16 +183,18 @@ def _masks(walk: Walk, site: Site, node: Node) -> dict[str, Tensor]:
     rows[torch.as_tensor(kept, device=rows.device)] = 1
     shaped = rows.view([n if d == site.out_dim else 1 for d, n in enumerate(weight.shape)])
     columns = column_mask(walk.graph, site, walk.kept, weight)
-    name = _bias(walk, site, node)
+    name = _bias(walk, site, node, behind)
     bias = {} if name is None else {name: rows.to(tensors[name].dtype)}
     return {site.weight: torch.ones_like(weight) * shaped * columns, **bias}
 
 
-def _bias(walk: Walk, site: Site, node: Node) -> str | None:
+def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:
     slot = walk.slot(site, node)
     norm = walk.paths[node].norm
-    if slot is None or slot.sign > 0 or norm is None:
-        return None if slot is None else slot.name
+    if slot is not None and slot.sign > 0:
+        return slot.name
+    if slot is None or norm is None or not behind:
+        return None
     bias = named_arguments(norm)["bias"]  # a running mean would do the same, but has no derivative
     name = walk.graph.program.bindings.get(bias.name) if isinstance(bias, Node) else None
     return name if name is not None and exclusive(walk.placeholders[name], norm) else None
@@ -212,20 +217,21 @@ def _between(
     return [node for node in nodes if node in behind and node in needed]
 
 
-def _macs(graph: Graph, calls: Iterable[Node]) -> int:
-    """Of the layers and attentions among these calls, for one batch, with the time that values take by themselves."""
+def _effort(graph: Graph, calls: Iterable[Node]) -> tuple[int, int]:
+    """(multiply-adds, values) of these calls, for one batch; what values take by themselves counts as multiply-adds."""
     sites = {site.node: site for site in graph.sites}
-    total = 0
+    macs = values = 0
     for node in calls:
         results, site = prod(shape(node)), sites.get(node.name)
-        total += VALUE * results
+        values += results
         if site is not None:
             weight = graph.program.tensors[site.weight]
-            total += weight.numel() * results // weight.shape[site.out_dim]
+            macs += weight.numel() * results // weight.shape[site.out_dim]
         elif op_name(node).startswith("aten.scaled_dot_product_attention."):
             query, key = node.args[:2]
-            total += prod(shape(query)[:-1]) * shape(key)[-2] * (2 * shape(query)[-1] + VALUE)
-    return total
+            weights = prod(shape(query)[:-1]) * shape(key)[-2]
+            macs, values = macs + 2 * weights * shape(query)[-1], values + 2 * weights
+    return macs + VALUE * values, values
 
 
 def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
@@ -241,8 +247,13 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     overrides = refit.overrides
     run = _Run(walk, block, spread, overrides)
     first = left = run.loss(held)
+    failed: dict[str, str] = {}
     for _ in range(rounds):
-        changes = run.step(fitted, held)
+        try:
+            changes = run.step(fitted, held)
+        except RuntimeError as error:  # a call without a second derivative, or no memory for it
+            failed = {"failed": str(error).partition("\n")[0]}
+            break
         if changes is None:
             break
         overrides = overrides | changes
@@ -253,7 +264,7 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     if left < first:
         walk.streams.overrides = overrides
         walk.settled |= block.masks.keys() - {block.reader.weight}
-    return {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0}
+    return {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0, **failed}
 
 
 class _Run:

@@ -31,11 +31,6 @@ def held_bytes(order: Sequence[Node]) -> int:
     return most
 
 
-def total_bytes(calls: Sequence[Node]) -> int:
-    """What all values of some calls take together, of one batch."""
-    return sum(map(_size, calls))
-
-
 def _size(node: Node) -> int:
     values = pytree.tree_leaves(node.meta.get("val"))
     return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
