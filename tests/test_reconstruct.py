@@ -21,7 +21,7 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite
 from nets import NETS, build
 
-SAMPLES, BATCH = 512, 32
+SAMPLES, BATCH = 512, 128
 
 
 class Mlp(nn.Module):

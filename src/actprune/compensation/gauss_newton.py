@@ -22,6 +22,9 @@ Residual = Callable[[Sequence[Tensor]], Tensor]
 DAMPING = 1e-3
 """λ."""
 
+TOLERANCE = 1e-3
+"""Conjugate gradients end where the square of the gradient, preconditioned, has come down to this share."""
+
 PROBES = 2
 """Random signs for each batch."""
 
@@ -75,10 +78,13 @@ def gauss_newton(residuals: Sequence[Residual], like: Sequence[Tensor], steps: i
     changes = [torch.zeros_like(t) for t in right]
     left, towards = right, [t * s for t, s in zip(right, scale, strict=True)]
     direction, length = towards, _product(left, towards)
+    enough = TOLERANCE * length
     for _ in range(steps):
+        if not length > enough:
+            break
         bent = curved(direction)
         curvature = _product(direction, bent)
-        if not (length > 0 and curvature > 0):
+        if not curvature > 0:
             break
         size = length / curvature
         changes = _plus(changes, size, direction)

@@ -33,10 +33,10 @@ from actprune.graph.run import arguments, call
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS, output_rows
 
-ROUNDS, STEPS = 4, 12
+ROUNDS, STEPS = 3, 12
 """Steps of Gauss and Newton at most, and of conjugate gradients in each."""
 
-WORTH = 0.99
+WORTH = 0.97
 """A step that leaves more of the error than this is the last one."""
 
 PASSES = 5
