@@ -102,7 +102,7 @@ def test_linear_layers_in_a_row_are_factorised_anew() -> None:
     graph = capture(model, x[:BATCH])
     refitted, whole = both(graph, make_plan(graph, {"0": [1, 4, 7]}), x)
     assert error(graph, refitted, x) > 0.05
-    assert error(graph, whole, x) < 1e-5
+    assert error(graph, whole, x) < 1e-4
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -160,7 +160,7 @@ def _block(walk: Walk, reader: Site, makers: Iterable[Site]) -> Block | None:
         masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site is not reader)
     result = path.norm or node
     calls = _between(walk.nodes, masks, walk.placeholders, result)
-    if path.partner in calls:
+    if path.partner in calls or any(_masked(walk, node) for node in calls):
         return None
     outputs = kept_indices(axes[reader.weight][reader.out_dim], walk.kept)
     residuals = prod(shape(result)) * len(outputs) // tensors[reader.weight].shape[reader.out_dim]
@@ -168,6 +168,14 @@ def _block(walk: Walk, reader: Site, makers: Iterable[Site]) -> Block | None:
         reader, tuple(outputs), tuple(calls), result, path,
         min(places[site.node] for site in chosen), places[node.name] + 1, masks, *_effort(walk.graph, calls), residuals,
     )  # fmt: skip
+
+
+def _masked(walk: Walk, node: Node) -> bool:
+    """Whether a call reads the mask of a cut group that no weight sums over, such as the size of queries and keys."""
+    graph = walk.graph
+    cut = {group.key for group in graph.groups if len(walk.kept.get(group.key, range(group.width))) < group.width}
+    names = (graph.program.bindings.get(source.name, "") for source in node.all_input_nodes)
+    return any(name in graph.masks and graph.masks[name].touches(cut) for name in names)
 
 
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:
