@@ -100,7 +100,7 @@ class Calibration:
         if total == 1:
             return self, self
         count = min(max(1, round(total * share)), total - 1)
-        chosen = {(2 * i + 1) * total // (2 * count) for i in range(count)}  # spread evenly
+        chosen = evenly(total, count)
         rest, held = ([i for i in range(total) if (i in chosen) is wanted] for wanted in (False, True))
         return self.part(rest), self.part(held)
 
@@ -109,6 +109,11 @@ class Calibration:
         size = self.samples // len(self.batches)
         labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
         return Calibration(tuple(self.batches[i] for i in numbers), len(numbers) * size, labels=labels)
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """`count` of the numbers below `total`, with even gaps."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def take(

@@ -132,7 +132,7 @@ class Deciding:
             found = within_budget(
                 self.graph, plan, wanted, lambda p: self._trades(p, wanted, measured), self._quick_metric_of, dense
             )
-            if self._quick == asked.method.compensate:
+            if self._quick == self._compensation:
                 return found
             metric = self._metric_of(found.plan)
             told = describe(found.plan, "reconstruct", wanted.keep, metric, dense, True)
@@ -149,7 +149,7 @@ class Deciding:
             self.graph,
             plan,
             self.refitted,
-            method=method or asked.method.compensate,
+            method=method or self._compensation,
             batchnorm=asked.batchnorm,
             distance=asked.distance,
             base=self._base(),
@@ -194,7 +194,7 @@ class Deciding:
 
     def _metric_of(self, plan: Plan, method: str | None = None) -> float:
         """Of the cut network; several ρ may give one plan."""
-        key = method or self.settings.method.compensate, *(group.kept for group in plan.groups.values())
+        key = method or self._compensation, *(group.kept for group in plan.groups.values())
         if key not in self.metrics:
             rewrite = self.rewrite(plan, method)
             self.metrics[key] = self._tried(plan, rewrite, lambda small: self.settings.metric(small) or 0.0)
@@ -204,9 +204,13 @@ class Deciding:
         return self._metric_of(plan, self._quick)
 
     @property
-    def _quick(self) -> str | None:
+    def _compensation(self) -> str:
+        return self.settings.method.compensate or "none"
+
+    @property
+    def _quick(self) -> str:
         """The compensation by which many plans are compared."""
-        return quickly(self.settings.method.compensate)
+        return quickly(self._compensation)
 
     def _tried(self, plan: Plan, rewrite: Rewrite, use: Callable[[nn.Module], float]) -> float:
         """What `use` says of the network that `plan` leaves."""

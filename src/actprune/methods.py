@@ -80,7 +80,7 @@ ALLOCATIONS = ("sensitivity", "uniform", "layerwise", "spatial", "global", "natu
 COMPENSATIONS = ("reconstruct", "least_squares", "ridge_map", "bias", "none")
 
 
-def quickly(compensation: str | None) -> str | None:
+def quickly(compensation: str) -> str:
     """What stands for a compensation where many candidates are compared, and where it begins."""
     return "least_squares" if compensation == "reconstruct" else compensation
 

@@ -22,6 +22,10 @@ Residual = Callable[[Sequence[Tensor]], Tensor]
 DAMPING = 1e-3
 """λ."""
 
+LEAST = 1e-2
+"""No tensor is damped as if its mean were a smaller share of the largest one: what nothing depends on, as the bias of
+keys in front of a softmax, would go wherever rounding sends it."""
+
 TOLERANCE = 1e-3
 """Conjugate gradients end where the square of the gradient, preconditioned, has come down to this share."""
 
@@ -68,7 +72,8 @@ def gauss_newton(residuals: Sequence[Residual], like: Sequence[Tensor], steps: i
     batches = [_Linear(residual, like) for residual in residuals]
     right = _sum([[-t for t in batch.pull(batch.now)] for batch in batches])
     diagonal = _diagonal(batches)
-    damping = [DAMPING * d.mean() + torch.finfo(d.dtype).tiny for d in diagonal]
+    means = [float(d.mean()) for d in diagonal]
+    damping = [DAMPING * max(mean, LEAST * max(means)) + torch.finfo(torch.float32).tiny for mean in means]
     scale = [1 / (d + size) for d, size in zip(diagonal, damping, strict=True)]
 
     def curved(direction: list[Tensor]) -> list[Tensor]:
@@ -95,15 +100,17 @@ def gauss_newton(residuals: Sequence[Residual], like: Sequence[Tensor], steps: i
     return changes
 
 
-def best_size(loss: Callable[[Sequence[Tensor]], float], changes: Sequence[Tensor]) -> list[Tensor] | None:
-    """The changes times the one of `SIZES` with the smallest loss; None where none is below that of no change."""
-    lowest, best = loss([torch.zeros_like(t) for t in changes]), None
+def best_size(
+    loss: Callable[[Sequence[Tensor]], float], changes: Sequence[Tensor], lowest: float
+) -> tuple[list[Tensor] | None, float]:
+    """The changes times the one of `SIZES` with the smallest loss, and that; None where none is below `lowest`."""
+    best: list[Tensor] | None = None
     for size in SIZES:
         tried = [size * t for t in changes]
         found = loss(tried)
         if found < lowest:
             lowest, best = found, tried
-    return best
+    return best, lowest
 
 
 def _diagonal(batches: Sequence[_Linear]) -> list[Tensor]:

@@ -87,9 +87,9 @@ def compensate(
     if name != "none":
         order = schedule(graph, target == "sum")
         streams = Streams(graph.program, data.batches, order.nodes, overrides)
-        walk = Walk(graph, plan, order, streams, Settings(quickly(name) or name, scope == "all", rounds, rows))
+        walk = Walk(graph, plan, order, streams, Settings(quickly(name), scope == "all", rounds, rows))
         if name == "reconstruct":
-            record["blocks"] = reconstruct(walk, data, limit_bytes(memory_limit) // 4)
+            record["blocks"] = reconstruct(walk, limit_bytes(memory_limit) // 4)
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
     if norms:

@@ -71,8 +71,8 @@ class Streams:
         """The same on some of the batches."""
         other = self.fork(overrides)
         other.count, other._made = len(numbers), {}
-        for name in ("_dense", "_cut"):
-            setattr(other, name, {node: [values[i] for i in numbers] for node, values in getattr(self, name).items()})
+        other._dense = {node: [values[i] for i in numbers] for node, values in self._dense.items()}
+        other._cut = {node: [values[i] for i in numbers] for node, values in self._cut.items()}
         return other
 
     def dense(self, node: Node) -> Values:

@@ -148,7 +148,7 @@ class Walk:
         """Up to this place among `nodes`, not beyond the last consumer that may be refitted."""
         for i in range(self.place, min(place, self.last + 1)):
             self._pass(self.nodes[i], i == self.last)
-        self.place = max(self.place, min(place, self.last + 1))
+            self.place = i + 1
 
     def branch(self) -> Walk:
         """A walk that goes on from here by itself."""
