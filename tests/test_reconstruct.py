@@ -224,3 +224,11 @@ def test_every_cut_is_proved(name: str) -> None:
     found = [NETS[name].inputs(8) for _ in range(8)]
     batches = [(each, 0) for each in found] if isinstance(found[0], tuple) else found
     assert ap.prune(model, batches, keep="units=60%", method="l2", compensate="reconstruct").proof.passed
+
+
+def test_the_report_says_how_much_nearer_blocks_came() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(SAMPLES, 6)
+    report = ap.prune(Mlp(nn.GELU()), x, keep="units=50%", method="l2", compensate="reconstruct").report
+    (note,) = (note for note in report.notes if "as a whole" in note)
+    assert note.startswith("1 of 1 blocks of layers were fitted")
