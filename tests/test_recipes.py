@@ -52,9 +52,12 @@ def test_the_walk(run: Run, tmp_path: Path) -> None:  # noqa: F811
     name, group = next(iter(edited["groups"].items()))
     group["kept"] = group["kept"][:2]
     (tmp_path / "mine.json").write_text(json.dumps(edited, indent=1))
-    code, out, err = run("prune", "recipe.py", "--method", "l2", "--plan", "mine.json", "--out", "runs/mine", "--json")
+    words = ("prune", "recipe.py", "--method", "l2", "--plan", "mine.json", "--recover", "4", "--out", "runs/mine")
+    code, out, err = run(*words, "--json")
     assert code == 0, err
-    assert {g["name"]: g["after"] for g in json.loads(out)["groups"]}[name] == 2
+    told = json.loads(out)
+    assert {g["name"]: g["after"] for g in told["groups"]}[name] == 2
+    assert told["recovered"] is not None and any("4 steps" in note for note in told["notes"])
 
 
 def test_a_further_fine_tune(run: Run, tmp_path: Path) -> None:  # noqa: F811
@@ -90,7 +93,20 @@ def test_a_further_fine_tune(run: Run, tmp_path: Path) -> None:  # noqa: F811
 
 def test_a_sweep_is_run_folders_and_a_frontier(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert run("init")[0] == 0
-    words = ("sweep", "recipe.py", "--keep", "macs=70%", "--keep", "params=40%", "--method", "l2", "--out", "runs/s")
+    words = (
+        "sweep",
+        "recipe.py",
+        "--keep",
+        "macs=70%",
+        "--keep",
+        "params=40%",
+        "--method",
+        "l2",
+        "--recover",
+        "2",
+        "--out",
+        "runs/s",
+    )
     code, out, err = run(*words, "--json")
     assert code == 0, err
     told, home = json.loads(out), tmp_path / "runs" / "s"
@@ -99,6 +115,7 @@ def test_a_sweep_is_run_folders_and_a_frontier(run: Run, tmp_path: Path) -> None
     for one in told["points"]:
         report = json.loads((home / one["folder"] / "report.json").read_text())
         assert (one["macs"], one["accuracy"]) == (report["finetuned"]["macs"], report["finetuned"]["accuracy"])
+        assert report["recovered"] is not None
         assert f"| {one['keep']} |" in (home / "frontier.md").read_text()
     assert told["points"][0]["macs"] <= 0.7 * told["dense"]["macs"]
     assert told["points"][1]["params"] <= 0.4 * told["dense"]["params"]

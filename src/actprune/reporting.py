@@ -224,9 +224,7 @@ class Reporting:
         if isinstance(tune, SGD) and world > 1:
             yield f"Fine-tuned by {world} processes ({tune.strategy}), each with the whole dense network as teacher."
         yield from self._room()
-        wide = sum(
-            "greedy" in own.orders and by_blocks(self.guide.problems[n]) for n, own in self.guide.groups.items()
-        )
+        wide = sum("greedy" in own.orders and by_blocks(self.guide.problems[n]) for n, own in self.guide.groups.items())
         if wide and self.stats is not None:
             yield f"The greedy order of {wide} wide groups is approximate: units were removed {REMOVED} at a time."
         used = attempt.rewrite.record.get("samples", self.data.samples)
@@ -237,9 +235,10 @@ class Reporting:
             yield f"{len(left)} of {len(fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."
         blocks = attempt.rewrite.record.get("blocks", {}).values()
         if nearer := [block["left"] for block in blocks if block["left"] < 1]:
+            share = sum(nearer) / len(nearer)
             yield (
-                f"{len(nearer)} of {len(blocks)} blocks of layers were fitted as a whole: on held-out calibration samples, "
-                f"{sum(nearer) / len(nearer):.0%} of a refit's squared error is left on average."
+                f"{len(nearer)} of {len(blocks)} blocks of layers were fitted as a whole: on held-out calibration "
+                f"samples, {share:.0%} of a refit's squared error is left on average."
             )
         refitted = [fit for fit in fits if "rows" in fit]
         few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)

@@ -20,6 +20,7 @@ EqualWidths = Annotated[
 ]
 FormName = Annotated[str, typer.Option(help="class, graph or auto.")]
 MemoryLimit = Annotated[str | None, typer.Option(help="Of statistics and refits, such as 4GB.")]
+Recover = Annotated[int | None, typer.Option(min=1, help="Steps towards the dense network's outputs; no labels.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Resamples = Annotated[str, typer.Option(help="Resamples of the data for the report's confidence; auto: if quick.")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as one JSON object per line on the error stream.")]
@@ -29,3 +30,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print plain data instead o
 def rounded(text: str) -> Any:
     """What `--round-to` or `--confidence` says: a number, or auto."""
     return int(text) if text.isdecimal() else text
+
+
+def recovery(steps: int | None) -> Any:
+    """What `--recover` asks for."""
+    from actprune.recovery.distill import Distill  # the help loads no torch
+
+    return None if steps is None else Distill(steps)

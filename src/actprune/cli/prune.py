@@ -21,10 +21,12 @@ from actprune.cli.options import (
     MethodName,
     Protect,
     RecipeSpec,
+    Recover,
     Resamples,
     RoundTo,
     Samples,
     Seed,
+    recovery,
     rounded,
 )
 from actprune.cli.recipe import DEFAULT
@@ -44,6 +46,7 @@ def prune(
     equal_widths: EqualWidths = False,
     memory_limit: MemoryLimit = None,
     form: FormName = "class",
+    recover: Recover = None,
     confidence: Resamples = "auto",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
@@ -85,7 +88,7 @@ def prune(
         if dry_run:
             found: Any = predict(model, samples, **arguments)
         else:
-            arguments["finetune"] = recipe.optional("finetune")
+            arguments |= {"recover": recovery(recover), "finetune": recipe.optional("finetune")}
             found = run(model, samples, **arguments, save_to=out, resume=resume).report
     if as_json and not quiet:
         typer.echo(json.dumps(found.to_data(), indent=1))

@@ -22,9 +22,11 @@ from actprune.cli.options import (
     MemoryLimit,
     Protect,
     RecipeSpec,
+    Recover,
     Resamples,
     RoundTo,
     Samples,
+    recovery,
     rounded,
 )
 from actprune.cli.recipe import DEFAULT, Recipe
@@ -48,6 +50,7 @@ def sweep(
     equal_widths: EqualWidths = False,
     memory_limit: MemoryLimit = None,
     form: FormName = "class",
+    recover: Recover = None,
     confidence: Resamples = "auto",
     seed: Annotated[list[int] | None, typer.Option(help="Of everything random, 0 else; several times.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own; -1: one for each core.")] = 1,
@@ -91,7 +94,7 @@ def sweep(
             allocation=allocation, compensate=compensate,
             protect=protect or (), round_to=rounded(round_to), equal_widths=equal_widths,
             memory_limit=memory_limit, form=form,
-            confidence=rounded(confidence), progress=progress,
+            recover=recovery(recover), confidence=rounded(confidence), progress=progress,
             evaluate=own.optional("evaluate"), finetune=own.optional("finetune"), save_to=out, resume=resume,
         )  # fmt: skip
         for result, (budget, name) in zip(results, run_names(keep, methods, seeds), strict=True):
