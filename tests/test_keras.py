@@ -240,6 +240,14 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
         ),
         {"time_distributed.conv2d": 2, "conv_lstm2d.conv_lstm_cell": 2},
     ),
+    "a model at every step": (
+        lambda: _model(
+            (2, 5, 5, 2), kl.TimeDistributed(kl.Conv2D(4, 1)),
+            kl.TimeDistributed(keras.Sequential([keras.Input((5, 5, 4)), kl.Conv2D(6, 3), kl.GlobalMaxPooling2D()])),
+            kl.GRU(4), kl.Dense(2),
+        ),
+        {"time_distributed.conv2d": 2, "time_distributed_1.sequential.conv2d_1": 3, "gru": 2},
+    ),
     "one dimension, separable and transposed": (
         lambda: _model(
             (9, 4), kl.SeparableConv1D(6, 3), kl.DepthwiseConv1D(3), kl.Conv1DTranspose(6, 3), kl.Conv1D(4, 1),

@@ -65,10 +65,10 @@ _WITHIN = (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "b
 
 
 class _Within:
-    """Stands for a model within a model until its inputs, and so their new sizes, are known."""
+    """Stands for a model within a model, or a layer that wraps one, until its inputs, and so their sizes, are known."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
 
 
 class _Rebuilding:
@@ -126,9 +126,10 @@ class _Rebuilding:
         return made
 
     def _built(self, within: _Within, inputs: Any) -> Any:
-        key = id(within)
+        key, layer = id(within), within.layer
         if key not in self.made:
-            self.made[key] = self.model(within.model, inputs)
+            is_model = isinstance(layer, keras_on_torch().Model)
+            self.made[key] = self.model(layer, inputs) if is_model else self._like(layer, inputs)
         return self.made[key]
 
     def layer(self, layer: Any) -> Any:
@@ -139,30 +140,38 @@ class _Rebuilding:
 
     def _layer(self, layer: Any) -> Any:
         keras = keras_on_torch()
-        if isinstance(layer, keras.Model):
+        if any(isinstance(held, keras.Model) for held in (layer, *_wrapped(layer).values())):
             return _Within(layer)
-        if not isinstance(layer, keras.Layer):
-            return self._operation(layer)
+        return self._like(layer) if isinstance(layer, keras.Layer) else self._operation(layer)
+
+    def _like(self, layer: Any, inputs: Any = None) -> Any:
+        """A layer of the same class, smaller.
+
+        Args:
+            inputs: what it is called on, where it wraps a model.
+        """
+        keras = keras_on_torch()
         try:
             if isinstance(layer, keras.layers.Lambda):  # its config holds code, which isn't read back
                 return type(layer)(
                     layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
                     name=layer.name, dtype=layer.dtype_policy,
                 )  # fmt: skip
-            return type(layer).from_config(self._config(layer))
+            return type(layer).from_config(self._config(layer, inputs))
         except PlanError:
             raise
         except Exception as error:  # a config without what the class needs
             raise _misfit(layer.name, error) from error
 
-    def _config(self, layer: Any) -> dict[str, Any]:
+    def _config(self, layer: Any, inputs: Any) -> dict[str, Any]:
         keras = keras_on_torch()
         path = self.paths.get(id(layer)) or str(layer.name)
         config = dict(layer.get_config())
-        for field, attribute in _WITHIN:
-            inner = getattr(layer, attribute, None)
-            if field in config and isinstance(inner, keras.Layer):
-                config[field] = keras.saving.serialize_keras_object(self.layer(inner))
+        for field, inner in _wrapped(layer).items():
+            if field in config:
+                new = self.layer(inner)
+                new = self._built(new, _trailing(new.layer, inputs)) if isinstance(new, _Within) else new
+                config[field] = keras.saving.serialize_keras_object(new)
         if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
             config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
         own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
@@ -200,6 +209,21 @@ def _inputs(model: Any, given: Any) -> Any:
     shapes = [(was.shape[0], *now.shape[1:]) for was, now in zip(old, new, strict=True)]
     made = [keras.Input(**{**_shape_of(was), "batch_shape": shape}) for was, shape in zip(old, shapes, strict=True)]
     return made[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model._inputs_struct, made)
+
+
+def _wrapped(layer: Any) -> dict[str, Any]:
+    """Field of the config → the layer that is held in it."""
+    held = ((field, getattr(layer, attribute, None)) for field, attribute in _WITHIN)
+    return {field: inner for field, inner in held if isinstance(inner, keras_on_torch().Layer)}
+
+
+def _trailing(layer: Any, given: Any) -> Any:
+    """What a wrapped model is called on: of each step of a sequence, of each part of a batch."""
+    keras = keras_on_torch()
+    if not isinstance(layer, keras.Model):
+        return given
+    (whole,) = keras.tree.flatten(given)
+    return [keras.KerasTensor((None, *whole.shape[len(whole.shape) - len(was.shape) + 1 :])) for was in layer.inputs]
 
 
 def _shape_of(tensor: Any) -> dict[str, Any]:

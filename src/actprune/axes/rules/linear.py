@@ -32,26 +32,26 @@ def addmm(call: Call) -> Dims:
     if call["beta"] != 1 or call["alpha"] != 1:
         # the weight and the bias that act here are not the stored ones
         call.freeze(rows[1], "scaled and contracted")
-    return _contract(call, rows, call["mat2"], weight, call["self"])
+    return _contract(call, call["mat1"], call["mat2"], call["self"])
 
 
 @rule("aten.mm", "aten.matmul", "aten.bmm", "aten.linalg_matmul")
 def matmul(call: Call) -> Dims:
     """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`."""
-    left, right = call.values[0], call.values[1]
-    return _contract(call, call.axes(left), right, call.axes(right), None)
+    return _contract(call, call.values[0], call.values[1], None)
 
 
-def _contract(call: Call, a: Dims, right: Any, b: Dims, bias: Any) -> Dims:
+def _contract(call: Call, left: Any, right: Any, bias: Any) -> Dims:
+    a, b, stored = call.axes(left), call.axes(right), call.inference.stored
     rows, inner_a = a[-2:-1], a[-1]
     columns, inner_b = b[1:][-1:], b[max(len(b) - 2, 0)]  # a vector on the right has no columns
     call.unify(inner_a, inner_b)
     batch = _broadcast_batch(call, a[:-2], b[:-2])
-    if len(b) == 2 and (call.inference.stored.find(right) or call.inference.stored.joined(right, 0)) is not None:
-        call.site("linear", right, bias, in_dim=0, out_dim=1)
+    if len(b) == 2 and (stored.joined(right, 0) or stored.made_of(right)) is not None:
+        call.site("linear", right, bias, in_dim=0, out_dim=1, source=(left, -1))
     else:
         # two activations, or a parameter on the left: there are no columns of a weight that could be set to zero
-        call.mixes(call.values[0], -1)
+        call.mixes(left, -1)
         call.attends(batch)
     call.macs([*batch, *rows, inner_a, *columns])
     return (*batch, *rows, *columns)
