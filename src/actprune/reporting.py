@@ -15,7 +15,7 @@ from actprune.data import Calibration
 from actprune.errors import PlanError
 from actprune.forms import Form
 from actprune.graph.rebuilt import Rebuilt
-from actprune.guidance.blocks import REMOVED, by_blocks
+from actprune.guidance.blocks import by_blocks
 from actprune.guidance.confidence import Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
@@ -226,7 +226,7 @@ class Reporting:
         yield from self._room()
         wide = sum("greedy" in own.orders and by_blocks(self.guide.problems[n]) for n, own in self.guide.groups.items())
         if wide and self.stats is not None:
-            yield f"The greedy order of {wide} wide groups is approximate: units were removed {REMOVED} at a time."
+            yield f"The greedy order of {wide} wide groups is approximate: units were removed several at a time."
         used = attempt.rewrite.record.get("samples", self.data.samples)
         if used < self.data.samples:
             yield f"Refits used {used} of {self.data.samples} calibration samples, by the memory limit."

@@ -1,37 +1,39 @@
 """The greedy order of a wide group, by blocks: each time the cheapest of a few candidates, then one downdate for many.
 
 One by one, as `greedy` does it, every removal touches the whole inverse and the whole weight: with p columns and r
-outputs n (p² + p r) numbers move through memory. Here `REMOVED` units at a time are chosen by the exact costs among
-the `CANDIDATES` that are cheapest before, on the candidates' own part of the inverse, and then taken out of the whole
-in one product. That is an approximation only where a unit outside the candidates would have become cheaper than those
-inside; the costs that the curve sums up are exact.
+outputs n (p² + p r) numbers move through memory. Here some units at a time (`REMOVED`) are chosen by the exact costs
+among those that are cheapest before (`CANDIDATES`), on the candidates' own part of the inverse, and then taken out of
+the whole in one product. That is an approximation only where a unit outside the candidates would have become cheaper
+than those inside; the costs that the curve sums up are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Problem, inverse_of
+from actprune.guidance.problem import Problem, block_costs, inverse_of
 
 WIDE = 2048
-"""Groups of more units, of one column each, are ranked so."""
+"""Groups whose units are more columns of a consumer are ranked so."""
 
 REMOVED, CANDIDATES = 64, 160
+"""Units of one column; of units of b columns √b times fewer."""
 
 
 def by_blocks(group: Sequence[Problem]) -> bool:
     """Whether a group is ranked so."""
-    return bool(group) and all(p.columns.shape[0] > WIDE and p.columns.shape[1] == 1 for p in group)
+    return any(problem.columns.numel() > WIDE for problem in group)
 
 
 class _State:
     """One consumer: the inverse M over the columns of the units that are there, then those of none, and W̃ᵀ."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+        self.problem, self.width = problem, problem.columns.shape[1]
         self._others = problem.kept(())
 
     def restart(self, units: Tensor) -> None:
@@ -41,14 +43,55 @@ class _State:
         target = self.problem.factor @ self.problem.gram[:, kept]
         self.weight = self.inverse @ target.T
 
+    def columns(self, rows: Tensor) -> Tensor:
+        """(m, b) those of some units, as they lie in M."""
+        return rows[:, None] * self.width + torch.arange(self.width)
+
     def remove(self, rows: Tensor) -> None:
-        across = self.inverse[rows]  # (m, p)
-        solved = torch.linalg.solve(across[:, rows], across)
-        self.weight.addmm_(solved.T, self.weight[rows], alpha=-1)
+        columns = self.columns(rows).reshape(-1)
+        across = self.inverse[columns]  # (m b, p)
+        solved = torch.linalg.solve(across[:, columns], across)
+        self.weight.addmm_(solved.T, self.weight[columns], alpha=-1)
         self.inverse.addmm_(across.T, solved, alpha=-1)
 
     def costs(self, rows: Tensor) -> Tensor:
-        return self.weight[rows].pow(2).sum(1) / self.inverse.diagonal()[rows]
+        at = self.columns(rows)
+        return block_costs(self.inverse[at[:, :, None], at[:, None, :]], self.weight[at])
+
+    def part(self, rows: Tensor) -> _Part:
+        columns = self.columns(rows).reshape(-1)
+        weight = self.weight[columns]
+        return _Part(self.inverse[columns][:, columns], weight @ weight.T, self.width)
+
+
+class _Part:
+    """The candidates of one consumer: their part M of the inverse, and G = wwᵀ of their rows w of W̃ᵀ.
+
+    When a unit j goes, w loses a w_j and M loses a M_j:, with a = M_:j M_jj⁻¹. The costs are tr M_jj⁻¹ G_jj: w itself
+    is not needed.
+    """
+
+    def __init__(self, inverse: Tensor, products: Tensor, width: int) -> None:
+        self.inverse, self.products, self.width = inverse, products, width
+
+    def costs(self) -> Tensor:
+        """(c,) of each candidate."""
+        m, g = (self._own(matrix) for matrix in (self.inverse, self.products))
+        return torch.linalg.solve(m, g).diagonal(dim1=1, dim2=2).sum(1)
+
+    def remove(self, j: int) -> None:
+        m, g, own = self.inverse, self.products, slice(j * self.width, (j + 1) * self.width)
+        row = m[own].clone()
+        pull = torch.linalg.solve(row[:, own], row).T  # (c b, b)
+        half = g[:, own] - pull @ g[own, own] / 2
+        g.addmm_(pull, half.T, alpha=-1).addmm_(half, pull.T, alpha=-1)
+        m.addmm_(pull, row, alpha=-1)
+        m[own, own] = torch.eye(self.width, dtype=m.dtype)
+
+    def _own(self, matrix: Tensor) -> Tensor:
+        """(c, b, b) what each candidate has with itself."""
+        count = len(matrix) // self.width
+        return matrix.view(count, self.width, count, self.width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def eliminate_by_blocks(
@@ -56,6 +99,8 @@ def eliminate_by_blocks(
 ) -> tuple[list[int], list[float]]:
     """As `greedy.eliminate`: units from the most important to the first removed, and the curve."""
     states = [_State(problem) for problem in group]
+    fewer = ceil(sqrt(max(state.width for state in states)))
+    removed_at_once, candidates = max(removed_at_once // fewer, 1), max(candidates // fewer, 1)
     alive = torch.arange(group[0].columns.shape[0])
     removed: list[int] = []
     curve = [0.0]
@@ -67,7 +112,8 @@ def eliminate_by_blocks(
             fresh, rows = len(alive), torch.arange(len(alive))
         costs = torch.stack([state.costs(rows) for state in states]).sum(0)
         pool = costs.topk(min(candidates, len(alive)), largest=False).indices
-        chosen, spent = _cheapest(states, rows[pool], min(removed_at_once, len(pool)))
+        parts = [state.part(rows[pool]) for state in states]
+        chosen, spent = _cheapest(parts, len(pool), min(removed_at_once, len(pool)))
         gone = pool[chosen]
         removed += alive[gone].tolist()
         curve += (curve[-1] + spent.cumsum(0)).tolist()
@@ -79,28 +125,18 @@ def eliminate_by_blocks(
     return removed[::-1], curve[::-1]
 
 
-def _cheapest(states: Sequence[_State], rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(count,) places in `rows`, each the cheapest once those before it are out, and what they cost.
-
-    With M the candidates' part of the inverse, w the rows of W̃ᵀ and G = wwᵀ, the costs are diag G / diag M; when a unit
-    j goes, w loses a w_j and M loses a M_j, with a = M_:j / M_jj. So w itself is not needed.
-    """
-    parts = [(state.inverse[rows][:, rows], state.weight[rows]) for state in states]
-    parts = [(m, w @ w.T) for m, w in parts]
-    gone = torch.zeros(len(rows), dtype=torch.bool)
+def _cheapest(parts: Sequence[_Part], candidates: int, count: int) -> tuple[Tensor, Tensor]:
+    """(count,) candidates, each the cheapest once those before it are out, and what they cost."""
+    gone = torch.zeros(candidates, dtype=torch.bool)
     chosen: list[int] = []
     spent: list[float] = []
     for _ in range(count):
-        costs = torch.stack([g.diagonal() / m.diagonal() for m, g in parts]).sum(0)
+        costs = torch.stack([part.costs() for part in parts]).sum(0)
         costs[gone] = torch.inf
         j = int(costs.argmin())
         chosen.append(j)
         spent.append(max(float(costs[j]), 0.0))
         gone[j] = True
-        for m, g in parts:
-            pull = m[:, j] / m[j, j]
-            half = g[:, j] - g[j, j] / 2 * pull
-            g.addr_(pull, half, alpha=-1).addr_(half, pull, alpha=-1)
-            m.addr_(pull, m[j].clone(), alpha=-1)
-            m[j, j] = 1
+        for part in parts:
+            part.remove(j)
     return torch.tensor(chosen), torch.tensor(spent, dtype=torch.float64)
