@@ -104,6 +104,22 @@ def two_inputs() -> Any:
     return _lively(keras.Model([a, b], [kl.Dense(2)(kl.Flatten()(z)), kl.Dense(2)(inner(y))]))
 
 
+def _frames() -> Any:
+    """A model for single images and for every image of a sequence, the first layer of a Sequential too."""
+    image = keras.Input((5, 5, 2))
+    frame = keras.Model(image, kl.GlobalMaxPooling2D()(kl.Conv2D(6, 3, name="shared")(image)))
+    alone, film = keras.Input((5, 5, 2)), keras.Input((2, 5, 5, 2))
+    steps = keras.Sequential([keras.Input((2, 5, 5, 2)), kl.TimeDistributed(frame), kl.Dense(4, name="mixed")])
+    return _lively(keras.Model([alone, film], kl.Dense(2)(kl.Concatenate()([frame(alone), kl.Flatten()(steps(film))]))))
+
+
+def test_a_model_that_is_shared_with_a_wrapper_stays_so() -> None:
+    _, plan, small = _halved(_frames())
+    assert plan.widths == {"sequential.time_distributed.functional.shared": 3, "sequential.mixed": 2}
+    (wrapper,) = (layer for layer in small.get_layer("sequential").layers if isinstance(layer, kl.TimeDistributed))
+    assert wrapper.layer is small.get_layer("functional")
+
+
 def _attention_and_recurrence() -> Any:
     inputs = keras.Input((5, 8))
     x = kl.Dense(8)(inputs)

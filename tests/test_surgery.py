@@ -481,25 +481,24 @@ class Products(nn.Module):
         self.first, self.last = nn.Linear(3, 8), nn.Linear(6, 2)
         self.scaled, self.gain = nn.Parameter(torch.randn(8, 10)), nn.Parameter(torch.rand(10) + 0.5)
         self.squashed = nn.Parameter(torch.randn(10, 12))
+        self.turned = nn.Parameter(torch.randn(6, 6))
         self.exact = nn.Parameter(torch.randn(12, 6).double())
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(torch.relu(self.first(x)) @ (self.scaled * self.gain))
         x = torch.relu(torch.addmm(x.new_zeros(()), x, torch.tanh(self.squashed)))
-        return self.last(torch.relu(x @ self.exact.to(x.dtype)))
+        return self.last(torch.relu(torch.relu(x @ self.exact.to(x.dtype)) @ torch.tanh(self.turned).t()))
 
 
 def test_products_with_computed_weights_make_units() -> None:
     torch.manual_seed(0)
     model, x = Products().eval(), torch.randn(5, 3)
     graph = capture(model, x)
-    assert {group.name: group.width for group in graph.groups} == {
-        "first": 8,
-        "scaled": 10,
-        "squashed": 12,
-        "exact": 6,
-    }
+    widths = {"first": 8, "scaled": 10, "squashed": 12, "exact": 6, "turned": 6}
+    assert {group.name: group.width for group in graph.groups} == widths
+    assert [len(group.producers) for group in graph.groups] == [1] * len(widths)
     plan = random_plan(graph)
     small = smaller(model, plan)
     assert (small.scaled.shape, small.squashed.shape, small.exact.shape) == ((4, 5), (5, 6), (6, 3))
+    assert small.turned.shape == (3, 3)
     assert verify(model, small, plan, x, graph=graph).passed

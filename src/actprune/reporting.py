@@ -238,7 +238,7 @@ class Reporting:
             share = sum(nearer) / len(nearer)
             yield (
                 f"{len(nearer)} of {len(blocks)} blocks of layers were fitted as a whole: on held-out calibration "
-                f"samples, {share:.0%} of a refit's squared error is left on average."
+                f"samples, {share:.1%} of a refit's squared error is left on average."
             )
         refitted = [fit for fit in fits if "rows" in fit]
         few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)

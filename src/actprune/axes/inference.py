@@ -204,7 +204,7 @@ class Call:
         if found is None and (joined := self.inference.stored.joined(weight, in_dim)) is not None:
             found, merged = joined[:2], joined[2]
         kind, reads = (kind, True) if found is not None else ("computed", False)
-        found = found or self.inference.stored.made_of(weight)
+        found = found or self.made_of(weight, out_dim)
         if found is None and (maker := self.inference.maker(weight, self.axes(weight)[out_dim])) is not None:
             name, out_dim = maker
             found, in_dim = (name, list(range(out_dim + 1))), out_dim
@@ -232,6 +232,14 @@ class Call:
                 merged,
             )
         )
+
+    def made_of(self, weight: Any, out_dim: int) -> tuple[str, list[int]] | None:
+        """The tensor of the state dict that a weight is computed from, if its outputs are one of that tensor's dims."""
+        found = self.inference.stored.made_of(weight)
+        if found is None:
+            return None
+        own = self.algebra.resolve(self.inference.tensors[found[0]][found[1][out_dim]])
+        return found if own == self.axes(weight)[out_dim] else None
 
     def makes(self, kind: str, weight: Any, out_dim: int) -> None:
         """Note that units are made of the rows of a parameter that is not contracted, such as an embedding."""

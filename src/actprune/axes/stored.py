@@ -69,12 +69,19 @@ class StoredTensors:
         return found[0], [0, len(before)], tuple(range(1, len(before)))
 
     def made_of(self, value: Any) -> tuple[str, list[int]] | None:
-        """The tensor of the state dict that a computed weight is made of, entry by entry, as `find` gives it."""
+        """The tensor of the state dict that a value may be computed from, entry by entry, as `find` gives it.
+
+        Calls are seen through by shape alone, transposes as what they are: whether dimensions are really the same ones
+        the axes know.
+        """
+        order = list(range(len(shape(value)))) if isinstance(value, Node) else []
         while isinstance(value, Node):
             found = self.find(value)
             if found is not None:
-                return found
-            alike = [n for n in value.all_input_nodes if shape(n) == shape(value)]
+                return found[0], [found[1][d] for d in order]
+            turned = _turned(value)
+            alike = [n for n in value.all_input_nodes if turned is not None or shape(n) == shape(value)]
+            order = order if turned is None else [turned[d] for d in order]
             value = alike[0] if alike else None
         return None
 

@@ -34,6 +34,8 @@ def rounded(text: str) -> Any:
 
 def recovery(steps: int | None) -> Any:
     """What `--recover` asks for."""
+    if steps is None:
+        return None
     from actprune.recovery.distill import Distill  # the help loads no torch
 
-    return None if steps is None else Distill(steps)
+    return Distill(steps)

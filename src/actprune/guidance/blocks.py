@@ -18,7 +18,7 @@ from torch import Tensor
 from actprune.guidance.problem import Problem, block_costs, inverse_of
 
 WIDE = 2048
-"""Groups whose units are more columns of a consumer are ranked so."""
+"""Groups that have more columns in one of their consumers are ranked so, if they have many units."""
 
 REMOVED, CANDIDATES = 64, 160
 """Units of one column; of units of b columns √b times fewer."""
@@ -26,7 +26,7 @@ REMOVED, CANDIDATES = 64, 160
 
 def by_blocks(group: Sequence[Problem]) -> bool:
     """Whether a group is ranked so."""
-    return any(problem.columns.numel() > WIDE for problem in group)
+    return any(len(p.columns) > CANDIDATES and p.columns.numel() > WIDE for p in group)
 
 
 class _State:

@@ -114,13 +114,13 @@ class _Rebuilding:
 
     def _sequential(self, model: Any, inputs: Any) -> Any:
         keras = keras_on_torch()
-        made = keras.Sequential(name=model.name)
-        made.add(_inputs(model, inputs))
+        made, start = keras.Sequential(name=model.name), _inputs(model, inputs)
+        made.add(start)
         for layer in model.layers:
             new = self.layer(layer)
             if isinstance(new, _Within):
                 made._maybe_rebuild()
-                new = self._built(new, made.outputs[0])
+                new = self._built(new, made.outputs[0] if made.layers else start)
             made.add(new, rebuild=False)
         made._maybe_rebuild()
         return made
@@ -140,7 +140,7 @@ class _Rebuilding:
 
     def _layer(self, layer: Any) -> Any:
         keras = keras_on_torch()
-        if any(isinstance(held, keras.Model) for held in (layer, *_wrapped(layer).values())):
+        if _holds_model(layer):
             return _Within(layer)
         return self._like(layer) if isinstance(layer, keras.Layer) else self._operation(layer)
 
@@ -157,7 +157,10 @@ class _Rebuilding:
                     layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
                     name=layer.name, dtype=layer.dtype_policy,
                 )  # fmt: skip
-            return type(layer).from_config(self._config(layer, inputs))
+            config = self._config(layer, inputs)
+            if isinstance(layer, keras.layers.Wrapper):
+                return type(layer)(config.pop("layer"), **config)
+            return type(layer).from_config(config)
         except PlanError:
             raise
         except Exception as error:  # a config without what the class needs
@@ -171,7 +174,9 @@ class _Rebuilding:
             if field in config:
                 new = self.layer(inner)
                 new = self._built(new, _trailing(new.layer, inputs)) if isinstance(new, _Within) else new
-                config[field] = keras.saving.serialize_keras_object(new)
+                # what is wrapped may be shared, or hold code, so it is no copy; the others copy what they are given
+                whole = isinstance(layer, keras.layers.Wrapper)
+                config[field] = new if whole else keras.saving.serialize_keras_object(new)
         if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
             config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
         own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
@@ -217,13 +222,18 @@ def _wrapped(layer: Any) -> dict[str, Any]:
     return {field: inner for field, inner in held if isinstance(inner, keras_on_torch().Layer)}
 
 
+def _holds_model(layer: Any) -> bool:
+    """Whether it is a model, or wraps one."""
+    return isinstance(layer, keras_on_torch().Model) or any(map(_holds_model, _wrapped(layer).values()))
+
+
 def _trailing(layer: Any, given: Any) -> Any:
     """What a wrapped model is called on: of each step of a sequence, of each part of a batch."""
     keras = keras_on_torch()
     if not isinstance(layer, keras.Model):
         return given
-    (whole,) = keras.tree.flatten(given)
-    return [keras.KerasTensor((None, *whole.shape[len(whole.shape) - len(was.shape) + 1 :])) for was in layer.inputs]
+    pairs = zip(layer.inputs, keras.tree.flatten(given), strict=True)
+    return [keras.KerasTensor((None, *now.shape[len(now.shape) - len(was.shape) + 1 :])) for was, now in pairs]
 
 
 def _shape_of(tensor: Any) -> dict[str, Any]:
