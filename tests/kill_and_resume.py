@@ -16,7 +16,7 @@ from pathlib import Path
 FILES = ("weights.safetensors", "plan.json")
 
 
-def prune(folder: Path, out: str, kill_after: float | None, method: str = "flap") -> float:
+def prune(folder: Path, out: str, kill_after: float | None, method: str) -> float:
     """Seconds of one call, that is killed after some time or ends by itself."""
     code = "import torch; torch.set_num_threads(1); from actprune.cli.main import main; main()"
     words = ["prune", "recipe.py", "--method", method, "--keep", "macs=50%", "--out", out, "--resume"]
@@ -47,7 +47,7 @@ def same_after(kills: int, folder: Path, method: str = "flap") -> int:
 if __name__ == "__main__":
     from actprune.cli.init import init
 
-    wanted, method = int(sys.argv[1]), "".join(sys.argv[2:3]) or "flap"
+    wanted = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as place:
         init(Path(place) / "recipe.py", "cnn")
-        print(f"{same_after(wanted, Path(place), method)} of {wanted} end with the same {' and '.join(FILES)}")
+        print(f"{same_after(wanted, Path(place), *sys.argv[2:3])} of {wanted} end with the same {' and '.join(FILES)}")

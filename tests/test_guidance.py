@@ -149,14 +149,15 @@ def test_refactorising_and_gathering_change_nothing(every: int, gather: int, mon
     assert np.allclose(curve, expected[1], rtol=1e-7, atol=1e-9 * expected[1][0])
 
 
-@pytest.mark.parametrize("width", [1, 3])
-def test_by_blocks_it_is_the_same_order_where_every_unit_is_a_candidate(width: int) -> None:
+@pytest.mark.parametrize(("width", "fewer"), [(1, 1), (3, 2)])
+def test_by_blocks_it_is_the_same_order_where_every_unit_is_a_candidate(width: int, fewer: int) -> None:
+    """Of units of several columns fewer are taken at a time."""
     group = [sampled(40, width, 12, others=3, rows=200).problem, sampled(40, 1, 5, rows=200, seed=1).problem]
     order, curve = eliminate(group)
-    found, costs = eliminate_by_blocks(group, 14, 80)
+    found, costs = eliminate_by_blocks(group, 7 * fewer, 40 * fewer)
     assert found == order
     np.testing.assert_allclose(costs, curve, rtol=1e-6)
-    near, more = eliminate_by_blocks(group, 8, 16)
+    near, more = eliminate_by_blocks(group, 4 * fewer, 8 * fewer)
     assert sorted(near) == sorted(order)
     np.testing.assert_allclose(more[20:], curve[20:], rtol=0.2, atol=1e-2 * curve[20])
 

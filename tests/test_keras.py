@@ -113,13 +113,6 @@ def _frames() -> Any:
     return _lively(keras.Model([alone, film], kl.Dense(2)(kl.Concatenate()([frame(alone), kl.Flatten()(steps(film))]))))
 
 
-def test_a_model_that_is_shared_with_a_wrapper_stays_so() -> None:
-    _, plan, small = _halved(_frames())
-    assert plan.widths == {"sequential.time_distributed.functional.shared": 3, "sequential.mixed": 2}
-    (wrapper,) = (layer for layer in small.get_layer("sequential").layers if isinstance(layer, kl.TimeDistributed))
-    assert wrapper.layer is small.get_layer("functional")
-
-
 def _attention_and_recurrence() -> Any:
     inputs = keras.Input((5, 8))
     x = kl.Dense(8)(inputs)
@@ -299,6 +292,13 @@ def names() -> None:
     """Names of layers are counted from one in every test."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
+
+
+def test_a_model_that_is_shared_with_a_wrapper_stays_so() -> None:
+    _, plan, small = _halved(_frames())
+    assert plan.widths == {"sequential.time_distributed.functional.shared": 3, "sequential.mixed": 2}
+    (wrapper,) = (layer for layer in small.get_layer("sequential").layers if isinstance(layer, kl.TimeDistributed))
+    assert wrapper.layer is small.get_layer("functional")
 
 
 @pytest.mark.parametrize("hazard", LAYERS)

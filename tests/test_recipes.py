@@ -93,20 +93,8 @@ def test_a_further_fine_tune(run: Run, tmp_path: Path) -> None:  # noqa: F811
 
 def test_a_sweep_is_run_folders_and_a_frontier(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert run("init")[0] == 0
-    words = (
-        "sweep",
-        "recipe.py",
-        "--keep",
-        "macs=70%",
-        "--keep",
-        "params=40%",
-        "--method",
-        "l2",
-        "--recover",
-        "2",
-        "--out",
-        "runs/s",
-    )
+    budgets = ("--keep", "macs=70%", "--keep", "params=40%")
+    words = ("sweep", "recipe.py", *budgets, "--method", "l2", "--recover", "2", "--out", "runs/s")
     code, out, err = run(*words, "--json")
     assert code == 0, err
     told, home = json.loads(out), tmp_path / "runs" / "s"

@@ -79,10 +79,10 @@ class StoredTensors:
             found = self.find(value)
             if found is not None:
                 return found[0], [found[1][d] for d in order]
-            turned = _turned(value)
-            alike = [n for n in value.all_input_nodes if turned is not None or shape(n) == shape(value)]
-            order = order if turned is None else [turned[d] for d in order]
-            value = alike[0] if alike else None
+            if (turned := _turned(value)) is not None:
+                order, value = [turned[d] for d in order], value.args[0]
+            else:
+                value = next((n for n in value.all_input_nodes if shape(n) == shape(value)), None)
         return None
 
 

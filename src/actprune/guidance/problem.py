@@ -188,7 +188,11 @@ def output_gain(graph: Graph, node: Node) -> Tensor:
 
 def block_costs(blocks: Tensor, weights: Tensor) -> Tensor:
     """(n,) tr wᵀ B⁻¹ w for every unit's block B (n, b, b) and weights w (n, b, r)."""
-    products = torch.bmm(weights, weights.transpose(1, 2))
+    return traces(blocks, torch.bmm(weights, weights.transpose(1, 2)))
+
+
+def traces(blocks: Tensor, products: Tensor) -> Tensor:
+    """(n,) tr B⁻¹ G for every pair of blocks (n, b, b)."""
     return torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(1)
 
 

@@ -170,12 +170,12 @@ class _Rebuilding:
         keras = keras_on_torch()
         path = self.paths.get(id(layer)) or str(layer.name)
         config = dict(layer.get_config())
+        # what is wrapped may be shared, or hold code, so it is no copy; the others copy what they are given
+        whole = isinstance(layer, keras.layers.Wrapper)
         for field, inner in _wrapped(layer).items():
             if field in config:
                 new = self.layer(inner)
                 new = self._built(new, _trailing(new.layer, inputs)) if isinstance(new, _Within) else new
-                # what is wrapped may be shared, or hold code, so it is no copy; the others copy what they are given
-                whole = isinstance(layer, keras.layers.Wrapper)
                 config[field] = new if whole else keras.saving.serialize_keras_object(new)
         if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
             config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
