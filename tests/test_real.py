@@ -232,6 +232,43 @@ def test_no_fake_tensor_is_left_in_the_cache_of_a_function(middle: Middle) -> No
     assert type(positions(8)) is Tensor
 
 
+class Remembering(nn.Module):
+    """Caches wherever Python code can hold them: a method, a static one, an attribute, around a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = functools.lru_cache(lambda size: torch.arange(size) + 3.0)
+
+    @functools.cache  # noqa: B019
+    def method(self, size: int) -> Tensor:
+        return torch.arange(size) + 1.0
+
+    @staticmethod
+    @functools.cache
+    def still(size: int) -> Tensor:
+        return torch.arange(size) + 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.method(8) + self.still(8) + self.own(8) + wrapped_positions(8)
+
+
+def _around(function: Any) -> Any:
+    cache = functools.cache(function)
+    return functools.wraps(function)(lambda size: cache(size) + 0)
+
+
+wrapped_positions = _around(lambda size: torch.arange(size) * 3.0)
+
+
+@pytest.mark.parametrize("middle", [lambda m, x: m.own(x), branched(lambda m, x: m.own(x))])
+def test_nor_in_any_other_cache(middle: Middle) -> None:
+    model = Around(middle)
+    model.own = Remembering()
+    assert_runs_like(model.eval(), torch.randn(4, 6))
+    inner: Any = model.own
+    assert {type(f(8)) for f in (inner.method, inner.still, inner.own, wrapped_positions)} == {Tensor}
+
+
 class Caching(nn.Module):
     """Keeps in eval mode what it computes from a parameter, as LeViT does; `train()` forgets it."""
 

@@ -130,7 +130,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     reasons: dict[str, Exception] = {}
     for name, tracer in (("torch.export", exported), ("recording a run", recorded)):
         try:
-            with kept_buffers(model), kept_caches(), quiet(), DataCalls():
+            with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
                 return tracer(model, args, kwargs, names)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons[name] = error
