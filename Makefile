@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 N ?= 2000
-TEST_EXTRAS ?= demo,dev
+TEST_EXTRAS ?= demo,dev,examples
 # Test processes: one a core, at most four, for each imports torch.
 JOBS ?= auto
 
@@ -41,26 +41,21 @@ bench-long: $(VENV)/.stamp-dev ## the fine-tunes of ResNet-56 and further seeds 
 	$(BIN)/python -m benchmarks.method resnet56 --long --data $(DATA)
 
 coverage: $(VENV)/.stamp-dev ## measure torchvision, timm and transformers beside Torch-Pruning (hours; goes on where it stopped)
-	$(INSTALL) transformers==5.24.0
-	$(INSTALL) --no-deps timm==1.0.31 torch-pruning==1.6.1
+	$(INSTALL) --no-deps torch-pruning==1.6.1
 	$(BIN)/python -m benchmarks.coverage $(ARGS)
 
 growth: $(VENV)/.stamp-dev ## measure how seconds and memory grow with depth and width (minutes)
-	$(INSTALL) transformers==5.24.0
 	$(BIN)/python benchmarks/growth.py
 
 scaling: $(VENV)/.stamp-dev ## compare runs of several processes and interrupted sweeps (an hour)
-	$(INSTALL) transformers==5.24.0
 	$(BIN)/python benchmarks/several_processes.py
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/finetune_processes.py
 
 large: $(VENV)/.stamp-dev ## prune models that lie in files: does peak memory grow with depth? (LARGE="--layers 24 --width 2048": 1.3 B, hours)
-	$(INSTALL) transformers==5.24.0
 	$(BIN)/python -m benchmarks.large_model $(or $(LARGE),--depths)
 
 exports: $(VENV)/.stamp-dev ## export pruned networks to ONNX and pt2, compare and time them (minutes)
-	$(INSTALL) transformers==5.24.0 '.[onnx]'
 	$(BIN)/python -m benchmarks.exports $(NAMES)
 
 fuzz: $(VENV)/.stamp-dev ## cut and check N random networks (N=2000)
@@ -85,8 +80,8 @@ $(VENV)/.stamp-demo: pyproject.toml constraints.txt Makefile
 	$(INSTALL) -e '.[demo]'
 	@touch $@
 
-# torchvision only lends its networks to the tests, hence without its compiled operators' demands on torch.
+# torchvision and timm only lend their networks to the tests, hence without the compiled operators' demands on torch.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-demo
 	$(INSTALL) -e '.[$(TEST_EXTRAS)]'
-	$(INSTALL) --no-deps torchvision==0.28.0
+	$(INSTALL) --no-deps torchvision==0.28.0 timm==1.0.31
 	@touch $@
