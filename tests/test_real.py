@@ -232,8 +232,15 @@ def test_no_fake_tensor_is_left_in_the_cache_of_a_function(middle: Middle) -> No
     assert type(positions(8)) is Tensor
 
 
+class Tables:
+    @staticmethod
+    @functools.cache
+    def still(size: int) -> Tensor:
+        return torch.arange(size) + 2.0
+
+
 class Remembering(nn.Module):
-    """Caches wherever Python code can hold them: a method, a static one, an attribute, around a function."""
+    """Caches wherever Python code can hold them: a method, a static one elsewhere, an attribute, around a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,13 +250,8 @@ class Remembering(nn.Module):
     def method(self, size: int) -> Tensor:
         return torch.arange(size) + 1.0
 
-    @staticmethod
-    @functools.cache
-    def still(size: int) -> Tensor:
-        return torch.arange(size) + 2.0
-
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.method(8) + self.still(8) + self.own(8) + wrapped_positions(8)
+        return x + self.method(8) + Tables.still(8) + self.own(8) + wrapped_positions(8)
 
 
 def _around(function: Any) -> Any:
@@ -266,7 +268,7 @@ def test_nor_in_any_other_cache(middle: Middle) -> None:
     model.own = Remembering()
     assert_runs_like(model.eval(), torch.randn(4, 6))
     inner: Any = model.own
-    assert {type(f(8)) for f in (inner.method, inner.still, inner.own, wrapped_positions)} == {Tensor}
+    assert {type(f(8)) for f in (inner.method, Tables.still, inner.own, wrapped_positions)} == {Tensor}
 
 
 class Caching(nn.Module):

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-import gc
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -128,57 +124,6 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     own = [(vars(module), _entries(vars(module))) for module in model.modules()]
     inner = [(box, _entries(box)) for _, entries in own for box in entries.values() if isinstance(box, dict | list)]
     return [*own, *inner]
-
-
-@contextlib.contextmanager
-def kept_caches(model: nn.Module) -> Iterator[None]:
-    """Empty every `functools.cache` that a call of the model fills meanwhile, also after an error.
-
-    A tracer leaves fake tensors in them, and the model would meet them again in its next call.
-    """
-    before = {id(cache): cache.cache_info().misses for cache in _caches(model)}
-    try:
-        yield
-    finally:
-        for cache in _caches(model):
-            if cache.cache_info().misses != before.get(id(cache), 0):
-                cache.cache_clear()
-
-
-def _caches(model: nn.Module) -> list[Any]:
-    """The caches among the names and classes of every imported module, and among what the model and its classes hold.
-
-    To ask the garbage collector instead would take a time that grows with all that the process holds.
-    """
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if not _is_left_out(kind)}
-    methods = [value for kind in kinds for value in vars(kind).values() if type(value) is FunctionType]
-    imported = [vars(module) for module in tuple(sys.modules.values()) if type(module) is ModuleType]
-    spaces = _distinct([*imported, *(method.__globals__ for method in methods)])
-    known = [space for space in spaces if not _is_library(space.get("__name__"))]
-    named = [value for space in (*known, *map(vars, model.modules())) for value in tuple(space.values())]
-    classes = [value for value in named if issubclass(type(value), type) and not _is_left_out(value)]
-    inner = [value for kind in _distinct([*classes, *kinds]) for value in tuple(vars(kind).values())]
-    values = [*named, *inner]
-    values += [value.__func__ for value in inner if type(value) in (staticmethod, classmethod)]
-    cells = [cell for value in values if type(value) is FunctionType for cell in value.__closure__ or ()]
-    kind = functools._lru_cache_wrapper
-    return _distinct(value for value in (*values, *gc.get_referents(*cells)) if type(value) is kind)
-
-
-def _is_left_out(kind: type) -> bool:
-    return _is_library(getattr(kind, "__module__", None))
-
-
-def _is_library(module: object) -> bool:
-    """Whether the module is Python's own, or one whose caches hold no tensor of a model's."""
-    return isinstance(module, str) and module.partition(".")[0] in _LIBRARIES
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list({id(value): value for value in values}.values())
-
-
-_LIBRARIES = {"torch", "sympy", "actprune", *sys.stdlib_module_names}
 
 
 def refresh(model: nn.Module, training: bool) -> None:

@@ -17,11 +17,12 @@ from torch.utils import _pytree as pytree
 
 from actprune.errors import CaptureError
 from actprune.graph.arguments import added, call_arguments
+from actprune.graph.caches import kept_caches
 from actprune.graph.canonical import make_canonical
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
-from actprune.graph.keep import kept_buffers, kept_caches, preserved, refresh
+from actprune.graph.keep import kept_buffers, preserved, refresh
 from actprune.graph.names import Names
 from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
