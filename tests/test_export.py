@@ -21,10 +21,7 @@ sys.path.append(str(ROOT))
 from benchmarks import exports  # noqa: E402
 
 MISSING = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-ONNX = pytest.param(
-    ".onnx",
-    marks=[pytest.mark.skipif(bool(MISSING), reason="onnx is not installed"), pytest.mark.filterwarnings("ignore")],
-)
+ONNX = pytest.param(".onnx", marks=pytest.mark.skipif(bool(MISSING), reason="onnx is not installed"))
 
 
 @pytest.mark.parametrize("ending", [".pt2", ONNX])

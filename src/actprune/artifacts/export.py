@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def _run_pt2(path: Path, args: Any, kwargs: Mapping[str, Any]) -> Outputs:
 
 def _write_onnx(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
     shapes = _dynamic(model, args, kwargs)
-    program = torch.onnx.export(
-        model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.13 on itself
+        program = torch.onnx.export(
+            model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False
+        )
     if program is None:
         raise RuntimeError("the exporter gave no program")
     program.save(str(path))
