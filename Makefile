@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 N ?= 2000
+# The benchmarks, too, need what the examples need.
 TEST_EXTRAS ?= demo,dev,examples
 # Test processes: one a core, at most four, for each imports torch.
 JOBS ?= auto
@@ -41,7 +42,7 @@ bench-long: $(VENV)/.stamp-dev ## the fine-tunes of ResNet-56 and further seeds 
 	$(BIN)/python -m benchmarks.method resnet56 --long --data $(DATA)
 
 coverage: $(VENV)/.stamp-dev ## measure torchvision, timm and transformers beside Torch-Pruning (hours; goes on where it stopped)
-	$(INSTALL) --no-deps torch-pruning==1.6.1
+	$(INSTALL) --no-deps torch-pruning
 	$(BIN)/python -m benchmarks.coverage $(ARGS)
 
 growth: $(VENV)/.stamp-dev ## measure how seconds and memory grow with depth and width (minutes)
@@ -83,5 +84,5 @@ $(VENV)/.stamp-demo: pyproject.toml constraints.txt Makefile
 # torchvision and timm only lend their networks to the tests, hence without the compiled operators' demands on torch.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-demo
 	$(INSTALL) -e '.[$(TEST_EXTRAS)]'
-	$(INSTALL) --no-deps torchvision==0.28.0 timm==1.0.31
+	$(INSTALL) --no-deps torchvision timm
 	@touch $@

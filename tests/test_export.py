@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_any_batch_size(name: str, ending: str, tmp_path: Path) -> None:
     found, expected = FORMATS[ending][1](path, more, {}), model(*more)
     for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".pt2", ONNX])
+def test_no_warning_of_torch_about_itself_is_shown(ending: str, tmp_path: Path) -> None:
+    model, inputs = build("residual")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        export(model, inputs, tmp_path / f"model{ending}")
+    assert not [one for one in shown if one.category is FutureWarning]
 
 
 @pytest.mark.parametrize("ending", [".pt2", ONNX])

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.command import command  # noqa: E402
+from benchmarks.method import cost  # noqa: E402
 from benchmarks.method.rows import Rows, pivot  # noqa: E402
 from benchmarks.method.sources import Batches, Images, flipped_and_shifted, idx  # noqa: E402
 
@@ -62,3 +63,21 @@ def test_an_idx_file(tmp_path: Path) -> None:
     path = tmp_path / "t10k-images-idx3-ubyte"
     path.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4]))
     assert idx(path).tolist() == [[[1, 2], [3, 4]]]
+
+
+def test_the_cost_of_a_cut_is_drawn_in_three_series(tmp_path: Path) -> None:
+    points = cost.points()
+    assert len(points) == len(cost.NETWORKS) * (sum(map(len, cost.SERIES.values())) - 2)
+    rows = Rows("cost", "python", tmp_path)
+    found = {"seconds": 20.0, "floor_seconds": 0.5, "seconds_by_stage": {"guide": 12.0}, "params": 10, "peak_gb": 0.4}
+    for point in points:
+        rows.measure(lambda point=point: {**point, **found}, model=point["model"], setting=str(point))
+    text = cost.tables(rows)
+    assert text.count("| residual |") == 12 and "| residual | 16 | 10 | 20.0 | 0.5 | 40 | guide 12 | 0.4 |" in text
+    assert cost._drawing(rows.found).count("<polyline") == 12
+
+
+def test_the_floor_is_a_forward_pass_and_a_gram_of_every_layer() -> None:
+    model, shape = cost.residual(1, 4)
+    assert cost.floor(model.eval(), (torch.randn(2, *shape),)) > 0
+    assert not any(module._forward_pre_hooks for module in model.modules())

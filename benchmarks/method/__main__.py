@@ -15,13 +15,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.command import command
-from benchmarks.method import ablation, caffe, encoder, lenet5, lenet300, resnet56, speed, stories
+from benchmarks.method import ablation, caffe, cost, encoder, lenet5, lenet300, resnet56, speed, stories
 from benchmarks.method.rows import Rows
 
 BENCHMARKS: dict[str, tuple[ModuleType, Callable[[Rows, Any], None]]] = {
     "lenet5": (lenet5, lambda rows, given: lenet5.measure(rows, given.data / "mnist.npz", given.seeds)),
     "ablation": (ablation, lambda rows, given: ablation.measure(rows, given.data)),
     "caffe": (caffe, lambda rows, given: caffe.measure(rows, given.data / "mnist.npz")),
+    "cost": (cost, lambda rows, given: cost.measure(rows)),
     "lenet300": (lenet300, lambda rows, given: lenet300.measure(rows, given.fashion or given.data)),
     "resnet56": (resnet56, lambda rows, given: resnet56.measure(rows, given.data, long=given.long)),
     "encoder": (encoder, lambda rows, given: encoder.measure(rows, given.encoder, given.data)),

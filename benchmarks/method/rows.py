@@ -36,13 +36,14 @@ class Rows:
         return self.cache.key(key) in self.cache.rows
 
     def measure(self, work: Callable[[], Row], **key: Any) -> Row:
-        """The row of `key`, with what `work` returns, its seconds and the peak memory of the process."""
+        """The row of `key`, and what `work` returns; seconds and peak memory of the process unless it says them."""
         if self.has(**key):
             return self.cache.rows[self.cache.key(key)]
         started = time.perf_counter()
         row = {**key, **work()}
         row.setdefault("seconds", round(time.perf_counter() - started, 1))
-        row |= {"peak_gb": round(peak_gb(), 2), "command": self.command, "versions": versions(PACKAGES)}
+        row.setdefault("peak_gb", round(peak_gb(), 2))
+        row |= {"command": self.command, "versions": versions(PACKAGES)}
         self.cache.add(row)
         shown = {k: v for k, v in row.items() if k not in ("command", "versions", "widths") and v is not None}
         sys.stderr.write(f"{self.name}: {shown}\n")

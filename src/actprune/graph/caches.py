@@ -6,10 +6,9 @@ import contextlib
 import functools
 import gc
 import sys
-from collections.abc import Iterable, Iterator
-from types import FunctionType, ModuleType
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -18,62 +17,101 @@ from torch import nn
 def kept_caches(model: nn.Module) -> Iterator[None]:
     """Empty every `functools.cache` that a call of the model fills meanwhile, also after an error.
 
-    A tracer leaves fake tensors in them, and the model would meet them again in its next call.
+    A tracer leaves fake tensors in them, and the model would meet them again in its next call. Found are caches that
+    have a name in an imported module, in a class or among the attributes of the model's modules, decorated or not; not
+    those that only an object of another kind holds.
     """
-    before = {id(cache): cache.cache_info().misses for cache in _caches(model)}
+    before = {cache: cache.cache_info().misses for cache in _caches(model)}
     try:
         yield
     finally:
         for cache in _caches(model):
-            if cache.cache_info().misses != before.get(id(cache), 0):
+            if cache.cache_info().misses != before.get(cache, 0):
                 cache.cache_clear()
 
 
 def _caches(model: nn.Module) -> list[Any]:
-    """The caches among what the model and its classes hold, and among the names and classes of imported modules.
-
-    The packages that the model's classes come from are looked through anew, for a notebook defines its functions
-    again; other modules once. (To ask the garbage collector would take a time that grows with all there is.)
-    """
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if not _is_left_out(kind)}
-    own = {_package(kind.__module__) for kind in kinds}
-    methods = [value for kind in kinds for value in vars(kind).values() if type(value) is FunctionType]
-    modules = [(name, module) for name, module in tuple(sys.modules.items()) if type(module) is ModuleType]
-    spaces = [vars(module) for name, module in modules if _package(name) in own]
-    spaces += [*map(vars, model.modules()), *map(vars, kinds), *(method.__globals__ for method in methods)]
-    others = [module for name, module in modules if _package(name) not in own | _LEFT_OUT]
-    return _distinct([*_held(_distinct(spaces)), *(cache for module in others for cache in _of(module))])
+    """To ask the garbage collector for them would take a time that grows with all that the process holds."""
+    modules = _distinct(module for module in tuple(sys.modules.values()) if issubclass(type(module), ModuleType))
+    others = [module for module in modules if _package(_names(module).get("__name__")) not in _LEFT_OUT]
+    spaces = [*_own_spaces(model), *(_names(module) for module in others if not _is_installed(module))]
+    values = [value for space in _distinct(spaces) for value in tuple(space.values())]
+    known = (cache for module in others if _is_installed(module) for cache in _in_library(module))
+    found = _distinct([*_found_in([*values, *_contents(model)]), *known])
+    return [cache for cache in found if _package(cache.__module__) not in _OWN]
 
 
-def _of(module: ModuleType) -> list[Any]:
-    if module not in _KNOWN:
-        _KNOWN[module] = _held([vars(module)])
-    return _KNOWN[module]
+def _own_spaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The names of the model's classes, and those that their methods see."""
+    kinds = _distinct(kind for module in model.modules() for kind in type(module).__mro__)
+    spaces = [_names(kind) for kind in kinds if kind is not object and _package(_module_of(kind)) not in _OWN]
+    values = [value for space in spaces for value in tuple(space.values())]
+    return [*spaces, *(value.__globals__ for value in values if type(value) is FunctionType)]
 
 
-def _held(spaces: Iterable[Any]) -> list[Any]:
-    """The caches among the names in `spaces`, in the classes that are among them, and around functions of both."""
-    named = [value for space in spaces for value in tuple(space.values())]
-    classes = [value for value in named if issubclass(type(value), type) and not _is_left_out(value)]
-    values = named + [value for kind in _distinct(classes) for value in tuple(vars(kind).values())]
-    values += [value.__func__ for value in values if type(value) in (staticmethod, classmethod)]
-    cells = [cell for value in values if type(value) is FunctionType for cell in value.__closure__ or ()]
-    kind = functools._lru_cache_wrapper
-    return [value for value in (*values, *gc.get_referents(*cells)) if type(value) is kind]
+def _contents(model: nn.Module) -> list[Any]:
+    """What the attributes of a model's modules are, and what dicts, lists and tuples among them hold."""
+    held = [value for module in model.modules() for value in tuple(vars(module).values())]
+    dicts = [inner for value in held if isinstance(value, dict) for inner in tuple(value.values())]
+    return [*held, *dicts, *(inner for value in held if isinstance(value, list | tuple) for inner in tuple(value))]
 
 
-def _is_left_out(kind: type) -> bool:
-    """Whether a class is of a package whose caches hold no tensor of a model's."""
-    return _package(str(getattr(kind, "__module__", ""))) in _LEFT_OUT
+@functools.cache
+def _in_library(module: ModuleType) -> list[Any]:
+    """The caches of a module of an installed package: it is looked through once."""
+    return _found_in(tuple(_names(module).values()))
 
 
-def _package(module: str) -> str:
-    return module.partition(".")[0]
+def _found_in(values: Iterable[Any]) -> list[Any]:
+    """The caches among some values and in the classes among them, also within what wraps them."""
+    values = list(values)
+    classes = [value for value in values if issubclass(type(value), type)]
+    foreign = [kind for kind in _distinct(classes) if _package(_module_of(kind)) not in _LEFT_OUT]
+    layer = values + [value for kind in foreign for value in tuple(_names(kind).values())]
+    found, seen = list[Any](), set[int]()
+    while layer:
+        found += [value for value in layer if type(value) is functools._lru_cache_wrapper]
+        wrappers = [value for value in layer if type(value) in _WITHIN and id(value) not in seen]
+        seen.update(map(id, wrappers))
+        layer = [inner for wrapper in wrappers for inner in _WITHIN[type(wrapper)](wrapper)]
+    return found
+
+
+_WITHIN: dict[type, Callable[[Any], Iterable[Any]]] = {
+    FunctionType: lambda function: gc.get_referents(*function.__closure__ or ()),
+    MethodType: lambda method: (method.__func__,),
+    staticmethod: lambda method: (method.__func__,),
+    classmethod: lambda method: (method.__func__,),
+    property: lambda own: (own.fget,),
+    functools.partial: lambda partial: (partial.func,),
+}
+"""What may be around a cache → what is within."""
+
+
+def _names(owner: Any) -> dict[str, Any]:
+    """The names of a module or class, without asking its own `__getattribute__`."""
+    reader = type if issubclass(type(owner), type) else object
+    return reader.__getattribute__(owner, "__dict__")
+
+
+def _module_of(kind: type) -> Any:
+    return _names(kind).get("__module__")
+
+
+def _package(module: Any) -> str:
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def _is_installed(module: ModuleType) -> bool:
+    names = _names(module)
+    file = names.get("__file__") if names.get("__name__") != "__main__" else None
+    return isinstance(file, str) and ("site-packages" in file or "dist-packages" in file)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     return list({id(value): value for value in values}.values())
 
 
-_KNOWN: WeakKeyDictionary[ModuleType, list[Any]] = WeakKeyDictionary()
-_LEFT_OUT = {"torch", "sympy", "actprune", *sys.stdlib_module_names}
+_OWN = {"torch", "sympy", "actprune"}
+_LEFT_OUT = {*_OWN, *sys.stdlib_module_names}
+"""Packages whose modules and classes are not looked through; the caches of `_OWN` stay as they are in any case."""

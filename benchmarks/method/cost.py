@@ -1,0 +1,152 @@
+"""What a cut by `sgd-ap` costs: how seconds and memory grow with depth, width and calibration samples.
+
+Residual networks and transformers with drawn weights on drawn inputs, each in a process of its own. The floor beside
+the seconds is what nobody can go below who refits every layer: one forward pass over the calibration samples, and the
+Gram matrix of every layer's input.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from benchmarks.coverage.child import peak_gb
+from benchmarks.growth import ResidualBlock, TransformerBlock
+from benchmarks.line_plot import Panel, svg
+from benchmarks.method.rows import Row, Rows
+from torch import Tensor, nn
+
+import actprune as ap
+
+USUAL = {"depth": 4, "width": 64, "samples": 512}
+SERIES = {"depth": (2, 4, 8, 16), "width": (32, 64, 128, 256), "samples": (256, 512, 1024, 2048)}
+BATCH = 64
+
+
+def transformer(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network and the shape of a sample (tokens, features)."""
+    blocks = [TransformerBlock(width) for _ in range(depth)]
+    return nn.Sequential(nn.Linear(32, width), *blocks, nn.Flatten(), nn.Linear(16 * width, 10)), (16, 32)
+
+
+def residual(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network and the shape of a sample (channels, height, width)."""
+    blocks = [ResidualBlock(width) for _ in range(depth)]
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *blocks, *head), (3, 8, 8)
+
+
+NETWORKS: dict[str, Callable[[int, int], tuple[nn.Module, tuple[int, ...]]]] = {
+    "transformer": transformer,
+    "residual": residual,
+}
+
+
+def points() -> list[dict[str, Any]]:
+    """Network, depth, width and samples of every row; the usual point is in all three series."""
+    sizes = [{**USUAL, name: value} for name, values in SERIES.items() for value in values]
+    distinct = [size for i, size in enumerate(sizes) if size not in sizes[:i]]
+    return [{"model": name, **size} for name in NETWORKS for size in distinct]
+
+
+def measure(rows: Rows) -> None:
+    for point in points():
+        key = {"model": point["model"], "setting": ", ".join(f"{name} {point[name]}" for name in USUAL)}
+        rows.measure(lambda point=point: _apart(point), **key, method="sgd-ap", keep=0.5, stage="pruned", seed=0)
+    (rows.results / "cost.svg").write_text(_drawing(rows.found))
+
+
+def _apart(point: dict[str, Any]) -> Row:
+    """Measured in a fork: its peak memory is nobody else's."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_measured, (point,))
+
+
+def _measured(point: dict[str, Any]) -> Row:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, shape = NETWORKS[point["model"]](point["depth"], point["width"])
+    data = torch.randn(point["samples"], *shape).split(BATCH)
+    before, started = peak_gb(), time.perf_counter()
+    result = ap.prune(model, data, keep="macs=50%", calibration_size=point["samples"], seed=0)
+    seconds = time.perf_counter() - started
+    return {
+        **point,
+        "seconds": round(seconds, 1),
+        "seconds_by_stage": dict(result.report.seconds),
+        "floor_seconds": round(floor(model.eval(), data), 2),
+        "params": sum(p.numel() for p in model.parameters()),
+        "peak_gb": round(peak_gb(), 2),
+        "peak_gb_before": round(before, 2),
+    }
+
+
+def floor(model: nn.Module, data: tuple[Tensor, ...]) -> float:
+    """Seconds of one forward pass over `data` and of the Gram matrix (columns, columns) of every layer's input."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    grams = [torch.zeros(layer.weight[0].numel(), layer.weight[0].numel()) for layer in layers]
+
+    def add(layer: nn.Module, given: tuple[Tensor, ...], gram: Tensor) -> None:
+        columns = _columns(layer, given[0])
+        gram.addmm_(columns.T, columns)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, given, gram=gram: add(layer, given, gram))
+        for layer, gram in zip(layers, grams, strict=True)
+    ]
+    started = time.perf_counter()
+    with torch.no_grad():
+        for batch in data:
+            model(batch)
+    seconds = time.perf_counter() - started
+    for handle in handles:
+        handle.remove()
+    return seconds
+
+
+def _columns(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer multiplies with its weights, as rows (samples · places, columns)."""
+    if isinstance(layer, nn.Conv2d):
+        unfolded = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # pyright: ignore[reportArgumentType]
+        return unfolded.transpose(1, 2).flatten(0, 1)
+    return x.flatten(0, -2)
+
+
+def tables(rows: Rows) -> str:
+    parts = ["# What a cut costs: `sgd-ap`, MACs 50 %, no recovery\n\n![cost](cost.svg)"]
+    for name in SERIES:
+        lines = [_line(row, name) for row in _series(rows.found, name)]
+        head = f"| network | {name} | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
+        parts.append("\n".join([f"## {name.capitalize()}\n", head, "|---" * 8 + "|", *lines]))
+    return "\n\n".join(parts)
+
+
+def _line(row: Row, name: str) -> str:
+    longest = sorted(row["seconds_by_stage"].items(), key=lambda stage: -stage[1])[:3]
+    cells = (
+        row["model"], f"{row[name]:,}", f"{row['params']:,}", row["seconds"], row["floor_seconds"],
+        f"{row['seconds'] / row['floor_seconds']:.0f}", ", ".join(f"{stage} {s:.0f}" for stage, s in longest),
+        row["peak_gb"],
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _series(rows: list[Row], name: str) -> list[Row]:
+    """The rows in which nothing but `name` differs from the usual."""
+    others = [other for other in USUAL if other != name]
+    found = [row for row in rows if all(row[other] == USUAL[other] for other in others)]
+    return sorted(found, key=lambda row: (row["model"], row[name]))
+
+
+def _drawing(rows: list[Row]) -> str:
+    def panel(name: str, unit: str, field: str) -> Panel:
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for row in _series(rows, name):
+            lines.setdefault(row["model"], []).append((row[name], row[field]))
+        return Panel(f"{name.capitalize()}: {unit}", name, lines)
+
+    return svg([panel(name, *what) for name in SERIES for what in (("seconds", "seconds"), ("peak GB", "peak_gb"))])
