@@ -73,7 +73,7 @@ def test_the_cost_of_a_cut_is_drawn_in_three_series(tmp_path: Path) -> None:
     for point in points:
         rows.measure(lambda point=point: {**point, **found}, model=point["model"], setting=str(point))
     text = cost.tables(rows)
-    assert text.count("| residual |") == 12 and "| residual | 16 | 10 | 20.0 | 0.5 | 40 | guide 12 | 0.4 |" in text
+    assert text.count("| residual |") == 12 and "| residual | 8 | 10 | 20.0 | 0.5 | 40 | guide 12 | 0.4 |" in text
     assert cost._drawing(rows.found).count("<polyline") == 12
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import actprune as ap
 
-USUAL = {"depth": 4, "width": 64, "samples": 512}
-SERIES = {"depth": (2, 4, 8, 16), "width": (32, 64, 128, 256), "samples": (256, 512, 1024, 2048)}
+USUAL = {"depth": 2, "width": 32, "samples": 512}
+SERIES = {"depth": (1, 2, 4, 8), "width": (16, 32, 64, 128), "samples": (256, 512, 1024, 2048)}
 BATCH = 64
 
 
