@@ -32,13 +32,12 @@ def kept_caches(model: nn.Module) -> Iterator[None]:
 
 def _caches(model: nn.Module) -> list[Any]:
     """To ask the garbage collector for them would take a time that grows with all that the process holds."""
-    modules = _distinct(module for module in tuple(sys.modules.values()) if issubclass(type(module), ModuleType))
-    others = [module for module in modules if _package(_names(module).get("__name__")) not in _LEFT_OUT]
-    spaces = [*_own_spaces(model), *(_names(module) for module in others if not _is_installed(module))]
+    modules = [module for module in tuple(sys.modules.values()) if issubclass(type(module), ModuleType)]
+    known = [(module, _of_library(module)) for module in modules]
+    spaces = [*_own_spaces(model), *(_names(module) for module, found in known if found is None)]
     values = [value for space in _distinct(spaces) for value in tuple(space.values())]
-    known = (cache for module in others if _is_installed(module) for cache in _in_library(module))
-    found = _distinct([*_found_in([*values, *_contents(model)]), *known])
-    return [cache for cache in found if _package(cache.__module__) not in _OWN]
+    found = [*_found_in([*values, *_contents(model)]), *(cache for _, found in known for cache in found or ())]
+    return [cache for cache in _distinct(found) if _package(cache.__module__) not in _OWN]
 
 
 def _own_spaces(model: nn.Module) -> list[dict[str, Any]]:
@@ -56,10 +55,19 @@ def _contents(model: nn.Module) -> list[Any]:
     return [*held, *dicts, *(inner for value in held if isinstance(value, list | tuple) for inner in tuple(value))]
 
 
-@functools.cache
-def _in_library(module: ModuleType) -> list[Any]:
-    """The caches of a module of an installed package: it is looked through once."""
-    return _found_in(tuple(_names(module).values()))
+def _of_library(module: ModuleType) -> list[Any] | None:
+    """The caches of a module of an installed package, which is looked through once; None of any other module."""
+    if (found := _KNOWN.get(module)) is None:
+        names = _names(module)
+        left_out = _package(names.get("__name__")) in _LEFT_OUT
+        if left_out or _is_installed(names):
+            found = _KNOWN[module] = [] if left_out else _found_in(tuple(names.values()))
+    return found
+
+
+def _is_installed(names: dict[str, Any]) -> bool:
+    file = names.get("__file__") if names.get("__name__") != "__main__" else None
+    return isinstance(file, str) and ("site-packages" in file or "dist-packages" in file)
 
 
 def _found_in(values: Iterable[Any]) -> list[Any]:
@@ -102,16 +110,11 @@ def _package(module: Any) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
 
 
-def _is_installed(module: ModuleType) -> bool:
-    names = _names(module)
-    file = names.get("__file__") if names.get("__name__") != "__main__" else None
-    return isinstance(file, str) and ("site-packages" in file or "dist-packages" in file)
-
-
 def _distinct(values: Iterable[Any]) -> list[Any]:
     return list({id(value): value for value in values}.values())
 
 
+_KNOWN: dict[ModuleType, list[Any]] = {}
 _OWN = {"torch", "sympy", "actprune"}
 _LEFT_OUT = {*_OWN, *sys.stdlib_module_names}
 """Packages whose modules and classes are not looked through; the caches of `_OWN` stay as they are in any case."""
