@@ -10,8 +10,9 @@ JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too.
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# The pinned versions; a wheel with a local tag, such as a CPU build of torch, satisfies its pin too. Python compiles what
+# is imported; pip would compile all of torch and transformers.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help demo test lint bench bench-long coverage growth scaling large exports fuzz docs clean
 .DELETE_ON_ERROR:

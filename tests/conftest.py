@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -18,6 +19,7 @@ os.environ["KERAS_BACKEND"] = "torch"  # before anybody imports Keras
 settings.register_profile("actprune", deadline=None, derandomize=True)
 settings.load_profile("actprune")
 
+gc.set_threshold(50_000, 20, 20)  # a tracer makes many objects that stay; looking for cycles took a tenth of the time
 torch.set_num_threads(1)  # the networks are tiny, and a second thread only makes timings and sums vary
 
 
