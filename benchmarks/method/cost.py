@@ -1,6 +1,7 @@
 """What a cut by `sgd-ap` costs: how seconds and memory grow with depth, width and calibration samples.
 
-Residual networks and transformers with drawn weights on drawn inputs, each in a process of its own. The floor beside
+Residual networks and transformers with drawn weights on drawn inputs, each in a process of its own, on one thread;
+seconds are those of the processor. The floor beside
 the seconds is what nobody can go below who refits every layer: one forward pass over the calibration samples, and the
 Gram matrix of every layer's input.
 """
@@ -71,9 +72,9 @@ def _measured(point: dict[str, Any]) -> Row:
     torch.manual_seed(0)
     model, shape = NETWORKS[point["model"]](point["depth"], point["width"])
     data = torch.randn(point["samples"], *shape).split(BATCH)
-    before, started = peak_gb(), time.perf_counter()
+    before, started = peak_gb(), time.process_time()
     result = ap.prune(model, data, keep="macs=50%", calibration_size=point["samples"], seed=0)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return {
         **point,
         "seconds": round(seconds, 1),
@@ -98,11 +99,11 @@ def floor(model: nn.Module, data: tuple[Tensor, ...]) -> float:
         layer.register_forward_pre_hook(lambda layer, given, gram=gram: add(layer, given, gram))
         for layer, gram in zip(layers, grams, strict=True)
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     with torch.no_grad():
         for batch in data:
             model(batch)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     for handle in handles:
         handle.remove()
     return seconds
@@ -117,7 +118,7 @@ def _columns(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def tables(rows: Rows) -> str:
-    parts = ["# What a cut costs: `sgd-ap`, MACs 50 %, no recovery\n\n![cost](cost.svg)"]
+    parts = ["# What a cut costs: `sgd-ap`, MACs 50 %, no recovery, seconds of one core\n\n![cost](cost.svg)"]
     for name in SERIES:
         lines = [_line(row, name) for row in _series(rows.found, name)]
         head = f"| network | {name} | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
