@@ -69,11 +69,20 @@ def test_the_cost_of_a_cut_is_drawn_in_three_series(tmp_path: Path) -> None:
     points = cost.points()
     assert len(points) == len(cost.NETWORKS) * (sum(map(len, cost.SERIES.values())) - 2)
     rows = Rows("cost", "python", tmp_path)
-    found = {"seconds": 20.0, "floor_seconds": 0.5, "seconds_by_stage": {"guide": 12.0}, "params": 10, "peak_gb": 0.4}
+    found = {
+        "seconds": 20.0,
+        "floor_seconds": 0.5,
+        "seconds_by_stage": {"guide": 12.0, "allocate": 4.0},
+        "params": 10,
+        "peak_gb": 0.4,
+    }
     for point in points:
         rows.measure(lambda point=point: {**point, **found}, model=point["model"], setting=str(point))
     text = cost.tables(rows)
-    assert text.count("| residual |") == 12 and "| residual | 8 | 10 | 20.0 | 0.5 | 40 | guide 12 | 0.4 |" in text
+    assert (
+        text.count("| residual |") == 12
+        and "| residual | 8 | 10 | 20.0 | 0.5 | 40 | guide 75%, allocate 25% | 0.4 |" in text
+    )
     assert cost._drawing(rows.found).count("<polyline") == 12
 
 

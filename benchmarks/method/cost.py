@@ -128,9 +128,10 @@ def tables(rows: Rows) -> str:
 
 def _line(row: Row, name: str) -> str:
     longest = sorted(row["seconds_by_stage"].items(), key=lambda stage: -stage[1])[:3]
+    clock = sum(row["seconds_by_stage"].values())
     cells = (
         row["model"], f"{row[name]:,}", f"{row['params']:,}", row["seconds"], row["floor_seconds"],
-        f"{row['seconds'] / row['floor_seconds']:.0f}", ", ".join(f"{stage} {s:.0f}" for stage, s in longest),
+        f"{row['seconds'] / row['floor_seconds']:.0f}", ", ".join(f"{stage} {s / clock:.0%}" for stage, s in longest),
         row["peak_gb"],
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
