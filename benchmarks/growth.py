@@ -69,16 +69,16 @@ class ResidualBlock(nn.Module):
         return torch.relu(x + self.norm2(self.conv2(inner)))
 
 
-def transformer(depth: int, width: int) -> tuple[nn.Module, Any]:
+def transformer(depth: int, width: int, device: str = "meta") -> tuple[nn.Module, Tensor]:
     """The network and its inputs (batch 2, tokens 16, features 32)."""
-    with torch.device("meta"):
+    with torch.device(device):
         blocks = [TransformerBlock(width) for _ in range(depth)]
         return nn.Sequential(nn.Linear(32, width), *blocks, nn.Linear(width, 10)), torch.zeros(2, 16, 32)
 
 
-def residual(depth: int, width: int) -> tuple[nn.Module, Any]:
+def residual(depth: int, width: int, device: str = "meta") -> tuple[nn.Module, Tensor]:
     """The network and its inputs (batch 2, channels 3, height 8, width 8)."""
-    with torch.device("meta"):
+    with torch.device(device):
         blocks = [ResidualBlock(width) for _ in range(depth)]
         head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
         return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *blocks, *head), torch.zeros(2, 3, 8, 8)

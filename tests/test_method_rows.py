@@ -87,6 +87,6 @@ def test_the_cost_of_a_cut_is_drawn_in_three_series(tmp_path: Path) -> None:
 
 
 def test_the_floor_is_a_forward_pass_and_a_gram_of_every_layer() -> None:
-    model, shape = cost.residual(1, 4)
-    assert cost.floor(model.eval(), (torch.randn(2, *shape),)) > 0
+    model, inputs = cost.residual(1, 4, "cpu")
+    assert cost.floor(model.eval(), (torch.randn_like(inputs),)) > 0
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -1,22 +1,21 @@
 """What a cut by `sgd-ap` costs: how seconds and memory grow with depth, width and calibration samples.
 
 Residual networks and transformers with drawn weights on drawn inputs, each in a process of its own, on one thread;
-seconds are those of the processor. The floor beside
-the seconds is what nobody can go below who refits every layer: one forward pass over the calibration samples, and the
-Gram matrix of every layer's input.
+seconds are those of the processor. The floor beside them is what nobody can go below who refits every layer: one
+forward pass over the calibration samples, and the Gram matrix of every layer's input.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from benchmarks.coverage.child import peak_gb
-from benchmarks.growth import ResidualBlock, TransformerBlock
+from benchmarks.growth import residual, transformer
 from benchmarks.line_plot import Panel, svg
 from benchmarks.method.rows import Row, Rows
 from torch import Tensor, nn
@@ -28,23 +27,7 @@ SERIES = {"depth": (1, 2, 4, 8), "width": (16, 32, 64, 128), "samples": (256, 51
 BATCH = 64
 
 
-def transformer(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network and the shape of a sample (tokens, features)."""
-    blocks = [TransformerBlock(width) for _ in range(depth)]
-    return nn.Sequential(nn.Linear(32, width), *blocks, nn.Flatten(), nn.Linear(16 * width, 10)), (16, 32)
-
-
-def residual(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network and the shape of a sample (channels, height, width)."""
-    blocks = [ResidualBlock(width) for _ in range(depth)]
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
-    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *blocks, *head), (3, 8, 8)
-
-
-NETWORKS: dict[str, Callable[[int, int], tuple[nn.Module, tuple[int, ...]]]] = {
-    "transformer": transformer,
-    "residual": residual,
-}
+NETWORKS = {"transformer": transformer, "residual": residual}
 
 
 def points() -> list[dict[str, Any]]:
@@ -70,8 +53,8 @@ def _apart(point: dict[str, Any]) -> Row:
 def _measured(point: dict[str, Any]) -> Row:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, shape = NETWORKS[point["model"]](point["depth"], point["width"])
-    data = torch.randn(point["samples"], *shape).split(BATCH)
+    model, inputs = NETWORKS[point["model"]](point["depth"], point["width"], "cpu")
+    data = torch.randn(point["samples"], *inputs.shape[1:]).split(BATCH)
     before, started = peak_gb(), time.process_time()
     result = ap.prune(model, data, keep="macs=50%", calibration_size=point["samples"], seed=0)
     seconds = time.process_time() - started
@@ -91,14 +74,7 @@ def floor(model: nn.Module, data: tuple[Tensor, ...]) -> float:
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     grams = [torch.zeros(layer.weight[0].numel(), layer.weight[0].numel()) for layer in layers]
 
-    def add(layer: nn.Module, given: tuple[Tensor, ...], gram: Tensor) -> None:
-        columns = _columns(layer, given[0])
-        gram.addmm_(columns.T, columns)
-
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, given, gram=gram: add(layer, given, gram))
-        for layer, gram in zip(layers, grams, strict=True)
-    ]
+    handles = [layer.register_forward_pre_hook(partial(_add, gram)) for layer, gram in zip(layers, grams, strict=True)]
     started = time.process_time()
     with torch.no_grad():
         for batch in data:
@@ -107,6 +83,11 @@ def floor(model: nn.Module, data: tuple[Tensor, ...]) -> float:
     for handle in handles:
         handle.remove()
     return seconds
+
+
+def _add(gram: Tensor, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+    columns = _columns(layer, given[0])
+    gram.addmm_(columns.T, columns)
 
 
 def _columns(layer: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from actprune.graph.keep import held_values
+
 
 @contextlib.contextmanager
 def kept_caches(model: nn.Module) -> Iterator[None]:
@@ -35,8 +37,10 @@ def _caches(model: nn.Module) -> list[Any]:
     modules = [module for module in tuple(sys.modules.values()) if issubclass(type(module), ModuleType)]
     known = [(module, _of_library(module)) for module in modules]
     spaces = [*_own_spaces(model), *(_names(module) for module, found in known if found is None)]
+    held = held_values(model)
     values = [value for space in _distinct(spaces) for value in tuple(space.values())]
-    found = [*_found_in([*values, *_contents(model)]), *(cache for _, found in known for cache in found or ())]
+    values += [*held, *(inner for value in held if isinstance(value, tuple) for inner in value)]
+    found = [*_found_in(values), *(cache for _, found in known for cache in found or ())]
     return [cache for cache in _distinct(found) if _package(cache.__module__) not in _OWN]
 
 
@@ -46,13 +50,6 @@ def _own_spaces(model: nn.Module) -> list[dict[str, Any]]:
     spaces = [_names(kind) for kind in kinds if kind is not object and _package(_module_of(kind)) not in _OWN]
     values = [value for space in spaces for value in tuple(space.values())]
     return [*spaces, *(value.__globals__ for value in values if type(value) is FunctionType)]
-
-
-def _contents(model: nn.Module) -> list[Any]:
-    """What the attributes of a model's modules are, and what dicts, lists and tuples among them hold."""
-    held = [value for module in model.modules() for value in tuple(vars(module).values())]
-    dicts = [inner for value in held if isinstance(value, dict) for inner in tuple(value.values())]
-    return [*held, *dicts, *(inner for value in held if isinstance(value, list | tuple) for inner in tuple(value))]
 
 
 def _of_library(module: ModuleType) -> list[Any] | None:

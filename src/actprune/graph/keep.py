@@ -70,7 +70,7 @@ def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     Args:
         sharing: tensors that lie in files are the copy's as well, for a while; else it gets files of its own.
     """
-    tensors = [value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor)]
+    tensors = [value for value in held_values(model) if isinstance(value, Tensor)]
     known: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
     for tensor in tensors:
         if id(tensor) not in known and is_mapped(tensor):
@@ -80,7 +80,7 @@ def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
 
 def twin(model: nn.Module) -> nn.Module:
     """A copy of the modules around the memory of the model's own tensors, to be rearranged and run in its place."""
-    tensors = [value for _, entries in _held(model) for value in entries.values() if isinstance(value, Tensor)]
+    tensors = [value for value in held_values(model) if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(tensor): _as_held(tensor.detach(), tensor) for tensor in tensors})
 
 
@@ -124,6 +124,11 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     own = [(vars(module), _entries(vars(module))) for module in model.modules()]
     inner = [(box, _entries(box)) for _, entries in own for box in entries.values() if isinstance(box, dict | list)]
     return [*own, *inner]
+
+
+def held_values(model: nn.Module) -> list[Any]:
+    """What the attributes of a model's modules are, and what dicts and lists among them hold."""
+    return [value for _, entries in _held(model) for value in entries.values()]
 
 
 def refresh(model: nn.Module, training: bool) -> None:
