@@ -47,6 +47,12 @@ def test_a_table_gives_the_mean_over_seeds() -> None:
     assert found.splitlines()[2:] == ["| l2 | 60.00 ± 14.14 |  |", "| l1 |  | 25.00 |"]
 
 
+def test_the_columns_of_a_table_stand_in_their_order() -> None:
+    rows = [{"method": "l2", "keep": keep, "accuracy": 0.5} for keep in ("30%", "other", "50%")]
+    found = pivot(rows, ("method",), lambda r: r["keep"], lambda r: r["accuracy"], order=("70%", "50%", "30%"))
+    assert found.splitlines()[0] == "| method | 50% | 30% | other |"
+
+
 def test_batches_hold_every_image_once_in_an_epoch() -> None:
     data = Images(torch.arange(10.0).view(10, 1, 1, 1).expand(10, 3, 8, 8), torch.arange(10))
     loader = Batches(data, 4, 0, lambda images: images + 0.5)

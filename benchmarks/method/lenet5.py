@@ -175,4 +175,6 @@ def tables(rows: Rows) -> str:
 
 
 def _accuracies(rows: list[Row]) -> str:
-    return pivot(rows, ("method", "compensate"), lambda r: r.get("keep") or "dense", lambda r: r.get("accuracy"))
+    return pivot(
+        rows, ("method", "compensate"), lambda r: r.get("keep") or "dense", lambda r: r.get("accuracy"), order=KEEPS
+    )

@@ -135,4 +135,11 @@ def tables(rows: Rows) -> str:
 
 def _accuracies(found: list[Row], stage: str) -> str:
     rows = [row for row in found if row["stage"] == stage]
-    return pivot(rows, ("method", "compensate"), lambda r: f"MACs {r['keep']:.0%}", lambda r: r.get("accuracy"))
+    return pivot(
+        rows, ("method", "compensate"), lambda r: _macs(r["keep"]), lambda r: r.get("accuracy"),
+        order=[_macs(keep) for keep in KEEPS],
+    )  # fmt: skip
+
+
+def _macs(keep: float) -> str:
+    return f"MACs {keep:.0%}"

@@ -63,19 +63,22 @@ def pivot(
     column: Callable[[Row], str],
     cell: Callable[[Row], float | None],
     show: Callable[[float], str] = lambda value: f"{100 * value:.2f}",
+    order: Sequence[str] = (),
 ) -> str:
     """A Markdown table: a line for each combination of the fields `line`, a column for each `column(row)`.
 
+    Columns stand as in `order`, those it does not name behind them as they are met.
     Rows of several seeds become mean ± standard deviation.
     """
     cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
-    columns: dict[str, None] = {}
+    met: dict[str, None] = {}
     for row in rows:
         value = cell(row)
         if value is None:
             continue
-        columns.setdefault(column(row))
+        met.setdefault(column(row))
         cells.setdefault(tuple(str(row.get(f) or "") for f in line), {}).setdefault(column(row), []).append(value)
+    columns = sorted(met, key=lambda name: order.index(name) if name in order else len(order))
     lines = ["| " + " | ".join([*line, *columns]) + " |", "|---" * (len(line) + len(columns)) + "|"]
     for key, found in cells.items():
         shown = [_mean(found.get(name, []), show) for name in columns]
