@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import actprune as ap
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.distributed import Ranks, joined
 from actprune.latency import bench
 from actprune.stats.across import collect_across

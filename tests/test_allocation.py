@@ -28,7 +28,7 @@ from actprune.allocation.sensitivity import Curve, interpolate, measure_curves
 from actprune.allocation.solve import solve, trades
 from actprune.allocation.space import Space, Widths, make_space
 from actprune.axes.capture import Graph, capture
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.distance import choose
 from actprune.errors import ActpruneError, BudgetError, DataError, PlanError
 from actprune.graph.run import run_all

@@ -18,7 +18,8 @@ from actprune.compensation.refit import compensate
 from actprune.compensation.ridge import RIDGES, Fit, Ridge, choose_ridge, normal, solve
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
-from actprune.data import Calibration, fit
+from actprune.data.samples import Calibration
+from actprune.data.take import fit
 from actprune.errors import PlanError
 from actprune.graph.run import run, run_all
 from actprune.plan import Plan, make_plan

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from actprune.data import Calibration, Samples, fit, take
+from actprune.data.samples import Calibration, Samples
+from actprune.data.take import fit, take
 from actprune.errors import DataError
 from actprune.graph.program import Program
 from actprune.graph.trace import trace

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import actprune as ap
-from actprune.data import take
+from actprune.data.take import take
 from actprune.depth.blocks import find_blocks
 from actprune.depth.budget import Depth, of_blocks, read_depth
 from actprune.depth.bypass import Block, Form

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.distance import choose, divergence, normalised_error, output_kind
 from actprune.errors import PlanError
 from actprune.graph.program import Program

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 import actprune as ap
 from actprune.allocation.budget import parse
 from actprune.compensation.refit import compensate
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.deciding import QUICK_ROUNDS
 from actprune.errors import (
     ActpruneError,

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 import actprune as ap
 from actprune.axes.capture import capture
-from actprune.data import fit, take
+from actprune.data.take import fit, take
 from actprune.errors import CaptureError
 from actprune.graph.program import module_path, op_name, place
 from actprune.graph.run import run

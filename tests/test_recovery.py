@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from actprune import Distill, capture
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.recovery.relative import LEAST, RelativeAdam, centred, size
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
 from actprune.compensation.refit import compensate
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.graph.run import run_all
 from actprune.guidance.guide import guide
 from actprune.plan import make_plan

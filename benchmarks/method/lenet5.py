@@ -14,7 +14,7 @@ from benchmarks.method.rows import Row, Rows, pivot
 from torch import nn
 
 import actprune as ap
-from actprune.data import fit
+from actprune.data.take import fit
 from actprune.demo.lenet5 import Split, accuracy, dense_checkpoint, minibatches, tensors
 from actprune.demo.main_job import CALIBRATION
 from actprune.demo.mnist import cache_folder, load_mnist

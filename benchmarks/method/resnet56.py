@@ -13,7 +13,7 @@ from benchmarks.method.sources import Batches, agreement, cifar10, flipped_and_s
 from torch import nn
 
 import actprune as ap
-from actprune.data import fit
+from actprune.data.take import fit
 
 KEEPS = (0.7, 0.5, 0.3)
 CALIBRATION, UNLABELLED, BATCH = 1024, 5120, 128

@@ -22,7 +22,7 @@ from actprune.compensation.near import COLLECTED, Near
 from actprune.compensation.refit import compensate as refit
 from actprune.compensation.room import matrix_bytes
 from actprune.compensation.schedule import refitted_calls, schedule
-from actprune.data import Calibration
+from actprune.data.samples import Calibration
 from actprune.distributed import Ranks
 from actprune.errors import ActpruneError, DistributedError, PlanError
 from actprune.forms import Form

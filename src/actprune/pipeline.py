@@ -19,7 +19,7 @@ from actprune.allocation.budget import Keep
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.journal import Journal, journal_of
-from actprune.data import Forward
+from actprune.data.calls import Forward
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks, joined
 from actprune.errors import DataError

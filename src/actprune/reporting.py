@@ -11,7 +11,7 @@ from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected
 from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph
-from actprune.data import Calibration
+from actprune.data.samples import Calibration
 from actprune.errors import PlanError
 from actprune.forms import Form
 from actprune.graph.rebuilt import Rebuilt

@@ -27,7 +27,9 @@ from actprune.artifacts.files import content_digest
 from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS, TRAINED, Journal, Kind, Trained
 from actprune.axes.capture import Graph
 from actprune.compensation.room import check_room
-from actprune.data import Calibration, Forward, Samples, fit, take
+from actprune.data.calls import Forward
+from actprune.data.samples import Calibration, Samples
+from actprune.data.take import fit, take
 from actprune.deciding import Deciding, FailedCutError, FailedElsewhereError
 from actprune.distance import choose
 from actprune.errors import DataError, EquivalenceError, PlanError

@@ -18,7 +18,8 @@ from actprune.artifacts.files import read_text
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, file_of
 from actprune.artifacts.journal import journal_of
 from actprune.artifacts.plan_file import read_plan
-from actprune.data import Samples, take
+from actprune.data.samples import Samples
+from actprune.data.take import take
 from actprune.distributed import launched
 from actprune.errors import ArtifactError, BudgetError, DataError, DistributedError
 from actprune.keras3.backend import is_keras

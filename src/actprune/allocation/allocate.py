@@ -17,7 +17,8 @@ from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_cu
 from actprune.allocation.solve import solve
 from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
-from actprune.data import Calibration, fit
+from actprune.data.samples import Calibration
+from actprune.data.take import fit
 from actprune.distance import Distance, Outputs, choose
 from actprune.errors import BudgetError, DataError
 from actprune.graph.run import run_all

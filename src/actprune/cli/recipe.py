@@ -83,7 +83,7 @@ class Recipe:
 
     def network(self) -> tuple[Any, Any]:
         """The dense model as the engine sees it, and the inputs of its first calibration batch."""
-        from actprune.data import first_batch
+        from actprune.data.take import first_batch
         from actprune.keras3.bridge import as_batches, as_network
 
         model = self.model()

@@ -19,7 +19,7 @@ from actprune.compensation.equations import Equations, refit_from
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
-from actprune.data import Calibration
+from actprune.data.samples import Calibration
 from actprune.distance import Outputs
 from actprune.graph.program import Batch
 from actprune.plan import Plan, make_plan

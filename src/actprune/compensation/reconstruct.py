@@ -24,7 +24,7 @@ from actprune.compensation.blocks import STEPS, Block, affordable, find_blocks
 from actprune.compensation.gauss_newton import best_size, gauss_newton
 from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk
-from actprune.data import evenly
+from actprune.data.samples import evenly
 from actprune.graph.run import arguments, call
 from actprune.stats.patches import output_rows
 

@@ -23,7 +23,8 @@ from actprune.compensation.reconstruct import reconstruct
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
-from actprune.data import Calibration, fit
+from actprune.data.samples import Calibration
+from actprune.data.take import fit
 from actprune.distance import Distance, choose
 from actprune.graph.run import run_all
 from actprune.memory import limit_bytes

@@ -16,7 +16,9 @@ from actprune.allocation.budget import Budget
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.pretrained import save_pretrained
 from actprune.axes.capture import Graph, capture
-from actprune.data import Forward, Samples, fit, take
+from actprune.data.calls import Forward
+from actprune.data.samples import Samples
+from actprune.data.take import fit, take
 from actprune.depth.blocks import containers, find_blocks
 from actprune.depth.budget import Depth, of_blocks, out_of_reach, read_depth
 from actprune.depth.bypass import Block

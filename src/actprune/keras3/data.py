@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actprune.data import CHUNK
+from actprune.data.gather import CHUNK
 from actprune.errors import DataError
 from actprune.keras3.backend import keras_on_torch
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from actprune.data import Calibration
+from actprune.data.samples import Calibration
 from actprune.distance import Distance, Outputs, choose, objective
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actprune.data import Calibration
+from actprune.data.samples import Calibration
 from actprune.distributed import Ranks
 from actprune.errors import DataError
 from actprune.stats.collect import Stats

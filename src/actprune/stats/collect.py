@@ -22,7 +22,8 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.inference import Site
-from actprune.data import Calibration, fit
+from actprune.data.samples import Calibration
+from actprune.data.take import fit
 from actprune.errors import DataError
 from actprune.graph.program import op_name, place
 from actprune.graph.room import calls_until, held_bytes

@@ -1,0 +1,114 @@
+"""From one batch to the call of the model that it stands for."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actprune.errors import DataError
+from actprune.graph.arguments import Arguments, by_name, call_arguments
+from actprune.graph.program import Program
+
+Forward = Callable[[Any, Any], Any]
+"""`forward(model, batch)` calls the model on a batch; actprune notes what the model is called with."""
+
+
+def as_call(model: nn.Module, batch: Any, forward: Forward | None) -> Arguments:
+    """What `model` is to be called with: by what kind of thing the batch is, or as `forward` does it."""
+    return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)
+
+
+def as_captured_call(program: Program, batch: Any) -> Arguments:
+    """As `as_call`, for a model that is captured already."""
+    inputs = _input(batch)
+    if isinstance(inputs, Mapping):
+        names = program.kwarg_names
+        kwargs = {name: inputs[name] for name in names if name in inputs}
+        if not kwargs:
+            raise DataError(
+                f"No key of the batch is a keyword argument that {program.model_name} was captured with.",
+                expected=f"keys among {', '.join(names)}" if names else "a tensor or a tuple, as at capture",
+                got=", ".join(map(str, inputs)),
+                where="calibration",
+                hint="capture the model with a dict of these keys, or pass batches like the example inputs",
+            )
+        return (), {**program.added, **kwargs}
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if program.added and len(args) <= len(program.kwarg_names):  # then the capture has named them all
+        return (), {**program.added, **dict(zip(program.kwarg_names, args, strict=False))}
+    return args, {}
+
+
+def _input(batch: Any) -> Any:
+    """What a batch holds for the model."""
+    if isinstance(batch, tuple | list):
+        batch = batch[0] if batch else batch
+    if isinstance(batch, Tensor | np.ndarray | Mapping | tuple | list):
+        return batch
+    raise DataError(
+        "A calibration batch is of no kind that actprune knows.",
+        expected="a tensor, a tuple or list whose first element is the input, or a dict",
+        got=type(batch).__name__,
+        where="calibration",
+        hint="say with forward= how to call the model on a batch",
+    )
+
+
+class _Recorder:
+    """Called in the model's place by a user's `forward`, it notes with what; else it is like the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.called: Arguments | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = args, kwargs
+        raise _Recorded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class _Recorded(Exception):
+    """A signal, not an error: `forward` has called the model, the rest of it is not needed."""
+
+
+def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
+    recorder = _Recorder(model)
+    with contextlib.suppress(_Recorded):
+        forward(recorder, batch)
+    if recorder.called is None:
+        raise DataError(
+            "forward= did not call the model.",
+            expected="a function forward(model, batch) that calls model(…) once",
+            got="a return without that call",
+            where="forward",
+            hint="for example forward=lambda model, batch: model(batch['image'])",
+        )
+    args, kwargs = recorder.called
+    return _by_keyword(model, args, kwargs) if args and kwargs else (args, kwargs)
+
+
+def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """A call with both kinds of arguments as one with keywords alone, which is how the model is then captured."""
+    named = by_name(model, args)
+    if named is None or named.keys() & kwargs.keys():
+        raise DataError(
+            f"forward= calls the model in a way that {type(model).__name__}.forward can't be captured with.",
+            expected=f"each argument of forward{inspect.signature(model.forward)} once",
+            got=f"{len(args)} arguments by position, and {', '.join(kwargs)}",
+            where="forward",
+            hint="pass all of them by position, or all of them by name",
+        )
+    return (), {**named, **kwargs}
+
+
+def as_tensor(value: Any) -> Any:
+    """An array as a tensor, anything else as it is."""
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value

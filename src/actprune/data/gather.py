@@ -1,0 +1,164 @@
+"""From whatever a user iterates over to samples in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from actprune.data.calls import as_tensor
+from actprune.data.samples import Samples, form
+from actprune.errors import DataError
+from actprune.graph.arguments import Arguments
+
+CHUNK = 32
+"""Samples per batch where all of them come in one tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One batch, flattened."""
+
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+    names: tuple[str, ...]
+    count: int
+    labels: Tensor | None = None
+
+    def is_batched(self, position: int) -> bool:
+        value = self.leaves[position]
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.count
+
+
+def gather(
+    calibration: Iterable[Any], size: int, call: Callable[[Any], Arguments], device: torch.device, labels: bool
+) -> Samples:
+    """Up to `size` samples of the batches, which `call` makes calls of, on `device`."""
+    if size < 1:
+        raise DataError(
+            "No calibration samples are asked for.",
+            expected="at least 1",
+            got=str(size),
+            where="calibration_size",
+            hint="some hundred samples are a good start",
+        )
+    pieces: list[_Piece] = []
+    count = 0
+    for batch in _iterate(calibration):
+        piece = _piece(call(batch), pieces[0].names if pieces else None, device)
+        if piece.count == 0:
+            continue
+        if labels:
+            piece = replace(piece, labels=_labels(batch, piece.count, device))
+        if pieces:
+            _check_same_form(piece, pieces[0])
+        pieces.append(piece)
+        count += piece.count
+        if count >= size:
+            break
+    if not pieces:
+        raise DataError(
+            "The calibration data is empty.",
+            expected="an iterable with at least one batch of at least one sample",
+            got=f"{type(calibration).__name__} without a sample",
+            where="calibration",
+            hint="pass a list of batches or a data loader; a generator that was used up before gives nothing",
+        )
+    first, count = pieces[0], min(count, size)
+    batched = tuple(first.is_batched(i) for i in range(len(first.leaves)))
+    leaves = tuple(
+        torch.cat([piece.leaves[i] for piece in pieces])[:size] if b else first.leaves[i] for i, b in enumerate(batched)
+    )
+    known = [piece.labels for piece in pieces if piece.labels is not None]
+    return Samples(
+        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None
+    )
+
+
+def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
+    """(count, …) the labels of a batch."""
+    found = None
+    if isinstance(batch, Mapping):
+        found = batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) > 1:
+        found = batch[1]
+    found = as_tensor(found)
+    if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
+        raise DataError(
+            "A calibration batch holds no labels.",
+            expected=f'(inputs, labels), or a dict with "labels", and {count} of them in this batch',
+            got=form(found) if isinstance(found, Tensor) else type(batch).__name__,
+            where="calibration, with loss=",
+            hint="leave out loss= to take the model's own predictions; a model that predicts its input gets (x, x)",
+        )
+    return found.detach().to(device)
+
+
+def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
+    if isinstance(calibration, Tensor | np.ndarray):  # iterating over it would give samples without a batch
+        return iter(as_tensor(calibration).split(CHUNK))
+    try:
+        return iter(calibration)
+    except TypeError as error:
+        raise DataError(
+            "The calibration data can't be iterated over.",
+            expected="an iterable of batches, such as a list or a data loader",
+            got=type(calibration).__name__,
+            where="calibration",
+            hint="put a single batch into a list: [batch]",
+        ) from error
+
+
+def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device) -> _Piece:
+    """A call flattened, its keyword arguments in the order of `names` where they are the same ones."""
+    args, kwargs = call
+    if names is not None and set(names) == set(kwargs):
+        kwargs = {name: kwargs[name] for name in names}
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    flat = [as_tensor(v) for v in flat]
+    batched = [v for v in flat if isinstance(v, Tensor) and v.dim() > 0]
+    if flat and not batched:
+        raise DataError(
+            "A calibration batch holds no tensor with a batch dimension.",
+            expected="at least one tensor, samples first",
+            got=", ".join(type(v).__name__ for v in flat),
+            where="calibration",
+            hint="make tensors of the inputs, or say with forward= how to call the model on a batch",
+        )
+    leaves = [v.detach().to(device) if isinstance(v, Tensor) else v for v in flat]
+    return _Piece(leaves, spec, tuple(kwargs), int(batched[0].shape[0]) if batched else 0)
+
+
+def _check_same_form(piece: _Piece, first: _Piece) -> None:
+    """What is concatenated must have the same sample shape and type; what is not must be the same in every batch."""
+    if piece.spec != first.spec:
+        raise _misfit(str(first.spec), str(piece.spec))
+    for i, (own, other) in enumerate(zip(piece.leaves, first.leaves, strict=True)):
+        if first.is_batched(i):
+            if not piece.is_batched(i):
+                raise _misfit(f"{piece.count} samples in every input", f"{len(own)} in input {i}")
+            if (own.shape[1:], own.dtype) != (other.shape[1:], other.dtype):
+                raise _misfit(form(other[0]), form(own[0]))
+        elif not _equal(own, other):
+            raise _misfit(f"input {i} without a batch dimension to be the same in all of them", "different values")
+
+
+def _misfit(first: str, found: str) -> DataError:
+    return DataError(
+        "The calibration batches do not fit together.",
+        expected=f"every batch like the first: {first}",
+        got=found,
+        where="calibration",
+        hint="resize or pad the samples to one shape, or give the inputs one by one with forward=",
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)

@@ -1,0 +1,116 @@
+"""Calibration data: from whatever a user iterates over to equal batches that fit a captured program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from actprune.data.calls import Forward, as_call, as_captured_call
+from actprune.data.gather import gather
+from actprune.data.samples import Calibration, Samples, form
+from actprune.errors import DataError
+from actprune.graph.program import Program
+from actprune.graph.trace import check_ready
+
+SIZE = 2048
+"""Samples that are taken where nothing else is asked for."""
+
+
+def take(
+    model: nn.Module,
+    calibration: Iterable[Any] | Samples,
+    size: int,
+    forward: Forward | None = None,
+    labels: bool = False,
+) -> Samples:
+    """Take up to `size` samples from any iterable of batches.
+
+    A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
+    or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
+    one tensor in place of the iterable holds all samples. `forward` overrides all that. `Samples` are given back as
+    they are.
+
+    Args:
+        labels: take labels as well: the second element of a tuple or list, the entry "labels" of a dict.
+
+    Raises:
+        DataError: nothing to take, or batches that do not fit together.
+        CaptureError: a model that can't be called as a Python class can: TorchScript, a lazy layer.
+    """
+    if isinstance(calibration, Samples):
+        return calibration
+    check_ready(model)
+
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return gather(calibration, size, lambda batch: as_call(model, batch, forward), device, labels)
+
+
+def first_batch(model: nn.Module, calibration: Iterable[Any], forward: Forward | None = None) -> Any:
+    """The inputs that `capture` takes of the first calibration batch: all positional, or all by name."""
+    for batch in calibration:
+        return take(model, [batch], SIZE, forward, False).inputs
+    return take(model, [], SIZE, forward, False)  # raises what is to be said of no data
+
+
+def fit(
+    program: Program,
+    calibration: Iterable[Any] | Calibration | Samples,
+    size: int | None = None,
+    labels: bool = False,
+) -> Calibration:
+    """Calibration data in the batches that `program` takes.
+
+    Args:
+        size: how many samples to take at most where they are not taken yet; `SIZE` by default.
+        labels: take labels as well where the samples are not taken yet, see `take`.
+
+    Raises:
+        DataError: fewer samples than one batch, or another form or shape than at capture.
+    """
+    if isinstance(calibration, Calibration):
+        return calibration
+    samples = calibration
+    if not isinstance(samples, Samples):
+        device = next((program.tensors[name].device for name in program.bindings.values()), torch.device("cpu"))
+        samples = gather(samples, size or SIZE, lambda batch: as_captured_call(program, batch), device, labels)
+    samples = _as_captured(program, samples)
+    step = program.batch_size
+    starts = range(0, samples.count - step + 1, step)
+    batches = tuple(samples.batch(i, i + step) for i in starts)
+    if not batches:
+        raise DataError(
+            "There are fewer calibration samples than one captured batch.",
+            expected=f"at least {step} samples",
+            got=f"{samples.count}",
+            where="calibration",
+            hint="pass more data, or capture the model with a smaller batch",
+        )
+    held = None if samples.labels is None else tuple(samples.labels[i : i + step] for i in starts)
+    return Calibration(batches, step * len(batches), samples.count - step * len(batches), held)
+
+
+def _as_captured(program: Program, samples: Samples) -> Samples:
+    """The samples with their inputs in the order of the capture, each checked against its example."""
+    args, kwargs = pytree.tree_unflatten(list(samples.leaves), samples.spec)
+    leaves = program.flatten(args, kwargs)
+    args, kwargs = pytree.tree_unflatten(list(samples.batched), samples.spec)
+    batched = program.flatten(args, kwargs)
+    for i, (given, example) in enumerate(zip(leaves, program.example, strict=True)):
+        known, found = (
+            form(value[0]) if of_samples else form(value)
+            for value, of_samples in ((example, program.is_batched(i)), (given, batched[i]))
+        )
+        if known != found or program.is_batched(i) != batched[i]:
+            raise DataError(
+                "The calibration batches do not have the captured shape.",
+                expected=("samples of " if program.is_batched(i) else "") + known,
+                got=("samples of " if batched[i] else "") + found,
+                where=f"input {i} of {program.model_name}",
+                hint="capture the model with a batch of this data, or make the data like the example",
+            )
+    return replace(samples, leaves=leaves, batched=batched, spec=program.in_spec)
