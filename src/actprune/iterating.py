@@ -16,10 +16,10 @@ from torch import nn
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.artifacts.checkpoint import check_output
 from actprune.errors import BudgetError, DataError
+from actprune.keeping import given_digests
 from actprune.keras3.backend import is_keras
 from actprune.pipeline import arguments_of, pruned, settings_of
 from actprune.result import Result
-from actprune.stages import given_digests
 from actprune.sweeping import Asked, Finished, is_there, read_finished, samples_for
 
 

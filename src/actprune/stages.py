@@ -5,47 +5,41 @@ capture → axes → stats → guide → allocate → plan → compensate → cu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import actprune
 from actprune.allocation.allocate import Measured
 from actprune.allocation.budget import Budget
 from actprune.allocation.correct import Corrected, describe
 from actprune.artifacts.checkpoint import finite
-from actprune.artifacts.files import content_digest
-from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS, TRAINED, Journal, Kind, Trained
+from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS
 from actprune.axes.capture import Graph
 from actprune.compensation.room import check_room
 from actprune.data.calls import Forward
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import fit, take
-from actprune.deciding import Deciding, FailedCutError, FailedElsewhereError
+from actprune.deciding import Deciding, FailedCutError
 from actprune.distance import choose
 from actprune.errors import DataError, EquivalenceError, PlanError
 from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
-from actprune.graph.keep import copied, seed_all
+from actprune.graph.keep import seed_all
 from actprune.graph.run import run
-from actprune.graph.trace import preserved
 from actprune.guidance.guide import Guide, guide
 from actprune.guidance.problem import problems
+from actprune.keeping import Keeping, given_digests, in_common, request_of
 from actprune.latency.bench import Bench, Latency
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
-from actprune.recovery.distill import Distill, Recovered
-from actprune.recovery.sgd import SGD, recording
 from actprune.report.reading import read_report
 from actprune.report.record import Report
 from actprune.reporting import Attempt, Reporting
@@ -54,16 +48,9 @@ from actprune.rewrite import Rewrite
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
+from actprune.training import Training
 
 T = TypeVar("T")
-
-
-class _AnotherNetworkError(Exception):
-    """A fine-tune returned a network of its own; never seen by the caller of `prune`."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
 
 @dataclass(eq=False)
@@ -222,7 +209,7 @@ class Run:
             return replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
 
         with self._stage("allocate"):
-            decided = self._kept("plan", DECIDED, decide)
+            decided = self.keeping.of_first(self._name("plan"), DECIDED, decide)
         asked.ranks.check_same({"plan": decided.plan.digest})
         return deciding, decided
 
@@ -230,20 +217,20 @@ class Run:
         """From allocation to fine-tune."""
         deciding, decided = self._decided(budget, dense)
         with self._stage("cut and verify"):
-            rewrite = self._kept("rewrite", REWRITE, lambda: deciding.rewrite(decided.plan))
+            rewrite = self.keeping.of_first(self._name("rewrite"), REWRITE, lambda: deciding.rewrite(decided.plan))
             small, proof = self._cut(decided.plan, rewrite)
         with self._stage("evaluate"):
             metric = self._metric(small)
         attempt = Attempt(decided, rewrite, small, proof, metric, small, metric)
         if self.settings.recover is not None:
             with self._stage("recover"):
-                trained, done = self._recovered(small)
+                trained, done = self._training.recovered(small, self.graph.program, self.data)
             with self._stage("evaluate"):
                 attempt = self._better(replace(attempt, recovery=done), "recovery", trained, dense)
             attempt = replace(attempt, recovered=attempt.final, recovered_metric=attempt.final_metric)
         if self.settings.finetune is not None:
             with self._stage("fine-tune"):
-                tuned = self._finetuned(attempt.final)
+                tuned, self.losses = self._training.finetuned(attempt.final, self.losses)
             with self._stage("evaluate"):
                 attempt = self._better(attempt, "fine-tune", tuned, dense)
         return attempt
@@ -260,6 +247,14 @@ class Run:
         return replace(attempt, decided=rounds, worse=(*attempt.worse, (step, before, found)))
 
     # -- the stages --------------------------------------------------------------------------------
+
+    @property
+    def keeping(self) -> Keeping:
+        return Keeping(self.settings.journal, self.settings.ranks)
+
+    @property
+    def _training(self) -> Training:
+        return Training(self.settings, self.teacher or self.model, self.keeping, self._name)
 
     @property
     def graph(self) -> Graph:
@@ -287,8 +282,10 @@ class Run:
         if self.known_stats is not None and not self.frozen:
             return self.known_stats
         if ranks.world == 1:
-            return self._kept("statistics", STATISTICS, self._collected)
-        return self._kept_by_all("statistics", STATISTICS, lambda: collect_across(ranks, self.data, self._collected))
+            return self.keeping.of_first(self._name("statistics"), STATISTICS, self._collected)
+        return self.keeping.of_all(
+            self._name("statistics"), STATISTICS, lambda: collect_across(ranks, self.data, self._collected)
+        )
 
     def _guide(self) -> Guide:
         asked, stats = self.settings, self.stats
@@ -298,7 +295,7 @@ class Run:
 
         if asked.journal is None:
             return look()
-        groups = self._kept(f"guide{self.of}", GUIDE, lambda: look().groups)
+        groups = self.keeping.of_first(self._name(f"guide{self.of}"), GUIDE, lambda: look().groups)
         asks = {g.name: problems(self.graph, stats, g) if stats is not None else () for g in self.graph.groups}
         return Guide(asked.name, groups, asks, asked.threshold)
 
@@ -358,109 +355,19 @@ class Run:
             raise failed.error
         return left
 
-    def _recovered(self, small: nn.Module) -> tuple[nn.Module, Recovered]:
-        """A copy that was trained towards the dense network."""
-        trained, asked = copied(small), self.settings
-
-        def recover(trained: nn.Module) -> Recovered:
-            return cast("Distill", asked.recover).run(
-                trained, self.teacher or self.model, self.graph.program, self.data,
-                distance=asked.distance, seed=asked.seed, progress=lambda i, n: asked.tell("recover", i, n),
-            )  # fmt: skip
-
-        with preserved(trained):
-            if asked.journal is None:
-                return trained, recover(trained)
-
-            def step() -> Trained:
-                done = asdict(recover(trained))
-                return trained.state_dict(keep_vars=True), done
-
-            state, done = self._kept("recovered", TRAINED, step)
-            trained.load_state_dict({**trained.state_dict(), **state})
-            return trained, Recovered(**done)
-
-    def _finetuned(self, small: nn.Module) -> nn.Module:
-        """A copy that all ranks have trained, in the modes of the original."""
-        tuned, asked = copied(small), self.settings
-
-        def finetune() -> nn.Module:
-            returned: Any = None
-            with preserved(tuned), torch.enable_grad():
-                if isinstance(asked.finetune, SGD):
-                    train, teacher = self._checkpointed(asked.finetune), self.teacher or self.model
-                    train.run(tuned, teacher, lambda done, total, _: asked.tell("fine-tune", done, total), self.losses)
-                elif asked.finetune is not None:
-                    with recording(self.losses):
-                        returned = asked.finetune(tuned)
-            return returned if isinstance(returned, nn.Module) else tuned
-
-        if asked.journal is None:
-            return finetune()
-
-        def step() -> Trained:
-            returned = asked.ranks.together(finetune)
-            if returned is not tuned:
-                raise _AnotherNetworkError(returned) if asked.ranks.world == 1 else _one_network_each(returned)
-            return tuned.state_dict(keep_vars=True), self.losses
-
-        try:
-            state, self.losses = self._kept_by_all("fine-tuned", TRAINED, step)
-        except _AnotherNetworkError as error:  # whose weights say nothing of how to make it again
-            return error.network
-        tuned.load_state_dict({**tuned.state_dict(), **state})
-        return tuned
-
-    def _checkpointed(self, train: SGD) -> SGD:
-        """With a checkpoint beside the results of the stages, where it has no other place."""
-        if self.settings.journal is None or train.checkpoint is not None:
-            return train
-        return replace(train, checkpoint=self._path("fine-tuning", TRAINED))
-
     # -- what the stages share ---------------------------------------------------------------------
 
     def _begin(self, samples: Samples, size: int) -> None:
-        """Open the journal, for this run only: its settings, its weights and its data, the same on every rank."""
-        journal, ranks = self.settings.journal, self.settings.ranks
-        if journal is None:
+        """Open the journal, for this run only: its settings, its weights and its data."""
+        if self.settings.journal is None:
             return
-        self.given = ranks.together(lambda: given_digests(self.model, samples, size))
+        self.given = self.settings.ranks.together(lambda: given_digests(self.model, samples, size))
         asked = in_common([one.told() for one in self.asks]) if self.asks else self.settings.told()
-        told = {**asked, **self.given}
-        ranks.check_same({"actprune": actprune.__version__, **told})
-        ranks.together(lambda: journal.begin(told))
-
-    def _kept(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
-        """The result of a stage, by way of the journal where there is one; rank 0 makes it, and the others get it.
-
-        Raises:
-            FailedCutError: on every rank, where `make` raises it.
-        """
-        journal, ranks = self.settings.journal, self.settings.ranks
-        if journal is None:
-            return make()
-        own = self._name(name)
-        if ranks.world == 1:
-            return journal.keep(own, kind, make)
-        failed = ranks.alone(lambda: _failure(lambda: journal.keep(own, kind, make)))
-        if ranks.from_first(lambda: failed is not None):
-            raise failed or FailedElsewhereError(ranks)
-        ranks.send_file(journal.path(own, kind))
-        return ranks.together(lambda: journal.keep(own, kind, make))  # the file is there
-
-    def _kept_by_all(self, name: str, kind: Kind[T], make: Callable[[], T]) -> T:
-        """As `_kept`, of what the ranks make with each other."""
-        ranks = self.settings.ranks
-        if ranks.world == 1 or ranks.from_first(self._path(name, kind).exists):
-            return self._kept(name, kind, make)
-        made = make()
-        return self._kept(name, kind, lambda: made)
+        self.keeping.begin({**asked, **self.given})
 
     def _name(self, stage: str) -> str:
+        """In the journal."""
         return f"{stage}{self.turn}-{self.frozen}"
-
-    def _path(self, stage: str, kind: Kind[Any]) -> Path:
-        return cast("Journal", self.settings.journal).path(self._name(stage), kind)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -476,43 +383,3 @@ class Run:
 def labelled(asks: Iterable[Settings]) -> bool:
     """Whether samples have to come with labels."""
     return any(asked.loss is not None and "taylor" in asked.method.measures for asked in asks)
-
-
-def given_digests(model: nn.Module, samples: Samples, size: int) -> dict[str, Any]:
-    """What a run is given beside its settings."""
-    return {
-        "calibration_size": size,
-        "model": content_digest(model.state_dict().items()),
-        "data": content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves)),
-    }
-
-
-def request_of(settings: Settings, given: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a run is asked for and given."""
-    return hashlib.sha256(json.dumps({**settings.told(), **given}, sort_keys=True).encode()).hexdigest()
-
-
-def in_common(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several runs of one pass of statistics are asked for: all values of what they differ in, but for budgets,
-    by which their stages are named."""
-    each = {key: list(dict.fromkeys(json.dumps(one[key]) for one in told)) for key in told[0] if key != "keep"}
-    return {key: json.loads(values[0]) if len(values) == 1 else values for key, values in each.items()}
-
-
-def _failure(work: Callable[[], Any]) -> FailedCutError | None:
-    """The cut that failed in it."""
-    try:
-        work()
-    except FailedCutError as error:
-        return error
-    return None
-
-
-def _one_network_each(returned: nn.Module) -> DataError:
-    return DataError(
-        "finetune returned a network of its own, which can't be sent to the other processes.",
-        expected="the model that it was given, trained",
-        got=f"another {type(returned).__name__}",
-        where="prune(finetune=…) in a run of several processes",
-        hint="train the model in place, or run on one process",
-    )

@@ -22,6 +22,7 @@ from actprune.data.samples import Samples
 from actprune.data.take import take
 from actprune.distributed import launched
 from actprune.errors import ArtifactError, BudgetError, DataError, DistributedError
+from actprune.keeping import given_digests, request_of
 from actprune.keras3.backend import is_keras
 from actprune.keras3.bridge import as_batches, load
 from actprune.pipeline import arguments_of, pruned, returned, settings_of, undisturbed
@@ -30,7 +31,7 @@ from actprune.report.reading import read_report
 from actprune.report.record import Report
 from actprune.result import Result
 from actprune.settings import Settings
-from actprune.stages import Run, given_digests, labelled, request_of
+from actprune.stages import Run, labelled
 from actprune.stats.collect import Stats
 
 
