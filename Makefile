@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # is imported; pip would compile all of torch and transformers.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help demo test lint bench bench-long coverage growth scaling large exports fuzz docs clean
+.PHONY: help demo test tests lint bench bench-long coverage growth scaling large exports fuzz docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -25,7 +25,10 @@ help: ## list the targets
 demo: $(VENV)/.stamp-demo ## prune LeNet-5 on MNIST from start to end
 	$(BIN)/actprune demo --overwrite $(ARGS)
 
-test: lint ## lint, then run every test
+test: $(VENV)/.stamp-dev ## lint and run every test, side by side
+	@$(MAKE) --no-print-directory -j2 lint tests
+
+tests: $(VENV)/.stamp-dev ## run every test
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## style, types and the direction of imports

@@ -48,3 +48,8 @@ def hub(request: pytest.FixtureRequest) -> ModuleType:
     if importlib.util.find_spec("torchvision") is not None:
         request.getfixturevalue("vision")  # it is imported beside
     return pytest.importorskip("transformers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest come first: at the end all processes have short tests left to share."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
