@@ -23,6 +23,12 @@ gc.set_threshold(50_000, 20, 20)  # a tracer makes many objects that stay; looki
 torch.set_num_threads(1)  # the networks are tiny, and a second thread only makes timings and sums vary
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws the same numbers, whatever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def vision() -> ModuleType:
     """`torchvision.models`; the test is skipped where torchvision isn't installed.

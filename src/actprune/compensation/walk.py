@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +14,14 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site
+from actprune.compensation.aim import Aim
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.equations import Equations, Slot, part
-from actprune.compensation.rectified import Rectified, rectified_fit
+from actprune.compensation.rectified import rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
 from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, absorbed, choose_ridge, merged_all, usual_ridge
 from actprune.compensation.ridge_map import ridge_map
-from actprune.compensation.rows import InputRows, columns_of, contracted, places_of, thinned
+from actprune.compensation.rows import InputRows, columns_of, contracted
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
@@ -39,9 +40,6 @@ from actprune.stats.patches import (
     output_rows,
     weight_matrix,
 )
-
-SMALL_GAIN = 1e-3
-"""Outputs whose gain is below this share of the largest keep their own output as target."""
 
 SOLVED = 1 << 24
 """Weights that are solved for at once: a vocabulary has many outputs."""
@@ -74,21 +72,6 @@ class Settings:
     def alone(self) -> Settings:
         """For a candidate: only what loses columns is refitted."""
         return replace(self, everything=False, collects=0)
-
-
-class Each(Sequence[Tensor]):
-    """One tensor per batch, made when it is asked for."""
-
-    def __init__(self, count: int, make: Callable[[int], Tensor]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, i: Any) -> Any:
-        if not 0 <= i < self._count:
-            raise IndexError(i)
-        return self._make(i)
 
 
 class Walk:
@@ -260,8 +243,9 @@ class Walk:
         seen = torch.arange(site.inputs(weight), device=weight.device) if collects else units
         stride = self._stride(site, node, len(seen) * each)
         every = torch.equal(outputs, torch.arange(weight.shape[site.out_dim], device=outputs.device))
-        made = self._targets(site, node, path, slot is None, stride)
-        targets = made if every else self._each(lambda i: made[i][..., outputs])
+        aim = Aim(self.streams, site, node, path, self.sparing)
+        made = aim.targets(None if slot is not None else self._bias(site), stride)
+        targets = made if every else aim.of_batches(lambda i: made[i][..., outputs])
         rows = InputRows(self.streams, site, node, weight, seen, stride, group)
         folds = self._folds(rows, targets, len(seen) * each)
 
@@ -278,7 +262,7 @@ class Walk:
             equations = merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if path.rectified and self.settings.rounds and not collects:
-            wanted = self._rectified(site, node, path, targets, stride, outputs)
+            wanted = aim.rectified(targets, stride, outputs)
             fit = ridge.fit(equations.outer, start())
             fit = rectified_fit(rows, wanted, ridge, fit, start(), self.settings.rounds)
             full[outputs[:, None], columns], bias = fit.weight.to(full.dtype), fit.bias
@@ -365,55 +349,6 @@ class Walk:
             return None
         return contracted(rows.node), rows.stride, tuple(rows.units.tolist())
 
-    def _targets(self, site: Site, node: Node, path: Path, keeps_bias: bool, stride: int = 1) -> Sequence[Tensor]:
-        """Per batch (n, positions, o): the dense output, plus the stream's error where the output joins it.
-
-        Without the bias where that one can't change.
-        """
-        joins = path.partner is not None and self.streams.differs(path.partner)
-
-        def target(i: int) -> Tensor:
-            places = places_of(i, stride)
-            own = output_rows(site, self.streams.output(node, i), places)
-            if path.partner is not None and joins:
-                streams = (self.streams.dense(path.partner)[i], self.streams.cut(path.partner)[i])
-                dense, cut = (output_rows(site, value, places) for value in streams)
-                own = own + (dense - cut) * self._inverse_gain(path, own)
-            if keeps_bias and site.bias is not None:
-                own = own - self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
-            return own
-
-        return self._each(target)
-
-    def _each(self, make: Callable[[int], Tensor]) -> Sequence[Tensor]:
-        """One tensor per batch; of a large model, each as it is asked for."""
-        each = Each(self.streams.count, make)
-        return each if self.sparing else list(each)
-
-    def _rectified(
-        self, site: Site, node: Node, path: Path, targets: Sequence[Tensor], stride: int, outputs: Tensor
-    ) -> list[Rectified]:
-        """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner."""
-        inputs = thinned(site, self._relu_inputs(node, path), stride)
-        inverse = self._inverse_gain(path, inputs[0])[outputs]
-        sign = torch.where(inverse >= 0, 1.0, -1.0)
-        found: list[Rectified] = []
-        for v, t in zip(inputs, targets, strict=True):
-            v, t = v[..., outputs].flatten(0, 1), t.flatten(0, 1)
-            found.append(Rectified(t, (v <= 0) & (inverse != 0), t - v * inverse, sign))
-        return found
-
-    def _relu_inputs(self, node: Node, path: Path) -> Iterator[Tensor]:
-        for i, y in enumerate(self.streams.dense(node)):
-            value = y if path.norm is None else self.streams.peek(path.norm, i)
-            yield value if path.partner is None else value + self.streams.dense(path.partner)[i]
-
-    def _inverse_gain(self, path: Path, like: Tensor) -> Tensor:
-        """(o,) 1 / gain; 0 where the gain is too small to aim through."""
-        gain = path.gain.to(like.device, like.dtype)
-        small = gain.abs() <= SMALL_GAIN * gain.abs().max()  # all of them, where every gain is zero
-        return torch.where(small, 0, 1 / torch.where(small, 1, gain))
-
     def _restore_mean(self, site: Site, node: Node, path: Path, slot: Slot | None) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
         if slot is None:
@@ -422,17 +357,21 @@ class Walk:
                 "left": "has no bias of its own, nor a BatchNorm behind it",
             }
             return
-        targets = self._targets(site, node, path, False)
+        targets = Aim(self.streams, site, node, path, self.sparing).targets(None)
         total = torch.zeros(targets[0].shape[-1], dtype=torch.float64, device=targets[0].device)
         count = sum(t.shape[0] * t.shape[1] for t in targets)
         self.streams.step_cut(node)
         for y, t in zip(self.streams.cut(node), targets, strict=True):
             total += (t.double() - output_rows(site, y).double()).sum((0, 1))
-        now: Tensor | float = 0.0
-        if site.bias is not None:
-            now = self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach().double()
-        slot.put(self.overrides, self.graph.program, now + total / count)
+        now = self._bias(site)
+        slot.put(self.overrides, self.graph.program, total / count + (0.0 if now is None else now.double()))
         self.record[site.node] = {"module": site.module, "bias": True}
+
+    def _bias(self, site: Site) -> Tensor | None:
+        """The bias of a layer, as it is now."""
+        if site.bias is None:
+            return None
+        return self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
 
     def slot(self, site: Site, node: Node) -> Slot | None:
         """Where the bias of a layer is; None where there is no place for one."""
