@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from actprune.latency import bench
+
 os.environ["KERAS_BACKEND"] = "torch"  # before anybody imports Keras
 
 # no deadline: a capture takes longer while other work shares the machine; the same examples on every run
@@ -27,6 +29,12 @@ torch.set_num_threads(1)  # the networks are tiny, and a second thread only make
 def same_numbers() -> None:
     """Every test draws the same numbers, whatever ran before it in its process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def timed_for_a_moment() -> None:
+    """The latencies of a report take as long as all the rest of a cut of a tiny network, and no test is about them."""
+    bench.QUICK_SECONDS = 1e-3
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from nets import build
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actprune.deployment.SECONDS", 1e-3)
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
 
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

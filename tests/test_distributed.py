@@ -51,7 +51,6 @@ def started(folder: Path, world: int = 2) -> list[tuple[int, dict[str, Any]]]:
 
 def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uneven shards and one without data, other settings on one rank, one that is killed, and the run gone on with."""
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
     (first_code, first), (second_code, second) = started(tmp_path)
     assert (first_code, second_code) == (0, -9)
     calibration = list(worker.data(40).split(8))

@@ -32,7 +32,6 @@ def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
             pytest.skip(f"{package} is not installed")
     if name in ("hf_trainer", "timm_model", "lightning_module") and importlib.util.find_spec("torchvision") is not None:
         request.getfixturevalue("vision")  # they import it
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
     monkeypatch.syspath_prepend(str(FOLDER))
     try:
         result = importlib.import_module(name).main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ import actprune as ap
 from actprune.errors import ArtifactError, BudgetError, DataError
 from actprune.sweeping import Finished
 from nets import build
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-        yield
 
 
 def data() -> list[Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from actprune.artifacts import journal as journals
 from actprune.artifacts.journal import Journal
 from actprune.errors import ArtifactError, BudgetError
 from nets import build
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-        yield
-
 
 SAME = ("weights.safetensors", "plan.json")
 

@@ -182,7 +182,6 @@ def test_files_are_forgotten_with_their_tensors() -> None:
 
 
 def test_the_same_plan_and_weights_as_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
     settings = {"keep": "units=60%", "allocation": "uniform", "method": "greedy"}
     plain = ap.prune(in_memory(folder), tokens(), **settings)
     monkeypatch.setattr("actprune.stats.patches.MAX_COLUMNS", 8)  # which is no limit where one layer is held at a time
@@ -289,7 +288,6 @@ def ids() -> list[dict[str, Tensor]]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_folder_in_and_out(hub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
     dense = llama(hub, tie_word_embeddings=True)
     dense.save_pretrained(tmp_path / "dense", max_shard_size="4KB")
     assert (tmp_path / "dense" / shards.INDEX).exists()

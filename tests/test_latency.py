@@ -33,11 +33,6 @@ def likes_8(shape: tuple[int, ...]) -> float:
     return math.prod(shape) * (1 if len(shape) < 4 or shape[1] % 8 == 0 else 2)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-
-
 @pytest.fixture
 def op_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Ops take as long as the entries of their arguments are many, or what another clock says; what was timed."""

@@ -40,12 +40,6 @@ from nets import NETS, build
 from test_repair import Table
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured for 0.2 s otherwise, three times a call."""
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-
-
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which every cut network is ten times as fast as the dense one."""

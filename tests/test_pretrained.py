@@ -22,11 +22,6 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-
-
 def tokens() -> list[dict[str, torch.Tensor]]:
     return [
         {"input_ids": x} for x in torch.randint(0, 40, (16, 6), generator=torch.Generator().manual_seed(0)).split(4)

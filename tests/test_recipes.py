@@ -25,7 +25,6 @@ from test_cli import Run, run  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
     monkeypatch.chdir(tmp_path)
 
 

@@ -30,9 +30,7 @@ def result() -> Result:
     model, x = build("chain")
     torch.manual_seed(0)
     data = [torch.randn_like(x) for _ in range(8)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-        return ap.prune(model, data, keep="units=60%")
+    return ap.prune(model, data, keep="units=60%")
 
 
 @pytest.fixture
@@ -66,9 +64,7 @@ def test_heat_maps_and_confidence() -> None:
     torch.manual_seed(0)
     model, x = build("lenet")
     data = [torch.rand_like(x) for _ in range(8)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-        found = ap.prune(model, data, keep="units=60%", method="flap", confidence=2)
+    found = ap.prune(model, data, keep="units=60%", method="flap", confidence=2)
     stats = found.stats
     assert stats is not None
     for row in found.report.groups:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from actprune.sweeping import Finished
 from nets import build
 
 KEEPS = ("params=70%", "params=50%")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
-        yield
 
 
 def data(seed: int = 0) -> list[Tensor]:

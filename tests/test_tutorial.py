@@ -20,7 +20,6 @@ def test_the_walk_of_the_tutorial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("plotly")
-    monkeypatch.setattr("actprune.latency.bench.QUICK_SECONDS", 1e-3)
     monkeypatch.chdir(tmp_path)
     assert [command.split()[0] for command in COMMANDS][:3] == ["init", "prune", "prune"]
     for command in COMMANDS:
