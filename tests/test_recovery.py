@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from actprune import Distill, capture
 from actprune.data.take import fit
-from actprune.recovery.relative import LEAST, RelativeAdam, centred, size
+from actprune.recovery.relative import LEAST, RelativeSteps, matrix_of, orthogonal, size
 
 
 def test_the_size_of_a_weight_is_that_of_its_row_and_column() -> None:
@@ -30,22 +30,41 @@ def test_the_size_of_what_is_zero() -> None:
     assert float(size(torch.zeros(3))) == pytest.approx(LEAST)
 
 
-def test_long_rows_are_centred() -> None:
-    long, short = torch.randn(3, 8, 2, 2), torch.randn(3, 4)
-    assert torch.allclose(centred(long).flatten(1).mean(1), torch.zeros(3), atol=1e-6)
-    assert centred(short) is short
-    bias = torch.randn(64)
-    assert centred(bias) is bias
+def test_singular_values_become_equal() -> None:
+    for shape in ((6, 6), (3, 20), (20, 3)):
+        found = torch.linalg.svdvals(orthogonal(torch.randn(shape) * torch.tensor(1e-3)))
+        assert ((found > 0.5) & (found < 1.3)).all()
+    assert (orthogonal(torch.zeros(3, 4)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrix"),
+    [
+        ((16, 8, 3, 3), (16, 72)),  # a kernel of PyTorch
+        ((3, 3, 8, 16), (72, 16)),  # of Keras
+        ((5, 7), (5, 7)),
+        ((5, 1), None),
+        ((5,), None),
+        ((), None),
+        ((1, 9, 1), None),
+    ],
+)
+def test_the_matrix_of_a_weight(shape: tuple[int, ...], matrix: tuple[int, int] | None) -> None:
+    assert matrix_of(torch.zeros(shape)) == matrix
 
 
 def test_a_step_moves_by_the_rate() -> None:
-    weight = nn.Parameter(torch.tensor([[1.0, -2.0], [10.0, -20.0]]))
+    weight = nn.Parameter(torch.outer(torch.tensor([1.0, 10.0]), torch.tensor([1.0, -2.0])))
+    bias, idle = nn.Parameter(torch.full((3,), 3.0)), nn.Parameter(torch.ones(2))
     before, own = weight.detach().clone(), size(weight)
-    optimizer = RelativeAdam([weight, nn.Parameter(torch.zeros(2))])  # the other one has no gradient
-    weight.grad = torch.tensor([[1e-4, -1.0], [50.0, -3.0]])
+    optimizer = RelativeSteps([weight, bias, idle])  # the last one has no gradient
+    weight.grad, bias.grad = torch.tensor([[1e-4, -1.0], [50.0, -3.0]]), torch.tensor([1e-4, -2.0, 0.0])
     optimizer.step(0.01)
-    assert torch.allclose(weight.detach(), before - 0.01 * own * torch.tensor([[1.0, -1.0], [1.0, -1.0]]), rtol=1e-5)
-    assert weight.grad is None
+    moved = (weight.detach() - before) / own
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.01, rel=1e-3)
+    assert float(moved[1, 0]) < 0 < float(moved[0, 1])
+    assert torch.allclose(bias.detach(), 3 - 0.03 * torch.tensor([1.0, -1.0, 0.0]), rtol=1e-5)
+    assert weight.grad is None and bias.grad is None and (idle == 1).all()
 
 
 class Deep(nn.Module):
@@ -59,7 +78,7 @@ class Deep(nn.Module):
         return x[:, :5]
 
 
-@pytest.mark.parametrize("lr", [0.01, 3.0])
+@pytest.mark.parametrize("lr", [0.005, 3.0])
 def test_a_rate_that_is_too_high_is_lowered(lr: float) -> None:
     torch.manual_seed(0)
     dense = Deep().eval()

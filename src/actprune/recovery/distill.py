@@ -25,7 +25,7 @@ from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
-from actprune.recovery.relative import RelativeAdam
+from actprune.recovery.relative import RelativeSteps
 
 Augment = Callable[[Any], Any]
 """A batched input tensor → one of the same shape, for example shifted and flipped at random."""
@@ -53,7 +53,7 @@ class Distill:
     """
 
     steps: int = 400
-    lr: float = 0.01
+    lr: float = 0.005
     batch_size: int | None = None
     warmup: float = 0.05
     augment: Augment | None = None
@@ -95,7 +95,7 @@ class Distill:
         fitted, held = data.holdout(self.holdout)
         judge, loss = choose(program, distance), objective(program, distance)
         trained = _trained(model)
-        optimizer = RelativeAdam(trained)
+        optimizer = RelativeSteps(trained)
         batches = _batches(program, fitted, self.batch_size, seed)
         every = max(1, self.steps // self.checks)
 
