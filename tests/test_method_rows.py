@@ -34,6 +34,17 @@ def test_a_row_is_measured_once_also_after_an_interruption(tmp_path: Path) -> No
     assert len(json.loads((tmp_path / "net.json").read_text())["rows"]) == 2
 
 
+def test_another_machine_goes_on_from_what_is_published(tmp_path: Path) -> None:
+    published = {"method": "l2", "keep": "macs=50%", "accuracy": 0.5}
+    (tmp_path / "net.json").write_text(json.dumps({"rows": [published]}))
+    rows = Rows("net", "python", tmp_path)
+    assert rows.measure(lambda: pytest.fail("it is known"), method="l2", keep="macs=50%") == published
+    rows.measure(lambda: {"accuracy": 0.7}, method="l1", keep="macs=50%")
+    rows.write("table")
+    assert len(json.loads((tmp_path / "net.json").read_text())["rows"]) == 2
+    assert Rows("net", "python", tmp_path, again=True).found == []
+
+
 def test_no_folder_of_a_machine_stands_beside_a_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "stories", "--data", str(tmp_path)])
     assert command("benchmarks.method") == "python -m benchmarks.method stories --data FOLDER"

@@ -40,12 +40,13 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="the folder of all-MiniLM-L6-v2 (its benchmark is left out else)")
     parser.add_argument("--seeds", type=int, default=5, help="of LeNet-5 (5)")
     parser.add_argument("--long", action="store_true", help="the fine-tunes and seeds that take hours, too")
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured before, here or elsewhere")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {unknown[0]!r}: choose of {', '.join(BENCHMARKS)}")
     left_out = [] if options.encoder else ["encoder"]
     for name in options.names or [name for name in BENCHMARKS if name not in left_out]:
-        rows = Rows(name, command("benchmarks.method"))
+        rows = Rows(name, command("benchmarks.method"), again=options.again)
         module, measure = BENCHMARKS[name]
         try:
             measure(rows, options)

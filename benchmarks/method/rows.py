@@ -22,11 +22,19 @@ KEY = ("model", "method", "compensate", "allocation", "setting", "keep", "stage"
 
 
 class Rows:
-    """The rows of the benchmark `name`; a run that was interrupted goes on where it stopped."""
+    """The rows of the benchmark `name`; a run that was interrupted goes on where it stopped.
 
-    def __init__(self, name: str, command: str, results: Path = RESULTS) -> None:
+    On another machine it goes on from the published rows.
+
+    Args:
+        again: forget all of them.
+    """
+
+    def __init__(self, name: str, command: str, results: Path = RESULTS, again: bool = False) -> None:
         self.name, self.command, self.results = name, command, results
-        self.cache = Cache(results / ".method" / f"{name}.jsonl", KEY)
+        published = results / f"{name}.json"
+        known = json.loads(published.read_text())["rows"] if published.exists() else ()
+        self.cache = Cache(results / ".method" / f"{name}.jsonl", KEY, fresh=again, known=known)
 
     @property
     def found(self) -> list[Row]:
