@@ -27,7 +27,7 @@ torch.set_num_threads(1)  # the networks are tiny, and a second thread only make
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
-    """Every test draws the same numbers, whatever ran before it in its process."""
+    """torch draws the same numbers in every test, whatever ran before it in its process."""
     torch.manual_seed(0)
 
 
@@ -65,5 +65,5 @@ def hub(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take longest come first: at the end all processes have short tests left to share."""
+    """Those that take longest come first, in the first process; the others take over what they keep it from."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

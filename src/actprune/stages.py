@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,6 @@ from actprune.settings import Settings
 from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
 from actprune.training import Training
-
-T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -209,7 +207,7 @@ class Run:
             return replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
 
         with self._stage("allocate"):
-            decided = self.keeping.of_first(self._name("plan"), DECIDED, decide)
+            decided = self._keeping.of_first(self._name("plan"), DECIDED, decide)
         asked.ranks.check_same({"plan": decided.plan.digest})
         return deciding, decided
 
@@ -217,7 +215,7 @@ class Run:
         """From allocation to fine-tune."""
         deciding, decided = self._decided(budget, dense)
         with self._stage("cut and verify"):
-            rewrite = self.keeping.of_first(self._name("rewrite"), REWRITE, lambda: deciding.rewrite(decided.plan))
+            rewrite = self._keeping.of_first(self._name("rewrite"), REWRITE, lambda: deciding.rewrite(decided.plan))
             small, proof = self._cut(decided.plan, rewrite)
         with self._stage("evaluate"):
             metric = self._metric(small)
@@ -249,12 +247,12 @@ class Run:
     # -- the stages --------------------------------------------------------------------------------
 
     @property
-    def keeping(self) -> Keeping:
+    def _keeping(self) -> Keeping:
         return Keeping(self.settings.journal, self.settings.ranks)
 
     @property
     def _training(self) -> Training:
-        return Training(self.settings, self.teacher or self.model, self.keeping, self._name)
+        return Training(self.settings, self.model if self.teacher is None else self.teacher, self._keeping, self._name)
 
     @property
     def graph(self) -> Graph:
@@ -282,8 +280,8 @@ class Run:
         if self.known_stats is not None and not self.frozen:
             return self.known_stats
         if ranks.world == 1:
-            return self.keeping.of_first(self._name("statistics"), STATISTICS, self._collected)
-        return self.keeping.of_all(
+            return self._keeping.of_first(self._name("statistics"), STATISTICS, self._collected)
+        return self._keeping.of_all(
             self._name("statistics"), STATISTICS, lambda: collect_across(ranks, self.data, self._collected)
         )
 
@@ -295,7 +293,7 @@ class Run:
 
         if asked.journal is None:
             return look()
-        groups = self.keeping.of_first(self._name(f"guide{self.of}"), GUIDE, lambda: look().groups)
+        groups = self._keeping.of_first(self._name(f"guide{self.of}"), GUIDE, lambda: look().groups)
         asks = {g.name: problems(self.graph, stats, g) if stats is not None else () for g in self.graph.groups}
         return Guide(asked.name, groups, asks, asked.threshold)
 
@@ -363,7 +361,7 @@ class Run:
             return
         self.given = self.settings.ranks.together(lambda: given_digests(self.model, samples, size))
         asked = in_common([one.told() for one in self.asks]) if self.asks else self.settings.told()
-        self.keeping.begin({**asked, **self.given})
+        self._keeping.begin({**asked, **self.given})
 
     def _name(self, stage: str) -> str:
         """In the journal."""

@@ -36,7 +36,7 @@ class Training:
     name: Callable[[str], str]
 
     def recovered(self, small: nn.Module, program: Program, data: Calibration) -> tuple[nn.Module, Recovered]:
-        """A copy that was trained towards the dense network on the calibration inputs."""
+        """A copy that was trained towards the teacher on the calibration inputs."""
         trained, asked = copied(small), self.settings
 
         def recover() -> Recovered:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from actprune.errors import DataError
@@ -107,8 +106,3 @@ def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             hint="pass all of them by position, or all of them by name",
         )
     return (), {**named, **kwargs}
-
-
-def as_tensor(value: Any) -> Any:
-    """An array as a tensor, anything else as it is."""
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from actprune.data.calls import as_tensor
 from actprune.data.samples import Samples, form
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments
@@ -87,7 +86,7 @@ def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
         found = batch.get("labels")
     elif isinstance(batch, tuple | list) and len(batch) > 1:
         found = batch[1]
-    found = as_tensor(found)
+    found = _tensor(found)
     if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
         raise DataError(
             "A calibration batch holds no labels.",
@@ -101,7 +100,7 @@ def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
 
 def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
     if isinstance(calibration, Tensor | np.ndarray):  # iterating over it would give samples without a batch
-        return iter(as_tensor(calibration).split(CHUNK))
+        return iter(_tensor(calibration).split(CHUNK))
     try:
         return iter(calibration)
     except TypeError as error:
@@ -120,7 +119,7 @@ def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device)
     if names is not None and set(names) == set(kwargs):
         kwargs = {name: kwargs[name] for name in names}
     flat, spec = pytree.tree_flatten((args, kwargs))
-    flat = [as_tensor(v) for v in flat]
+    flat = [_tensor(v) for v in flat]
     batched = [v for v in flat if isinstance(v, Tensor) and v.dim() > 0]
     if flat and not batched:
         raise DataError(
@@ -162,3 +161,8 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     return bool(a == b)
+
+
+def _tensor(value: Any) -> Any:
+    """An array as a tensor, anything else as it is."""
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value

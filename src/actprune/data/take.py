@@ -1,4 +1,4 @@
-"""Calibration data: from whatever a user iterates over to equal batches that fit a captured program."""
+"""Calibration data: the samples of a model's calls, and equal batches of them that fit a captured program."""
 
 from __future__ import annotations
 

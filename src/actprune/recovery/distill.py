@@ -23,6 +23,7 @@ from actprune.data.samples import Calibration
 from actprune.distance import Distance, Outputs, choose, objective
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
+from actprune.graph.rebuilt import Rebuilt
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
 from actprune.recovery.relative import RelativeSteps
@@ -95,7 +96,7 @@ class Distill:
         fitted, held = data.holdout(self.holdout)
         judge, loss = choose(program, distance), objective(program, distance)
         trained = _trained(model)
-        optimizer = RelativeSteps(trained)
+        optimizer = RelativeSteps(trained, outputs_last=isinstance(model, Rebuilt))
         batches = _batches(program, fitted, self.batch_size, seed)
         every = max(1, self.steps // self.checks)
 
