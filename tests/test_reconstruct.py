@@ -107,7 +107,7 @@ def test_what_nothing_depends_on_stays() -> None:
 
 def test_linear_layers_in_a_row_are_factorised_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three units carry a map of rank three, whichever three they were; some networks take more than three steps."""
-    monkeypatch.setattr(blocks, "ROUNDS", 8)
+    monkeypatch.setattr(blocks, "ROUNDS", 16)
     model = nn.Sequential(nn.Linear(6, 9), nn.Identity(), nn.Linear(9, 3)).eval()
     x = torch.randn(SAMPLES, 6)
     graph = capture(model, x[:BATCH])
