@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from actprune import Distill, capture
 from actprune.data.take import fit
-from actprune.recovery.relative import LEAST, RelativeSteps, matrix_of, orthogonal, size
+from actprune.recovery.relative import LEAST, RelativeSteps, centred, matrix_of, orthogonal, size
 
 
 def test_the_size_of_a_weight_is_that_of_its_row_and_column() -> None:
@@ -28,6 +28,23 @@ def test_the_size_of_what_is_zero() -> None:
     assert (size(torch.zeros(3, 2)) > 0).all()
     assert float(size(torch.tensor([3.0, 4.0]))) == pytest.approx(12.5**0.5)
     assert float(size(torch.zeros(3))) == pytest.approx(LEAST)
+
+
+def test_long_rows_are_centred() -> None:
+    long, short = torch.randn(3, 8, 2, 2), torch.randn(3, 4)
+    assert torch.allclose(centred(long).flatten(1).mean(1), torch.zeros(3), atol=1e-6)
+    assert centred(short) is short
+    bias = torch.randn(64)
+    assert centred(bias) is bias
+
+
+def test_a_wide_matrix_moves_by_centred_gradients() -> None:
+    weight = nn.Parameter(torch.randn(300, 300))
+    before, optimizer = weight.detach().clone(), RelativeSteps([weight])
+    weight.grad = torch.randn(300, 300) + 5
+    optimizer.step(0.01)
+    moved = (weight.detach() - before) / optimizer.sizes[0]
+    assert abs(float(moved.mean())) < 1e-3 and float(moved.abs().mean()) == pytest.approx(0.01, rel=1e-2)
 
 
 def test_singular_values_become_equal() -> None:

@@ -6,7 +6,8 @@ fixed statistics magnifies every change of them. A step that suits the tensor as
 
 A matrix moves along its momentum with all singular values made about equal (Muon, Jordan et al. 2024; steepest descent
 in the spectral norm, Bernstein and Newhouse 2024). Behind a ReLU, say, all inputs are positive, and the mean of the
-gradient would drown what tells them apart. A vector moves as by Adam (Kingma and Ba 2015).
+gradient would drown what tells them apart. All else moves as by Adam (Kingma and Ba 2015), which would move all weights
+of a filter the same way there: gradients of long rows are centred for it (Yong et al. 2020, Gradient Centralization).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ MOMENTUM = 0.95
 """Of matrices, Nesterov's."""
 
 BETAS = (0.9, 0.99)
-"""Of vectors."""
+"""Of Adam."""
+
+LONG = 32
+"""Gradients of rows with fewer entries are taken as they are: there is little to cancel, and little would be left."""
 
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 """The odd polynomial of Jordan et al., and how often it is applied: singular values above 0.2 % of the norm end between
@@ -74,6 +78,7 @@ class RelativeSteps:
 
     def _vector(self, i: int, gradient: Tensor) -> Tensor:
         first, second = (1 - beta**self.steps for beta in BETAS)
+        gradient = centred(gradient)
         self.means[i].lerp_(gradient, 1 - BETAS[0])
         self.squares[i].lerp_(gradient.square(), 1 - BETAS[1])
         return (self.means[i] / first) / ((self.squares[i] / second).sqrt() + 1e-12)
@@ -127,3 +132,10 @@ def size(value: Tensor) -> Tensor:
     dims = [tuple(other for other in range(value.dim()) if other != d) for d in range(value.dim())]
     shares = [squares.mean(dim, keepdim=True) / mean for dim in dims]
     return (mean * reduce(torch.mul, shares)).sqrt().clamp_min(LEAST * mean.sqrt()).to(value.dtype)
+
+
+def centred(gradient: Tensor) -> Tensor:
+    """Without the mean of each row, where rows are long: rows are what the first index counts."""
+    if gradient.dim() < 2 or gradient.shape[1:].numel() < LONG:
+        return gradient
+    return gradient - gradient.mean(tuple(range(1, gradient.dim())), keepdim=True)
