@@ -298,6 +298,46 @@ def test_networks_that_are_no_classifiers_have_half_the_square_of_their_outputs(
     assert np.allclose(score("taylor", graph, stats), expected, rtol=1e-4)
 
 
+def test_fisher_weighs_outputs_by_the_squared_slope_of_the_loss() -> None:
+    model, x = linear()
+    y = torch.arange(40) % 3
+    graph = capture(model, x[:4])
+    stats = collect(graph, list(zip(x.split(4), y.split(4), strict=True)), measures=("fisher",), loss=F.cross_entropy)
+    with torch.no_grad():
+        out = model(x)
+    slope = (out.softmax(1) - F.one_hot(y, 3)) / 4  # of the mean over a batch of four
+    expected = slope.pow(2).sum(0) / 10
+    (site,) = graph["first"].consumers
+    assert torch.allclose(stats.measures["fisher"][site.name].mean, expected.double(), rtol=1e-4)
+    (problem,) = problems(graph, stats, graph["first"], fisher=True)
+    assert torch.allclose(problem.rows, expected.double() / expected.double().mean(), rtol=1e-4)
+    assert problems(graph, stats, graph["first"])[0].rows.tolist() == [1, 1, 1]
+
+
+def test_without_labels_fisher_is_the_curvature_of_the_distance_to_the_dense_outputs() -> None:
+    model, _ = linear()
+    x = torch.randn(2000, 6).double()
+    graph, stats = known_of(model, x, "fisher", batch=40)
+    with torch.no_grad():
+        p = model(x).softmax(1)
+    expected = (p * (1 - p)).mean(0).double() / 40  # the diagonal of the Hessian of the KL divergence
+    (site,) = graph["first"].consumers
+    assert torch.allclose(stats.measures["fisher"][site.name].mean, expected, rtol=0.1)
+
+
+@pytest.mark.parametrize("made", [linear, conv, decoder, lambda: decoder(2)], ids="linear conv heads kv-heads".split())
+def test_every_consumer_has_its_fisher_information(made: Any) -> None:
+    model, x = made()
+    graph, stats = known_of(model, x, "fisher")
+    for group in graph.groups:
+        assert {site.name for site in group.consumers} <= stats.measures["fisher"].keys()
+        for site in group.consumers:
+            assert (
+                len(stats.measures["fisher"][site.name].mean) == graph.program.tensors[site.weight].shape[site.out_dim]
+            )
+    assert ap.prune(model, x, keep="params=70%", method="sgd-ap-fisher").proof.passed
+
+
 def test_bare_scores_are_on_one_scale() -> None:
     """Molchanov et al. rank all units of the network together: the groups' means must not be made equal."""
     model, x = build("chain", 32)

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "criterion: LASSO alone": {"method": "lasso"},
     "criterion: FLAP": {"method": "flap", "allocation": "sensitivity", "compensate": "least_squares"},
     "criterion: L2": {"method": "l2", "allocation": "sensitivity", "compensate": "least_squares"},
+    "criterion: Fisher weights": {"method": "sgd-ap-fisher"},
     "compensation: readers alone": {"compensate": "least_squares"},
     "compensation: none": {"compensate": "none"},
     "compensation: bias": {"compensate": "bias"},

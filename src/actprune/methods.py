@@ -35,13 +35,23 @@ class Method:
     measures: tuple[str, ...] = ()
 
 
+BEST_OF = ("greedy", "greedy-unweighted", "lasso", "flap", "l2")
+
 METHODS: dict[str, Method] = {
     "sgd-ap": Method(
-        ("greedy", "greedy-unweighted", "lasso", "flap", "l2"),
+        BEST_OF,
         "reconstruct",
         "sensitivity",
         True,
         "statistics, exact greedy costs and the LASSO guide, blocks fitted anew, widths by sensitivity",
+    ),
+    "sgd-ap-fisher": Method(
+        BEST_OF,
+        "reconstruct",
+        "sensitivity",
+        True,
+        "the same, each output of a layer weighed by the Fisher information there",
+        ("fisher",),
     ),
     "greedy": Method(("greedy",), "least_squares", "sensitivity", True, "the greedy costs S_g alone"),
     "lasso": Method(("lasso",), "least_squares", "sensitivity", True, "the LASSO guide alone (He et al. 2017)"),

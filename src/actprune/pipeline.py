@@ -114,9 +114,9 @@ def prune(
         forward: `forward(model, batch)`, where a batch isn't called as above.
         distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
         threshold: for method "filter".
-        loss: for method "taylor": (outputs as the model returns them, labels) → scalar, the labels being the second
-            element of every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own
-            predictions (`actprune.stats.gradients`), which needs no labels.
+        loss: for the methods "taylor" and "sgd-ap-fisher": (outputs as the model returns them, labels) → scalar, the
+            labels being the second element of every calibration tuple, or "labels" in a dict. Without it, the loss of
+            the model's own predictions (`actprune.stats.gradients`), which needs no labels.
         norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
             the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
         form: "class", or "graph" for the captured graph as a module (`as_graph`): nothing is frozen then because the

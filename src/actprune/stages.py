@@ -48,6 +48,7 @@ from actprune.rewrite import Rewrite
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
+from actprune.stats.gradients import GRADIENTS
 from actprune.training import Training
 
 
@@ -380,4 +381,4 @@ class Run:
 
 def labelled(asks: Iterable[Settings]) -> bool:
     """Whether samples have to come with labels."""
-    return any(asked.loss is not None and "taylor" in asked.method.measures for asked in asks)
+    return any(asked.loss is not None and not GRADIENTS.keys().isdisjoint(asked.method.measures) for asked in asks)

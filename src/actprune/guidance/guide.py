@@ -216,7 +216,8 @@ def guide(
     scale = _one_scale(graph, stats, chosen.criteria[0], seed)
     questions: dict[str, tuple[Problem, ...]] = {}
     for group in graph.groups:
-        questions[group.name] = problems(graph, stats, group) if stats is not None else ()
+        fisher = "fisher" in chosen.measures
+        questions[group.name] = problems(graph, stats, group, fisher) if stats is not None else ()
         if method == "filter":
             found[group.name] = _filter_guide(graph, group, threshold or 0.0)
         else:

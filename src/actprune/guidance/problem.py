@@ -25,8 +25,8 @@ from actprune.axes.inference import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped, let_go
 from actprune.stats.collect import Stats
-from actprune.stats.moments import Moments, merge_all
-from actprune.stats.patches import has_rows, weight_matrix
+from actprune.stats.moments import Moments, Spread, merge_all
+from actprune.stats.patches import has_rows, output_dim, weight_matrix
 
 LARGE = 2048
 """Columns of a matrix that is inverted by products."""
@@ -43,7 +43,7 @@ class Problem:
         matrix: (o, p) the weight as it is stored.
         folds: moments of the input rows, one per fold.
         columns: (n, b) for each of the group's n units the columns of the weight that belong to it.
-        rows: (o,) weights R of the outputs: (γ/σ)² of the norm that follows, or 1.
+        rows: (o,) weights R of the outputs: (γ/σ)² of the norm that follows, or 1; or their Fisher information.
         makes: group name → (o,) which unit of that group each output is, −1 for none.
     """
 
@@ -125,18 +125,33 @@ def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
     return [s for s in group.consumers if s in known and has_rows(s, graph.program.tensors[s.weight])]
 
 
-def problems(graph: Graph, stats: Stats, group: Group) -> tuple[Problem, ...]:
-    """One Problem per consumer of `group` that has statistics."""
+def problems(graph: Graph, stats: Stats, group: Group, fisher: bool = False) -> tuple[Problem, ...]:
+    """One Problem per consumer of `group` that has statistics.
+
+    Args:
+        fisher: weigh the outputs by the measure "fisher" (`actprune.stats.gradients`).
+    """
     found: list[Problem] = []
     nodes = {node.name: node for node in graph.program.nodes}
-    for site in measured(graph, stats, group):
+    sites = measured(graph, stats, group)
+    for site in sites:
         matrix = weight_matrix(site, graph.program.tensors[site.weight].detach())
         columns = unit_columns(graph, site, group, matrix.shape[1])
         folds = tuple(_on_cpu(fold) for fold in stats.sites[site.name] if fold.count)
         gain = None if site.kind == "recurrent" else output_gain(graph, nodes[site.node])
         rows = torch.ones(len(matrix), dtype=torch.float64) if gain is None else gain**2
         found.append(Problem(matrix, folds, columns, rows, _made(graph, site)))
-    return tuple(found)
+    return _by_loss(found, [stats.measures["fisher"].get(site.name) for site in sites]) if fisher else tuple(found)
+
+
+def _by_loss(group: Sequence[Problem], known: Sequence[Spread | None]) -> tuple[Problem, ...]:
+    """The same with the outputs weighed by what the loss says of them, in units of their mean over all consumers; as
+    before where it says nothing of one of them."""
+    told = [spread.mean.cpu() for spread in known if spread is not None]
+    mean = float(torch.cat(told).mean()) if told else 0.0
+    if len(told) < len(known) or mean <= 0:
+        return tuple(group)
+    return tuple(problem.with_rows(rows / mean) for problem, rows in zip(group, told, strict=True))
 
 
 def _made(graph: Graph, site: Site) -> dict[str, Tensor]:
@@ -161,18 +176,13 @@ def following_norm(node: Node) -> Node | None:
     if len(users) != 1 or not op_name(users[0]).startswith("aten.batch_norm"):
         return None
     # dimension 1 is normalised: of (N, positions, outputs) those are the positions
-    return users[0] if _output_dim(node) == 1 else None
-
-
-def _output_dim(node: Node) -> int:
-    """The dimension of a consumer's result that holds its outputs."""
-    return 1 if "conv" in op_name(node) else node.meta["val"].dim() - 1
+    return users[0] if output_dim(node) == 1 else None
 
 
 def output_gain(graph: Graph, node: Node) -> Tensor:
     """(o,) what the norm that follows multiplies each output with: γ/σ, or 1."""
     norm = following_norm(node)
-    gain = torch.ones(node.meta["val"].shape[_output_dim(node)], dtype=torch.float64)
+    gain = torch.ones(node.meta["val"].shape[output_dim(node)], dtype=torch.float64)
     if norm is None:
         return gain
     settings = named_arguments(norm)

@@ -85,8 +85,8 @@ class Stats:
         maps: group name → mean and deviations at each place of the layer's map (n, positions), where its
             consumer is a convolution.
         samples: number of samples seen.
-        measures: name of a measure → group name → its values per unit (n,), one per sample or batch; only those that
-            were asked for, see `actprune.stats.measures`.
+        measures: name of a measure → group name → its values per unit (n,), one per sample or batch ("fisher": name of
+            a consumer → per output); only those that were asked for, see `actprune.stats.measures`.
     """
 
     sites: Mapping[str, tuple[Moments, ...]] = field(repr=False)
@@ -147,9 +147,11 @@ def collect(
     Args:
         calibration: any iterable of batches, see `actprune.prune`.
         folds: number of parts for cross-validation; samples are dealt to them in turn.
-        measures: what else to take, which costs more: "taylor" (gradients), "hrank" or "chip" (feature maps).
-        loss: for "taylor": (outputs as the model returns them, labels) → scalar. Labels are then the second element of
-            every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own predictions.
+        measures: what else to take, which costs more: "taylor" or "fisher" (gradients), "hrank" or "chip"
+            (feature maps).
+        loss: for "taylor" and "fisher": (outputs as the model returns them, labels) → scalar. Labels are then the
+            second element of every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own
+            predictions.
         total: number of samples of all parts together, where these are one part of what will be merged. The patches of
             a convolution overlap: of large maps only so many positions count that there are `ROWS` rows for each
             column, and every part must take the same.

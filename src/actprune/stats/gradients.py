@@ -1,20 +1,24 @@
-"""How the loss changes when a unit is switched off, to first order, by one backward pass per batch.
+"""What the loss says of units and of outputs, to first order, by one backward pass per batch.
 
 A gate z = 1 stands in front of everything that reads a unit: its columns in the weights that sum over it, and the masks
 where no weight does. Switching the unit off is z = 0, which costs L(1) − L(0) ≈ ∂L/∂z; and since z scales those
 columns, ∂L/∂z = Σ g·w over them. So one backward pass to the weights gives the gates of all groups, in the precision
 of the model itself; the sums are float64. (Of a weight with a second role, such as one tied to an embedding, the
 gradient of both roles.)
+
+The output of a layer has its gradient from the same pass. The mean of its square is the diagonal of the Fisher
+information: how much a small error there costs, where the errors of different outputs are independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
@@ -24,6 +28,7 @@ from actprune.distance import output_kind
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
+from actprune.stats.patches import LAYERS, output_dim
 
 Loss = Callable[[Any, Any], Tensor]
 """(outputs as the model returns them, labels of the batch) → scalar, a mean over samples."""
@@ -38,19 +43,60 @@ def gate_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss
     """
     program = graph.program
     read = {group.name: _readers(graph, group) for group in graph.groups}
-    wanted = sorted({name for places in read.values() for name, _ in places})
-    tensors = {name: program.tensors[name].detach().requires_grad_() for name in wanted}
-    outputs = run(program, batch, tensors, grad=True)
-    value = (
-        _own_loss(program, outputs) if loss is None else loss(pytree.tree_unflatten(outputs, program.out_spec), labels)
-    )
-    gradients = _gradients(value, [tensors[name] for name in wanted], loss is None)
+    tensors = _recorded(program, (name for places in read.values() for name, _ in places))
+    value = _loss(program, run(program, batch, tensors, grad=True), labels, loss, _pseudo_loss)
     products = {
         name: gradient.double() * tensors[name].detach().double()
-        for name, gradient in zip(wanted, gradients, strict=True)
-        if gradient is not None
+        for name, gradient in _gradients(value, tensors, loss is None).items()
     }
     return {name: _gates(graph, graph[name], places, products) for name, places in read.items() if places}
+
+
+def output_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss | None) -> dict[str, Tensor]:
+    """Site name → (1, o) (∂L/∂z)² of every output z of a layer that reads units, summed over samples and positions of
+    one batch; a layer that the loss does not depend on has none.
+
+    Raises:
+        DataError: a loss that does not depend on the network, or gradients that are not finite.
+    """
+    program = graph.program
+    sites = {site.node: site for group in graph.groups for site in group.consumers if site.kind in LAYERS}
+    results: dict[str, Tensor] = {}
+    dims: dict[str, int] = {}
+
+    def observe(node: Node, args: tuple[Any, ...], value: Any) -> None:
+        if (site := sites.get(node.name)) is not None:
+            results[site.name], dims[site.name] = value, output_dim(node)
+
+    tensors = _recorded(program, (site.weight for site in sites.values()))
+    outputs = run(program, batch, tensors, observe=observe, grad=True)
+    value = _loss(program, outputs, labels, loss, _drawn_loss)
+    slopes = _gradients(value, results, loss is None)
+    return {
+        name: slope.double().movedim(dims[name], 0).flatten(1).pow(2).sum(1)[None].cpu()
+        for name, slope in slopes.items()
+    }
+
+
+def _recorded(program: Program, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of these names, for autograd to record what is made of them."""
+    return {name: program.tensors[name].detach().requires_grad_() for name in sorted(set(names))}
+
+
+def _loss(
+    program: Program,
+    outputs: Sequence[Any],
+    labels: Tensor | None,
+    loss: Loss | None,
+    own: Callable[[Program, list[Tensor]], Tensor],
+) -> Any:
+    """The user's loss, or one of the model's own predictions where there is none."""
+    if loss is not None:
+        return loss(pytree.tree_unflatten(outputs, program.out_spec), labels)
+    floats = [out for out in outputs if isinstance(out, Tensor) and out.is_floating_point()]
+    if not floats:
+        raise _no_gradient("outputs without a floating-point tensor", True)
+    return own(program, floats)
 
 
 def _readers(graph: Graph, group: Group) -> list[tuple[str, int]]:
@@ -75,31 +121,54 @@ def _gates(graph: Graph, group: Group, places: Sequence[tuple[str, int]], produc
     return total.pow(2)[None]
 
 
-def _own_loss(program: Program, outputs: Sequence[Any]) -> Tensor:
-    """The loss of the model's own predictions, where the user gives none.
+def _pseudo_loss(program: Program, outputs: list[Tensor]) -> Tensor:
+    """The loss of the model's own predictions.
 
     The distance to the dense outputs, which everything else here is judged by, has no gradient at the dense network
     itself. So a classifier is taught its own arg max by cross entropy (Lee 2013, Pseudo-Label); any other network has
     half the square of its outputs, each output in units of its own mean square.
     """
-    floats = [out for out in outputs if isinstance(out, Tensor) and out.is_floating_point()]
-    if not floats:
-        raise _no_gradient("outputs without a floating-point tensor", True)
-    kind = output_kind(program)
-    if kind != "values":
-        scores = floats[0].flatten(0, -2)
-        logs = scores.clamp_min(1e-12).log() if kind == "probabilities" else F.log_softmax(scores, -1)
-        return F.nll_loss(logs, scores.argmax(-1))
-    squares = [out.float().pow(2).mean() for out in floats]
+    if (logs := _log_probabilities(program, outputs)) is not None:
+        return F.nll_loss(logs, logs.argmax(-1))
+    squares = [out.float().pow(2).mean() for out in outputs]
     return torch.stack([square / (2 * square.detach().clamp_min(1e-30)) for square in squares]).sum()
 
 
-def _gradients(value: Any, tensors: Sequence[Tensor], own: bool) -> tuple[Tensor | None, ...]:
+def _drawn_loss(program: Program, outputs: list[Tensor]) -> Tensor:
+    """A loss whose squared gradient is, in the mean over draws, the curvature of the distance to the dense outputs.
+
+    A classifier has the cross entropy of labels drawn from its own predictions (Kunstner, Hennig and Balles 2019,
+    Limitations of the Empirical Fisher Approximation, eq. 4); any other network its outputs with random signs.
+    """
+    draw = torch.Generator().manual_seed(len(outputs[0]))
+    if (logs := _log_probabilities(program, outputs)) is not None:
+        labels = torch.multinomial(logs.detach().float().exp().cpu(), 1, generator=draw)[:, 0]
+        return F.nll_loss(logs, labels.to(logs.device))
+    signed = [
+        (out.float() * (torch.randint(2, out.shape, generator=draw) * 2 - 1).to(out.device)).sum()
+        / out.detach().float().pow(2).sum().clamp_min(1e-30).sqrt()
+        for out in outputs
+    ]
+    return torch.stack(signed).sum()
+
+
+def _log_probabilities(program: Program, outputs: list[Tensor]) -> Tensor | None:
+    """(rows, classes) of a classifier."""
+    kind = output_kind(program)
+    if kind == "values":
+        return None
+    scores = outputs[0].flatten(0, -2)
+    return scores.clamp_min(1e-12).log() if kind == "probabilities" else F.log_softmax(scores, -1)
+
+
+def _gradients(value: Any, tensors: Mapping[str, Tensor], own: bool) -> dict[str, Tensor]:
+    """Of the loss with respect to each tensor that it depends on."""
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise _no_gradient(f"{shape} without a gradient" if isinstance(value, Tensor) else shape, own)
-    found = torch.autograd.grad(value.reshape(()), tensors, allow_unused=True)
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in found if gradient is not None):
+    slopes = torch.autograd.grad(value.reshape(()), list(tensors.values()), allow_unused=True)
+    found = {name: slope for name, slope in zip(tensors, slopes, strict=True) if slope is not None}
+    if not all(bool(torch.isfinite(slope).all()) for slope in found.values()):
         raise DataError(
             "Gradients are not finite.",
             expected="finite gradients of the loss in every layer",
@@ -118,3 +187,10 @@ def _no_gradient(got: str, own: bool) -> DataError:
         where="the model's own predictions" if own else "loss",
         hint="pass loss=, a function of the outputs and the labels, without detach() or argmax()",
     )
+
+
+GRADIENTS: dict[str, Callable[[Graph, Batch, Tensor | None, Loss | None], dict[str, Tensor]]] = {
+    "taylor": gate_gradients,
+    "fisher": output_gradients,
+}
+"""Measure → what takes it on one batch."""

@@ -11,7 +11,7 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.graph.program import Batch
 from actprune.methods import known
-from actprune.stats.gradients import Loss, gate_gradients
+from actprune.stats.gradients import GRADIENTS, Loss
 from actprune.stats.maps import Place, affordable, independence, places, ranks
 from actprune.stats.moments import Spread, spread
 
@@ -21,7 +21,7 @@ SAMPLES = 500
 OF_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"hrank": ranks, "chip": independence}
 """Name → (samples, n, rows, columns) → (samples, n)."""
 
-MEASURES = ("taylor", *OF_MAPS)
+MEASURES = (*GRADIENTS, *OF_MAPS)
 
 
 class Measures:
@@ -31,13 +31,13 @@ class Measures:
         first: number of samples that other passes see before this one.
 
     Attributes:
-        found: measure → group name → its values per unit so far.
+        found: measure → name of a group or site → its values per unit, or per output, so far.
         labelled: whether the loss needs labels.
     """
 
     def __init__(self, graph: Graph, names: Iterable[str], loss: Loss | None, first: int = 0) -> None:
         self.found: dict[str, dict[str, Spread]] = {known(name, MEASURES, "measure"): {} for name in names}
-        self.labelled = loss is not None and "taylor" in self.found
+        self.labelled = loss is not None and bool(GRADIENTS.keys() & self.found.keys())
         self._graph, self._loss, self._first = graph, loss, first
         self._places: dict[str, list[tuple[str, Place]]] = {}
         if self.found.keys() & OF_MAPS.keys():
@@ -57,9 +57,9 @@ class Measures:
 
     def differentiate(self, batch: Batch, labels: Tensor | None) -> None:
         """See a batch whose run is over."""
-        if "taylor" in self.found:
-            for name, values in gate_gradients(self._graph, batch, labels, self._loss).items():
-                self._add("taylor", name, values)
+        for measure in GRADIENTS.keys() & self.found.keys():
+            for name, values in GRADIENTS[measure](self._graph, batch, labels, self._loss).items():
+                self._add(measure, name, values)
 
     def _add(self, measure: str, name: str, values: Tensor) -> None:
         known_values, new = self.found[measure].get(name), spread(values)

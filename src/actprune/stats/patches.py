@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.inference import Site
-from actprune.graph.program import named_arguments
+from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped
 
 MAX_COLUMNS = 8192
@@ -28,6 +28,11 @@ LEAST_COLUMNS = 160
 
 LAYERS = ("linear", "conv", "conv_transpose")
 """Kinds of sites that are one call of one weight on one input. Others (an LSTM has many weights) only make and read."""
+
+
+def output_dim(node: Node) -> int:
+    """The dimension of a layer's result that holds its outputs."""
+    return 1 if "conv" in op_name(node) else node.meta["val"].dim() - 1
 
 
 def most_rows(columns: int, per_column: int = ROWS) -> int:
