@@ -45,6 +45,8 @@ METHODS: dict[str, Method] = {
         True,
         "statistics, exact greedy costs and the LASSO guide, blocks fitted anew, widths by sensitivity",
     ),
+    "greedy": Method(("greedy",), "least_squares", "sensitivity", True, "the greedy costs S_g alone"),
+    "lasso": Method(("lasso",), "least_squares", "sensitivity", True, "the LASSO guide alone (He et al. 2017)"),
     "sgd-ap-fisher": Method(
         BEST_OF,
         "reconstruct",
@@ -53,8 +55,6 @@ METHODS: dict[str, Method] = {
         "the same, each output of a layer weighed by the Fisher information there",
         ("fisher",),
     ),
-    "greedy": Method(("greedy",), "least_squares", "sensitivity", True, "the greedy costs S_g alone"),
-    "lasso": Method(("lasso",), "least_squares", "sensitivity", True, "the LASSO guide alone (He et al. 2017)"),
     "thinet": Method(
         ("thinet",), "least_squares", "uniform", True, "greedy by the next layer's outputs (Luo et al. 2017)"
     ),
