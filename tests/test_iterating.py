@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,27 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         pruned(save_to=tmp_path / "half")
     with pytest.raises(ArtifactError, match="another one"):
         pruned(save_to=tmp_path / "half", resume=True, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, "class") for name in "chain lenet residual dense depthwise grouped tied reused".split()]
+    + [("residual", "graph")],
+)
+def test_all_rounds_are_one_cut_of_the_first_network(name: str, form: str, tmp_path: Path) -> None:
+    model, x = build(name)
+    how: dict[str, Any] = {"method": "flap", "recover": ap.Distill(steps=2), "form": form, "save_to": tmp_path / "run"}
+    rounds = list(ap.prune_in_rounds(model, [x], keep="params=40%", rounds=2, **how))
+    model.eval()
+    again = ap.load(tmp_path / "run" / "final", model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), rounds[-1].model.eval()(x))
+    report = json.loads((tmp_path / "run" / "final" / "report.json").read_text())
+    assert report["dense"]["params"] == params(model) and report["pruned"]["params"] == params(again)
+    assert report["proof"]["passed"]
+    assert {row["name"]: row["before"] for row in report["groups"]} == {
+        group.name: group.width for group in rounds[0].graph.groups
+    }
 
 
 @pytest.mark.parametrize("rounds", [0, True, 1.5, "2"])

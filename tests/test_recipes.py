@@ -59,6 +59,21 @@ def test_the_walk(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert told["recovered"] is not None and any("4 steps" in note for note in told["notes"])
 
 
+def test_rounds(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    assert run("init")[0] == 0
+    words = ("prune", "recipe.py", "--method", "l2", "--rounds", "2", "--recover", "2", "--out", "runs/small")
+    code, out, err = run(*words, "--keep", "params=30%", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["pruned"]["params"] <= 0.3 * told["dense"]["params"], err
+    assert any("2 rounds" in note for note in told["notes"])
+    code, out, err = run("verify", "runs/small/final")
+    assert code == 0 and out.startswith("proved"), err
+    code, out, err = run(*words, "--keep", "params=30%", "--resume")
+    assert code == 0 and "written to runs/small/final" in out, err
+    assert run(*words)[0] == 2  # no budget to divide
+    assert run(*words, "--keep", "params=30%", "--dry-run")[0] == 2
+
+
 def test_a_further_fine_tune(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert run("init")[0] == 0
     text = (tmp_path / "recipe.py").read_text()

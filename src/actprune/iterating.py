@@ -7,7 +7,7 @@ run of `prune`, proved against the network that it began with; recovery and fine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from torch import nn
 
 from actprune.allocation.budget import Budget, Keep, parse
 from actprune.artifacts.checkpoint import check_output
+from actprune.composing import save_composed
 from actprune.errors import BudgetError, DataError
 from actprune.keeping import given_digests
 from actprune.keras3.backend import is_keras
-from actprune.pipeline import arguments_of, pruned, settings_of
+from actprune.pipeline import arguments_of, on_disk, pruned, ranks_of, settings_of, undisturbed
 from actprune.result import Result
 from actprune.sweeping import Asked, Finished, is_there, read_finished, samples_for
+
+FINAL = "final"
+"""The run folder of all rounds as one cut."""
 
 
 def prune_in_rounds(
@@ -44,8 +48,8 @@ def prune_in_rounds(
         model, calibration: as for `prune`; samples are taken once.
         keep: a budget, as for `prune`; no explicit widths and no plan.
         rounds: how many.
-        save_to: write the run folders `round-1`, `round-2`, … there. To have the last network, load them in turn:
-            `load(round-1, model)`, then each with what the one before gave.
+        save_to: write the run folders `round-1`, `round-2`, … there, and `final`: the last network as one cut of
+            `model`, proved as such, for `load(final, model)`.
         resume: go on from what an interrupted call left there. Rounds whose folders are there are read, and come back
             as `Finished`.
         arguments: those of `prune` but `inplace` and `max_drop`.
@@ -54,6 +58,7 @@ def prune_in_rounds(
         BudgetError: a budget that can't be divided.
         DataError: no number of rounds, or a Keras model.
         ArtifactError: a folder that is there already (without `resume`), or holds another run; before its work.
+        EquivalenceError: a proof fails, that of a round or of all of them as one cut.
     """
     if taken := {"inplace", "max_drop"} & arguments.keys():
         raise TypeError(f"prune_in_rounds() takes no {min(taken)}=")
@@ -65,11 +70,13 @@ def prune_in_rounds(
     given = arguments_of(model, calibration, {**arguments, "keep": budget, "resume": resume})
     settings_of(given).budget()
     folders = [None if save_to is None else Path(save_to) / f"round-{i + 1}" for i in range(rounds)]
-    for folder in folders:
+    final = None if save_to is None else Path(save_to) / FINAL
+    for folder in (*folders, final):
         if folder is not None:
             check_output(folder, overwrite=resume and folder.exists())
     given["calibration"] = samples = samples_for(model, calibration, [Asked(given, "")])
     left, network = 1.0, model
+    results: list[Result | Finished] = []
     for i, folder in enumerate(folders):
         share = Budget(budget.cost, min(budget.keep ** ((i + 1) / rounds) / left, 1.0))
         asked = Asked({**given, "model": network, "keep": share, "save_to": folder}, f"round-{i + 1}")
@@ -80,7 +87,23 @@ def prune_in_rounds(
             result = pruned(asked.given, teacher=model)
         left *= _left(result, share)
         network = result.model
+        results.append(result)
+        if final is not None and len(results) == rounds:
+            _save_as_one(given, results, samples.inputs, final)
         yield result
+
+
+def _save_as_one(given: Mapping[str, Any], results: Sequence[Result | Finished], inputs: Any, folder: Path) -> None:
+    """Of several processes the first one writes."""
+    model = given["model"]
+    plans, reports = [result.plan for result in results], [result.report for result in results]
+
+    def write(path: Path) -> None:
+        overwrite = given["resume"] and path.exists()
+        save_composed(path, model, results[-1].model, plans, reports, inputs, overwrite=overwrite)
+
+    with ranks_of(given) as ranks, undisturbed(model):
+        on_disk(ranks, folder, write)
 
 
 def _left(result: Result | Finished, asked: Budget) -> float:

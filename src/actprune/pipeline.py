@@ -153,14 +153,14 @@ def pruned(given: Mapping[str, Any], known_stats: Stats | None = None, teacher: 
     save_to, resume, inplace = given["save_to"], given["resume"], given["inplace"]
     if inplace and given["form"] != "class":
         raise _not_in_place(given["form"])
-    with _ranks(given) as ranks, _journal(ranks, save_to, resume) as journal:
+    with ranks_of(given) as ranks, _journal(ranks, save_to, resume) as journal:
         job = Run(given["model"], settings_of(given, journal, ranks), known_stats, teacher=teacher)
-        _on_disk(ranks, save_to, lambda path: check_output(path, overwrite=resume and path.exists()))
+        on_disk(ranks, save_to, lambda path: check_output(path, overwrite=resume and path.exists()))
         with undisturbed(job.model):
             result = returned(job(given["calibration"], given["calibration_size"], given["forward"]))
         if inplace:
             ranks.together(lambda: _check_replaceable(result))
-        _on_disk(ranks, save_to, lambda path: result.save(path, overwrite=resume and path.exists()))
+        on_disk(ranks, save_to, lambda path: result.save(path, overwrite=resume and path.exists()))
         if journal is not None:
             journal.remove()
     if inplace:
@@ -179,7 +179,7 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
         arguments: those of `prune`, of which `recover`, `finetune`, `inplace`, `save_to` and `resume` are not used.
     """
     given = arguments_of(model, calibration, arguments)
-    with _ranks(given) as ranks, _journal(ranks, None, False) as journal:
+    with ranks_of(given) as ranks, _journal(ranks, None, False) as journal:
         job = Run(given["model"], settings_of(given, journal, ranks))
 
         def milliseconds(plan: Plan) -> list[float]:
@@ -245,7 +245,7 @@ def returned(result: Result) -> Result:
     return keras_result(result) if isinstance(result.model, KerasNetwork) else result
 
 
-def _ranks(given: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
+def ranks_of(given: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
     """The processes of the run, see `actprune.distributed`."""
     device = next((p.device for p in given["model"].parameters()), torch.device("cpu"))
     return joined(device)
@@ -263,7 +263,7 @@ def _journal(ranks: Ranks, save_to: str | Path | None, resume: bool) -> Iterator
             yield Journal(Path(scratch) / "stages", False)
 
 
-def _on_disk(ranks: Ranks, save_to: str | Path | None, work: Callable[[Path], Any]) -> None:
+def on_disk(ranks: Ranks, save_to: str | Path | None, work: Callable[[Path], Any]) -> None:
     """What rank 0 has to do in the run folder, if there shall be one; it fails on all ranks."""
     ranks.together(lambda: work(Path(save_to)) if save_to is not None and ranks.first else None)
 

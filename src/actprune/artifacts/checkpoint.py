@@ -26,7 +26,7 @@ from actprune.artifacts.files import read_text, sha256, unreadable
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, file_of, new_folder
 from actprune.artifacts.replay import replay
 from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
-from actprune.axes.capture import capture
+from actprune.axes.capture import Graph, capture
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
@@ -35,7 +35,7 @@ from actprune.proof.check import Proof, verify
 from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import tensor_slots
 
-__all__ = ["check_output", "load", "proved", "save"]
+__all__ = ["check_output", "load", "proved", "proved_folder", "save"]
 
 SCHEMA = "actprune.weights/1"
 
@@ -106,8 +106,8 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     return target
 
 
-def proved(folder: str | Path, model: nn.Module, small: nn.Module, inputs: Any) -> Proof:
-    """Prove a loaded model, after any fine-tune: its weights, put back into the dense shape, against the plan.
+def proved_folder(folder: str | Path, model: nn.Module, small: nn.Module, inputs: Any) -> Proof:
+    """`proved` for the plan of a run folder.
 
     Args:
         model: the dense model.
@@ -119,7 +119,15 @@ def proved(folder: str | Path, model: nn.Module, small: nn.Module, inputs: Any) 
         ArtifactError: the plan can't be read.
     """
     plan, _ = _read_plan(file_of(Path(folder), PLAN))
-    graph = capture(model, inputs, norms=plan.note.get("norms") is True)
+    return proved(plan, capture(model, inputs, norms=plan.note.get("norms") is True), model, small, inputs)
+
+
+def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs: Any) -> Proof:
+    """Prove a cut network after any training: its weights, put back into the dense shape, against the plan.
+
+    Raises:
+        EquivalenceError: the proof fails.
+    """
     saved = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     dense = {n: t for n, t in graph.program.tensors.items() if n in saved}
     tensors = {name: _scattered(own, saved[name], plan.indices(name)) for name, own in dense.items()}

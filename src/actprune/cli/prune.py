@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,9 @@ from actprune.cli.options import (
 )
 from actprune.cli.recipe import DEFAULT
 
+if TYPE_CHECKING:
+    from actprune.report.record import Report
+
 
 def prune(
     spec: RecipeSpec = DEFAULT,
@@ -49,6 +52,9 @@ def prune(
     recover: Recover = None,
     confidence: Resamples = "auto",
     seed: Seed = 0,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Cut in so many steps, with --recover after each; OUT/final is the end.")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pruned"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would stay; write nothing.")] = False,
@@ -59,6 +65,8 @@ def prune(
 
     Example: actprune prune recipe.py --keep macs=50% --out runs/half
 
+    Example: actprune prune recipe.py --keep params=3% --rounds 2 --recover 400 --out runs/small
+
     Example: actprune prune lenet.keras --data mnist.npz --keep macs=50% --out runs/keras
     """
     from rich.console import Console
@@ -67,7 +75,6 @@ def prune(
     from actprune.cli.recipe import load_recipe
     from actprune.distributed import launched
     from actprune.pipeline import predict
-    from actprune.pipeline import prune as run
     from actprune.report.table import prediction_table, tables
 
     arguments: dict[str, Any] = {
@@ -76,6 +83,8 @@ def prune(
         "round_to": rounded(round_to), "equal_widths": equal_widths, "memory_limit": memory_limit,
         "confidence": rounded(confidence),
     }  # fmt: skip
+    if rounds > 1:
+        _check_rounds(keep, max_drop, plan, dry_run)
     quiet = launched()[0] > 0  # of several processes the first one speaks
     console = Console(highlight=False, quiet=quiet)
     with (
@@ -89,14 +98,34 @@ def prune(
             found: Any = predict(model, samples, **arguments)
         else:
             arguments |= {"recover": recovery(recover), "finetune": recipe.optional("finetune")}
-            found = run(model, samples, **arguments, save_to=out, resume=resume).report
+            found = _run(model, samples, rounds, out, {**arguments, "resume": resume})
     if as_json and not quiet:
         typer.echo(json.dumps(found.to_data(), indent=1))
     if as_json:
         return
     console.print(prediction_table(found) if dry_run else tables(found))
     if not dry_run:
-        console.print(f"written to {out}")
+        console.print(f"written to {out if rounds == 1 else out / 'final'}")
+
+
+def _run(model: Any, samples: Any, rounds: int, out: Path, arguments: dict[str, Any]) -> Report:
+    from actprune.cli.runs import read_run
+    from actprune.iterating import FINAL, prune_in_rounds
+    from actprune.pipeline import prune as run
+
+    if rounds == 1:
+        return run(model, samples, **arguments, save_to=out).report
+    given = {name: value for name, value in arguments.items() if name != "max_drop"}
+    for _ in prune_in_rounds(model, samples, rounds=rounds, **given, save_to=out):
+        pass  # each leaves its run folder
+    return read_run(out / FINAL).report
+
+
+def _check_rounds(keep: str | None, max_drop: float | None, plan: Path | None, dry_run: bool) -> None:
+    if plan is not None or max_drop is not None or keep is None:
+        raise typer.BadParameter("give a budget: --keep params=5%, say", param_hint="--rounds")
+    if dry_run:
+        raise typer.BadParameter("the second cut is decided once the first is made", param_hint="--rounds --dry-run")
 
 
 def _budget(keep: str | None, max_drop: float | None, plan: Path | None) -> Any:

@@ -25,11 +25,11 @@ def verify(
 
     Example: actprune verify runs/half recipe.py
     """
-    from actprune.artifacts.checkpoint import load, proved
+    from actprune.artifacts.checkpoint import load, proved_folder
     from actprune.cli.recipe import load_recipe
 
     with redirect_stdout(sys.stderr):
         model, inputs = load_recipe(spec, data=data).network()
         small = load(run, model, inputs)
-        proof = proved(run, model, small, inputs)
+        proof = proved_folder(run, model, small, inputs)
     typer.echo(json.dumps(asdict(proof), indent=1) if as_json else str(proof))
