@@ -70,7 +70,9 @@ class Bench:
         """After gradient steps on the calibration images, without labels."""
         small = copy.deepcopy(result.model)
         data = fit(result.graph.program, self.split.train.images[:CALIBRATION].split(256), CALIBRATION)
-        RECOVERY.run(small, self.dense, result.graph.program, data, seed=self.seed)
+        RECOVERY.run(
+            small, self.dense, result.graph.program, data, graph=result.graph, plan=result.plan, seed=self.seed
+        )
         return small
 
     def tuned(self, model: nn.Module, epochs: int) -> nn.Module:

@@ -89,7 +89,7 @@ def _recovered(bench: Bench, result: ap.Result, seed: int) -> Row:
     small = copy.deepcopy(result.model)
     data = fit(result.graph.program, bench.train.drawn(UNLABELLED, seed).split(BATCH), UNLABELLED)
     found = ap.Distill(steps=400, augment=flipped_and_shifted).run(
-        small, bench.dense, result.graph.program, data, seed=seed
+        small, bench.dense, result.graph.program, data, graph=result.graph, plan=result.plan, seed=seed
     )
     return {**bench.figures(small), "steps": found.steps, "best_step": found.best_step}
 

@@ -58,7 +58,7 @@ def objective(program: Program, distance: str | Distance = "auto") -> Objective:
     """
     kind = output_kind(program)
     if _compares_values(kind, "auto" if callable(distance) else distance):
-        return _error
+        return batch_error
     return lambda dense, cut: TEMPERATURE**2 * _divergences(dense, cut, kind, torch.float32).mean()
 
 
@@ -117,7 +117,7 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     return sum(errors) / max(len(errors), 1)
 
 
-def _error(dense: Outputs, cut: Outputs) -> Tensor:
+def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
     """The normalised error of one batch."""
     pairs = [
         (a.detach().float(), b.float())

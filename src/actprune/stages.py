@@ -223,7 +223,8 @@ class Run:
         attempt = Attempt(decided, rewrite, small, proof, metric, small, metric)
         if self.settings.recover is not None:
             with self._stage("recover"):
-                trained, done = self._training.recovered(small, self.graph.program, self.data)
+                plan = decided.plan if self.teacher is None else None
+                trained, done = self._training.recovered(small, self.graph, plan, self.data)
             with self._stage("evaluate"):
                 attempt = self._better(replace(attempt, recovery=done), "recovery", trained, dense)
             attempt = replace(attempt, recovered=attempt.final, recovered_metric=attempt.final_metric)

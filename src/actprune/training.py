@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from actprune.artifacts.journal import TRAINED, Trained
+from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.errors import DataError
 from actprune.graph.keep import copied
-from actprune.graph.program import Program
 from actprune.graph.trace import preserved
 from actprune.keeping import Keeping
+from actprune.plan import Plan
 from actprune.recovery.distill import Distill, Recovered
 from actprune.recovery.sgd import SGD, Losses, recording
 from actprune.settings import Settings
@@ -35,13 +36,19 @@ class Training:
     keeping: Keeping
     name: Callable[[str], str]
 
-    def recovered(self, small: nn.Module, program: Program, data: Calibration) -> tuple[nn.Module, Recovered]:
-        """A copy that was trained towards the teacher on the calibration inputs."""
+    def recovered(
+        self, small: nn.Module, graph: Graph, plan: Plan | None, data: Calibration
+    ) -> tuple[nn.Module, Recovered]:
+        """A copy that was trained towards the teacher on the calibration inputs.
+
+        Args:
+            plan: by which `small` was cut from the teacher; None where it was cut from another network.
+        """
         trained, asked = copied(small), self.settings
 
         def recover() -> Recovered:
             return cast("Distill", asked.recover).run(
-                trained, self.teacher, program, data,
+                trained, self.teacher, graph.program, data, graph=graph, plan=plan,
                 distance=asked.distance, seed=asked.seed, progress=lambda i, n: asked.tell("recover", i, n),
             )  # fmt: skip
 

@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.distance import Distance, Outputs, choose, objective
+from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
+from actprune.plan import Plan
+from actprune.recovery.features import Features, called, features
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
 from actprune.recovery.relative import RelativeSteps
@@ -51,6 +53,8 @@ class Distill:
         augment: changes the batched inputs of a step at random. The dense network sees the same ones.
         holdout: share of the calibration batches that no step sees. They choose the state that is returned.
         checks: how often held-out samples are looked at.
+        features: what the errors of values inside count, beside that of the outputs, which counts as 1 at the start;
+            0 for the outputs alone. See `actprune.recovery.features`.
     """
 
     steps: int = 400
@@ -60,6 +64,7 @@ class Distill:
     augment: Augment | None = None
     holdout: float = 0.1
     checks: int = 20
+    features: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("checks", 1), ("batch_size", 1)):
@@ -80,6 +85,8 @@ class Distill:
         program: Program,
         data: Calibration,
         *,
+        graph: Graph | None = None,
+        plan: Plan | None = None,
         distance: str | Distance = "auto",
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
@@ -88,6 +95,7 @@ class Distill:
 
         Args:
             program: the captured dense network, which knows how to call both and what their outputs are.
+            graph, plan: of `dense`, and by which `model` was cut; without them only outputs are compared.
             distance: what held-out states are compared by, and what is trained by, see `actprune.distance`.
 
         Raises:
@@ -103,6 +111,11 @@ class Distill:
         with evaluating(model, differentiable=True), evaluating(dense):
             wanted = _outputs_of(dense, program, held)
 
+            inside = None
+            if graph is not None and plan is not None and self.features:
+                inside = features(graph, plan, dense, model, held.batches[0])
+            towards = _Aim(program, dense, model, loss, inside, self.features)
+
             def state(values: list[Tensor], step: int) -> _State:
                 """The network with these values, which it has then."""
                 _put(trained, values)
@@ -112,10 +125,7 @@ class Distill:
             first = best.distance
             for step in range(1, self.steps + 1):
                 batch = _augmented(program, next(batches), self.augment)
-                with torch.no_grad():
-                    target = _call(dense, program, batch)
-                with torch.enable_grad():
-                    loss(target, _call(model, program, batch)).backward()
+                towards(batch).backward()
                 optimizer.step(peak * warm_cosine(step - 1, self.steps, self.warmup))
                 average.add(trained)
                 if progress is not None:
@@ -132,6 +142,34 @@ class Distill:
                     peak, average = peak * LOWER, _Average(trained)
         _put(trained, best.values)
         return Recovered(first, best.distance, best.step, self.steps)
+
+
+@dataclass(eq=False)
+class _Aim:
+    """What a step brings down: the error of the outputs, and of values inside where there are some."""
+
+    program: Program
+    dense: nn.Module
+    small: nn.Module
+    loss: Objective
+    inside: Features | None
+    share: float
+    weight: float | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if self.inside is None:
+            with torch.no_grad():
+                target = called(self.dense, self.program, batch)
+            with torch.enable_grad():
+                return self.loss(target, called(self.small, self.program, batch))
+        with torch.no_grad():
+            target, wanted = self.inside.wanted(batch)
+        with torch.enable_grad():
+            outputs, values = self.inside.found(batch)
+            error, within = self.loss(tuple(target), tuple(outputs)), batch_error(tuple(wanted), tuple(values))
+            if self.weight is None:  # at the start
+                self.weight = self.share * float(error.detach()) / max(float(within.detach()), 1e-12)
+            return error + self.weight * within
 
 
 @dataclass(frozen=True)
@@ -204,14 +242,9 @@ def _augmented(program: Program, batch: Batch, augment: Augment | None) -> Batch
     return tuple(augment(x) if program.is_batched(i) else x for i, x in enumerate(batch))
 
 
-def _call(network: nn.Module, program: Program, batch: Batch) -> Outputs:
-    args, kwargs = pytree.tree_unflatten(list(batch), program.in_spec)
-    return tuple(pytree.tree_leaves(network(*args, **kwargs)))
-
-
 def _outputs_of(network: nn.Module, program: Program, data: Calibration) -> list[Outputs]:
     with torch.no_grad():
-        return [_call(network, program, batch) for batch in data.batches]
+        return [called(network, program, batch) for batch in data.batches]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ there is no dropout in it, and branches other than those of the capture are gone
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any, TypeAlias, cast
 
@@ -46,6 +46,12 @@ def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None
     return _Builder(model, graph, plan, rewrite).build()
 
 
+def with_values(model: nn.Module, graph: Graph, plan: Plan, names: Sequence[str]) -> GraphModule:
+    """The same, for looking inside: called with the flat inputs of a batch, it returns a list of the flat outputs, then
+    of the results of the calls of these names."""
+    return _Builder(model, graph, plan, None).build(names)
+
+
 class _Builder:
     """Copies the program node by node into a new graph."""
 
@@ -61,7 +67,8 @@ class _Builder:
         self.paths: dict[str, str] = {}
         self.batch: tuple[int, Any] | None = None
 
-    def build(self) -> GraphModule:
+    def build(self, inside: Sequence[str] | None = None) -> GraphModule:
+        """The module; one that returns the results of the calls `inside`, too, is called with flat inputs."""
         nodes = {node.name: node for node in self.program.nodes if node.op == "placeholder"}
         for placeholder in self.program.inputs:  # one for each leaf of the arguments
             self.values[nodes[placeholder]] = self.graph.placeholder(placeholder)
@@ -79,8 +86,12 @@ class _Builder:
         for name in self.program.held:  # also layers that no call reads, so that a state dict still fits
             self._tensor(name)
         outputs = [self.values[out] if isinstance(out, Node) else out for out in self.program.outputs]
-        self.graph.output(outputs)
-        self.graph.set_codegen(calling(self.model, self.program))
+        if inside is None:
+            self.graph.output(outputs)
+            self.graph.set_codegen(calling(self.model, self.program))
+        else:
+            calls = {node.name: node for node in self.program.nodes}
+            self.graph.output([*outputs, *(self.values[calls[name]] for name in inside)])
         made = GraphModule(self.root, self.graph, class_name=f"{self.program.model_name}Graph")
         return made.train(self.model.training)
 
