@@ -17,8 +17,10 @@ from actprune.data.take import fit
 
 KEEPS = (0.7, 0.5, 0.3)
 CALIBRATION, UNLABELLED, BATCH = 1024, 5120, 128
+MORE = f"{UNLABELLED:,} images"
 METHODS: tuple[dict[str, Any], ...] = (
     {"method": "sgd-ap"},
+    {"method": "sgd-ap", "setting": MORE},
     {"method": "l2"},
     {"method": "l2", "compensate": "least_squares"},
     {"method": "flap"},
@@ -48,10 +50,11 @@ class Bench:
         }
 
     def pruned(self, keep: float, setting: dict[str, Any], seed: int, **more: Any) -> ap.Result:
-        images = self.train.drawn(CALIBRATION, seed)
+        size = UNLABELLED if setting.get("setting") == MORE else CALIBRATION
+        asked = {name: value for name, value in setting.items() if name != "setting"}
         return ap.prune(
-            self.dense, images.split(BATCH), keep=f"macs={keep:.0%}", calibration_size=CALIBRATION, seed=seed,
-            **setting, **more,
+            self.dense, self.train.drawn(size, seed).split(BATCH), keep=f"macs={keep:.0%}", calibration_size=size,
+            seed=seed, **asked, **more,
         )  # fmt: skip
 
 
@@ -136,7 +139,7 @@ def tables(rows: Rows) -> str:
 def _accuracies(found: list[Row], stage: str) -> str:
     rows = [row for row in found if row["stage"] == stage]
     return pivot(
-        rows, ("method", "compensate"), lambda r: _macs(r["keep"]), lambda r: r.get("accuracy"),
+        rows, ("method", "compensate", "setting"), lambda r: _macs(r["keep"]), lambda r: r.get("accuracy"),
         order=[_macs(keep) for keep in KEEPS],
     )  # fmt: skip
 
