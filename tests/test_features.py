@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,8 @@ def test_a_network_that_computes_something_else_is_compared_by_its_outputs_alone
     dense, graph, plan, small, batch = made(**{"up.0": 5})
     small.head.register_forward_hook(lambda module, args, out: 2 * out)
     assert features(graph, plan, dense, small, batch) is None
+    program = replace(graph.program, bindings={})  # a graph that can't be run
+    assert features(replace(graph, program=program), plan, dense, small, batch) is None
     assert features(graph, plan, dense, nn.Sequential(copy.deepcopy(small)), batch) is None
 
 

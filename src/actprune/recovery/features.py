@@ -26,7 +26,7 @@ from actprune.stats.patches import LAYERS
 from actprune.surgery.graph_form import with_values
 from actprune.surgery.slicing import tensor_slots
 
-WHOLE = 0.75
+WHOLE = 0.9
 """Values that keep a smaller share of their entries are not compared."""
 
 SAME = 1e-3
@@ -71,13 +71,16 @@ def features(graph: Graph, plan: Plan, dense: nn.Module, small: nn.Module, batch
     left = _places(graph, plan)
     if not left:
         return None
-    made = [with_values(dense, graph, each, list(left)).eval() for each in (make_plan(graph, {}), plan)]
-    if not all(_shares(module, network) for module, network in zip(made, (dense, small), strict=True)):
+    try:
+        made = [with_values(dense, graph, each, list(left)).eval() for each in (make_plan(graph, {}), plan)]
+        if not all(_shares(module, network) for module, network in zip(made, (dense, small), strict=True)):
+            return None
+        found = Features(made[0], made[1], list(left.values()))
+        with torch.no_grad():
+            alike = zip(found.found(batch)[0], called(small, graph.program, batch), strict=True)
+            return found if all(_same(ours, theirs) for ours, theirs in alike) else None
+    except Exception:  # whatever a graph raises that has never been run before: the outputs are compared all the same
         return None
-    found = Features(made[0], made[1], list(left.values()))
-    with torch.no_grad():
-        alike = zip(found.found(batch)[0], called(small, graph.program, batch), strict=True)
-        return found if all(_same(ours, theirs) for ours, theirs in alike) else None
 
 
 def called(network: nn.Module, program: Program, batch: Batch) -> tuple[Any, ...]:
