@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import actprune as ap
+from actprune.artifacts.checkpoint import proved_folder
 from actprune.errors import ArtifactError, BudgetError, DataError
 from actprune.sweeping import Finished
 from nets import build
@@ -77,11 +78,14 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "form"),
     [(name, "class") for name in "chain lenet residual dense depthwise grouped tied reused".split()]
-    + [("residual", "graph")],
+    + [("residual", "graph"), ("chain", "norms")],
 )
 def test_all_rounds_are_one_cut_of_the_first_network(name: str, form: str, tmp_path: Path) -> None:
     model, x = build(name)
-    how: dict[str, Any] = {"method": "flap", "recover": ap.Distill(steps=2), "form": form, "save_to": tmp_path / "run"}
+    how: dict[str, Any] = {"method": "flap", "recover": ap.Distill(steps=2), "save_to": tmp_path / "run"}
+    how |= {"norms": True} if form == "norms" else {"form": form}
+    if form == "norms":
+        model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3)).eval()
     rounds = list(ap.prune_in_rounds(model, [x], keep="params=40%", rounds=2, **how))
     model.eval()
     again = ap.load(tmp_path / "run" / "final", model, x)
@@ -89,10 +93,12 @@ def test_all_rounds_are_one_cut_of_the_first_network(name: str, form: str, tmp_p
         torch.testing.assert_close(again(x), rounds[-1].model.eval()(x))
     report = json.loads((tmp_path / "run" / "final" / "report.json").read_text())
     assert report["dense"]["params"] == params(model) and report["pruned"]["params"] == params(again)
-    assert report["proof"]["passed"]
+    assert report["proof"]["passed"] and report["budget"] == "params=40%" and report["request"] is None
+    assert len(report["notes"]) == 1 and "2 rounds" in report["notes"][0]
     assert {row["name"]: row["before"] for row in report["groups"]} == {
         group.name: group.width for group in rounds[0].graph.groups
     }
+    assert proved_folder(tmp_path / "run" / "final", model, again, x).passed
 
 
 @pytest.mark.parametrize("rounds", [0, True, 1.5, "2"])

@@ -309,18 +309,19 @@ def test_fisher_weighs_outputs_by_the_squared_slope_of_the_loss() -> None:
     expected = slope.pow(2).sum(0) / 10
     (site,) = graph["first"].consumers
     assert torch.allclose(stats.measures["fisher"][site.name].mean, expected.double(), rtol=1e-4)
-    (problem,) = problems(graph, stats, graph["first"], fisher=True)
+    (problem,) = problems(graph, stats, graph["first"], "fisher")
     assert torch.allclose(problem.rows, expected.double() / expected.double().mean(), rtol=1e-4)
     assert problems(graph, stats, graph["first"])[0].rows.tolist() == [1, 1, 1]
 
 
-def test_without_labels_fisher_is_the_curvature_of_the_distance_to_the_dense_outputs() -> None:
+@pytest.mark.parametrize("batch", [1, 40])
+def test_without_labels_fisher_is_the_curvature_of_the_distance_to_the_dense_outputs(batch: int) -> None:
     model, _ = linear()
     x = torch.randn(2000, 6).double()
-    graph, stats = known_of(model, x, "fisher", batch=40)
+    graph, stats = known_of(model, x, "fisher", batch=batch)
     with torch.no_grad():
         p = model(x).softmax(1)
-    expected = (p * (1 - p)).mean(0).double() / 40  # the diagonal of the Hessian of the KL divergence
+    expected = (p * (1 - p)).mean(0).double() / batch  # the diagonal of the Hessian of the KL divergence
     (site,) = graph["first"].consumers
     assert torch.allclose(stats.measures["fisher"][site.name].mean, expected, rtol=0.1)
 
@@ -336,6 +337,24 @@ def test_every_consumer_has_its_fisher_information(made: Any) -> None:
                 len(stats.measures["fisher"][site.name].mean) == graph.program.tensors[site.weight].shape[site.out_dim]
             )
     assert ap.prune(model, x, keep="params=70%", method="sgd-ap-fisher").proof.passed
+
+
+def test_fisher_weights_are_those_of_a_run_with_a_folder(tmp_path: Path) -> None:
+    model, x = conv()
+    how: dict[str, Any] = {"keep": "units=60%", "method": "sgd-ap-fisher", "compensate": "none"}
+    found = [ap.prune(model, x, **how, save_to=folder) for folder in (None, tmp_path / "run")]
+    rows = [[p.rows for p in result.guide.problems["first"]] for result in found]
+    assert all(torch.equal(a, b) for a, b in zip(*rows, strict=True)) and not bool((rows[0][0] == 1).all())
+    assert found[0].plan.groups == found[1].plan.groups
+
+
+def test_fisher_of_a_network_with_one_number() -> None:
+    class Sum(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).sum()
+
+    _, stats = known_of(Sum(nn.Linear(6, 5), nn.Linear(5, 3)), torch.randn(8, 6), "fisher")
+    assert all(bool((spread.mean > 0).all()) for spread in stats.measures["fisher"].values())
 
 
 def test_bare_scores_are_on_one_scale() -> None:

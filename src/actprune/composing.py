@@ -23,7 +23,7 @@ from actprune.plan import Plan, make_plan
 from actprune.repair.adapt import adapt
 from actprune.report.record import GroupRow, Report
 
-OF_ONE_ROUND = ("rho", "distance", "sensitivity", "predicted", "weights_sha256")
+OF_ONE_ROUND = ("budget", "rho", "distance", "sensitivity", "predicted", "weights_sha256")
 """What a plan's note says of the network that it was made for."""
 
 
@@ -71,14 +71,16 @@ def save_composed(
     plans: Sequence[Plan],
     reports: Sequence[Report],
     inputs: Any,
-    **more: Any,
+    budget: str,
+    overwrite: bool,
 ) -> Path:
     """Write the run folder of the last network as a cut of the first one, once that is proved.
 
     Args:
         model, small: the first network and the last.
         inputs: one batch, as for `capture`.
-        more: for `save`.
+        budget: that was asked for.
+        overwrite: for `save`.
 
     Raises:
         EquivalenceError: the proof fails.
@@ -88,29 +90,31 @@ def save_composed(
     whole = capture(model, inputs, norms=norms)
     of_graph = any(plan.note.get("form") == "graph" for plan in plans)
     form = Form("graph", alone(whole), norms) if of_graph else Form("class", adapt(whole), norms)
-    plan = composed(form.graph, plans).with_note(**form.note)
-    proof = proved(plan, form.graph, model, small, inputs)
-    report = replace(_as_one(plan, reports), proof=asdict(proof))
-    return save(folder, small, plan, report.to_data(), **more)
+    plan = composed(form.graph, plans).with_note(budget=budget, **form.note)
+    graph, few = form.few(model, inputs)
+    proof = proved(plan, graph, model, small, few)
+    report = replace(_as_one(plan, reports), budget=budget, proof=asdict(proof))
+    return save(folder, small, plan, report.to_data(), overwrite=overwrite)
 
 
 def _as_one(plan: Plan, reports: Sequence[Report]) -> Report:
     """The report of the last round, from the first network on. What is known of single units stays with the rounds."""
     first, last = reports[0], reports[-1]
-    latest = {row.name: row for report in reports for row in report.groups}
+    latest = {row.name: row for report in reports for row in report.groups if row.after < row.before}
     seconds: dict[str, float] = {}
     for report in reports:
         for stage, time in report.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + time
-    note = f"Cut in {len(reports)} rounds. What each says of single units stands in its own report."
+    note = f"Cut in {len(reports)} rounds. What each has to say of its own stands in its own report."
     rows = [
         GroupRow(
             row.name, row.kind, row.before, plan.widths[row.name], guide=None, natural=None,
-            criterion=latest[row.name].criterion, error=latest[row.name].error,
+            criterion=last_cut.criterion, error=last_cut.error,
         )
-        for row in first.groups
+        for row in first.groups if row.name in plan.widths
+        for last_cut in (latest.get(row.name, row),)
     ]  # fmt: skip
-    return replace(last, dense=first.dense, groups=tuple(rows), seconds=seconds, notes=(*last.notes, note))
+    return replace(last, dense=first.dense, groups=tuple(rows), seconds=seconds, notes=(note,), rounds=(), request=None)
 
 
 def _not_one(name: str, dim: int) -> PlanError:

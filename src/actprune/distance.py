@@ -62,6 +62,15 @@ def objective(program: Program, distance: str | Distance = "auto") -> Objective:
     return lambda dense, cut: TEMPERATURE**2 * _divergences(dense, cut, kind, torch.float32).mean()
 
 
+def unit(program: Program, distance: str | Distance, dense: Outputs) -> float:
+    """What the objective says of a network that gives the mean of these outputs for every sample: 1 for values."""
+    kind = output_kind(program)
+    if _compares_values(kind, "auto" if callable(distance) else distance):
+        return 1.0
+    rows = _rows(dense)
+    return float(objective(program, distance)((rows,), (rows.mean(0, keepdim=True).expand_as(rows),)))
+
+
 def _compares_values(kind: str, distance: str) -> bool:
     return distance == "mse" or (distance == "auto" and kind == "values")
 

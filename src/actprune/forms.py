@@ -84,7 +84,7 @@ class Form:
     def note(self) -> dict[str, Any]:
         """What a plan says of its form: for a graph also what it takes to see that another capture gives the same."""
         if self.name == "class":
-            return {"form": self.name}
+            return {"form": self.name, **({"norms": True} if self.norms else {})}
         program = self.graph.program
         shapes = [list(value.shape) for value in program.example if isinstance(value, Tensor)]
         return {"form": self.name, "norms": self.norms, "program": digest(program), "inputs": shapes}

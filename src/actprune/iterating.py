@@ -20,6 +20,8 @@ from actprune.errors import BudgetError, DataError
 from actprune.keeping import given_digests
 from actprune.keras3.backend import is_keras
 from actprune.pipeline import arguments_of, on_disk, pruned, ranks_of, settings_of, undisturbed
+from actprune.plan import Plan
+from actprune.report.record import Report
 from actprune.result import Result
 from actprune.sweeping import Asked, Finished, is_there, read_finished, samples_for
 
@@ -42,7 +44,8 @@ def prune_in_rounds(
         *_, result = prune_in_rounds(model, data, keep="params=5%", rounds=2, recover=Distill())
 
     Each round keeps the same share of what the one before has left. Its `plan`, `proof` and `report` are about the
-    network of the round before; `recover` and an `SGD` distil from `model` in every round.
+    network of the round before; `recover` and an `SGD` distil from `model` in every round (values inside are compared
+    in the first one only).
 
     Args:
         model, calibration: as for `prune`; samples are taken once.
@@ -76,7 +79,7 @@ def prune_in_rounds(
             check_output(folder, overwrite=resume and folder.exists())
     given["calibration"] = samples = samples_for(model, calibration, [Asked(given, "")])
     left, network = 1.0, model
-    results: list[Result | Finished] = []
+    plans, reports = list[Plan](), list[Report]()
     for i, folder in enumerate(folders):
         share = Budget(budget.cost, min(budget.keep ** ((i + 1) / rounds) / left, 1.0))
         asked = Asked({**given, "model": network, "keep": share, "save_to": folder}, f"round-{i + 1}")
@@ -87,20 +90,27 @@ def prune_in_rounds(
             result = pruned(asked.given, teacher=model)
         left *= _left(result, share)
         network = result.model
-        results.append(result)
-        if final is not None and len(results) == rounds:
-            _save_as_one(given, results, samples.inputs, final)
+        plans.append(result.plan)
+        reports.append(result.report)
+        if final is not None and len(plans) == rounds:
+            _save_as_one(given, network, plans, reports, samples.inputs, final)
         yield result
 
 
-def _save_as_one(given: Mapping[str, Any], results: Sequence[Result | Finished], inputs: Any, folder: Path) -> None:
+def _save_as_one(
+    given: Mapping[str, Any],
+    network: nn.Module,
+    plans: Sequence[Plan],
+    reports: Sequence[Report],
+    inputs: Any,
+    folder: Path,
+) -> None:
     """Of several processes the first one writes."""
-    model = given["model"]
-    plans, reports = [result.plan for result in results], [result.report for result in results]
+    model, budget = given["model"], str(given["keep"])
 
     def write(path: Path) -> None:
-        overwrite = given["resume"] and path.exists()
-        save_composed(path, model, results[-1].model, plans, reports, inputs, overwrite=overwrite)
+        again = given["resume"] and path.exists()
+        save_composed(path, model, network, plans, reports, inputs, budget, overwrite=again)
 
     with ranks_of(given) as ranks, undisturbed(model):
         on_disk(ranks, folder, write)

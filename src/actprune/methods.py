@@ -25,6 +25,7 @@ class Method:
         statistics: whether activation statistics are needed.
         about: one line for `--help` and messages.
         measures: what `collect` must take beside them, see `actprune.stats.measures`.
+        weights: the one of them that weighs the outputs of consumers; None: the norms behind them do.
     """
 
     criteria: tuple[str, ...]
@@ -33,6 +34,7 @@ class Method:
     statistics: bool
     about: str
     measures: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 BEST_OF = ("greedy", "greedy-unweighted", "lasso", "flap", "l2")
@@ -52,8 +54,9 @@ METHODS: dict[str, Method] = {
         "reconstruct",
         "sensitivity",
         True,
-        "the same, each output of a layer weighed by the Fisher information there",
+        "sgd-ap with each output of a layer weighed by the Fisher information there",
         ("fisher",),
+        "fisher",
     ),
     "thinet": Method(
         ("thinet",), "least_squares", "uniform", True, "greedy by the next layer's outputs (Luo et al. 2017)"

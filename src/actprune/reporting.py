@@ -217,8 +217,8 @@ class Reporting:
             yield f"The {step} made the metric worse ({before:.4g} → {after:.4g}): the network before it is returned."
         if (done := attempt.recovery) is not None:
             yield (
-                f"The recovery took {done.steps} steps; on held-out calibration samples the distance to the dense "
-                f"network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
+                f"The recovery took {done.steps} steps{_inside(done)}; on held-out calibration samples the distance to "
+                f"the dense network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
             )
         tune, world = self.settings.finetune, self.settings.ranks.world
         if isinstance(tune, SGD) and world > 1:
@@ -249,3 +249,7 @@ class Reporting:
 
 def _of_latency(budget: Budget | None) -> bool:
     return budget is not None and budget.cost == "latency"
+
+
+def _inside(done: Recovered) -> str:
+    return f", which compared {done.values} values inside, too" if done.values else ""

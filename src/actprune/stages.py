@@ -33,8 +33,7 @@ from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
 from actprune.graph.keep import seed_all
 from actprune.graph.run import run
-from actprune.guidance.guide import Guide, guide
-from actprune.guidance.problem import problems
+from actprune.guidance.guide import Guide, guide, questions_of
 from actprune.keeping import Keeping, given_digests, in_common, request_of
 from actprune.latency.bench import Bench, Latency
 from actprune.plan import Plan
@@ -48,7 +47,7 @@ from actprune.rewrite import Rewrite
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
-from actprune.stats.gradients import GRADIENTS
+from actprune.stats.gradients import wants_labels
 from actprune.training import Training
 
 
@@ -223,7 +222,7 @@ class Run:
         attempt = Attempt(decided, rewrite, small, proof, metric, small, metric)
         if self.settings.recover is not None:
             with self._stage("recover"):
-                plan = decided.plan if self.teacher is None else None
+                plan = decided.plan if self.teacher is None or self.teacher is self.model else None
                 trained, done = self._training.recovered(small, self.graph, plan, self.data)
             with self._stage("evaluate"):
                 attempt = self._better(replace(attempt, recovery=done), "recovery", trained, dense)
@@ -296,7 +295,7 @@ class Run:
         if asked.journal is None:
             return look()
         groups = self._keeping.of_first(self._name(f"guide{self.of}"), GUIDE, lambda: look().groups)
-        asks = {g.name: problems(self.graph, stats, g) if stats is not None else () for g in self.graph.groups}
+        asks = {g.name: questions_of(self.graph, stats, g, asked.name) for g in self.graph.groups}
         return Guide(asked.name, groups, asks, asked.threshold)
 
     def _collected(self, data: Calibration | None = None, **part: int) -> Stats:
@@ -382,4 +381,4 @@ class Run:
 
 def labelled(asks: Iterable[Settings]) -> bool:
     """Whether samples have to come with labels."""
-    return any(asked.loss is not None and not GRADIENTS.keys().isdisjoint(asked.method.measures) for asked in asks)
+    return any(wants_labels(asked.method.measures, asked.loss) for asked in asks)

@@ -131,8 +131,13 @@ TWINS: dict[str, Callable[..., Tensor]] = {
 }
 """Op → its twin; the twin goes by the op's name in messages."""
 
+OPS: dict[Any, Any] = {}
+"""Twin → the op itself."""
+
 for _name, _twin in TWINS.items():
     _twin.__name__ = _name
+    _, _packet, _overload = _name.split(".")
+    OPS[_twin] = getattr(getattr(ATEN, _packet), _overload)
 
 
 def _mean(x: Tensor, dim: Sequence[int], keepdim: bool, masks: Sequence[Tensor]) -> Tensor:

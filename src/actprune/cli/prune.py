@@ -110,15 +110,15 @@ def prune(
 
 def _run(model: Any, samples: Any, rounds: int, out: Path, arguments: dict[str, Any]) -> Report:
     from actprune.cli.runs import read_run
+    from actprune.distributed import launched
     from actprune.iterating import FINAL, prune_in_rounds
     from actprune.pipeline import prune as run
 
     if rounds == 1:
         return run(model, samples, **arguments, save_to=out).report
     given = {name: value for name, value in arguments.items() if name != "max_drop"}
-    for _ in prune_in_rounds(model, samples, rounds=rounds, **given, save_to=out):
-        pass  # each leaves its run folder
-    return read_run(out / FINAL).report
+    *_, last = prune_in_rounds(model, samples, rounds=rounds, **given, save_to=out)
+    return read_run(out / FINAL).report if launched()[0] == 0 else last.report  # the first process writes
 
 
 def _check_rounds(keep: str | None, max_drop: float | None, plan: Path | None, dry_run: bool) -> None:

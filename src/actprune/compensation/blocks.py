@@ -20,7 +20,7 @@ from actprune.graph.program import named_arguments, op_name, shape
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS
 
-ROUNDS, STEPS = 3, 12
+ROUNDS, STEPS = 10, 12
 """Steps of Gauss and Newton at most, and of conjugate gradients in each."""
 
 PASSES = 5

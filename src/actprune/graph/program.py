@@ -134,10 +134,15 @@ def op_name(node: Node) -> str:
 
 def named_arguments(node: Node) -> dict[str, Any]:
     """The call's arguments under their schema names, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    return named_as(node.target, node)
+
+
+def named_as(target: Any, node: Node) -> dict[str, Any]:
+    """The same for a call of `target` with these arguments."""
+    if not isinstance(target, torch._ops.OpOverload):
         return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
     named: dict[str, Any] = {}
-    for i, argument in enumerate(node.target._schema.arguments):
+    for i, argument in enumerate(target._schema.arguments):
         if i < len(node.args):
             named[argument.name] = node.args[i]
         else:

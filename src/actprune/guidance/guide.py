@@ -216,8 +216,7 @@ def guide(
     scale = _one_scale(graph, stats, chosen.criteria[0], seed)
     questions: dict[str, tuple[Problem, ...]] = {}
     for group in graph.groups:
-        fisher = "fisher" in chosen.measures
-        questions[group.name] = problems(graph, stats, group, fisher) if stats is not None else ()
+        questions[group.name] = questions_of(graph, stats, group, method)
         if method == "filter":
             found[group.name] = _filter_guide(graph, group, threshold or 0.0)
         else:
@@ -227,6 +226,11 @@ def guide(
             problem.forget()
         let_go(graph.program.tensors.values())
     return Guide(method, found, questions, threshold)
+
+
+def questions_of(graph: Graph, stats: Stats | None, group: Group, method: str) -> tuple[Problem, ...]:
+    """What a method asks about a group; nothing without statistics."""
+    return () if stats is None else problems(graph, stats, group, preset(method).weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,11 +125,11 @@ def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
     return [s for s in group.consumers if s in known and has_rows(s, graph.program.tensors[s.weight])]
 
 
-def problems(graph: Graph, stats: Stats, group: Group, fisher: bool = False) -> tuple[Problem, ...]:
+def problems(graph: Graph, stats: Stats, group: Group, weights: str | None = None) -> tuple[Problem, ...]:
     """One Problem per consumer of `group` that has statistics.
 
     Args:
-        fisher: weigh the outputs by the measure "fisher" (`actprune.stats.gradients`).
+        weights: the measure that weighs the outputs ("fisher", see `actprune.stats.gradients`) instead of the norms.
     """
     found: list[Problem] = []
     nodes = {node.name: node for node in graph.program.nodes}
@@ -141,12 +141,12 @@ def problems(graph: Graph, stats: Stats, group: Group, fisher: bool = False) -> 
         gain = None if site.kind == "recurrent" else output_gain(graph, nodes[site.node])
         rows = torch.ones(len(matrix), dtype=torch.float64) if gain is None else gain**2
         found.append(Problem(matrix, folds, columns, rows, _made(graph, site)))
-    return _by_loss(found, [stats.measures["fisher"].get(site.name) for site in sites]) if fisher else tuple(found)
+    return tuple(found) if weights is None else _weighed(found, [stats.measures[weights].get(s.name) for s in sites])
 
 
-def _by_loss(group: Sequence[Problem], known: Sequence[Spread | None]) -> tuple[Problem, ...]:
-    """The same with the outputs weighed by what the loss says of them, in units of their mean over all consumers; as
-    before where it says nothing of one of them."""
+def _weighed(group: Sequence[Problem], known: Sequence[Spread | None]) -> tuple[Problem, ...]:
+    """The same with the outputs weighed by a measure, in units of its mean over all consumers; as before where one of
+    them has none."""
     told = [spread.mean.cpu() for spread in known if spread is not None]
     mean = float(torch.cat(told).mean()) if told else 0.0
     if len(told) < len(known) or mean <= 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective
+from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, unit
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
@@ -53,8 +54,8 @@ class Distill:
         augment: changes the batched inputs of a step at random. The dense network sees the same ones.
         holdout: share of the calibration batches that no step sees. They choose the state that is returned.
         checks: how often held-out samples are looked at.
-        features: what the errors of values inside count, beside that of the outputs, which counts as 1 at the start;
-            0 for the outputs alone. See `actprune.recovery.features`.
+        features: what the mean relative error of values inside counts, beside that of the outputs; 0 for the outputs
+            alone. See `actprune.recovery.features`.
     """
 
     steps: int = 400
@@ -64,10 +65,10 @@ class Distill:
     augment: Augment | None = None
     holdout: float = 0.1
     checks: int = 20
-    features: float = 1.0
+    features: float = 0.3
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("checks", 1), ("batch_size", 1)):
+        for name, least in (("steps", 1), ("checks", 1), ("batch_size", 1), ("features", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(
@@ -113,8 +114,8 @@ class Distill:
 
             inside = None
             if graph is not None and plan is not None and self.features:
-                inside = features(graph, plan, dense, model, held.batches[0])
-            towards = _Aim(program, dense, model, loss, inside, self.features)
+                inside = features(graph, plan, dense, model, next(_batches(program, fitted, self.batch_size, seed)))
+            towards = _Aim(program, dense, model, loss, inside, self.features, partial(unit, program, distance))
 
             def state(values: list[Tensor], step: int) -> _State:
                 """The network with these values, which it has then."""
@@ -141,12 +142,18 @@ class Distill:
                     optimizer.restart()
                     peak, average = peak * LOWER, _Average(trained)
         _put(trained, best.values)
-        return Recovered(first, best.distance, best.step, self.steps)
+        return Recovered(first, best.distance, best.step, self.steps, len(inside.left) if inside else 0)
 
 
 @dataclass(eq=False)
 class _Aim:
-    """What a step brings down: the error of the outputs, and of values inside where there are some."""
+    """What a step brings down: the error of the outputs, and of values inside where there are some.
+
+    Attributes:
+        share: what the latter count.
+        unit: outputs of the dense network → what the loss would be if a network gave their mean for every sample: 1 on
+            the scale of relative errors. It is taken from the first batch.
+    """
 
     program: Program
     dense: nn.Module
@@ -154,6 +161,7 @@ class _Aim:
     loss: Objective
     inside: Features | None
     share: float
+    unit: Callable[[Outputs], float]
     weight: float | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -164,12 +172,11 @@ class _Aim:
                 return self.loss(target, called(self.small, self.program, batch))
         with torch.no_grad():
             target, wanted = self.inside.wanted(batch)
+        if self.weight is None:
+            self.weight = self.share * self.unit(tuple(target))
         with torch.enable_grad():
             outputs, values = self.inside.found(batch)
-            error, within = self.loss(tuple(target), tuple(outputs)), batch_error(tuple(wanted), tuple(values))
-            if self.weight is None:  # at the start
-                self.weight = self.share * float(error.detach()) / max(float(within.detach()), 1e-12)
-            return error + self.weight * within
+            return self.loss(tuple(target), tuple(outputs)) + self.weight * batch_error(tuple(wanted), tuple(values))
 
 
 @dataclass(frozen=True)
@@ -205,12 +212,14 @@ class Recovered:
         distance_before, distance_after: to the dense network, on held-out calibration samples.
         best_step: after which the returned state was found; 0 where no step brought it nearer.
         steps: that were taken.
+        values: inside, that were compared beside the outputs.
     """
 
     distance_before: float
     distance_after: float
     best_step: int
     steps: int
+    values: int = 0
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

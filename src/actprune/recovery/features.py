@@ -7,7 +7,7 @@ A value that lost many units is no aim: the refit has made those that stay into 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,69 +18,78 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Indices, kept_indices, size
-from actprune.graph.program import Batch, Program, op_name
+from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
+from actprune.distance import batch_error
+from actprune.graph.program import Batch, Program
+from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import kept_units
-from actprune.stats.patches import LAYERS
+from actprune.stats.patches import LAYERS, source_of
 from actprune.surgery.graph_form import with_values
-from actprune.surgery.slicing import tensor_slots
 
-WHOLE = 0.9
+LEFT = 0.9
 """Values that keep a smaller share of their entries are not compared."""
 
+APART = 1e-6
+"""Nor are those that differ by a smaller share of their variance before the first step: nothing was lost there yet."""
+
 SAME = 1e-3
-"""The network and its graph agree to this share of the largest output, else nothing inside is looked at."""
+"""A network and its graph agree to this share of the largest output, else nothing inside is looked at."""
+
+Left = Sequence[Indices | None]
+"""Of each dimension the indices that the small network has left; None for all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Both networks as graphs that hold the same parameters as the networks themselves.
+    """Both networks as graphs that hold the very parameters of the networks themselves.
 
     Attributes:
         dense, small: flat inputs → flat outputs, then the values.
-        left: of each value the indices that the small network has left of each dimension; None for all of them.
+        left: what is left of each value.
     """
 
     dense: GraphModule
     small: GraphModule
-    left: Sequence[Sequence[Indices | None]]
+    left: Sequence[Left]
 
-    def wanted(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    def wanted(self, batch: Batch) -> tuple[list[Any], list[Tensor]]:
         """Outputs of the dense network, and its values where the small one has some."""
         outputs, values = self._split(self.dense(*batch))
         return outputs, [_taken(value, left) for value, left in zip(values, self.left, strict=True)]
 
-    def found(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    def found(self, batch: Batch) -> tuple[list[Any], list[Tensor]]:
         """Outputs and values of the small network."""
         return self._split(self.small(*batch))
 
-    def _split(self, results: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _split(self, results: list[Any]) -> tuple[list[Any], list[Tensor]]:
         count = len(results) - len(self.left)
         return results[:count], results[count:]
 
 
 def features(graph: Graph, plan: Plan, dense: nn.Module, small: nn.Module, batch: Batch) -> Features | None:
-    """What can be compared; None where there is nothing, or the graph is not what `small` computes.
+    """What can be compared; None where there is nothing, or the graphs are not what the networks compute.
 
     Args:
         graph: of `dense`, as it was captured.
         plan: by which `small` was cut.
-        batch: flat inputs to try it with.
+        batch: flat inputs to try it with, of the size that steps will have.
     """
     left = _places(graph, plan)
-    if not left:
+    if not left or any_mapped(dense.parameters()):
         return None
+
+    def made(names: Sequence[str]) -> Features:
+        whole = make_plan(graph, {})
+        pair = (with_values(dense, graph, whole, names), with_values(small, graph, plan, names))
+        return Features(*pair, [left[name] for name in names])
+
     try:
-        made = [with_values(dense, graph, each, list(left)).eval() for each in (make_plan(graph, {}), plan)]
-        if not all(_shares(module, network) for module, network in zip(made, (dense, small), strict=True)):
-            return None
-        found = Features(made[0], made[1], list(left.values()))
-        with torch.no_grad():
-            alike = zip(found.found(batch)[0], called(small, graph.program, batch), strict=True)
-            return found if all(_same(ours, theirs) for ours, theirs in alike) else None
-    except Exception:  # whatever a graph raises that has never been run before: the outputs are compared all the same
+        apart = _apart(made(list(left)), graph.program, dense, small, batch)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # only the class can make this call
         return None
+    names = [name for name, error in zip(left, apart, strict=True) if error > APART]
+    return made(names) if names else None
 
 
 def called(network: nn.Module, program: Program, batch: Batch) -> tuple[Any, ...]:
@@ -89,50 +98,67 @@ def called(network: nn.Module, program: Program, batch: Batch) -> tuple[Any, ...
     return tuple(pytree.tree_leaves(network(*args, **kwargs)))
 
 
-def _places(graph: Graph, plan: Plan) -> dict[str, list[Indices | None]]:
-    """Name of a call → the indices of each dimension of its result that are left."""
-    kept, found = kept_units(graph, plan), dict[str, list[Indices | None]]()
+def _apart(tried: Features, program: Program, dense: nn.Module, small: nn.Module, batch: Batch) -> list[float]:
+    """How far apart each value is; all zero where a graph and its network are not the same.
+
+    Also tries the gradients: a recurrent layer on CUDA has none in eval mode.
+    """
+    with torch.no_grad():
+        (targets, wanted), theirs = tried.wanted(batch), called(dense, program, batch)
+    with torch.enable_grad():
+        outputs, values = tried.found(batch)
+        total = torch.stack([v.float().sum() for v in (*outputs, *values) if _differentiable(v)]).sum()
+        torch.autograd.grad(total, [p for p in tried.small.parameters() if p.requires_grad], allow_unused=True)
+    with torch.no_grad():
+        same = all(map(_same, targets, theirs)) and all(map(_same, outputs, called(small, program, batch)))
+        if not same or any(a.shape != b.shape for a, b in zip(wanted, values, strict=True)):
+            return [0.0] * len(values)
+        return [float(batch_error((a,), (b,))) for a, b in zip(wanted, values, strict=True)]
+
+
+def _places(graph: Graph, plan: Plan) -> dict[str, Left]:
+    """Name of a call → what is left of its result, for what layers read."""
+    kept, found = kept_units(graph, plan), dict[str, Left]()
     nodes = {node.name: node for node in graph.program.nodes}
     for site in graph.sites:
         source = _read(nodes[site.node]) if site.reads and site.kind in (*LAYERS, "recurrent") else None
         axes = graph.node_axes.get(source.name) if source is not None else None
         if source is None or not isinstance(axes, tuple):
             continue
-        left = [kept_indices(axis, kept) for axis in axes]
-        sizes = [size(axis) for axis in axes]
-        if prod(map(len, left)) >= WHOLE * prod(sizes):
-            found[source.name] = [None if len(i) == n else i for i, n in zip(left, sizes, strict=True)]
+        left = [_left(axis, kept) for axis in axes]
+        entries = prod(size(axis) if i is None else len(i) for axis, i in zip(axes, left, strict=True))
+        if entries >= LEFT * prod(map(size, axes)) and not any(map(_of_samples(graph), axes, left)):
+            found[source.name] = left
     return found
+
+
+def _left(axis: Axis, kept: Mapping[int, Indices]) -> Indices | None:
+    return kept_indices(axis, kept) if any(leaf.key in kept for leaf in leaves(axis)) else None
+
+
+def _of_samples(graph: Graph) -> Callable[[Axis, Indices | None], bool]:
+    """Whether a dimension loses units and grows with the batch: its indices are those of the capture's."""
+    batch = graph.batch[1].key if graph.batch is not None else None
+    return lambda axis, left: left is not None and any(leaf.key == batch for leaf in leaves(axis))
 
 
 def _read(node: Node) -> Node | None:
     """What a layer reads, where a call has made it: an input of the network is the same in both."""
-    source = node.args[1 if op_name(node).startswith("aten.addmm") else 0]
+    source = node.args[source_of(node)]
     if isinstance(source, Node) and source.op == "call_function" and isinstance(source.meta.get("val"), Tensor):
         return source if source.meta["val"].is_floating_point() else None
     return None
 
 
-def _shares(module: GraphModule, network: nn.Module) -> bool:
-    """Give a graph the very parameters and buffers of the network; False where it has others."""
-    theirs = tensor_slots(network)
-    for name, (owner, attribute) in tensor_slots(module).items():
-        if name.startswith("constants."):
-            continue
-        if name not in theirs:
-            return False
-        own, given = (getattr(*slot) for slot in ((owner, attribute), theirs[name]))
-        if own.shape != given.shape or own.dtype != given.dtype:
-            return False
-        (owner._parameters if attribute in owner._parameters else owner._buffers)[attribute] = given
-    return True
-
-
-def _taken(value: Tensor, left: Sequence[Indices | None]) -> Tensor:
+def _taken(value: Tensor, left: Left) -> Tensor:
     for dim, indices in enumerate(left):
         if indices is not None:
             value = value.index_select(dim, torch.as_tensor(indices, device=value.device))
     return value
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -25,7 +25,7 @@ from actprune.axes.inference import Site
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
 from actprune.errors import DataError
-from actprune.graph.program import op_name, place
+from actprune.graph.program import place
 from actprune.graph.room import calls_until, held_bytes
 from actprune.graph.run import run, run_by_layers
 from actprune.mapped import alongside, any_mapped, let_go
@@ -34,7 +34,7 @@ from actprune.stats.gradients import Loss
 from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
 from actprune.stats.moments import Moments, Spread, absorb, merge, merge_all, moments, spread
-from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows
+from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows, source_of
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
 from actprune.stats.room import FOLDS, folds_on_disk, folds_within, last_read, statistics_bytes
 
@@ -275,7 +275,7 @@ class _Collector:
         site = self._sites.get(node.name)
         if site is None:
             return
-        source = 1 if op_name(node).startswith("aten.addmm") else 0
+        source = source_of(node)
         x = args[source]
         if not bool(torch.isfinite(value).all()):
             raise _not_finite(node, x, value)

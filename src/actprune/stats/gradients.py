@@ -6,13 +6,15 @@ columns, ∂L/∂z = Σ g·w over them. So one backward pass to the weights give
 of the model itself; the sums are float64. (Of a weight with a second role, such as one tied to an embedding, the
 gradient of both roles.)
 
-The output of a layer has its gradient from the same pass. The mean of its square is the diagonal of the Fisher
-information: how much a small error there costs, where the errors of different outputs are independent.
+The output of a layer has a gradient, too. The mean of its square is the diagonal of the Fisher information (with labels
+of the user: of the empirical one): how much a small error there costs, where errors of different outputs are
+independent. All outputs of layers and their gradients are held at once, beyond any `memory_limit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +36,9 @@ Loss = Callable[[Any, Any], Tensor]
 """(outputs as the model returns them, labels of the batch) → scalar, a mean over samples."""
 
 
-def gate_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss | None) -> dict[str, Tensor]:
+def gate_gradients(
+    graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss | None, first: int = 0
+) -> dict[str, Tensor]:
     """Group name → (1, n) (∂L/∂z)² of every unit on one batch (Molchanov et al. 2019, eq. 8, squared before batches
     are averaged); a group that nothing reads in eval mode has none.
 
@@ -47,14 +51,19 @@ def gate_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss
     value = _loss(program, run(program, batch, tensors, grad=True), labels, loss, _pseudo_loss)
     products = {
         name: gradient.double() * tensors[name].detach().double()
-        for name, gradient in _gradients(value, tensors, loss is None).items()
+        for name, gradient in _gradients(value, tensors, loss is None, "taylor").items()
     }
     return {name: _gates(graph, graph[name], places, products) for name, places in read.items() if places}
 
 
-def output_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss | None) -> dict[str, Tensor]:
+def output_gradients(
+    graph: Graph, batch: Batch, labels: Tensor | None, loss: Loss | None, first: int = 0
+) -> dict[str, Tensor]:
     """Site name → (1, o) (∂L/∂z)² of every output z of a layer that reads units, summed over samples and positions of
     one batch; a layer that the loss does not depend on has none.
+
+    Args:
+        first: number of the batch's first sample: each draws its own label.
 
     Raises:
         DataError: a loss that does not depend on the network, or gradients that are not finite.
@@ -70,8 +79,8 @@ def output_gradients(graph: Graph, batch: Batch, labels: Tensor | None, loss: Lo
 
     tensors = _recorded(program, (site.weight for site in sites.values()))
     outputs = run(program, batch, tensors, observe=observe, grad=True)
-    value = _loss(program, outputs, labels, loss, _drawn_loss)
-    slopes = _gradients(value, results, loss is None)
+    value = _loss(program, outputs, labels, loss, partial(_drawn_loss, first=first))
+    slopes = _gradients(value, results, loss is None, "fisher")
     return {
         name: slope.double().movedim(dims[name], 0).flatten(1).pow(2).sum(1)[None].cpu()
         for name, slope in slopes.items()
@@ -134,13 +143,14 @@ def _pseudo_loss(program: Program, outputs: list[Tensor]) -> Tensor:
     return torch.stack([square / (2 * square.detach().clamp_min(1e-30)) for square in squares]).sum()
 
 
-def _drawn_loss(program: Program, outputs: list[Tensor]) -> Tensor:
-    """A loss whose squared gradient is, in the mean over draws, the curvature of the distance to the dense outputs.
+def _drawn_loss(program: Program, outputs: list[Tensor], first: int) -> Tensor:
+    """A loss whose squared gradient is, in the mean over draws, how much a small error costs there.
 
     A classifier has the cross entropy of labels drawn from its own predictions (Kunstner, Hennig and Balles 2019,
-    Limitations of the Empirical Fisher Approximation, eq. 4); any other network its outputs with random signs.
+    Limitations of the Empirical Fisher Approximation, eq. 4); any other network its outputs with random signs, each
+    output in units of its own size.
     """
-    draw = torch.Generator().manual_seed(len(outputs[0]))
+    draw = torch.Generator().manual_seed(first)
     if (logs := _log_probabilities(program, outputs)) is not None:
         labels = torch.multinomial(logs.detach().float().exp().cpu(), 1, generator=draw)[:, 0]
         return F.nll_loss(logs, labels.to(logs.device))
@@ -161,7 +171,7 @@ def _log_probabilities(program: Program, outputs: list[Tensor]) -> Tensor | None
     return scores.clamp_min(1e-12).log() if kind == "probabilities" else F.log_softmax(scores, -1)
 
 
-def _gradients(value: Any, tensors: Mapping[str, Tensor], own: bool) -> dict[str, Tensor]:
+def _gradients(value: Any, tensors: Mapping[str, Tensor], own: bool, measure: str) -> dict[str, Tensor]:
     """Of the loss with respect to each tensor that it depends on."""
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -173,7 +183,7 @@ def _gradients(value: Any, tensors: Mapping[str, Tensor], own: bool) -> dict[str
             "Gradients are not finite.",
             expected="finite gradients of the loss in every layer",
             got="NaN or infinite values",
-            where='collect(measures=("taylor",))',
+            where=f'collect(measures=("{measure}",))',
             hint="look for an operation without a finite slope (a root or a logarithm of 0), or pass another loss=",
         )
     return found
@@ -189,8 +199,13 @@ def _no_gradient(got: str, own: bool) -> DataError:
     )
 
 
-GRADIENTS: dict[str, Callable[[Graph, Batch, Tensor | None, Loss | None], dict[str, Tensor]]] = {
+GRADIENTS: dict[str, Callable[[Graph, Batch, Tensor | None, Loss | None, int], dict[str, Tensor]]] = {
     "taylor": gate_gradients,
     "fisher": output_gradients,
 }
-"""Measure → what takes it on one batch."""
+"""Measure → what takes it on one batch: the graph, inputs, labels, a loss, and the number of the first sample."""
+
+
+def wants_labels(measures: Iterable[str], loss: Loss | None) -> bool:
+    """Whether samples have to come with labels."""
+    return loss is not None and not GRADIENTS.keys().isdisjoint(measures)

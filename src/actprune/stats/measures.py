@@ -11,7 +11,7 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.graph.program import Batch
 from actprune.methods import known
-from actprune.stats.gradients import GRADIENTS, Loss
+from actprune.stats.gradients import GRADIENTS, Loss, wants_labels
 from actprune.stats.maps import Place, affordable, independence, places, ranks
 from actprune.stats.moments import Spread, spread
 
@@ -37,8 +37,8 @@ class Measures:
 
     def __init__(self, graph: Graph, names: Iterable[str], loss: Loss | None, first: int = 0) -> None:
         self.found: dict[str, dict[str, Spread]] = {known(name, MEASURES, "measure"): {} for name in names}
-        self.labelled = loss is not None and bool(GRADIENTS.keys() & self.found.keys())
-        self._graph, self._loss, self._first = graph, loss, first
+        self.labelled = wants_labels(self.found, loss)
+        self._graph, self._loss, self._first, self._seen = graph, loss, first, first
         self._places: dict[str, list[tuple[str, Place]]] = {}
         if self.found.keys() & OF_MAPS.keys():
             for name, place in places(graph).items():
@@ -57,8 +57,9 @@ class Measures:
 
     def differentiate(self, batch: Batch, labels: Tensor | None) -> None:
         """See a batch whose run is over."""
+        first, self._seen = self._seen, self._seen + self._graph.program.batch_size
         for measure in GRADIENTS.keys() & self.found.keys():
-            for name, values in GRADIENTS[measure](self._graph, batch, labels, self._loss).items():
+            for name, values in GRADIENTS[measure](self._graph, batch, labels, self._loss, first).items():
                 self._add(measure, name, values)
 
     def _add(self, measure: str, name: str, values: Tensor) -> None:

@@ -35,6 +35,11 @@ def output_dim(node: Node) -> int:
     return 1 if "conv" in op_name(node) else node.meta["val"].dim() - 1
 
 
+def source_of(node: Node) -> int:
+    """Which argument of a layer's call is its input."""
+    return 1 if op_name(node).startswith("aten.addmm") else 0
+
+
 def most_rows(columns: int, per_column: int = ROWS) -> int:
     """The rows that a refit of so many columns uses at most."""
     return per_column * max(columns, LEAST_COLUMNS)

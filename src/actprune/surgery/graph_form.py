@@ -8,23 +8,24 @@ there is no dropout in it, and branches other than those of the capture are gone
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import ONE, Axis, Leaf, Product, blocks, leaves, place_after, size
-from actprune.graph.program import named_arguments, op_name
+from actprune.axes.twins import OPS
+from actprune.graph.program import named_as, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
 from actprune.surgery.signature import calling
-from actprune.surgery.slicing import sliced
+from actprune.surgery.slicing import sliced, tensor_slots
 
 ATEN = torch.ops.aten
 
@@ -46,10 +47,18 @@ def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None
     return _Builder(model, graph, plan, rewrite).build()
 
 
-def with_values(model: nn.Module, graph: Graph, plan: Plan, names: Sequence[str]) -> GraphModule:
-    """The same, for looking inside: called with the flat inputs of a batch, it returns a list of the flat outputs, then
-    of the results of the calls of these names."""
-    return _Builder(model, graph, plan, None).build(names)
+def with_values(network: nn.Module, graph: Graph, plan: Plan, names: Sequence[str]) -> GraphModule:
+    """The same for looking inside a network that was cut by `plan`: it holds the very tensors of that network.
+
+    Returns:
+        A module from the flat inputs of a batch to a list: the flat outputs, then the results of the calls `names`.
+
+    Raises:
+        KeyError: the network lacks a tensor of the graph.
+    """
+    builder = _Builder(network, graph, plan, None)
+    builder.given = {name: getattr(*slot) for name, slot in tensor_slots(network).items()}
+    return builder.build(names).eval()
 
 
 class _Builder:
@@ -66,6 +75,7 @@ class _Builder:
         self.values: dict[Node, Any] = {}
         self.paths: dict[str, str] = {}
         self.batch: tuple[int, Any] | None = None
+        self.given: Mapping[str, Tensor] | None = None
 
     def build(self, inside: Sequence[str] | None = None) -> GraphModule:
         """The module; one that returns the results of the calls `inside`, too, is called with flat inputs."""
@@ -107,7 +117,9 @@ class _Builder:
         if name in self.paths:
             return self.paths[name]
         path = name if name in self.program.held else f"constants.{name.replace('.', '_')}"
-        if name in self.program.held:
+        if name in self.program.held and self.given is not None:
+            new = self.given[name]
+        elif name in self.program.held:
             source = self.overrides.get(name, self.program.tensors[name])
             new = sliced(source, self.plan.indices(name)).to(self.program.tensors[name].dtype)
         else:
@@ -120,7 +132,8 @@ class _Builder:
                 where.add_module(parent, nn.Module())
             where = where.get_submodule(parent)
         if name in self.program.parameters:
-            where.register_parameter(last, nn.Parameter(new, self.program.tensors[name].requires_grad))
+            own = new if isinstance(new, nn.Parameter) else nn.Parameter(new, self.program.tensors[name].requires_grad)
+            where.register_parameter(last, own)
         else:
             where.register_buffer(last, new, persistent=name in self.program.persistent)
         return path
@@ -128,11 +141,15 @@ class _Builder:
     def _call(self, node: Node) -> Any:
         if node.target is ATEN.mul.Tensor and any(self.values[a] is None for a in node.all_input_nodes):
             return self.values[cast("Node", node.args[0])]  # a mask
-        args, kwargs = (map_arg(a, self.values.__getitem__) for a in (node.args, dict(node.kwargs)))
-        target: Any = node.target
+        target: Any = OPS.get(
+            node.target, node.target
+        )  # of the entries that stay an op itself makes what its twin does
+        given = {name: value for name, value in node.kwargs.items() if target is node.target or name != "masks"}
+        args, kwargs = (map_arg(a, self.values.__getitem__) for a in (node.args, given))
         found = _SIZES.get(op_name(node).removeprefix("aten.").partition(".")[0])
         if found is not None:
-            target, arguments = found(self, node, named_arguments(node))
+            resized, arguments = found(self, node, named_as(target, node))
+            target = OPS.get(resized, resized)
             arguments = map_arg(arguments, lambda n: self.values.get(n, n))
             schema = target._schema.arguments
             args = tuple(arguments[a.name] for a in schema if not a.kwarg_only)
