@@ -29,11 +29,14 @@ PASSES = 5
 WORK = 6e11
 """Multiply-adds that the steps of all blocks may take; large models use fewer samples, or are left as they are."""
 
-FEWEST, ENOUGH = 4, 20
-"""Residuals for each weight that is fitted: below the first a block is left as it is, beyond the second more are of
-no use, as long as there are `SAMPLES` samples."""
+FEWEST = 4
+"""Residuals for each weight that is fitted: with fewer a block is left as it is."""
 
-SAMPLES = 512
+ENOUGH = ((60, 2048), (20, 512))
+"""Residuals for each weight, and samples, beyond which more are of little use: the former where they leave work for
+`SEVERAL` rounds, else the latter."""
+
+SEVERAL = 5
 
 VALUE = 30
 """Multiply-adds in the time that a value takes which is only read and written."""
@@ -184,12 +187,18 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
     One round on all the samples that are of use comes first, then further rounds.
     """
 
-    def wanted(block: Block) -> int:
-        enough = max(ENOUGH * block.unknowns / max(block.residuals, 1), SAMPLES / batch_size)
+    def wanted(block: Block, residuals: int, samples: int) -> int:
+        enough = max(residuals * block.unknowns / max(block.residuals, 1), samples / batch_size)
         return min(most - 1, ceil(enough), room // (GRAPHS * block.values + 1))
 
-    work = max(sum(block.macs * wanted(block) for block in blocks) * PASSES * (STEPS + PROBES), 1)
-    rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, WORK / work)
-    found = {block.reader: int(share * wanted(block)) for block in blocks}
+    found: dict[Site, int] = {}
+    rounds = 0
+    for enough in ENOUGH:
+        counts = {block.reader: wanted(block, *enough) for block in blocks}
+        work = max(sum(block.macs * counts[block.reader] for block in blocks) * PASSES * (STEPS + PROBES), 1)
+        rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, WORK / work)
+        found = {reader: int(share * count) for reader, count in counts.items()}
+        if rounds >= SEVERAL:
+            break
     fewest = {block.reader: FEWEST * block.unknowns / max(block.residuals, 1) for block in blocks}
     return {reader: count if count >= fewest[reader] else 0 for reader, count in found.items()}, rounds
