@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import actprune as ap
+from actprune.artifacts.checkpoint import proved_folder
 from actprune.axes.twins import TWINS
+from actprune.forms import alone
 from actprune.plan import make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture, trial_units
+from actprune.surgery.graph_form import as_graph
 from actprune.surgery.slicing import cut
 
 WIDTH = 12
@@ -79,6 +83,8 @@ def test_width_is_cut_on_request(name: str) -> None:
     plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
     small = cut(model, plan)
     verify(model, small, plan, tokens, graph=graph)
+    whole = alone(graph)
+    verify(model, as_graph(model, whole, plan), plan, tokens, graph=whole)
     assert small.table.weight.shape[1] == plan.widths["table"] < WIDTH
     account = graph.account()
     assert account.prunable > capture(model, tokens).account().prunable
@@ -108,6 +114,8 @@ def test_what_a_standardised_weight_reads_is_cut_on_request() -> None:
     assert graph["first"].kind == "width"
     plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
     verify(model, cut(model, plan), plan, x, graph=graph)
+    whole = alone(graph)
+    verify(model, as_graph(model, whole, plan), plan, x, graph=whole)
 
 
 def test_the_dense_network_is_not_touched_by_its_twins() -> None:
@@ -119,9 +127,12 @@ def test_the_dense_network_is_not_touched_by_its_twins() -> None:
     assert torch.equal(run(graph.program, (tokens,))[0], model(tokens))
 
 
-def test_prune_cuts_the_width_on_request() -> None:
+@pytest.mark.parametrize("form", ["class", "graph"])
+def test_prune_cuts_the_width_on_request(form: str, tmp_path: Path) -> None:
     model = Block(nn.LayerNorm(WIDTH)).eval()
     batches = [torch.randint(0, 10, (8, 5)) for _ in range(4)]
-    result = ap.prune(model, batches, keep="params=45%", norms=True)
+    result = ap.prune(model, batches, keep="params=45%", norms=True, form=form, save_to=tmp_path / "run")
     assert result.proof.passed
     assert result.plan.widths["table"] < WIDTH
+    again = ap.load(tmp_path / "run", model, batches[0])
+    assert proved_folder(tmp_path / "run", model, again, batches[0]).passed
