@@ -483,9 +483,11 @@ def test_measures_are_taken_only_where_asked_for() -> None:
     model, x = conv()
     graph, stats = known_of(model, x)
     assert stats.measures == {}
-    for name in MEASURES:
+    asking = {measure: name for name, preset in METHODS.items() for measure in preset.measures}
+    assert asking.keys() == set(MEASURES)
+    for name, method in asking.items():
         with pytest.raises(PlanError, match=f"no measure '{name}'") as error:
-            guide(graph, stats, method=name)
+            guide(graph, stats, method=method)
         assert f'measures=("{name}",)' in str(error.value)
     with pytest.raises(PlanError, match="no measure named 'hrang'") as error:
         collect(graph, x, measures=("hrang",))
@@ -495,14 +497,15 @@ def test_measures_are_taken_only_where_asked_for() -> None:
 def test_measures_merge_and_are_saved(tmp_path: Path) -> None:
     model, x = conv()
     graph, whole = known_of(model, x, *MEASURES)
-    a, b = (collect(graph, part, measures=MEASURES) for part in (x[:4], x[4:]))
+    a, b = (collect(graph, x[i:j], measures=MEASURES, first=i) for i, j in ((0, 4), (4, len(x))))
     merged = a.merge(b)
     merged.save(tmp_path / "stats.safetensors")
     again = Stats.load(tmp_path / "stats.safetensors")
     for stats in (merged, again):
         assert stats.measures.keys() == set(MEASURES)
         for name in MEASURES:
-            found, expected = stats.measures[name]["first"], whole.measures[name]["first"]
+            ((place, expected),) = whole.measures[name].items()
+            found = stats.measures[name][place]
             assert found.count == expected.count
             assert torch.allclose(found.mean, expected.mean, rtol=1e-9)
             assert torch.allclose(found.deviations, expected.deviations, rtol=1e-6)
