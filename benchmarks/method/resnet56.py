@@ -25,7 +25,7 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "random"},
 )
 RECOVERED = (0.5, 0.3)
-STEPS = 700
+STEPS = 650
 """Ten minutes of two cores."""
 
 TUNED = (0.5, 0.3)

@@ -65,7 +65,7 @@ class Distill:
     augment: Augment | None = None
     holdout: float = 0.1
     checks: int = 20
-    features: float = 0.3
+    features: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("checks", 1), ("batch_size", 1), ("features", 0)):
