@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, kept_indices, leaves, size
+from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, leaves, left_of, size
 from actprune.errors import PlanError
 from actprune.repair.edits import Edits
 from actprune.repair.solve import repair
@@ -76,10 +76,7 @@ class Plan:
     def indices(self, tensor: str) -> list[Indices | None]:
         """For each dimension of a tensor the indices that stay, or None where all do."""
         kept = self.kept
-        return [
-            kept_indices(axis, kept) if any(leaf.key in kept for leaf in leaves(axis)) else None
-            for axis in self.dims.get(tensor, ())
-        ]
+        return [left_of(axis, kept) for axis in self.dims.get(tensor, ())]
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The predicted shape of a tensor of the cut model."""

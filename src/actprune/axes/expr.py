@@ -138,6 +138,11 @@ def place_after(axis: Axis, place: int, kept: Mapping[int, Indices]) -> int:
     return int(np.count_nonzero(staying < place))
 
 
+def left_of(axis: Axis, kept: Mapping[int, Indices]) -> Indices | None:
+    """`kept_indices`, or None where all stay."""
+    return kept_indices(axis, kept) if any(leaf.key in kept for leaf in leaves(axis)) else None
+
+
 def positions(axis: Axis, key: int) -> Indices:
     """Which unit of leaf `key` each index of `axis` belongs to; -1 where it belongs to none.
 

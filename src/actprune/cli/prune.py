@@ -98,27 +98,29 @@ def prune(
             found: Any = predict(model, samples, **arguments)
         else:
             arguments |= {"recover": recovery(recover), "finetune": recipe.optional("finetune")}
-            found = _run(model, samples, rounds, out, {**arguments, "resume": resume})
+            found, out = _run(model, samples, rounds, out, {**arguments, "resume": resume})
     if as_json and not quiet:
         typer.echo(json.dumps(found.to_data(), indent=1))
     if as_json:
         return
     console.print(prediction_table(found) if dry_run else tables(found))
     if not dry_run:
-        console.print(f"written to {out if rounds == 1 else out / 'final'}")
+        console.print(f"written to {out}")
 
 
-def _run(model: Any, samples: Any, rounds: int, out: Path, arguments: dict[str, Any]) -> Report:
+def _run(model: Any, samples: Any, rounds: int, out: Path, arguments: dict[str, Any]) -> tuple[Report, Path]:
+    """The report of the run, and the folder of the network that it ends with."""
     from actprune.cli.runs import read_run
     from actprune.distributed import launched
     from actprune.iterating import FINAL, prune_in_rounds
     from actprune.pipeline import prune as run
 
     if rounds == 1:
-        return run(model, samples, **arguments, save_to=out).report
+        return run(model, samples, **arguments, save_to=out).report, out
     given = {name: value for name, value in arguments.items() if name != "max_drop"}
     *_, last = prune_in_rounds(model, samples, rounds=rounds, **given, save_to=out)
-    return read_run(out / FINAL).report if launched()[0] == 0 else last.report  # the first process writes
+    report = read_run(out / FINAL).report if launched()[0] == 0 else last.report  # the first process writes
+    return report, out / FINAL
 
 
 def _check_rounds(keep: str | None, max_drop: float | None, plan: Path | None, dry_run: bool) -> None:

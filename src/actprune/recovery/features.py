@@ -7,7 +7,7 @@ A value that lost many units is no aim: the refit has made those that stay into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
+from actprune.axes.expr import Indices, leaves, left_of, size
 from actprune.distance import batch_error
 from actprune.graph.program import Batch, Program
 from actprune.mapped import any_mapped
@@ -79,8 +79,9 @@ def features(graph: Graph, plan: Plan, dense: nn.Module, small: nn.Module, batch
     if not left or any_mapped(dense.parameters()):
         return None
 
+    whole = make_plan(graph, {})
+
     def made(names: Sequence[str]) -> Features:
-        whole = make_plan(graph, {})
         pair = (with_values(dense, graph, whole, names), with_values(small, graph, plan, names))
         return Features(*pair, [left[name] for name in names])
 
@@ -120,26 +121,21 @@ def _places(graph: Graph, plan: Plan) -> dict[str, Left]:
     """Name of a call → what is left of its result, for what layers read."""
     kept, found = kept_units(graph, plan), dict[str, Left]()
     nodes = {node.name: node for node in graph.program.nodes}
+    batch = graph.batch[1].key if graph.batch is not None else None
     for site in graph.sites:
         source = _read(nodes[site.node]) if site.reads and site.kind in (*LAYERS, "recurrent") else None
         axes = graph.node_axes.get(source.name) if source is not None else None
         if source is None or not isinstance(axes, tuple):
             continue
-        left = [_left(axis, kept) for axis in axes]
+        left = [left_of(axis, kept) for axis in axes]
         entries = prod(size(axis) if i is None else len(i) for axis, i in zip(axes, left, strict=True))
-        if entries >= LEFT * prod(map(size, axes)) and not any(map(_of_samples(graph), axes, left)):
+        cut = [axis for axis, i in zip(axes, left, strict=True) if i is not None]
+        grows = any(
+            leaf.key == batch for axis in cut for leaf in leaves(axis)
+        )  # its indices are for the capture's batch
+        if entries >= LEFT * prod(map(size, axes)) and not grows:
             found[source.name] = left
     return found
-
-
-def _left(axis: Axis, kept: Mapping[int, Indices]) -> Indices | None:
-    return kept_indices(axis, kept) if any(leaf.key in kept for leaf in leaves(axis)) else None
-
-
-def _of_samples(graph: Graph) -> Callable[[Axis, Indices | None], bool]:
-    """Whether a dimension loses units and grows with the batch: its indices are those of the capture's."""
-    batch = graph.batch[1].key if graph.batch is not None else None
-    return lambda axis, left: left is not None and any(leaf.key == batch for leaf in leaves(axis))
 
 
 def _read(node: Node) -> Node | None:
