@@ -240,6 +240,12 @@ class Reporting:
                 f"{len(nearer)} of {len(blocks)} blocks of layers were fitted as a whole: on held-out calibration "
                 f"samples, {share:.1%} of a refit's squared error is left on average."
             )
+        if last := attempt.rewrite.record.get("logits"):
+            yield (
+                f"The last layer, {last['module']}, was fitted to the dense network's probabilities: on held-out "
+                f"calibration samples the divergence from them went from {last['divergence_before']:.3g} to "
+                f"{last['divergence_after']:.3g} nats."
+            )
         refitted = [fit for fit in fits if "rows" in fit]
         few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)
         if few:

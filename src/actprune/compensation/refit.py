@@ -19,6 +19,7 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.compensation.batchnorm import reestimate, running_statistics
+from actprune.compensation.logits import nearer_logits
 from actprune.compensation.reconstruct import reconstruct
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
@@ -57,9 +58,10 @@ def compensate(
     Args:
         calibration: any iterable of batches, see `actprune.prune`.
         method: "least_squares"; "reconstruct", which then fits the layers in front of each consumer too, where they
-            make the units of a cut group for it alone (`reconstruct`); "ridge_map" lets the kept channels stand in for
-            the others (`ridge_map`); "bias" restores only the mean of each output; None or "none" does nothing beyond
-            the zero columns.
+            make the units of a cut group for it alone (`reconstruct`), and the last layer of a classifier to the dense
+            network's probabilities (`logits`); "ridge_map" lets the kept channels stand in for the others
+            (`ridge_map`); "bias" restores only the mean of each output; None or "none" does nothing beyond the zero
+            columns.
         target: "sum" aims at the sum that an output joins, "own" at the output itself.
         rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
         rows: per column of a consumer that are used at most; the rest of a map's positions is skipped.
@@ -96,6 +98,9 @@ def compensate(
     if norms:
         judge = choose(graph.program, distance)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
+    if name == "reconstruct" and distance in ("auto", "kl"):
+        found, record["logits"] = nearer_logits(graph, plan, data, overrides)
+        overrides = {**overrides, **found}
     return _without_masks(graph, overrides, record)
 
 
