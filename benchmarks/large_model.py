@@ -9,13 +9,13 @@ makes the model before, shard by shard, and has stock transformers load what `sa
 Heads stay, for the configuration of a Llama wants a width that is a multiple of their number; 55 % of the inner units
 are then 70 % of a block's parameters. Seconds of a block are set against its floor: the products of one dense and one
 cut forward pass of the block, and all Gram matrices that compensation uses, on the same rows with the same threads,
-measured right afterwards. Rows that `benchmarks/results/large.json` has are not measured again.
+measured right afterwards. Rows that `benchmarks/results/large.json` has are not measured again. With `--scratch FOLDER`
+an interrupted row goes on behind its last finished stage; the peak is then that of all its processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import shutil
@@ -80,29 +80,27 @@ def make(row: Row, folder: Path) -> None:
         value = torch.ones(held.shape) if held.dim() == 1 else scale * torch.randn(held.shape)
         state[name] = on_disk(value.bfloat16())
         let_go((state[name],))
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_shards(folder, state, 10**9)
     config.save_pretrained(folder)
 
 
 def prune(row: Row, folder: Path) -> Row:
     """The row's figures; the smaller model is in `folder` + "-small"."""
-    blocks: dict[str, Marks] = {}
-    _watch(blocks)
+    figures = Figures(folder / "figures.json")
     model = ap.open_pretrained(folder)
-    opened = peak_bytes()
+    figures.found.setdefault("peak_mb_before", _peak_mb())
     shape = (row["samples"], row["length"])
     tokens = torch.randint(0, row["vocabulary"], shape, generator=torch.Generator().manual_seed(1))
-    started = time.perf_counter()
     result = ap.prune(
         model, [{"input_ids": x} for x in tokens.split(row["batch"])], keep=row["keep"], equal_widths=True,
         method=row["method"], memory_limit=row["limit"], calibration_size=row["samples"],
-        protect=("*self_attn*",),
+        protect=("*self_attn*",), progress=figures.progress, resume=True,
+        save_to=folder.with_name(folder.name + "-run"),
     )  # fmt: skip
-    seconds = time.perf_counter() - started
     result.save_pretrained(folder.with_name(folder.name + "-small"))
     dense, small = (_of_blocks(net) for net in (model, result.model))
-    peak = peak_bytes()
+    figures.keep()
     kept = json.loads((folder.with_name(folder.name + "-small") / "config.json").read_text())
     least = floor(row, kept["intermediate_size"], kept["num_attention_heads"])
     return {
@@ -110,17 +108,42 @@ def prune(row: Row, folder: Path) -> Row:
         "block_parameters_kept": round(small / dense, 4),
         "proved": result.proof.passed,
         "proof_seconds": round(result.proof.seconds, 1),
-        "seconds": round(seconds, 1),
-        "seconds_of_stages": {name: round(value, 1) for name, value in result.report.seconds.items()},
-        "seconds_of_blocks": {stage: _each(marks, row["layers"], 0) for stage, marks in blocks.items()},
-        "cpu_seconds_of_blocks": {stage: _each(marks, row["layers"], 1) for stage, marks in blocks.items()},
+        **figures.found,
         "notes": list(result.report.notes),
-        "peak_mb": round((peak or 0) / 1e6),
-        "peak_mb_before": round((opened or 0) / 1e6),
         "kept": {"inner": kept["intermediate_size"], "heads": kept["num_attention_heads"]},
         "floor_seconds": least[0],
         "floor_cpu_seconds": least[1],
     }
+
+
+class Figures:
+    """What is measured of a row, in a file that is written after every stage: an interrupted row goes on with it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: Row = json.loads(path.read_text()) if path.exists() else {}
+        self.blocks: dict[str, Marks] = {}
+        self.began: dict[str, float] = {}
+        _watch(self.blocks)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """For `prune`: the seconds of a stage are those of all processes that finished it."""
+        if done == 0:
+            self.began[stage] = time.perf_counter()
+        if done == total and stage in self.began:
+            stages = self.found.setdefault("seconds_of_stages", {})
+            stages[stage] = round(stages.get(stage, 0.0) + time.perf_counter() - self.began[stage], 1)
+            self.found["seconds"] = round(sum(stages.values()), 1)
+            self.keep()
+
+    def keep(self) -> None:
+        for clock, name in enumerate(("seconds_of_blocks", "cpu_seconds_of_blocks")):
+            of_stage = self.found.setdefault(name, {})
+            for stage, marks in self.blocks.items():
+                each = _each(marks, clock)
+                of_stage[stage] = max(of_stage.get(stage, []), each, key=len)
+        self.found["peak_mb"] = max(self.found.get("peak_mb", 0), _peak_mb())
+        self.path.write_text(json.dumps(self.found))
 
 
 def load(folder: Path) -> Row:
@@ -212,10 +235,15 @@ def _watch(blocks: dict[str, Marks]) -> None:
     patched(collect._Collector, "put_aside", "statistics", lambda _, node: module_path(node))
 
 
-def _each(marks: Marks, layers: int, clock: int) -> list[float]:
+def _each(marks: Marks, clock: int) -> list[float]:
     """Seconds of every block: from its first mark to that of what follows."""
-    ends = [marks.get(str(i + 1), marks.get("behind", marks["end"])) for i in range(layers)]
-    return [round(end[clock] - marks[str(i)][clock], 2) for i, end in enumerate(ends) if str(i) in marks]
+    numbers = sorted(int(key) for key in marks if key.isdigit())
+    ends = [marks.get(str(i + 1), marks.get("behind", marks["end"])) for i in numbers]
+    return [round(end[clock] - marks[str(i)][clock], 2) for i, end in zip(numbers, ends, strict=True)]
+
+
+def _peak_mb() -> int:
+    return round((peak_bytes() or 0) / 1e6)
 
 
 def _of_blocks(model: Any) -> int:
@@ -232,19 +260,25 @@ def _seconds(work: Callable[[], None]) -> tuple[float, float]:
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def measured(row: Row, scratch: Path) -> Row:
-    """One row; what is measured is so in a process of its own."""
+def measured(row: Row, scratch: Path, kept: bool) -> Row:
+    """One row; what is measured is so in a process of its own.
+
+    Args:
+        kept: leave what it wrote, for a run that goes on.
+    """
     folder = scratch / f"{row['layers']}-{row['width']}"
-    small = folder.with_name(folder.name + "-small")
+    small, run = (folder.with_name(folder.name + ending) for ending in ("-small", "-run"))
     try:
-        make(row, folder)
+        if not (folder / "config.json").exists():  # which is written last
+            shutil.rmtree(folder, ignore_errors=True)
+            make(row, folder)
         words = [sys.executable, "-m", "benchmarks.large_model", "--row", json.dumps(row), str(folder)]
         done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
         found = {**json.loads(str(done.stdout).splitlines()[-1]), **load(small)}
     finally:
-        for path in (folder, small):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path)
+        if not kept:
+            for path in (folder, small, run):
+                shutil.rmtree(path, ignore_errors=True)
     # of the processors' seconds: other work shares the machine
     mean = {stage: sum(each) / max(len(each), 1) for stage, each in found["cpu_seconds_of_blocks"].items()}
     least = found["floor_cpu_seconds"]
@@ -265,6 +299,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--limit", default="4GB")
     parser.add_argument("--keep", default="units=55%")
     parser.add_argument("--method", default="sgd-ap")
+    parser.add_argument("--scratch", type=Path, help="where the model and finished stages are kept")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -294,7 +329,7 @@ def main() -> None:
         if any(all(old.get(key) == row[key] for key in KEYS) for old in known):
             continue
         with tempfile.TemporaryDirectory(prefix="actprune-large-") as scratch:
-            known.append(measured(row, Path(scratch)))
+            known.append(measured(row, options.scratch or Path(scratch), options.scratch is not None))
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
         told = {
             key: known[-1][key] for key in ("layers", "width", "peak_mb", "seconds", "refit_by_floor", "all_by_floor")

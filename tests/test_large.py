@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import actprune as ap
 from actprune import mapped, shards
+from actprune.artifacts.journal import Journal
 from actprune.errors import ArtifactError, DataError
 from actprune.mapped import alongside, any_mapped, is_mapped, let_go, on_disk
 from actprune.shards import open_weights, write_shards, write_tensors
@@ -225,6 +226,30 @@ def test_a_limit_below_what_one_layer_needs_is_refused_before_the_work(folder: P
 
 def test_sensitivity_only_where_it_is_asked_for(folder: Path) -> None:
     assert ap.prune(opened(folder), tokens(), keep="params=80%").plan.note["allocation"] == "uniform"
+
+
+@pytest.mark.parametrize("stage", ["statistics", "guide", "plan", "rewrite"])
+def test_an_interrupted_run_goes_on(stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = Journal.keep
+    made: list[str] = []
+
+    def stopping(self: Journal, name: str, kind: Any, make: Any) -> Any:
+        found = keep(self, name, kind, lambda: (made.append(name.partition("-")[0]), make())[1])
+        if name.startswith(stage) and len(made) == len(set(made)) and not (tmp_path / "seen").exists():
+            (tmp_path / "seen").touch()
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Journal, "keep", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        ap.prune(opened(folder), tokens(), keep="units=60%", save_to=tmp_path / "run")
+    result = ap.prune(opened(folder), tokens(), keep="units=60%", save_to=tmp_path / "run", resume=True)
+    assert len(made) == len(set(made)), "no stage is made twice"
+    assert any_mapped(result.model.parameters())
+    plain = ap.prune(opened(folder), tokens(), keep="units=60%", save_to=tmp_path / "plain")
+    assert result.plan.digest == plain.plan.digest
+    runs = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("run", "plain")]
+    assert runs[0] == runs[1]
 
 
 # ---- the disk

@@ -46,7 +46,7 @@ ITERATIONS = 30
 PASSES = 3 * ITERATIONS * (len(SIZES) + 1)
 """What all of it takes, in products of the rows with the weight."""
 
-WORK = 2e11
+WORK = 1e11
 """Multiply-adds that it may take: of more rows some are left out."""
 
 FEWEST = 4
