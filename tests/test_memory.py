@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,32 @@ def test_limits(given: Any, expected: int) -> None:
 def test_limits_that_are_none(given: Any) -> None:
     with pytest.raises(DataError, match="memory limit"):
         limit_bytes(given)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": "3000000\n"}, 3000000),
+        ("0::/a/b\n", {"memory.max": "max\n", "a/memory.max": "2000000", "a/b/memory.max": "max"}, 2000000),
+        ("0::/host/only\n", {"memory.max": "1000000"}, 1000000),
+        (
+            "12:cpu,cpuacct:/x\n5:memory:/x\n",
+            {"memory/memory.limit_in_bytes": "4000000", "x/memory.limit_in_bytes": "1"},
+            4000000,
+        ),
+        ("5:memory:/\n0::/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, machine_bytes()),
+        ("nothing", {}, machine_bytes()),
+    ],
+)
+def test_a_container_has_the_memory_of_its_group(
+    groups: str, files: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "cgroup").write_text(groups)
+    assert machine_bytes(tmp_path / "cgroup", tmp_path) == expected
+    assert machine_bytes(tmp_path / "missing", tmp_path) == machine_bytes()
 
 
 def test_the_peak_is_that_of_the_process() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from actprune.errors import DataError
 
 SHARE = 0.25
-"""Of the machine's memory, where no limit is given."""
+"""Of the machine's memory, or the container's, where no limit is given."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -38,12 +41,32 @@ def limit_bytes(given: MemoryLimit) -> int:
     return size
 
 
-def machine_bytes() -> int:
-    """Memory of this machine; 16 GB where the system does not say."""
+def machine_bytes(cgroups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory of this machine, or of the container that the process is in; 16 GB where the system does not say.
+
+    Args:
+        cgroups: where Linux names the control groups of a process.
+        mounted: where their limits are.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        return 16 * 10**9
+        whole = 16 * 10**9
+    return min([whole, *_group_limits(cgroups, mounted)])
+
+
+def _group_limits(cgroups: Path, mounted: Path) -> Iterator[int]:
+    """The limits of a process's control groups, of version 2 and 1, and of the groups around them."""
+    with suppress(OSError):
+        for line in cgroups.read_text().splitlines():
+            controllers, _, path = line.partition(":")[2].partition(":")
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, name = (mounted / "memory", "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
+            own = PurePosixPath(path.strip("/"))
+            for group in (own, *own.parents):
+                with suppress(OSError, ValueError):  # "max", or a path outside the container
+                    yield int((root / group / name).read_text())
 
 
 def peak_bytes() -> int | None:
