@@ -28,6 +28,7 @@ class Classifier(nn.Module):
         self.up, self.head = nn.Linear(6, 24), nn.Linear(24, classes, bias=bias)
         self.last = last
         with torch.no_grad():
+            self.head.weight -= self.head.weight.mean(0)
             self.head.weight *= 8  # sure of its classes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +155,25 @@ def test_only_where_the_divergence_is_the_distance() -> None:
     assert by_name["auto"].record["logits"] == by_name["kl"].record["logits"] != {}
     assert not by_name["mse"].record.get("logits")
     assert divergence(graph, x, by_name["auto"].tensors) < divergence(graph, x, by_name["mse"].tensors)
+
+
+def values(scale: float, shift: float) -> nn.Module:
+    """Outputs of a regressor: of that size, with a mean that varies or does not."""
+    torch.manual_seed(0)
+    model = Classifier()
+    with torch.no_grad():
+        model.head.weight.copy_(scale * (torch.randn(4, 24) / 5 + shift * torch.randn(1, 24)))
+    return model
+
+
+@pytest.mark.parametrize("model", [values(0.5, 0.0), values(20.0, 0.3)])
+def test_values_are_no_logits(model: nn.Module) -> None:
+    """Unless they are told to be."""
+    x = torch.randn(2048, 6)
+    graph, plan = cut_to(model, x)
+    found = {how: compensate(graph, plan, x, method="reconstruct", distance=how) for how in ("auto", "kl")}
+    assert not found["auto"].record["logits"]
+    assert found["kl"].record["logits"] or max(abs(out).max() for out in run(graph.program, (x,))) < 4
 
 
 def test_the_report_tells() -> None:

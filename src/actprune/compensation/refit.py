@@ -99,7 +99,7 @@ def compensate(
         judge = choose(graph.program, distance)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
     if name == "reconstruct" and distance in ("auto", "kl"):
-        found, record["logits"] = nearer_logits(graph, plan, data, overrides)
+        found, record["logits"] = nearer_logits(graph, plan, data, overrides, told=distance == "kl")
         overrides = {**overrides, **found}
     return _without_masks(graph, overrides, record)
 
