@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.data.take import fit
-from actprune.distance import choose, divergence, normalised_error, output_kind
+from actprune.distance import choose, divergence, normalised_error, output_kind, settled
 from actprune.errors import PlanError
 from actprune.graph.program import Program
 from actprune.graph.run import run_all
@@ -74,6 +74,39 @@ def test_a_logit_for_every_word(classes: int, kind: str) -> None:
     data = fit(found, found.example[0]).batches
     dense = run_all(found, data)
     assert choose(found)(dense, [(out[0] + torch.arange(classes),) for out in dense]) > 1e-3
+
+
+def ending(size: float, mean: float) -> nn.Module:
+    """Three outputs of this size, with a mean that varies so much."""
+    torch.manual_seed(0)
+    model = Ends(same)
+    with torch.no_grad():
+        model.fc.weight -= model.fc.weight.mean(0)
+        model.fc.weight += mean * torch.randn(1, 4)
+        model.fc.weight *= size
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("size", "mean", "found"), [(20.0, 0.0, "kl"), (20.0, 1.0, "mse"), (0.1, 0.0, "mse"), (0.1, 1.0, "mse")]
+)
+def test_values_of_a_regressor_are_no_logits(size: float, mean: float, found: str) -> None:
+    x = torch.randn(64, 4)
+    seen = trace(ending(size, mean), x[:8])
+    data = fit(seen, x.split(8)).batches
+    assert settled(seen, "auto", data) == found
+    assert settled(seen, "kl", data) == "kl"
+    assert settled(seen, "mse", data) == "mse"
+
+
+@pytest.mark.parametrize(("name", "found"), [("softmax", "kl"), ("log_softmax", "kl"), ("sigmoid", "mse")])
+def test_where_the_last_op_says_it_outputs_are_not_looked_at(name: str, found: str) -> None:
+    assert settled(program(name), "auto", ()) == found
+
+
+def test_one_sample_says_nothing() -> None:
+    seen = trace(ending(0.1, 1.0), torch.randn(1, 4))
+    assert settled(seen, "auto", [(torch.randn(1, 4),)]) == "kl"
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -140,3 +140,17 @@ def test_a_rate_that_is_too_high_is_lowered(lr: float) -> None:
     assert done.distance_after < 0.7 * done.distance_before
     assert 0 < done.best_step <= done.steps == 60
     assert all(p.grad is None for p in small.parameters())
+
+
+def test_values_of_a_regressor_come_back_not_their_softmax() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    x = torch.randn(256, 5)
+    graph = capture(dense, x[:32])
+    model = copy.deepcopy(dense)
+    with torch.no_grad():
+        model[2].bias += 0.5  # which a softmax doesn't see
+    found = Distill(steps=60, lr=0.02).run(model, dense, graph.program, fit(graph.program, x.split(32)))
+    with torch.no_grad():
+        assert float((model(x) - dense(x)).abs().mean()) < 0.1
+    assert found.distance_after < 0.05 * found.distance_before

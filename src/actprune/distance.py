@@ -4,6 +4,10 @@
 one logit for every row of a table of embeddings, as a language model's (Hinton et al. 2015; at T = 1 easy calibration
 samples saturate and the distance says little), else the squared error of the outputs as a share of the dense outputs'
 variance.
+
+The last op of a regressor or an embedding may be that of a classifier. Its values count, not their softmax. So where
+there is data, a matrix without a softmax has to look like logits, too (`settled`): sure of one class, and with a mean
+over all classes that hardly varies, for the gradient of a cross-entropy adds up to zero over them.
 """
 
 from __future__ import annotations
@@ -17,13 +21,23 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.errors import PlanError
-from actprune.graph.program import Program, named_arguments, op_name
+from actprune.graph.program import Batch, Program, named_arguments, op_name
+from actprune.graph.run import run
 from actprune.methods import known
 
 TEMPERATURE = 4.0
 
 CHUNK = 2**22
 """Logits that are compared at once."""
+
+LOOKED_AT = 64
+"""Samples whose outputs tell whether they are logits."""
+
+SURE = 0.5
+"""Mean largest probability of what is taken for logits, at least."""
+
+SHIFT = 0.5
+"""Variance of the mean of the classes' logits, as a share of what it would be if they were independent, at most."""
 
 Outputs: TypeAlias = tuple[Any, ...]
 """The flat outputs of one batch."""
@@ -33,6 +47,29 @@ Distance: TypeAlias = Callable[[Sequence[Outputs], Sequence[Outputs]], float]
 
 Objective: TypeAlias = Callable[[Outputs, Outputs], Tensor]
 """(outputs of the dense network on one batch, of a network in training) → the same as a scalar with a gradient."""
+
+
+def settled(program: Program, distance: str | Distance, batches: Sequence[Batch]) -> str | Distance:
+    """What "auto" is for a program on these inputs: "kl" or "mse"; any other distance as it is."""
+    if distance != "auto":
+        return distance
+    kind = output_kind(program)
+    if kind != "logits" or _tensor_outputs(program)[0].meta["val"].dim() > 2:
+        return "mse" if kind == "values" else "kl"
+    seen: list[Tensor] = []
+    for batch in batches:
+        seen.append(_rows(run(program, batch)).double())
+        if sum(map(len, seen)) >= LOOKED_AT:
+            break
+    return "kl" if _look_like_logits(torch.cat(seen)) else "mse"
+
+
+def _look_like_logits(rows: Tensor) -> bool:
+    """Of (rows, classes); one row says nothing."""
+    if len(rows) < 2:
+        return True
+    shift = rows.shape[1] * float(rows.mean(1).var()) / max(float(rows.var(0).mean()), 1e-30)
+    return shift < SHIFT and float(rows.softmax(1).amax(1).mean()) > SURE
 
 
 def choose(program: Program, distance: str | Distance = "auto") -> Distance:

@@ -8,10 +8,6 @@ with dense logits t, inputs x̃ of the cut network with E[x̃ x̃ᵀ] = L Lᵀ, 
 p (1 − p) of a logit. This is convex: multinomial logistic regression with soft labels (Hinton et al. 2015, §2, at
 T = 1), solved by L-BFGS (Liu and Nocedal 1989). λ comes down from large values while held-out samples come nearer;
 where they never do the layer stays as it is.
-
-The last layer of a regressor or an embedding looks the same in the graph, and its values count, not their softmax. So
-where nothing else says that there are classes, the dense outputs have to look so: sure of one class, and with a mean
-over all classes that hardly varies, for the gradient of a cross-entropy adds up to zero over them.
 """
 
 from __future__ import annotations
@@ -56,12 +52,6 @@ WORK = 1e11
 FEWEST = 4
 """Rows for each column; with fewer the layer is left as it is."""
 
-SURE = 0.5
-"""Mean largest probability of what is taken for logits, at least."""
-
-SHIFT = 0.5
-"""Variance of the mean of the classes' logits, as a share of what it would be if they were independent, at most."""
-
 HELD = 4
 """One of so many samples is held out."""
 
@@ -73,14 +63,12 @@ class Head:
     Attributes:
         bias: its name, or None.
         columns: those of its weight matrix that stay.
-        certain: whether the graph says that these are logits: by a softmax, or the size of a vocabulary.
     """
 
     site: Site
     node: Node
     bias: str | None
     columns: Tensor
-    certain: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +93,13 @@ class Rows:
 
 
 def nearer_logits(
-    graph: Graph, plan: Plan, data: Calibration, overrides: Mapping[str, Tensor], *, told: bool = False
+    graph: Graph, plan: Plan, data: Calibration, overrides: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The last layer's weight and bias, and what was done; nothing of both for networks that are no classifiers, where
     there are too few rows, or where it does not help.
 
     Args:
         overrides: the cut network; those of the last layer are where the fit starts.
-        told: whether the user says that the outputs are logits.
     """
     head = find_head(graph, plan)
     if head is None or not any(overrides.keys() - graph.masks):
@@ -127,8 +114,6 @@ def nearer_logits(
     if seen is None:
         return {}, {}
     x, logits, held = seen
-    if not (told or head.certain or _look_like_classes(logits)):
-        return {}, {}
     factor = _factor(x)
     rows = Rows(torch.linalg.solve_triangular(factor, x.T, upper=False).T, torch.softmax(logits, -1))
     found, record = _chosen(rows, start @ factor, held)
@@ -149,7 +134,6 @@ def find_head(graph: Graph, plan: Plan) -> Head | None:
     if output_kind(program) == "values" or any_mapped(program.tensors.values()):
         return None
     node = next(out for out in program.outputs if isinstance(out, Node))
-    certain = "softmax" in op_name(node) or node.meta["val"].dim() > 2
     if "softmax" in op_name(node):
         node = node.all_input_nodes[0]
     site = next((site for site in graph.sites if site.node == node.name and site.kind == "linear"), None)
@@ -160,7 +144,7 @@ def find_head(graph: Graph, plan: Plan) -> Head | None:
     plain = weight.dim() == 2 and weight.dtype in (torch.float32, torch.float64)
     if not plain or not len(kept):
         return None
-    return Head(site, node, site.bias, torch.as_tensor(kept, device=weight.device), certain)
+    return Head(site, node, site.bias, torch.as_tensor(kept, device=weight.device))
 
 
 def _free(graph: Graph, names: Collection[str | None], node: Node) -> bool:
@@ -193,11 +177,6 @@ def _seen(
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     enough = len(x) >= FEWEST * x.shape[1] and bool(held.any())
     return (x, t, held) if enough and bool(x.isfinite().all()) else None
-
-
-def _look_like_classes(logits: Tensor) -> bool:
-    shift = logits.shape[1] * float(logits.mean(1).var()) / max(float(logits.var(0).mean()), 1e-30)
-    return shift < SHIFT and float(logits.softmax(1).amax(1).mean()) > SURE
 
 
 def _value(graph: Graph, batch: Any, wanted: Node, overrides: Mapping[str, Tensor]) -> Tensor:

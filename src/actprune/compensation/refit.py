@@ -26,7 +26,7 @@ from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
-from actprune.distance import Distance, choose
+from actprune.distance import Distance, choose, settled
 from actprune.graph.run import run_all
 from actprune.memory import limit_bytes
 from actprune.methods import COMPENSATIONS, known, quickly
@@ -95,11 +95,12 @@ def compensate(
             record["blocks"] = reconstruct(walk, limit_bytes(memory_limit) // 4)
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
+    how = settled(graph.program, distance, data.batches) if norms or name == "reconstruct" else distance
     if norms:
-        judge = choose(graph.program, distance)
+        judge = choose(graph.program, how)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
-    if name == "reconstruct" and distance in ("auto", "kl"):
-        found, record["logits"] = nearer_logits(graph, plan, data, overrides, told=distance == "kl")
+    if name == "reconstruct" and how == "kl":
+        found, record["logits"] = nearer_logits(graph, plan, data, overrides)
         overrides = {**overrides, **found}
     return _without_masks(graph, overrides, record)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, unit
+from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, settled, unit
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
@@ -103,7 +103,8 @@ class Distill:
             DataError: nothing to train.
         """
         fitted, held = data.holdout(self.holdout)
-        judge, loss = choose(program, distance), objective(program, distance)
+        how = settled(program, "auto" if callable(distance) else distance, held.batches)
+        judge, loss = choose(program, distance if callable(distance) else how), objective(program, how)
         trained = _trained(model)
         optimizer = RelativeSteps(trained, outputs_last=isinstance(model, Rebuilt))
         batches = _batches(program, fitted, self.batch_size, seed)
@@ -115,7 +116,7 @@ class Distill:
             inside = None
             if graph is not None and plan is not None and self.features:
                 inside = features(graph, plan, dense, model, next(_batches(program, fitted, self.batch_size, seed)))
-            towards = _Aim(program, dense, model, loss, inside, self.features, partial(unit, program, distance))
+            towards = _Aim(program, dense, model, loss, inside, self.features, partial(unit, program, how))
 
             def state(values: list[Tensor], step: int) -> _State:
                 """The network with these values, which it has then."""
