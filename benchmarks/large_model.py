@@ -134,6 +134,7 @@ class Figures:
             stages = self.found.setdefault("seconds_of_stages", {})
             stages[stage] = round(stages.get(stage, 0.0) + time.perf_counter() - self.began[stage], 1)
             self.found["seconds"] = round(sum(stages.values()), 1)
+            self.found.setdefault("peak_mb_behind_stages", {})[stage] = _peak_mb()
             self.keep()
 
     def keep(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,18 @@ def test_the_peak_is_that_of_the_process() -> None:
     before = peak_bytes()
     assert before is not None
     assert 5 * 10**7 < before <= (peak_bytes() or 0)
+
+
+def test_the_peak_is_not_that_of_the_parent() -> None:
+    """A process that was forked from a large one, and then another program."""
+    held = bytearray(300_000_000)
+    told = "from actprune.memory import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < len(held) < (peak_bytes() or 0)
+
+
+def test_the_peak_where_linux_does_not_tell_it(tmp_path: Path) -> None:
+    assert (peak_bytes(tmp_path / "status") or 0) > 5 * 10**7
 
 
 def network() -> tuple[nn.Module, torch.Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -16,6 +15,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from actprune.memory import peak_bytes
 
 OUT_OF_MEMORY, OUT_OF_TIME = 77, 78
 """Exit codes of a process that ended itself at a limit."""
@@ -60,17 +61,8 @@ def _measurement(what: str, job: dict[str, Any], folder: Path | None) -> Callabl
 
 
 def peak_gb() -> float:
-    """The largest resident memory of this process until now, in 2³⁰ bytes.
-
-    Linux's own figure first: that of `getrusage` starts at what the parent held.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
-        if peak is not None:
-            return int(peak) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    """The largest resident memory of this process until now, in 2³⁰ bytes."""
+    return (peak_bytes() or 0) / 2**30
 
 
 def _watch(limit_gb: float, seconds: float) -> None:
