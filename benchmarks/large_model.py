@@ -10,12 +10,13 @@ Heads stay, for the configuration of a Llama wants a width that is a multiple of
 are then 70 % of a block's parameters. Seconds of a block are set against its floor: the products of one dense and one
 cut forward pass of the block, and all Gram matrices that compensation uses, on the same rows with the same threads,
 measured right afterwards. Rows that `benchmarks/results/large.json` has are not measured again. With `--scratch FOLDER`
-an interrupted row goes on behind its last finished stage; the peak is then that of all its processes.
+an interrupted row goes on behind its last finished stage; the peak is then that of all stages that were finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -144,7 +145,9 @@ class Figures:
                 each = _each(marks, clock)
                 of_stage[stage] = max(of_stage.get(stage, []), each, key=len)
         self.found["peak_mb"] = max(self.found.get("peak_mb", 0), _peak_mb())
-        self.path.write_text(json.dumps(self.found))
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.found))
+        scratch.replace(self.path)
 
 
 def load(folder: Path) -> Row:
@@ -265,9 +268,10 @@ def measured(row: Row, scratch: Path, kept: bool) -> Row:
     """One row; what is measured is so in a process of its own.
 
     Args:
-        kept: leave what it wrote, for a run that goes on.
+        kept: leave what it wrote where it is interrupted, for a run that goes on.
     """
-    folder = scratch / f"{row['layers']}-{row['width']}"
+    name = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+    folder = scratch / f"{row['layers']}-{row['width']}-{name}"
     small, run = (folder.with_name(folder.name + ending) for ending in ("-small", "-run"))
     try:
         if not (folder / "config.json").exists():  # which is written last
@@ -276,6 +280,7 @@ def measured(row: Row, scratch: Path, kept: bool) -> Row:
         words = [sys.executable, "-m", "benchmarks.large_model", "--row", json.dumps(row), str(folder)]
         done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
         found = {**json.loads(str(done.stdout).splitlines()[-1]), **load(small)}
+        kept = False  # it is finished
     finally:
         if not kept:
             for path in (folder, small, run):

@@ -29,7 +29,7 @@ from actprune.allocation.solve import solve, trades
 from actprune.allocation.space import Space, Widths, make_space
 from actprune.axes.capture import Graph, capture
 from actprune.data.take import fit
-from actprune.distance import choose, settled
+from actprune.distance import choose, resolve
 from actprune.errors import ActpruneError, BudgetError, DataError, PlanError
 from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide, guide
@@ -425,7 +425,7 @@ def test_curves_are_measured_one_group_at_a_time() -> None:
     space = make_space(graph, Budget("macs", 1.0))
     measured = measure_all(graph, ranked, space, data, None)
     dense = run_all(graph.program, data.batches)
-    how = choose(graph.program, settled(graph.program, "auto", data.batches))
+    how = choose(graph.program, resolve(graph.program, "auto", data.batches))
     assert {name: sorted(curve.measured) for name, curve in measured.curves.items()} == {
         "fc1": [1, 2, 4, 6], "fc2": [1, 2, 4, 5],
     }  # fmt: skip

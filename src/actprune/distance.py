@@ -5,14 +5,15 @@ one logit for every row of a table of embeddings, as a language model's (Hinton 
 samples saturate and the distance says little), else the squared error of the outputs as a share of the dense outputs'
 variance.
 
-The last op of a regressor or an embedding may be that of a classifier. Its values count, not their softmax. So where
-there is data, a matrix without a softmax has to look like logits, too (`settled`): sure of one class, and with a mean
-over all classes that hardly varies, for the gradient of a cross-entropy adds up to zero over them.
+The last op of a regressor or an embedding may be that of a classifier; its values count, not their softmax. So where
+there is data, a matrix without a softmax has to be as sure of a class as logits are (`resolve`). Where nothing is sure
+squares say the same as the divergence, but for what all classes have in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import log
 from typing import Any, TypeAlias
 
 import torch
@@ -20,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from actprune.data.samples import evenly
 from actprune.errors import PlanError
-from actprune.graph.program import Batch, Program, named_arguments, op_name
+from actprune.graph.program import Batch, Program, named_arguments, op_name, shape
 from actprune.graph.run import run
 from actprune.methods import known
 
@@ -33,11 +35,8 @@ CHUNK = 2**22
 LOOKED_AT = 64
 """Samples whose outputs tell whether they are logits."""
 
-SURE = 0.5
-"""Mean largest probability of what is taken for logits, at least."""
-
-SHIFT = 0.5
-"""Variance of the mean of the classes' logits, as a share of what it would be if they were independent, at most."""
+UNSURE = 0.7
+"""Mean entropy of a softmax, as a share of the largest there is, above which its inputs are taken for values."""
 
 Outputs: TypeAlias = tuple[Any, ...]
 """The flat outputs of one batch."""
@@ -49,31 +48,23 @@ Objective: TypeAlias = Callable[[Outputs, Outputs], Tensor]
 """(outputs of the dense network on one batch, of a network in training) → the same as a scalar with a gradient."""
 
 
-def settled(program: Program, distance: str | Distance, batches: Sequence[Batch]) -> str | Distance:
+def resolve(program: Program, distance: str | Distance, batches: Sequence[Batch]) -> str | Distance:
     """What "auto" is for a program on these inputs: "kl" or "mse"; any other distance as it is."""
     if distance != "auto":
         return distance
     kind = output_kind(program)
-    if kind != "logits" or _tensor_outputs(program)[0].meta["val"].dim() > 2:
+    if kind != "logits" or len(shape(_tensor_outputs(program)[0])) > 2:
         return "mse" if kind == "values" else "kl"
-    seen: list[Tensor] = []
-    for batch in batches:
-        seen.append(_rows(run(program, batch)).double())
-        if sum(map(len, seen)) >= LOOKED_AT:
-            break
-    return "kl" if _look_like_logits(torch.cat(seen)) else "mse"
-
-
-def _look_like_logits(rows: Tensor) -> bool:
-    """Of (rows, classes); one row says nothing."""
-    if len(rows) < 2:
-        return True
-    shift = rows.shape[1] * float(rows.mean(1).var()) / max(float(rows.var(0).mean()), 1e-30)
-    return shift < SHIFT and float(rows.softmax(1).amax(1).mean()) > SURE
+    wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
+    rows = torch.cat([_rows(run(program, batches[i])) for i in evenly(len(batches), wanted)]).double()
+    logs = torch.log_softmax(rows, -1)
+    return "mse" if float(-(logs.exp() * logs).sum(-1).mean()) > UNSURE * log(rows.shape[-1]) else "kl"
 
 
 def choose(program: Program, distance: str | Distance = "auto") -> Distance:
     """The distance for a program: "kl", "mse", "auto", or a callable, which is returned as it is.
+
+    "auto" goes by the last op alone here; where there is data, `resolve` it first.
 
     Raises:
         PlanError: an unknown name, or "kl" for outputs without two or more classes in their last dimension.

@@ -17,7 +17,7 @@ SHARE = 0.25
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 MemoryLimit = int | str | None
-"""Bytes, or a text such as "4GB" or "500 MB"; None: a quarter of the machine's."""
+"""Bytes, or a text such as "4GB" or "500 MB"; None: a quarter of what there is."""
 
 
 def limit_bytes(given: MemoryLimit) -> int:
@@ -36,7 +36,7 @@ def limit_bytes(given: MemoryLimit) -> int:
             expected='bytes as a number, or a text such as "4GB"',
             got=repr(given),
             where="memory_limit",
-            hint="leave it out for a quarter of the machine's memory",
+            hint="leave it out for a quarter of what there is",
         )
     return size
 

@@ -242,9 +242,9 @@ class Reporting:
             )
         if last := attempt.rewrite.record.get("logits"):
             yield (
-                f"The last layer, {last['module']}, was fitted to the dense network's probabilities: on held-out "
-                f"calibration samples the divergence from them went from {last['divergence_before']:.3g} to "
-                f"{last['divergence_after']:.3g} nats."
+                f"The last layer, {last['module']}, was fitted to the dense network's probabilities: in a trial, "
+                f"their divergence on calibration samples that it had not seen went from {last['held_before']:.3g} to "
+                f"{last['held_after']:.3g} nats."
             )
         refitted = [fit for fit in fits if "rows" in fit]
         few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)

@@ -19,7 +19,7 @@ from actprune.allocation.space import Space, Widths, make_space, protected
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
-from actprune.distance import Distance, Outputs, choose, settled
+from actprune.distance import Distance, Outputs, choose, resolve
 from actprune.errors import BudgetError, DataError
 from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
@@ -147,7 +147,7 @@ def measure_all(
             hint='pass calibration=…, or choose allocation="uniform"',
         )
     data = fit(graph.program, calibration)
-    how = choose(graph.program, settled(graph.program, distance, data.batches))
+    how = choose(graph.program, resolve(graph.program, distance, data.batches))
 
     def outputs(plan: Plan, batches: int) -> list[Outputs]:
         if rewrite is None:

@@ -6,14 +6,20 @@ A least-squares refit brings every logit equally near, whether a probability dep
 
 with dense logits t, inputs x̃ of the cut network with E[x̃ x̃ᵀ] = L Lᵀ, W as the refit left it and h the mean curvature
 p (1 − p) of a logit. This is convex: multinomial logistic regression with soft labels (Hinton et al. 2015, §2, at
-T = 1), solved by L-BFGS (Liu and Nocedal 1989). λ comes down from large values while held-out samples come nearer;
-where they never do the layer stays as it is.
+T = 1, not the temperature of `actprune.distance`: it is the classes that are to stay), solved by L-BFGS (Liu and
+Nocedal 1989). λ comes down from large values while held-out samples come nearer; where they never do the layer stays
+as it is.
+
+A softmax does not see what all logits have in common, which counts where they are no logits after all. So where only
+the looks of the outputs say that they are (`distance.resolve`), their mean over the classes must hardly vary: the
+gradient of a cross-entropy adds up to zero over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -24,10 +30,10 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.inference import Site
 from actprune.compensation.rows import contracted
-from actprune.compensation.walk import exclusive
+from actprune.compensation.walk import exclusive, is_plain, placeholders_of
 from actprune.data.samples import Calibration
 from actprune.distance import output_kind
-from actprune.graph.program import op_name
+from actprune.graph.program import shape
 from actprune.graph.run import run
 from actprune.mapped import any_mapped
 from actprune.plan import Plan
@@ -49,11 +55,17 @@ PASSES = 3 * ITERATIONS * (len(SIZES) + 1)
 WORK = 1e11
 """Multiply-adds that it may take: of more rows some are left out."""
 
+VALUE = 300
+"""Multiply-adds in the time that a logit takes which becomes a probability."""
+
 FEWEST = 4
 """Rows for each column; with fewer the layer is left as it is."""
 
 HELD = 4
 """One of so many samples is held out."""
+
+SHIFT = 0.5
+"""Variance of the mean of a sample's logits, as a share of what it would be if they were independent, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +75,32 @@ class Head:
     Attributes:
         bias: its name, or None.
         columns: those of its weight matrix that stay.
+        certain: whether the graph says that these are logits: by a softmax, or the size of a vocabulary.
     """
 
     site: Site
     node: Node
     bias: str | None
     columns: Tensor
+    certain: bool
+
+    @property
+    def classes(self) -> int:
+        return shape(self.node)[-1]
+
+    @property
+    def unknowns(self) -> int:
+        """Of one class."""
+        return len(self.columns) + (self.bias is not None)
+
+    def rows(self, samples: int) -> int:
+        """How many there are: one for each position of a sample."""
+        return samples * prod(shape(self.node)[1:-1])
+
+    def affordable(self, room: int) -> int:
+        """As many rows as `WORK` and so many bytes allow."""
+        work = PASSES * self.classes * (self.unknowns + VALUE)
+        return int(min(WORK / work, room / (8 * (3 * self.unknowns + 8 * self.classes))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,31 +110,45 @@ class Rows:
     Attributes:
         x: (rows, columns) whitened.
         p: (rows, classes) probabilities.
+        entropy: their mean, in nats.
     """
 
     x: Tensor
     p: Tensor
+    entropy: float
+
+    @classmethod
+    def of(cls, x: Tensor, p: Tensor) -> Rows:
+        return cls(x, p, -float(torch.xlogy(p, p).sum(-1).mean()))
 
     def divergence(self, weight: Tensor) -> Tensor:
         """Mean KL of the probabilities from those by (classes, columns), in nats."""
-        found = torch.log_softmax(self.x @ weight.T, -1)
-        return (torch.xlogy(self.p, self.p) - self.p * found).sum(-1).mean()
+        return -(self.p * torch.log_softmax(self.x @ weight.T, -1)).sum(-1).mean() - self.entropy
 
     def part(self, which: Tensor) -> Rows:
-        return Rows(self.x[which], self.p[which])
+        return Rows.of(self.x[which], self.p[which])
 
 
 def nearer_logits(
-    graph: Graph, plan: Plan, data: Calibration, overrides: Mapping[str, Tensor]
+    graph: Graph, plan: Plan, data: Calibration, overrides: Mapping[str, Tensor], room: int, *, told: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The last layer's weight and bias, and what was done; nothing of both for networks that are no classifiers, where
     there are too few rows, or where it does not help.
 
     Args:
         overrides: the cut network; those of the last layer are where the fit starts.
+        room: bytes that it may take.
+        told: whether the user says that the outputs are logits.
     """
     head = find_head(graph, plan)
     if head is None or not any(overrides.keys() - graph.masks):
+        return {}, {}
+    most = head.affordable(room)
+    if min(most, head.rows(data.samples)) < FEWEST * head.unknowns:
+        return {}, {}
+    x, logits, held = _seen(graph, head, data, overrides, most)
+    factor = _factor(x)
+    if factor is None or not (told or head.certain or _shift(logits) < SHIFT):
         return {}, {}
     tensors = {**graph.program.tensors, **overrides}
     stored = tensors[head.site.weight].detach()
@@ -110,12 +156,7 @@ def nearer_logits(
     start = matrix[:, head.columns].double()
     if head.bias is not None:
         start = torch.cat([start, tensors[head.bias].detach()[:, None].double()], 1)
-    seen = _seen(graph, head, data, overrides, int(WORK / (PASSES * start.numel())))
-    if seen is None:
-        return {}, {}
-    x, logits, held = seen
-    factor = _factor(x)
-    rows = Rows(torch.linalg.solve_triangular(factor, x.T, upper=False).T, torch.softmax(logits, -1))
+    rows = Rows.of(torch.linalg.solve_triangular(factor, x.T, upper=False).T, torch.softmax(logits, -1))
     found, record = _chosen(rows, start @ factor, held)
     if found is None:
         return {}, {}
@@ -130,53 +171,53 @@ def nearer_logits(
 
 def find_head(graph: Graph, plan: Plan) -> Head | None:
     """The layer that gives the logits of the one output, where it and its bias may change."""
-    program = graph.program
-    if output_kind(program) == "values" or any_mapped(program.tensors.values()):
+    program, kind = graph.program, output_kind(graph.program)
+    if kind == "values" or any_mapped(program.tensors.values()):
         return None
     node = next(out for out in program.outputs if isinstance(out, Node))
-    if "softmax" in op_name(node):
-        node = node.all_input_nodes[0]
+    if kind != "logits":
+        node = node.all_input_nodes[0]  # of a softmax
     site = next((site for site in graph.sites if site.node == node.name and site.kind == "linear"), None)
-    if site is None or contracted(node).op != "call_function" or not _free(graph, (site.weight, site.bias), node):
+    if site is None or contracted(node).op != "call_function" or shape(node)[0] != program.batch_size:
         return None
-    weight = program.tensors[site.weight]
+    weight, known = program.tensors[site.weight], placeholders_of(program)
+    names = [site.weight] if site.bias is None else [site.weight, site.bias]
+    if not is_plain(node) or not all(exclusive(known.get(name, ()), node) for name in names):
+        return None
     kept = kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept_units(graph, plan))
-    plain = weight.dim() == 2 and weight.dtype in (torch.float32, torch.float64)
-    if not plain or not len(kept):
+    biases = [program.tensors[name].shape for name in names[1:]]
+    simple = weight.dim() == 2 and biases in ([], [(shape(node)[-1],)])
+    if not simple or not len(kept) or weight.dtype not in (torch.float32, torch.float64):
         return None
-    return Head(site, node, site.bias, torch.as_tensor(kept, device=weight.device))
-
-
-def _free(graph: Graph, names: Collection[str | None], node: Node) -> bool:
-    """Whether this call alone reads these tensors, with nothing that scales them."""
-    bindings = graph.program.bindings
-    held = [[n for n in graph.program.nodes if bindings.get(n.name) == name] for name in names if name is not None]
-    factors = (node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1))
-    return factors == (1, 1) and all(exclusive(placeholders, node) for placeholders in held)
+    columns = torch.as_tensor(kept, device=weight.device)
+    return Head(site, node, site.bias, columns, kind != "logits" or len(shape(node)) > 2)
 
 
 def _seen(
     graph: Graph, head: Head, data: Calibration, overrides: Mapping[str, Tensor], most: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(rows, columns + a 1 for the bias) inputs, (rows, classes) dense logits, (rows,) held out or not; None where
-    there are too few."""
-    source, each = contracted(head.node), max(most // data.samples, 1)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, columns + a 1 for the bias) inputs, (rows, classes) dense logits, (rows,) held out or not.
+
+    Args:
+        most: of all rows, evenly.
+    """
+    source, total = contracted(head.node), head.rows(data.samples)
+    each, step = total // len(data.batches), -(-total // most)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    first = 0
-    for batch in data.batches:
-        x = _value(graph, batch, source, overrides).double()
-        t = _value(graph, batch, head.node, {}).double()
-        x, t = (value.reshape(len(value), -1, value.shape[-1]) for value in (x, t))
-        places = slice(None, None, max(-(-x.shape[1] // each), 1))
-        x, t = x[:, places, head.columns], t[:, places]
-        number = torch.arange(first, first + len(x), device=x.device)[:, None].expand(x.shape[:2])
-        parts.append((x.flatten(0, 1), t.flatten(0, 1), number.flatten() % HELD == HELD - 1))
-        first += len(x)
-    x, t, held = (torch.cat(list(values))[:most] for values in zip(*parts, strict=True))
+    for i, batch in enumerate(data.batches):
+        which = torch.arange(-i * each % step, each, step)
+        x = _value(graph, batch, source, overrides).flatten(0, -2)[which][:, head.columns].double()
+        t = _value(graph, batch, head.node, {}).flatten(0, -2)[which].double()
+        parts.append((x, t, (i * each + which) // head.rows(1)))
+    x, t, samples = (torch.cat(list(values)) for values in zip(*parts, strict=True))
     if head.bias is not None:
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-    enough = len(x) >= FEWEST * x.shape[1] and bool(held.any())
-    return (x, t, held) if enough and bool(x.isfinite().all()) else None
+    number = samples.unique(return_inverse=True)[1]
+    return x, t, (number % HELD == HELD - 1).to(x.device)
+
+
+def _shift(logits: Tensor) -> float:
+    return logits.shape[1] * float(logits.mean(1).var()) / max(float(logits.var(0).mean()), 1e-30)
 
 
 def _value(graph: Graph, batch: Any, wanted: Node, overrides: Mapping[str, Tensor]) -> Tensor:
@@ -190,14 +231,18 @@ def _value(graph: Graph, batch: Any, wanted: Node, overrides: Mapping[str, Tenso
     return found[0]
 
 
-def _factor(x: Tensor) -> Tensor:
-    """L, with L Lᵀ the mean of x xᵀ and something for columns that never differ."""
+def _factor(x: Tensor) -> Tensor | None:
+    """L, with L Lᵀ the mean of x xᵀ and something for columns that never differ; None where there is no such."""
     square = x.T @ x / len(x)
-    return torch.linalg.cholesky(square + 1e-6 * square.diagonal().mean() * torch.eye(len(square)).to(square))
+    jitter = 1e-6 * square.diagonal().mean() * torch.eye(len(square)).to(square)
+    factor, wrong = torch.linalg.cholesky_ex(square + jitter)
+    return None if wrong or not bool(factor.isfinite().all()) else factor
 
 
 def _chosen(rows: Rows, start: Tensor, held: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
     """The fit of all rows by the best λ, None where even that is not worth it."""
+    if not held.any() or held.all():
+        return None, {}
     fitted, rest = rows.part(~held), rows.part(held)
     first = best = float(rest.divergence(start))
     size, found = 0.0, start
@@ -209,7 +254,10 @@ def _chosen(rows: Rows, start: Tensor, held: Tensor) -> tuple[Tensor | None, dic
         size, best, found = tried, left, nearer
     if not best < WORTH * first:
         return None, {}
-    return _fit(rows, start, found, size), {"ridge": size, "divergence_before": first, "divergence_after": best}
+    whole = _fit(rows, start, found, size)
+    if float(rows.divergence(whole)) < float(rows.divergence(found)):
+        found = whole
+    return found, {"ridge": size, "rows": len(rows.x), "held_before": first, "held_after": best}
 
 
 def _fit(rows: Rows, centre: Tensor, start: Tensor, size: float) -> Tensor:
@@ -227,6 +275,5 @@ def _fit(rows: Rows, centre: Tensor, start: Tensor, size: float) -> Tensor:
         value.backward()
         return value
 
-    with torch.enable_grad():
-        optimizer.step(loss)
+    optimizer.step(loss)
     return at.detach()

@@ -26,7 +26,7 @@ from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
-from actprune.distance import Distance, choose, settled
+from actprune.distance import Distance, choose, resolve
 from actprune.graph.run import run_all
 from actprune.memory import limit_bytes
 from actprune.methods import COMPENSATIONS, known, quickly
@@ -95,12 +95,14 @@ def compensate(
             record["blocks"] = reconstruct(walk, limit_bytes(memory_limit) // 4)
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
-    how = settled(graph.program, distance, data.batches) if norms or name == "reconstruct" else distance
+    whole = name == "reconstruct"
+    how = resolve(graph.program, distance, data.batches) if norms or whole else distance
     if norms:
         judge = choose(graph.program, how)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
-    if name == "reconstruct" and how == "kl":
-        found, record["logits"] = nearer_logits(graph, plan, data, overrides)
+    if whole and how == "kl":
+        room, told = limit_bytes(memory_limit) // 4, distance == "kl"
+        found, record["logits"] = nearer_logits(graph, plan, data, overrides, room, told=told)
         overrides = {**overrides, **found}
     return _without_masks(graph, overrides, record)
 

@@ -24,7 +24,7 @@ from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.rows import InputRows, columns_of, contracted
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
-from actprune.graph.program import named_arguments
+from actprune.graph.program import Program, named_arguments
 from actprune.mapped import alongside, any_mapped
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
@@ -114,10 +114,7 @@ class Walk:
         self.equations: dict[str, Equations] = {}
         self.sparing = any_mapped(graph.program.tensors.values())
         self._inner: tuple[Any, Moments] | None = None
-        self.placeholders: dict[str, list[Node]] = {}
-        for node in graph.program.nodes:
-            if node.name in graph.program.bindings:  # tied tensors have one each
-                self.placeholders.setdefault(graph.program.bindings[node.name], []).append(node)
+        self.placeholders = placeholders_of(graph.program)
 
     @property
     def overrides(self) -> dict[str, Tensor]:
@@ -205,7 +202,7 @@ class Walk:
 
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
         alone = exclusive(self.placeholders.get(site.weight, ()), node)
-        if not alone or site.weight in self.settled or not _is_plain(node):
+        if not alone or site.weight in self.settled or not is_plain(node):
             return False
         if site.weight in self.zeroed or self._collects(site):
             return True
@@ -389,6 +386,15 @@ def _folds_of(columns: int) -> int:
     return FOLDS if columns <= MAX_CHOSEN else 1
 
 
+def placeholders_of(program: Program) -> dict[str, list[Node]]:
+    """Tensor name → what stands for it; tied tensors have one each."""
+    found: dict[str, list[Node]] = {}
+    for node in program.nodes:
+        if node.name in program.bindings:
+            found.setdefault(program.bindings[node.name], []).append(node)
+    return found
+
+
 def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
     """Whether a tensor is read by this call alone (through a transpose perhaps), so that it may change.
 
@@ -407,7 +413,7 @@ def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
     return False
 
 
-def _is_plain(node: Node) -> bool:
+def is_plain(node: Node) -> bool:
     """`addmm` may scale the product or the bias; refitting knows no such factors."""
     settings = named_arguments(node)
     return settings.get("alpha", 1) == 1 and settings.get("beta", 1) == 1

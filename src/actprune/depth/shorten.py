@@ -26,7 +26,7 @@ from actprune.depth.plan import DepthPlan, make_depth_plan
 from actprune.depth.proof import prove
 from actprune.depth.search import Removal, Search, removable
 from actprune.depth.surgery import twin_of
-from actprune.distance import Distance, choose, settled
+from actprune.distance import Distance, choose, resolve
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.trace import call_arguments
@@ -171,7 +171,7 @@ def _search(
     calls = [pytree.tree_unflatten(list(batch), graph.program.in_spec) for batch in batches]
     sizes = {path: len(container._modules) for path, container in containers(net)}
     tell = progress or (lambda stage, done, total: None)
-    how = choose(graph.program, settled(graph.program, distance, batches))
+    how = choose(graph.program, resolve(graph.program, distance, batches))
     return Search(net, calls, how, sizes, lambda done, total: tell("depth", done, total))
 
 

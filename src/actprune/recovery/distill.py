@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, settled, unit
+from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, resolve, unit
 from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
@@ -103,7 +103,7 @@ class Distill:
             DataError: nothing to train.
         """
         fitted, held = data.holdout(self.holdout)
-        how = settled(program, "auto" if callable(distance) else distance, held.batches)
+        how = resolve(program, "auto" if callable(distance) else distance, held.batches)
         judge, loss = choose(program, distance if callable(distance) else how), objective(program, how)
         trained = _trained(model)
         optimizer = RelativeSteps(trained, outputs_last=isinstance(model, Rebuilt))

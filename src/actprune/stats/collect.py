@@ -157,7 +157,7 @@ def collect(
             column, and every part must take the same.
         first: number of samples of the parts before this one, for samples are dealt to the folds by their number.
         memory_limit: what all covariances together may take; where they would take more there are fewer folds, then the
-            widest consumers have none: "4GB", bytes, or None for a quarter of the machine's.
+            widest consumers have none: "4GB", bytes, or None for a quarter of what there is.
 
     Raises:
         DataError: no data, data of another shape, no labels for a loss, or activations that are NaN or infinite.
