@@ -126,8 +126,8 @@ def prune(
         confidence: so many resamples of the calibration data tell, in the report, which units other data would have
             kept as well (`actprune.confidence`); each takes as long as the guide. 0: none; "auto": 5 if that is quick.
         memory_limit: what statistics may take, and what refits may hold of the samples: "4GB", bytes, or None for a
-            quarter of what the machine or the container has. Where they would take more, statistics have fewer folds and refits fewer samples;
-            the report says so, and what the process held at most.
+            quarter of what the machine or the container has. Where they would take more, statistics have fewer folds
+            and refits fewer samples; the report says so, and what the process held at most.
         seed: of everything random (the method "random", the redrawn weights of the proof).
         save_to: write a run folder there at the end; checked before any work. Until then every stage leaves its result
             in `save_to` + ".unfinished", and begins with the same random state (`seed`).
