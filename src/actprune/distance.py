@@ -53,7 +53,7 @@ def resolve(program: Program, distance: str | Distance, batches: Sequence[Batch]
     if distance != "auto":
         return distance
     kind = output_kind(program)
-    if kind != "logits" or len(shape(_tensor_outputs(program)[0])) > 2:
+    if kind != "logits" or len(shape(tensor_outputs(program)[0])) > 2:
         return "mse" if kind == "values" else "kl"
     wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
     rows = torch.cat([_rows(run(program, batches[i])) for i in evenly(len(batches), wanted)]).double()
@@ -105,7 +105,7 @@ def _compares_values(kind: str, distance: str) -> bool:
 
 def output_kind(program: Program) -> str:
     """What the one output is, told by its last op: "probabilities", "log_probabilities", "logits" or "values"."""
-    outputs = _tensor_outputs(program)
+    outputs = tensor_outputs(program)
     if len(outputs) != 1:
         return "values"
     last, name = outputs[0], op_name(outputs[0])
@@ -176,13 +176,14 @@ def _divergences(dense: Outputs, cut: Outputs, kind: str, dtype: torch.dtype = t
     return (p.exp() * (p - q)).sum(-1)
 
 
-def _tensor_outputs(program: Program) -> list[Node]:
+def tensor_outputs(program: Program) -> list[Node]:
+    """The outputs that are tensors, in order."""
     return [out for out in program.outputs if isinstance(out, Node) and isinstance(out.meta.get("val"), Tensor)]
 
 
 def _check_classes(program: Program) -> None:
     """The divergence between distributions over one class would be 0 whatever the outputs."""
-    first = next(iter(_tensor_outputs(program)), None)
+    first = next(iter(tensor_outputs(program)), None)
     shape = tuple(first.meta["val"].shape) if first is not None else ()
     if len(shape) < 2 or shape[-1] < 2:
         raise PlanError(

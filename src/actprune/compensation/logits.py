@@ -32,7 +32,7 @@ from actprune.axes.inference import Site
 from actprune.compensation.rows import contracted
 from actprune.compensation.walk import exclusive, is_plain, placeholders_of
 from actprune.data.samples import Calibration
-from actprune.distance import output_kind
+from actprune.distance import output_kind, tensor_outputs
 from actprune.graph.program import shape
 from actprune.graph.run import run
 from actprune.mapped import any_mapped
@@ -174,7 +174,7 @@ def find_head(graph: Graph, plan: Plan) -> Head | None:
     program, kind = graph.program, output_kind(graph.program)
     if kind == "values" or any_mapped(program.tensors.values()):
         return None
-    node = next(out for out in program.outputs if isinstance(out, Node))
+    (node,) = tensor_outputs(program)
     if kind != "logits":
         node = node.all_input_nodes[0]  # of a softmax
     site = next((site for site in graph.sites if site.node == node.name and site.kind == "linear"), None)

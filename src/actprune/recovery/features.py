@@ -130,9 +130,8 @@ def _places(graph: Graph, plan: Plan) -> dict[str, Left]:
         left = [left_of(axis, kept) for axis in axes]
         entries = prod(size(axis) if i is None else len(i) for axis, i in zip(axes, left, strict=True))
         cut = [axis for axis, i in zip(axes, left, strict=True) if i is not None]
-        grows = any(
-            leaf.key == batch for axis in cut for leaf in leaves(axis)
-        )  # its indices are for the capture's batch
+        # what is left of a dimension that grows with the batch is told for the capture's batch alone
+        grows = any(leaf.key == batch for axis in cut for leaf in leaves(axis))
         if entries >= LEFT * prod(map(size, axes)) and not grows:
             found[source.name] = left
     return found
