@@ -288,3 +288,60 @@ def test_progress_has_one_bar_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: p
         tell("allocate", 1, 3)
     err = capsys.readouterr().err
     assert "train" in err and "3/3" in err and "allocate" in err and "1/3" in err
+
+
+BLOCKS = """
+from pathlib import Path
+import torch
+from torch import nn
+import actprune as ap
+
+class Residual(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        self.body[2].weight.data.mul_(weight)
+        self.body[2].bias.data.zero_()
+
+    def forward(self, x):
+        return x + self.body(x)
+
+def model():
+    net = nn.Sequential(nn.Linear(5, 6), *(Residual(weight) for weight in (1.0, 0.01, 2.0, 0.1)), nn.Linear(6, 3))
+    plan = Path(__file__).with_name("depth.json")
+    return ap.DepthPlan.from_json(plan.read_text()).apply(net) if plan.exists() else net
+
+def calibration():
+    return list(torch.randn(32, 5).split(8))
+
+def evaluate(net):
+    assert not net.training
+    return float(len(net))
+"""
+
+
+def test_shorten_writes_which_blocks_stay_and_a_recipe_goes_on_with_them(run: Run, tmp_path: Path) -> None:
+    recipe, plan = tmp_path / "recipe.py", tmp_path / "depth.json"
+    recipe.write_text(BLOCKS)
+    code, out, err = run("shorten", recipe, "--keep", 2, "--out", plan, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert list(found["removed"]) == ["2", "4"] and found["blocks"] == ["1", "3"] and found["proved"]
+    assert (found["dense"]["metric"], found["shorter"]["metric"]) == (6, 4)
+    assert found["shorter"]["params"] < found["dense"]["params"] and plan.exists()
+    assert run("prune", recipe, "--keep", "macs=70%", "--out", tmp_path / "run")[0] == 0
+    code, out, _ = run("verify", tmp_path / "run", recipe)
+    assert code == 0 and "proved" in out
+
+
+def test_shorten_tells_what_it_did_and_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    recipe, plan = tmp_path / "recipe.py", tmp_path / "other.json"
+    recipe.write_text(BLOCKS)
+    code, out, err = run("shorten", recipe, "--keep", "blocks=75%", "--protect", "2", "--out", plan)
+    assert code == 0, err
+    assert "without 4" in out and "metric 6 → 5" in out and "proved" in out and "apply(dense)" in out
+    written = plan.read_text()
+    code, _, err = run("shorten", recipe, "--out", plan)
+    assert code == 1 and "already" in err and plan.read_text() == written
+    assert run("shorten", recipe, "--keep", "macs=50%", "--out", tmp_path / "third.json")[0] == 1
+    assert not (tmp_path / "third.json").exists()

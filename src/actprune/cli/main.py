@@ -20,6 +20,7 @@ from actprune.cli.init import init
 from actprune.cli.inspect import inspect
 from actprune.cli.prune import prune
 from actprune.cli.report import report
+from actprune.cli.shorten import shorten
 from actprune.cli.sweep import sweep
 from actprune.cli.verify import verify
 from actprune.errors import ActpruneError, DistributedError
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (init, inspect, prune, sweep, finetune, verify, export, report, compare, demo):
+for command in (init, inspect, prune, shorten, sweep, finetune, verify, export, report, compare, demo):
     app.command()(command)
 
 
