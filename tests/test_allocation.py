@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cache
 from math import exp, floor, inf, log, nan
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from actprune.allocation.allocate import Measured, allocate, measure_all
-from actprune.allocation.budget import Budget, parse
+from actprune.allocation.budget import Amount, Budget, parse, read_keep
 from actprune.allocation.correct import Corrected, checked, describe, within_budget, within_drop
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import ROUNDS, TRIALS, affordable
@@ -135,6 +135,62 @@ def test_malformed_budgets(written: Any, problem: str, got: str) -> None:
     with pytest.raises(BudgetError, match=problem) as caught:
         parse(written)
     says(caught.value, f"got: {got}", "where: keep")
+
+
+@pytest.mark.parametrize(
+    ("written", "cost_name", "most"),
+    [
+        ("params=500K", "params", 5e5),
+        ("Params = 1.5 m", "params", 1.5e6),
+        ("macs=.5G", "macs", 5e8),
+        ("macs=2B", "macs", 2e9),
+        ("bytes=256KB", "bytes", 256_000),
+        ("bytes=256KiB", "bytes", 262_144),
+        ("bytes=900B", "bytes", 900),
+        ("latency=5ms", "latency", 5),
+        ("latency=250us", "latency", 0.25),
+        ("latency=1s", "latency", 1000),
+    ],
+)
+def test_amounts(written: str, cost_name: str, most: float) -> None:
+    amount = read_keep(written)
+    assert isinstance(amount, Amount) and (amount.cost, amount.most) == (cost_name, pytest.approx(most))
+    assert read_keep(str(amount)) == amount == read_keep(amount)
+    assert amount.of(4 * most).keep == pytest.approx(0.25)
+    assert amount.of(most / 2) == amount.of(0) == Budget(cost_name, 1.0)
+    with pytest.raises(BudgetError, match="An amount can't be asked for here"):
+        parse(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("params=500KB", "can't be read"),
+        ("bytes=256K", "can't be read"),
+        ("latency=5", "out of range"),
+        ("units=70K", "can't be read"),
+        ("flops=1G", "can't be read"),
+        ("params=0K", "out of range"),
+        ("params=-5K", "can't be read"),
+        ("params=1e3K", "can't be read"),
+    ],
+)
+def test_malformed_amounts(written: str, problem: str) -> None:
+    with pytest.raises(BudgetError, match=problem):
+        read_keep(written)
+
+
+def test_an_amount_is_met_by_count() -> None:
+    graph = graph_of("lenet")
+    ranking = guide(graph, None, method="l2")
+    for amount, name in (("params=20K", "params"), ("macs=100K", "macs"), ("bytes=50KB", "bytes")):
+        plan = allocate(graph, ranking, keep=amount, allocation="uniform")
+        most = cast("Amount", read_keep(amount)).most
+        assert 0.8 * most < cost(graph, plan.widths)[name] <= most < cost(graph)[name]
+    whole = allocate(graph, ranking, keep="params=500M", allocation="uniform")
+    assert cost(graph, whole.widths) == cost(graph)
+    with pytest.raises(BudgetError):
+        allocate(graph, ranking, keep="latency=5ms", allocation="uniform")
 
 
 @pytest.mark.parametrize("keep", ["50%", True, None])

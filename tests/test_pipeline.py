@@ -191,6 +191,12 @@ def test_every_form_of_budget(keep: Any, cost: str, share: float) -> None:
     assert report.budget == str(parse(keep))
 
 
+def test_amounts() -> None:
+    report = pruned(method="flap", keep="params=0.3K").report
+    assert report.pruned.params <= 300 < report.dense.params
+    assert report.budget == f"params=0.3K (params={100 * 300 / report.dense.params:g}%)"
+
+
 def test_units_and_explicit_widths() -> None:
     result = pruned(method="l2", keep="units=70%")
     assert result.plan.widths == {"stem": 5, "conv1": 4}

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import actprune
-from actprune.allocation.budget import COSTS, parse
+from actprune.allocation.budget import COSTS, read_keep
 from actprune.cli.main import app
 from actprune.demo import mnist
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, METHODS
@@ -81,7 +81,7 @@ def test_every_stage_is_shown() -> None:
 def test_the_tables_are_complete() -> None:
     assert first_cells("Choices", "`method=`") and set(first_cells("Choices", "`method=`")) == set(METHODS)
     assert set(first_cells("Choices", "`allocation=`")) == set(ALLOCATIONS)
-    budgets = [parse(text.strip('"')) for text in first_cells("Choices", "Budget") if text.startswith('"')]
+    budgets = [read_keep(text.strip('"')) for text in first_cells("Choices", "Budget") if text.startswith('"')]
     assert {budget.cost for budget in budgets} == set(COSTS)
     assert all(f'"{name}"' in section("Choices") for name in COMPENSATIONS)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actprune.allocation.allocate import allocate
-    from actprune.allocation.budget import Budget
+    from actprune.allocation.budget import Amount, Budget
     from actprune.allocation.cost import cost
     from actprune.artifacts.opened import open_pretrained
     from actprune.axes.capture import Graph
@@ -59,6 +59,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ActpruneError": "errors",
     "ArtifactError": "errors",
+    "Amount": "allocation.budget",
     "Budget": "allocation.budget",
     "BudgetError": "errors",
     "CaptureError": "errors",
@@ -111,6 +112,7 @@ __all__ = [
     "METHODS",
     "SGD",
     "ActpruneError",
+    "Amount",
     "ArtifactError",
     "Budget",
     "BudgetError",

@@ -81,6 +81,8 @@ class Deciding:
     metrics: dict[Any, float] = field(default_factory=dict[Any, float])
     known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
     """Cost that a budget names → what was measured for it; given by who decides on several budgets."""
+    budget: Budget | None = None
+    """The share that was asked for, if one was: told with the call."""
     table: LatencyTable | None = None
     """What plans cost, for a budget of latency: led through what was measured of networks so far."""
 
@@ -97,7 +99,7 @@ class Deciding:
         Raises:
             FailedCutError: a candidate could not be cut or evaluated.
         """
-        asked = self.settings
+        asked, self.budget = self.settings, budget
         if isinstance(asked.keep, Plan):
             kept = {name: group.kept for name, group in asked.keep.groups.items()}
             predicted = asdict(cost(self.graph, asked.keep.widths))
@@ -236,7 +238,7 @@ class Deciding:
         asked = self.settings
         if asked.round_to != "auto":
             return cast("int", asked.round_to)  # `make_space` looks at it
-        wanted = asked.budget() or Budget("macs", 0.5)
+        wanted = self.budget or Budget("macs", 0.5)
         table = self.table or self.ops
         return best_multiple(self.graph, wanted, table, protect=asked.protect, equal=asked.equal_widths)
 

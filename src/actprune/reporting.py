@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from actprune.allocation.budget import Budget
+from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.correct import Corrected
 from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph
@@ -200,7 +200,8 @@ class Reporting:
         """What was asked for, in one line."""
         if isinstance(self.settings.keep, Mapping | Plan):
             return "explicit widths"
-        goals = [str(budget)] if budget is not None else []
+        given = self.settings.budget()
+        goals = [f"{given} ({budget})" if isinstance(given, Amount) else str(budget)] if budget is not None else []
         goals += [f"max_drop={self.settings.max_drop:g}"] if self.settings.max_drop is not None else []
         return ", ".join(goals) or None
 
@@ -208,6 +209,8 @@ class Reporting:
         """What a reader of the figures must know."""
         if self.settings.form != "class":
             yield _FORMS[self.form.name]
+        if isinstance(given := self.settings.budget(), Amount) and budget is not None and budget.keep == 1:
+            yield f"The dense network is within {given} as it is."
         if self.data.left_over:
             yield f"{self.data.left_over} calibration samples did not fill a batch and were not used."
         drop, reached = self.settings.max_drop, attempt.decided.plan.note.get("budget")

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from actprune.allocation.budget import Budget, Keep, parse
+from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.correct import check_drop, checked
 from actprune.artifacts.journal import Journal
 from actprune.distance import Distance
@@ -63,8 +63,8 @@ class Settings:
     journal: Journal | None = None
     ranks: Ranks = ALONE
 
-    def budget(self) -> Budget | None:
-        """The budget, once all that can be checked before the work is checked."""
+    def budget(self) -> Budget | Amount | None:
+        """The budget as it was given, once all that can be checked before the work is checked."""
         for name, given in (("evaluate", self.evaluate), ("finetune", self.finetune)):
             if given is not None and not callable(given):
                 raise DataError(
@@ -103,7 +103,7 @@ class Settings:
         if self.max_drop is not None:
             check_drop(self.max_drop)
             self._check_drop_decides()
-        return None if self.keep is None or isinstance(self.keep, Mapping | Plan) else parse(self.keep)
+        return None if self.keep is None or isinstance(self.keep, Mapping | Plan) else read_keep(self.keep)
 
     def told(self) -> dict[str, Any]:
         """What is asked for, as JSON values: runs of which all of it is the same come to the same."""

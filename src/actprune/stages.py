@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.allocation.allocate import Measured
-from actprune.allocation.budget import Budget
+from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.correct import Corrected, describe
+from actprune.allocation.cost import cost
 from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS
 from actprune.axes.capture import Graph
@@ -76,15 +77,17 @@ class Run:
 
     def __call__(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Result:
         budget = self.settings.budget()
-        return self._result(budget, self._prepared(calibration, size, forward))
+        dense = self._prepared(calibration, size, forward)
+        return self._result(self._share(budget), dense)
 
     def decide(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Plan:
         """The plan alone: nothing is refitted for good, cut, proved or trained."""
         budget = self.settings.budget()
         dense = self._prepared(calibration, size, forward)
+        share = self._share(budget)
         while True:
             try:
-                return self._decided(budget, dense)[1].plan
+                return self._decided(share, dense)[1].plan
             except FailedCutError as error:
                 self._freeze(error)
 
@@ -107,7 +110,7 @@ class Run:
                 self._rank()
                 shared = dict(self.seconds)
             self.turn = f"{self.of}-{asked.keep}"
-            yield self._result(budget, dense)
+            yield self._result(self._share(budget), dense)
 
     def gather(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Stats | None:
         """The statistics that the runs of a sweep need; None where they need none."""
@@ -149,6 +152,14 @@ class Run:
         self.data = fit(self.graph.program, samples)
         choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
         self._check_finite()
+
+    def _share(self, asked: Budget | Amount | None) -> Budget | None:
+        """An amount as a share of what the dense network takes; its milliseconds are measured here, on rank 0."""
+        if not isinstance(asked, Amount):
+            return asked
+        if asked.cost == "latency":
+            return asked.of(self.settings.ranks.from_first(lambda: self.bench.models([self.model])[0]))
+        return asked.of(cost(self.graph)[asked.cost])
 
     def _metric(self, model: nn.Module) -> float | None:
         """What `evaluate` says, on rank 0."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from actprune.allocation.budget import Keep, parse
+from actprune.allocation.budget import Keep, read_keep
 from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.files import read_text
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, file_of
@@ -129,7 +129,7 @@ def run_names(keeps: Sequence[Keep], methods: Sequence[str], seeds: Sequence[int
 def _runs(keeps: Sequence[Keep], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Any, str, int, str]]:
     """Budget, method, seed and name of every run, seed by seed and method by method."""
     for seed, method, keep in product(seeds, methods, keeps):
-        parts = [parse(keep).slug]  # type: ignore[arg-type]
+        parts = [read_keep(keep).slug]  # type: ignore[arg-type]
         parts += [method] if len(methods) > 1 else []
         parts += [f"seed{seed}"] if len(seeds) > 1 else []
         yield keep, method, seed, "-".join(parts)

@@ -8,7 +8,7 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
-from actprune.allocation.budget import Budget, Keep, parse
+from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, change_samples
 from actprune.allocation.improve import Around, improve
@@ -77,7 +77,8 @@ def allocate(
     Args:
         calibration: held-out samples on which candidates are compared (for "sensitivity").
         keep: the budget, "macs=50%", "params=10%", "bytes=…", "latency=50%", "units=70%" (of every group, at
-            least one), a fraction of MACs, a `Budget`, explicit widths as a mapping, or None for the natural widths.
+            least one), an amount ("params=500K", "macs=1.5G", "bytes=256KB", "latency=5ms"), a fraction of MACs, a
+            `Budget`, explicit widths as a mapping, or None for the natural widths.
         allocation: "sensitivity", "uniform", "layerwise", "spatial", "global", "natural"; None: the method's, and
             "uniform" for a method that has natural widths only but is given a budget.
         rewrite: how a candidate plan becomes a network; None: zero columns, no compensation.
@@ -97,7 +98,7 @@ def allocate(
     name = known(allocation or _preset(guide, keep), ALLOCATIONS, "allocation")
     if isinstance(keep, Mapping):
         return _explicit(graph, guide, keep, protect)
-    budget = Budget("macs", 1.0) if keep is None else parse(keep)
+    budget = Budget("macs", 1.0) if keep is None else _share(graph, read_keep(keep), latency)
     space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency, equal=equal_widths)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
     if keep is None:
@@ -121,6 +122,15 @@ def allocate(
     if latency is not None:
         note["predicted"]["latency_ms"] = latency(widths)
     return make_plan(graph, guide.supports(widths), **note)
+
+
+def _share(graph: Graph, asked: Budget | Amount, latency: LatencyTable | None) -> Budget:
+    """An amount as a share of what the dense network takes; milliseconds are those of the table."""
+    if isinstance(asked, Budget):
+        return asked
+    if asked.cost == "latency":
+        return asked.of(latency({}) if latency is not None else 0.0)  # without one, the space says what is missing
+    return asked.of(cost(graph)[asked.cost])
 
 
 def measure_all(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 from actprune.errors import BudgetError
 
@@ -44,7 +45,7 @@ class Budget:
                 expected="more than 0 and at most 100 % of the dense network",
                 got=f"{self.cost}={100 * self.keep:g}%" if number else f"{self.cost}={self.keep!r}",
                 where="keep",
-                hint='a bare number is a fraction: write 0.5 or "macs=50%" for one half',
+                hint='a bare number is a fraction: write 0.5 or "macs=50%" for one half, "params=500K" for an amount',
             )
 
     @property
@@ -56,20 +57,100 @@ class Budget:
         return f"{self.cost}={100 * self.keep:g}%"
 
 
-Keep = Budget | str | float | Mapping[str, int] | None
-"""What `keep=` takes: a Budget, "macs=50%", "params=0.1", a fraction of MACs, or explicit widths by group name."""
+@dataclass(frozen=True)
+class Amount:
+    """How much may stay, counted: a `Budget` once the dense network is known.
+
+    Attributes:
+        cost: "macs", "params", "bytes" or "latency".
+        most: multiply-adds of a sample, parameters, bytes, or milliseconds of a forward pass.
+        text: as it was written: "500K".
+
+    Raises:
+        BudgetError: nothing would stay.
+    """
+
+    cost: str
+    most: float
+    text: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.most < math.inf:
+            raise BudgetError(
+                "The budget is out of range.",
+                expected="more than 0",
+                got=str(self),
+                where="keep",
+                hint='write for example keep="params=500K"',
+            )
+
+    def of(self, dense: float) -> Budget:
+        """The same as a share of what the dense network takes; all of it where that is less."""
+        return Budget(self.cost, self.most / dense if dense > self.most else 1.0)
+
+    @property
+    def slug(self) -> str:
+        """As the name of a folder: `params-500K`."""
+        return f"{self.cost}-{self.text}"
+
+    def __str__(self) -> str:
+        return f"{self.cost}={self.text}"
+
+
+Keep = Budget | Amount | str | float | Mapping[str, int] | None
+"""What `keep=` takes: a Budget or an Amount, "macs=50%", "params=0.1", "bytes=256KB", a fraction of MACs, or explicit
+widths by group name."""
 
 _FORM = re.compile(r"\s*(?:([A-Za-z_]+)\s*=)?\s*([-+.\deE]+)\s*(%?)\s*")
+_AMOUNT = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµ]+)\s*")
+
+_COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_SIZES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_TIMES = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
+UNITS = {"macs": _COUNTS, "params": _COUNTS, "bytes": _SIZES, "latency": _TIMES}
+"""Cost → unit of an amount, in small letters → what it stands for."""
+
+
+def read_keep(keep: Budget | Amount | str | float) -> Budget | Amount:
+    """What `keep` writes down: a share of the dense network, or an amount.
+
+    Raises:
+        BudgetError: neither can be read from it.
+    """
+    if isinstance(keep, Amount):
+        return keep
+    match = _AMOUNT.fullmatch(keep) if isinstance(keep, str) else None
+    if match is None:
+        return parse(cast("Budget | str | float", keep))
+    cost, unit = match[1].lower(), match[3].lower()
+    if unit not in UNITS.get(cost, ()):
+        units = {"bytes": "KB, MB, GB, KiB, MiB, GiB", "latency": "ms, us, s"}.get(cost, "K, M, G")
+        raise BudgetError(
+            "The budget can't be read.",
+            expected=f"an amount of {cost} in {units}" if cost in UNITS else f"one of {', '.join(UNITS)}",
+            got=repr(keep),
+            where="keep",
+            hint='for example "params=500K", "macs=1.5G", "bytes=256KB" or "latency=5ms"; a share has a %',
+        )
+    return Amount(cost, float(match[2]) * UNITS[cost][unit], match[2] + match[3])
 
 
 def parse(keep: Budget | str | float) -> Budget:
-    """The budget that `keep` writes down.
+    """The share of the dense network that `keep` writes down.
 
     Raises:
-        BudgetError: no budget can be read from it.
+        BudgetError: no share can be read from it.
     """
     if isinstance(keep, Budget):
         return keep
+    if isinstance(keep, str) and _AMOUNT.fullmatch(keep):
+        raise BudgetError(
+            "An amount can't be asked for here.",
+            expected='a share of the dense network, such as "params=10%"',
+            got=repr(keep),
+            where="keep",
+            hint="prune and allocate take amounts as well",
+        )
     if isinstance(keep, Real) and not isinstance(keep, bool):
         return Budget("macs", float(keep))
     match = _FORM.fullmatch(keep) if isinstance(keep, str) else None

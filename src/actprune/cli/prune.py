@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def prune(
     spec: RecipeSpec = DEFAULT,
     data: Samples = None,
-    keep: Annotated[str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=25%, latency=50%, …")] = None,
+    keep: Annotated[str | None, typer.Option(help="Budget: macs=50%, params=10%, bytes=256KB, latency=50%, …")] = None,
     max_drop: Annotated[float | None, typer.Option(min=0, help="How much the metric may fall, in its units.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Keep the units of this plan.json, edited by hand or not.")] = None,
     method: MethodName = "sgd-ap",

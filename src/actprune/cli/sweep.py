@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actprune.allocation.budget import parse
+from actprune.allocation.budget import read_keep
 from actprune.cli.options import (
     Allocation,
     AsJson,
@@ -115,7 +115,7 @@ def _texts(found: Frontier) -> tuple[str, str]:
 
 
 def _check_different(keeps: list[str]) -> None:
-    names = [parse(keep).slug for keep in keeps]
+    names = [read_keep(keep).slug for keep in keeps]
     if len(set(names)) < len(names):
         raise typer.BadParameter("every budget once", param_hint="--keep")
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from actprune.allocation.budget import Keep, parse
+from actprune.allocation.budget import Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.artifacts.checkpoint import check_output, save
 from actprune.compensation.refit import compensate
@@ -143,7 +143,7 @@ def check(options: Options) -> None:
     if options.allocation is not None:
         known(options.allocation, ALLOCATIONS, "allocation")
     if options.keep is not None and not isinstance(options.keep, Mapping):
-        parse(options.keep)
+        read_keep(options.keep)
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that this machine lacks

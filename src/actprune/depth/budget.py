@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from actprune.allocation.budget import Budget, parse
+from actprune.allocation.budget import Amount, Budget, read_keep
 from actprune.errors import BudgetError
 
 
@@ -18,14 +18,18 @@ class Depth:
     Attributes:
         blocks: number of blocks, at least 1; or None.
         share: fraction, in (0, 1], of the parameters of the network, where `blocks` is None.
+        most: number of parameters; or None.
     """
 
     blocks: int | None = None
     share: float = 1.0
+    most: float | None = None
 
     def met(self, blocks: int, params: int, dense_params: int) -> bool:
         """Whether a network with so many blocks and parameters is within it."""
-        return blocks <= self.blocks if self.blocks is not None else params <= self.share * dense_params
+        if self.blocks is not None:
+            return blocks <= self.blocks
+        return params <= (self.share * dense_params if self.most is None else self.most)
 
 
 _SHARE = re.compile(r"\s*blocks\s*=\s*([.\d]+)\s*(%?)\s*")
@@ -43,12 +47,12 @@ def read_depth(keep: Any) -> Depth | float:
         return Depth(blocks=keep)
     if isinstance(keep, str) and (match := _SHARE.fullmatch(keep)):
         return _share(keep, match[1], bool(match[2]))
-    if not isinstance(keep, str | Budget):
+    if not isinstance(keep, str | Budget | Amount):
         raise _unreadable(keep)  # a bare fraction could be one of blocks or of parameters
-    budget = parse(keep)
+    budget = read_keep(keep)
     if budget.cost != "params":
         raise _unreadable(keep)
-    return Depth(share=budget.keep)
+    return Depth(most=budget.most) if isinstance(budget, Amount) else Depth(share=budget.keep)
 
 
 def of_blocks(asked: Depth | float, blocks: int, removable: int) -> Depth:
@@ -94,7 +98,8 @@ def _share(keep: str, number: str, percent: bool) -> float:
 def _unreadable(keep: Any) -> BudgetError:
     return BudgetError(
         "The number of blocks can't be read.",
-        expected='how many blocks stay (keep=8), their share ("blocks=75%"), or that of all parameters ("params=80%")',
+        expected='how many blocks stay (keep=8), their share ("blocks=75%"), or that of all parameters ("params=80%", '
+        '"params=5M")',
         got=repr(keep),
         where="keep",
         hint="multiply-adds, bytes and milliseconds are budgets of actprune.prune",

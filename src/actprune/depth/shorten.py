@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from actprune.allocation.budget import Budget
+from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.pretrained import save_pretrained
 from actprune.axes.capture import Graph, capture
@@ -85,7 +85,7 @@ def shorten(
     model: nn.Module,
     calibration: Iterable[Any],
     *,
-    keep: int | str | Budget,
+    keep: int | str | Budget | Amount,
     protect: Sequence[str] = (),
     distance: str | Distance = "auto",
     calibration_size: int = SIZE,
@@ -106,7 +106,7 @@ def shorten(
         calibration: as for `prune`. For n blocks of which r go, about r (n − r / 2) passes of all samples are made,
             and the outputs of all samples are held twice.
         keep: how many of the blocks that can be left out stay (24), their share, rounded down ("blocks=75%"), or at
-            most how much of all parameters ("params=80%"). Every container keeps an item.
+            most how much of all parameters ("params=80%", "params=700M"). Every container keeps an item.
         protect: patterns of module paths (as in `fnmatch`) of blocks that stay.
         distance: between outputs, as for `prune`.
         calibration_size: samples taken from `calibration`.
