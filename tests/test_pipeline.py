@@ -637,10 +637,10 @@ def test_generators_ragged_loaders_and_sizes() -> None:
 
     model, _ = build("residual")
     result = prune(model, batches(), keep="macs=50%", method="l2", calibration_size=1000)
-    assert result.report.calibration == {"samples": 64, "left_over": 3, "batch_size": 8}
+    assert result.report.calibration == {"samples": 64, "left_over": 3, "batch_size": 8, "distance": "mse"}
     assert result.report.notes[0] == "3 calibration samples did not fill a batch and were not used."
     few = prune(model, batches(), keep="macs=50%", method="greedy", calibration_size=16)
-    assert few.report.calibration == {"samples": 16, "left_over": 0, "batch_size": 8}
+    assert few.report.calibration == {"samples": 16, "left_over": 0, "batch_size": 8, "distance": "mse"}
 
 
 def test_too_few_rows_are_told(fast: None) -> None:

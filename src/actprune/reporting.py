@@ -79,6 +79,7 @@ class Reporting:
     """What a run was asked for, and what its stages left.
 
     Attributes:
+        settings: with "kl" or "mse" where `distance` was "auto".
         seconds: stage → time.
         losses: of the fine-tune: (steps done, loss).
         request: see `Report.request`.
@@ -131,6 +132,7 @@ class Reporting:
                 "samples": self.data.samples,
                 "left_over": self.data.left_over,
                 "batch_size": self.graph.program.batch_size,
+                "distance": how if isinstance(how := self.settings.distance, str) else "a function",
             },
             seed=self.settings.seed,
             seconds={name: round(value, 3) for name, value in self.seconds.items()},

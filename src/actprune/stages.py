@@ -28,7 +28,7 @@ from actprune.data.calls import Forward
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import fit, take
 from actprune.deciding import Deciding, FailedCutError
-from actprune.distance import choose
+from actprune.distance import Distance, choose, resolve
 from actprune.errors import DataError, EquivalenceError, PlanError
 from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
@@ -152,6 +152,7 @@ class Run:
         self.data = fit(self.graph.program, samples)
         choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
         self._check_finite()
+        self.distance: str | Distance = resolve(self.graph.program, asked.distance, self.data.batches)
 
     def _share(self, asked: Budget | Amount | None) -> Budget | None:
         """An amount as a share of what the dense network takes; its milliseconds are measured here, on rank 0."""
@@ -169,7 +170,7 @@ class Run:
         attempt = self._proved(budget, dense_metric)
         with self._stage("report"):
             reporting = Reporting(
-                self.model, self.settings, self.form, self.guide, self.stats, self.data, self.bench, self.seconds,
+                self.model, self._judged, self.form, self.guide, self.stats, self.data, self.bench, self.seconds,
                 self.losses, request_of(self.settings, self.given) if self.given else None,
             )  # fmt: skip
             report = self._reported(lambda: reporting(attempt, budget, dense_metric))
@@ -211,7 +212,7 @@ class Run:
 
     def _decided(self, budget: Budget | None, dense: float | None) -> tuple[Deciding, Corrected]:
         asked = self.settings
-        deciding = Deciding(asked, self.model, self.form, self.guide, self.data, self.bench, known=self.known)
+        deciding = Deciding(self._judged, self.model, self.form, self.guide, self.data, self.bench, known=self.known)
 
         def decide() -> Corrected:
             decided = deciding(budget, dense)
@@ -264,7 +265,12 @@ class Run:
 
     @property
     def _training(self) -> Training:
-        return Training(self.settings, self.model if self.teacher is None else self.teacher, self._keeping, self._name)
+        return Training(self._judged, self.model if self.teacher is None else self.teacher, self._keeping, self._name)
+
+    @property
+    def _judged(self) -> Settings:
+        """The settings, with what distance="auto" stands for on these samples."""
+        return replace(self.settings, distance=self.distance)
 
     @property
     def graph(self) -> Graph:

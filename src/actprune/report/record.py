@@ -158,6 +158,7 @@ class Report:
         groups: in the order of the forward pass.
         proof: the fields of `Proof`.
         rounds: those of correction, see `actprune.allocation.correct.Round`.
+        calibration: samples that were used and left over, the batch size, and by which distance outputs were compared.
         seconds: stage → time.
         notes: what a reader of the figures must know.
         latency: of what the milliseconds are: device, batch size, threads, layout.
