@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from functools import cache
 from math import exp, log
@@ -12,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actprune.data.take import fit
+from actprune.data.take import fit, take
 from actprune.distance import choose, divergence, normalised_error, output_kind, resolve
 from actprune.errors import PlanError
 from actprune.graph.program import Program
 from actprune.graph.run import run_all
 from actprune.graph.trace import trace
+from actprune.pipeline import prune
 from nets import build
 
 
@@ -93,6 +95,37 @@ def test_outputs_that_are_sure_of_nothing_are_values(size: float, found: str) ->
     assert resolve(seen, "auto", data) == found
     assert resolve(seen, "kl", data) == "kl"
     assert resolve(seen, "mse", data) == "mse"
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (torch.randn(64, 3), "mse"),
+        (torch.eye(3)[torch.arange(64) % 3] + torch.tensor([0.0, 0.0, 1.0]), "mse"),  # several classes at a time
+        (torch.eye(3)[torch.arange(64) % 3], "kl"),  # one class
+        (torch.rand(64, 3).softmax(1), "kl"),
+        (torch.randn(64, 2), "kl"),  # of another shape
+        (torch.arange(64) % 3, "kl"),
+        (torch.randn(64), "kl"),
+    ],
+)
+def test_labels_that_are_values_tell_a_regression(labels: Tensor, found: str) -> None:
+    """Outputs far apart look like logits that are sure."""
+    x = torch.randn(64, 4)
+    model = ending(20.0)
+    seen = trace(model, x[:8])
+    samples = take(model, list(zip(x.split(8), labels.split(8), strict=True)), 64)
+    assert resolve(seen, "auto", fit(seen, samples).batches, samples.valued) == found
+    assert pickle.loads(pickle.dumps(samples)).valued == samples.valued
+    assert take(model, x, 64).valued is None
+
+
+def test_a_run_goes_by_its_labels() -> None:
+    model, x = ending(20.0), torch.randn(64, 4)
+    body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), model).eval()
+    for labels, found in ((torch.randn(64, 3), "mse"), (torch.zeros(64, dtype=torch.long), "kl")):
+        report = prune(body, list(zip(x.split(8), labels.split(8), strict=True)), keep="params=80%").report
+        assert report.calibration["distance"] == found
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])

@@ -81,6 +81,8 @@ class Deciding:
     metrics: dict[Any, float] = field(default_factory=dict[Any, float])
     known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
     """Cost that a budget names → what was measured for it; given by who decides on several budgets."""
+    judged: bool = False
+    """Whether the distance in the settings is what "auto" was found to be."""
     budget: Budget | None = None
     """The share that was asked for, if one was: told with the call."""
     table: LatencyTable | None = None
@@ -154,6 +156,7 @@ class Deciding:
             method=method or self._compensation,
             batchnorm=asked.batchnorm,
             distance=asked.distance,
+            judged=self.judged,
             base=self._base(),
             memory_limit=asked.memory_limit,
         )

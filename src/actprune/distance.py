@@ -6,8 +6,9 @@ samples saturate and the distance says little), else the squared error of the ou
 variance.
 
 The last op of a regressor or an embedding may be that of a classifier; its values count, not their softmax. So where
-there is data, a matrix without a softmax has to be as sure of a class as logits are (`resolve`). Where nothing is sure
-squares say the same as the divergence, but for what all classes have in common.
+there is data, a matrix without a softmax has to be as sure of a class as logits are, and samples that come with labels
+must not have values of its shape (`resolve`). Where nothing is sure squares say the same as the divergence, but for
+what all classes have in common.
 """
 
 from __future__ import annotations
@@ -48,11 +49,19 @@ Objective: TypeAlias = Callable[[Outputs, Outputs], Tensor]
 """(outputs of the dense network on one batch, of a network in training) → the same as a scalar with a gradient."""
 
 
-def resolve(program: Program, distance: str | Distance, batches: Sequence[Batch]) -> str | Distance:
-    """What "auto" is for a program on these inputs: "kl" or "mse"; any other distance as it is."""
+def resolve(
+    program: Program, distance: str | Distance, batches: Sequence[Batch], valued: tuple[int, ...] | None = None
+) -> str | Distance:
+    """What "auto" is for a program on these inputs: "kl" or "mse"; any other distance as it is.
+
+    Args:
+        valued: shape of what a sample is labelled with, where these are values (`Samples.valued`).
+    """
     if distance != "auto":
         return distance
     kind = output_kind(program)
+    if kind == "logits" and valued is not None and valued == shape(tensor_outputs(program)[0])[1:]:
+        return "mse"
     if kind != "logits" or len(shape(tensor_outputs(program)[0])) > 2:
         return "mse" if kind == "values" else "kl"
     wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))

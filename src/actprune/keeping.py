@@ -73,6 +73,7 @@ def given_digests(model: nn.Module, samples: Samples, size: int) -> dict[str, An
     """What a run is given beside its settings."""
     return {
         "calibration_size": size,
+        "valued": samples.valued and list(samples.valued),
         "model": content_digest(model.state_dict().items()),
         "data": content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves)),
     }

@@ -152,7 +152,7 @@ class Run:
         self.data = fit(self.graph.program, samples)
         choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
         self._check_finite()
-        self.distance: str | Distance = resolve(self.graph.program, asked.distance, self.data.batches)
+        self.distance: str | Distance = resolve(self.graph.program, asked.distance, self.data.batches, samples.valued)
 
     def _share(self, asked: Budget | Amount | None) -> Budget | None:
         """An amount as a share of what the dense network takes; its milliseconds are measured here, on rank 0."""
@@ -212,7 +212,10 @@ class Run:
 
     def _decided(self, budget: Budget | None, dense: float | None) -> tuple[Deciding, Corrected]:
         asked = self.settings
-        deciding = Deciding(self._judged, self.model, self.form, self.guide, self.data, self.bench, known=self.known)
+        deciding = Deciding(
+            self._judged, self.model, self.form, self.guide, self.data, self.bench, known=self.known,
+            judged=asked.distance == "auto",
+        )  # fmt: skip
 
         def decide() -> Corrected:
             decided = deciding(budget, dense)

@@ -52,6 +52,7 @@ def compensate(
     scope: str = "all",
     base: Mapping[str, Tensor] | None = None,
     memory_limit: int | str | None = None,
+    judged: bool = False,
 ) -> Rewrite:
     """The dense-shaped weights and biases with which the cut network comes closest to the dense one.
 
@@ -71,6 +72,7 @@ def compensate(
         scope: "all" refits every consumer whose input changed, "cut" only those that lose columns.
         base: overrides that hold before compensation (used by the method "filter").
         memory_limit: of which "reconstruct" takes a quarter, see `actprune.prune`.
+        judged: `distance` was found by a look at samples: that it is "kl" does not vouch for logits.
 
     Raises:
         DataError: no calibration data, or of another shape.
@@ -101,7 +103,7 @@ def compensate(
         judge = choose(graph.program, how)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
     if whole and how == "kl":
-        room, told = limit_bytes(memory_limit) // 4, distance == "kl"
+        room, told = limit_bytes(memory_limit) // 4, distance == "kl" and not judged
         found, record["logits"] = nearer_logits(graph, plan, data, overrides, room, told=told)
         overrides = {**overrides, **found}
     return _without_masks(graph, overrides, record)

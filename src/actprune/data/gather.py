@@ -35,9 +35,19 @@ class _Piece:
 
 
 def gather(
-    calibration: Iterable[Any], size: int, call: Callable[[Any], Arguments], device: torch.device, labels: bool
+    calibration: Iterable[Any],
+    size: int,
+    call: Callable[[Any], Arguments],
+    device: torch.device,
+    labels: bool,
+    beside: bool = False,
 ) -> Samples:
-    """Up to `size` samples of the batches, which `call` makes calls of, on `device`."""
+    """Up to `size` samples of the batches, which `call` makes calls of, on `device`.
+
+    Args:
+        labels: take the labels as well.
+        beside: what stands where labels do is none of the inputs: its form tells what they are.
+    """
     if size < 1:
         raise DataError(
             "No calibration samples are asked for.",
@@ -47,7 +57,7 @@ def gather(
             hint="some hundred samples are a good start",
         )
     pieces: list[_Piece] = []
-    count = 0
+    count, valued = 0, None
     for batch in _iterate(calibration):
         piece = _piece(call(batch), pieces[0].names if pieces else None, device)
         if piece.count == 0:
@@ -56,6 +66,8 @@ def gather(
             piece = replace(piece, labels=_labels(batch, piece.count, device))
         if pieces:
             _check_same_form(piece, pieces[0])
+        elif beside:
+            valued = _valued(_beside(batch), piece.count)
         pieces.append(piece)
         count += piece.count
         if count >= size:
@@ -75,18 +87,13 @@ def gather(
     )
     known = [piece.labels for piece in pieces if piece.labels is not None]
     return Samples(
-        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None
+        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None, valued
     )
 
 
 def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
     """(count, …) the labels of a batch."""
-    found = None
-    if isinstance(batch, Mapping):
-        found = batch.get("labels")
-    elif isinstance(batch, tuple | list) and len(batch) > 1:
-        found = batch[1]
-    found = _tensor(found)
+    found = _beside(batch)
     if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
         raise DataError(
             "A calibration batch holds no labels.",
@@ -96,6 +103,21 @@ def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
             hint="leave out loss= to take the model's own predictions; a model that predicts its input gets (x, x)",
         )
     return found.detach().to(device)
+
+
+def _beside(batch: Any) -> Any:
+    """What stands where labels do."""
+    if isinstance(batch, Mapping):
+        return _tensor(batch.get("labels"))
+    return _tensor(batch[1]) if isinstance(batch, tuple | list) and len(batch) > 1 else None
+
+
+def _valued(found: Any, count: int) -> tuple[int, ...] | None:
+    """See `Samples.valued`."""
+    if not isinstance(found, Tensor) or found.dim() < 2 or found.shape[0] != count or not found.is_floating_point():
+        return None
+    shares = bool((found >= 0).all()) and torch.allclose(found.sum(-1), found.new_ones(()), atol=1e-3)
+    return None if shares else tuple(found.shape[1:])
 
 
 def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:

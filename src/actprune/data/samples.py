@@ -23,6 +23,8 @@ class Samples:
         count: number of samples.
         batch_size: samples per batch as the user's data came.
         labels: (count, …) what the samples are labelled with, where it was asked for.
+        valued: shape of the label beside a sample, where labels are real numbers and no probabilities: those of a
+            regression, or of several classes at a time.
     """
 
     leaves: tuple[Any, ...] = field(repr=False)
@@ -31,6 +33,7 @@ class Samples:
     count: int
     batch_size: int
     labels: Tensor | None = field(default=None, repr=False)
+    valued: tuple[int, ...] | None = None
 
     def batch(self, start: int, stop: int) -> tuple[Any, ...]:
         """The flat inputs of samples `start` to `stop`."""
@@ -49,7 +52,7 @@ class Samples:
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: the containers themselves, since reading a `TreeSpec` back warns."""
         tree = pytree.tree_unflatten(list(range(len(self.leaves))), self.spec)
-        return _as_sent, (tree, self.leaves, self.batched, self.count, self.batch_size, self.labels)
+        return _as_sent, (tree, self.leaves, self.batched, self.count, self.batch_size, self.labels, self.valued)
 
 
 def _as_sent(tree: Any, leaves: tuple[Any, ...], batched: tuple[bool, ...], *rest: Any) -> Samples:

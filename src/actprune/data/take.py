@@ -47,7 +47,7 @@ def take(
     check_ready(model)
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return gather(calibration, size, lambda batch: as_call(model, batch, forward), device, labels)
+    return gather(calibration, size, lambda batch: as_call(model, batch, forward), device, labels, forward is None)
 
 
 def first_batch(model: nn.Module, calibration: Iterable[Any], forward: Forward | None = None) -> Any:
