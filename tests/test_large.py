@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 import actprune as ap
 from actprune import mapped, shards
 from actprune.artifacts.journal import Journal
+from actprune.compensation.walk import Walk
 from actprune.errors import ArtifactError, DataError
 from actprune.mapped import alongside, any_mapped, is_mapped, let_go, on_disk
+from actprune.plan import make_plan
+from actprune.rewrite import zero_columns
 from actprune.shards import open_weights, write_shards, write_tensors
 
 
@@ -180,6 +184,30 @@ def test_files_are_forgotten_with_their_tensors() -> None:
     assert len(mapped._MAPPINGS) == count + 1
     del held
     assert len(mapped._MAPPINGS) == count
+
+
+@pytest.mark.parametrize("method", ["least_squares", "reconstruct"])
+def test_what_a_refit_replaces_is_not_held(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would take its memory until the end: with many layers, more than all else."""
+    graph = ap.capture(opened(folder), tokens()[0])
+    plan = make_plan(graph, {group.name: range(group.width // 2) for group in graph.groups})
+    first: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def zeros(*args: Any) -> dict[str, Tensor]:
+        found = zero_columns(*args)
+        first.extend(map(weakref.ref, found.values()))
+        return found
+
+    def run(self: Walk) -> None:
+        Walk.advance(self, self.last + 1)
+        left.append(sum(ref() is not None for ref in first))
+
+    monkeypatch.setattr("actprune.compensation.refit.zero_columns", zeros)
+    monkeypatch.setattr(Walk, "run", run)
+    rewrite = ap.compensate(graph, plan, tokens(), method=method)
+    assert len(first) == 3 and left == [0]
+    assert {f"{i}.down.weight" for i in (1, 2, 3)} <= rewrite.tensors.keys()
 
 
 def test_the_same_plan_and_weights_as_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

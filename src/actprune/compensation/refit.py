@@ -92,6 +92,7 @@ def compensate(
     if name != "none":
         order = schedule(graph, target == "sum")
         streams = Streams(graph.program, data.batches, order.nodes, overrides)
+        overrides.clear()  # they are the streams' alone: what a refit replaces is let go of
         walk = Walk(graph, plan, order, streams, Settings(quickly(name), scope == "all", rounds, rows))
         if name == "reconstruct":
             record["blocks"] = reconstruct(walk, limit_bytes(memory_limit) // 4)
