@@ -186,6 +186,17 @@ def test_files_are_forgotten_with_their_tensors() -> None:
     assert len(mapped._MAPPINGS) == count
 
 
+def test_a_run_folder_is_written_tensor_by_tensor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library makes a copy of every tensor before it writes the first one."""
+    monkeypatch.setattr("actprune.artifacts.weights.save_file", None)
+    place = tmp_path / "run"
+    result = ap.prune(opened(folder), tokens(), keep="units=60%", method="l2", save_to=place)
+    loaded = ap.load(place, in_memory(folder)).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in result.model.state_dict().items())
+
+
 @pytest.mark.parametrize("method", ["least_squares", "reconstruct"])
 def test_what_a_refit_replaces_is_not_held(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would take its memory until the end: with many layers, more than all else."""

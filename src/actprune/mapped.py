@@ -7,7 +7,9 @@ model, and only what it uses at the moment is in memory.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 import tempfile
 import weakref
 from bisect import bisect_right
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from actprune.errors import ArtifactError
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 SMALL = 1 << 16
 """Tensors of fewer bytes stay in memory: norms and biases."""
@@ -87,6 +91,14 @@ def let_go(values: Iterable[Any]) -> None:
             whole = (first + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE - begin
             if whole > 0:
                 file.madvise(mmap.MADV_DONTNEED, begin, whole)
+
+
+def give_back() -> None:
+    """Have the allocator hand back what it holds free between what is in use: values of a run, mostly, of several MB
+    each. Only glibc is asked, others do so by themselves or can't."""
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def alongside(new: Tensor, *own: Any) -> Tensor:

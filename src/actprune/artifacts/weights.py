@@ -16,6 +16,8 @@ from torch import Tensor
 
 from actprune.artifacts.files import check_regular, unreadable
 from actprune.errors import ArtifactError
+from actprune.mapped import any_mapped
+from actprune.shards import write_tensors
 
 _TIED = "tied"
 
@@ -59,9 +61,13 @@ def write_weights(path: Path, state: Mapping[str, Any], metadata: Mapping[str, s
         seen.add(entry.untyped_storage().data_ptr())
         entries[first] = entry
     others = {first: list(aliases[1:]) for first, aliases in names.items() if len(aliases) > 1}
+    about = {**metadata, _TIED: json.dumps(others, sort_keys=True)}
+    if any_mapped(entries.values()):  # the library copies all of them first
+        write_tensors(path, entries, about)
+        return
     path.touch()
     mode = path.stat().st_mode
-    save_file(entries, path, metadata={**metadata, _TIED: json.dumps(others, sort_keys=True)})
+    save_file(entries, path, metadata=about)
     with suppress(OSError):  # not every file system has modes
         path.chmod(mode)  # save_file makes files that only their owner may read, whatever the umask says
     _sort_header(path)
