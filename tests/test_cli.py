@@ -335,8 +335,11 @@ def test_shorten_writes_which_blocks_stay_and_a_recipe_goes_on_with_them(run: Ru
 
 
 def test_shorten_tells_what_it_did_and_overwrites_nothing(run: Run, tmp_path: Path) -> None:
-    recipe, plan = tmp_path / "recipe.py", tmp_path / "other.json"
+    recipe, plan = tmp_path / "recipe.py", tmp_path / "new" / "other.json"
     recipe.write_text(BLOCKS)
+    (tmp_path / "file").touch()
+    code, _, err = run("shorten", recipe, "--out", tmp_path / "file" / "depth.json")
+    assert code == 1 and "folder that can be made" in err
     code, out, err = run("shorten", recipe, "--keep", "blocks=75%", "--protect", "2", "--out", plan)
     assert code == 0, err
     assert "without 4" in out and "metric 6 → 5" in out and "proved" in out and "apply(dense)" in out

@@ -37,9 +37,9 @@ def shorten(
     """
     from rich.console import Console
 
-    from actprune.artifacts.files import new_file
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
+    from actprune.cli.runs import write_texts
     from actprune.depth.shorten import shorten as run
     from actprune.keras3.backend import is_keras
     from actprune.settings import measured
@@ -47,6 +47,7 @@ def shorten(
     for place in (out, hf):
         if place is not None and place.exists():
             raise _taken(place)
+    _make_folder(out.parent)
     with redirect_stdout(sys.stderr), progress_of(log_json) as progress:
         recipe = load_recipe(spec, seed)
         model = recipe.model()
@@ -59,8 +60,7 @@ def shorten(
         metrics = [measured(recipe.optional("evaluate"), one) for one in (model, short.model)]
         if hf is not None:
             short.save_pretrained(hf)
-        with new_file(out) as scratch:
-            scratch.write_text(short.plan.to_json() + "\n", encoding="utf-8")
+        write_texts(out.parent, {out.name: short.plan.to_json() + "\n"})
     if as_json:
         typer.echo(json.dumps(_data(short, metrics, out), indent=1))
         return
@@ -99,6 +99,19 @@ def _taken(place: Path) -> ArtifactError:
         where=str(place),
         hint="remove it, or name another place",
     )
+
+
+def _make_folder(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            "The plan can't be written there.",
+            expected="a folder that can be made",
+            got=error.strerror or str(error),
+            where=str(place),
+            hint="choose another --out",
+        ) from error
 
 
 def _keras(spec: str) -> DataError:
