@@ -147,6 +147,8 @@ def test_malformed_budgets(written: Any, problem: str, got: str) -> None:
         ("bytes=256KB", "bytes", 256_000),
         ("bytes=256KiB", "bytes", 262_144),
         ("bytes=900B", "bytes", 900),
+        ("params=900000K", "params", 9e8),
+        ("latency=250μs", "latency", 0.25),
         ("latency=5ms", "latency", 5),
         ("latency=250us", "latency", 0.25),
         ("latency=1s", "latency", 1000),
@@ -178,6 +180,17 @@ def test_amounts(written: str, cost_name: str, most: float) -> None:
 def test_malformed_amounts(written: str, problem: str) -> None:
     with pytest.raises(BudgetError, match=problem):
         read_keep(written)
+
+
+@pytest.mark.parametrize("given", [("units", 3), ("flops", 3), ("params", "5"), ("params", 0), ("params", True)])
+def test_what_is_no_amount(given: Any) -> None:
+    with pytest.raises(BudgetError):
+        Amount(*given)
+
+
+def test_equal_amounts_have_one_name() -> None:
+    assert {read_keep(f"params={text}").slug for text in ("500K", "0.5M", "500k", ".0005b")} == {"params-500K"}
+    assert read_keep("latency=0.25ms").slug == "latency-250us"
 
 
 def test_an_amount_is_met_by_count() -> None:
@@ -481,7 +494,7 @@ def test_curves_are_measured_one_group_at_a_time() -> None:
     space = make_space(graph, Budget("macs", 1.0))
     measured = measure_all(graph, ranked, space, data, None)
     dense = run_all(graph.program, data.batches)
-    how = choose(graph.program, resolve(graph.program, "auto", data.batches))
+    how = choose(graph.program, resolve(graph.program, "auto", data))
     assert {name: sorted(curve.measured) for name, curve in measured.curves.items()} == {
         "fc1": [1, 2, 4, 6], "fc2": [1, 2, 4, 5],
     }  # fmt: skip

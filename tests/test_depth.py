@@ -144,6 +144,15 @@ def test_budgets_out_of_reach() -> None:
         ap.shorten(model, data(1), keep=1, protect=["blocks.0", "blocks.2"])
     with pytest.raises(ap.BudgetError, match=r"params=\d+.*% or more"):
         ap.shorten(model, data(1), keep="params=5%")
+    with pytest.raises(ap.BudgetError, match=r"\d+ are in what always stays"):
+        ap.shorten(model, data(1), keep="params=0.05K")
+
+
+def test_an_amount_of_parameters() -> None:
+    model = Chain(1, 1, 1)
+    whole, block = (sum(p.numel() for p in part.parameters()) for part in (model, model.blocks[0]))
+    short = ap.shorten(model, data(1), keep=ap.Amount("params", whole - block))
+    assert len(short.removals) == 1
 
 
 def test_protected_blocks_stay() -> None:

@@ -8,11 +8,13 @@ from functools import cache
 from math import exp, log
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actprune.data.samples import Calibration
 from actprune.data.take import fit, take
 from actprune.distance import choose, divergence, normalised_error, output_kind, resolve
 from actprune.errors import PlanError
@@ -91,7 +93,7 @@ def ending(size: float) -> nn.Module:
 def test_outputs_that_are_sure_of_nothing_are_values(size: float, found: str) -> None:
     x = torch.randn(64, 4)
     seen = trace(ending(size), x[:8])
-    data = fit(seen, x.split(8)).batches
+    data = fit(seen, x.split(8))
     assert resolve(seen, "auto", data) == found
     assert resolve(seen, "kl", data) == "kl"
     assert resolve(seen, "mse", data) == "mse"
@@ -103,21 +105,34 @@ def test_outputs_that_are_sure_of_nothing_are_values(size: float, found: str) ->
         (torch.randn(64, 3), "mse"),
         (torch.eye(3)[torch.arange(64) % 3] + torch.tensor([0.0, 0.0, 1.0]), "mse"),  # several classes at a time
         (torch.eye(3)[torch.arange(64) % 3], "kl"),  # one class
-        (torch.rand(64, 3).softmax(1), "kl"),
+        (torch.rand(64, 3).softmax(1).bfloat16(), "kl"),
+        (torch.eye(4)[torch.arange(64) % 4][:, :3], "kl"),  # some of no class
+        (torch.randn(64, 3).numpy(), "mse"),
+        (np.array([list("abc")] * 64), "kl"),
+        (torch.randn(64, 3).to_sparse(), "kl"),
+        ([["a", "b", "c"]] * 64, "kl"),
         (torch.randn(64, 2), "kl"),  # of another shape
         (torch.arange(64) % 3, "kl"),
         (torch.randn(64), "kl"),
     ],
 )
-def test_labels_that_are_values_tell_a_regression(labels: Tensor, found: str) -> None:
+def test_labels_that_are_values_tell_a_regression(labels: Any, found: str) -> None:
     """Outputs far apart look like logits that are sure."""
     x = torch.randn(64, 4)
     model = ending(20.0)
     seen = trace(model, x[:8])
-    samples = take(model, list(zip(x.split(8), labels.split(8), strict=True)), 64)
-    assert resolve(seen, "auto", fit(seen, samples).batches, samples.valued) == found
+    parts = (
+        [labels] if isinstance(labels, Tensor) and labels.is_sparse else [labels[i : i + 8] for i in range(0, 64, 8)]
+    )
+    data = list(zip(x.split(64 // len(parts)), parts, strict=True))
+    samples = take(model, data, 64)
+    assert resolve(seen, "auto", fit(seen, data)) == found
+    assert resolve(seen, "auto", fit(seen, samples)) == found
     assert pickle.loads(pickle.dumps(samples)).valued == samples.valued
+    assert fit(seen, data).part([0, 1]).valued == samples.valued
     assert take(model, x, 64).valued is None
+    assert take(model, [{"x": x, "labels": labels}], 64).valued == samples.valued
+    assert take(model, data, 64, lambda net, batch: net(batch[0])).valued is None
 
 
 def test_a_run_goes_by_its_labels() -> None:
@@ -142,12 +157,12 @@ def test_a_trained_classifier_gives_logits(classes: int, optimizer: Any) -> None
         steps.step()
     x = centres[torch.randint(classes, (64,))] + torch.randn(64, 16)
     seen = trace(model.eval(), x[:8])
-    assert resolve(seen, "auto", fit(seen, x.split(8)).batches) == "kl"
+    assert resolve(seen, "auto", fit(seen, x.split(8))) == "kl"
 
 
 @pytest.mark.parametrize(("name", "found"), [("softmax", "kl"), ("log_softmax", "kl"), ("sigmoid", "mse")])
 def test_where_the_last_op_says_it_outputs_are_not_looked_at(name: str, found: str) -> None:
-    assert resolve(program(name), "auto", ()) == found
+    assert resolve(program(name), "auto", Calibration((), 0)) == found
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -42,6 +42,13 @@ def test_every_round_is_proved_and_the_last_meets_the_budget(keep: str) -> None:
         assert getattr(left, cost) <= float(keep[-3:-1]) / 100 * getattr(dense, cost)
 
 
+def test_rounds_to_an_amount() -> None:
+    most = params(build("chain")[0]) // 3
+    first, last = pruned(keep=ap.Amount("params", most))
+    assert most < params(first.model) and 0.7 * most < params(last.model) <= most
+    assert last.proof.passed
+
+
 def test_recovery_and_fine_tune_aim_at_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
     model, teachers = build("chain")[0], []
     monkeypatch.setattr(ap.SGD, "run", lambda self, small, teacher, *rest: teachers.append(teacher))
@@ -110,6 +117,8 @@ def test_no_number_of_rounds(rounds: Any) -> None:
 def test_only_a_budget_is_met_in_rounds() -> None:
     with pytest.raises(BudgetError, match="Only a budget"):
         pruned(keep={"0": 2})
+    with pytest.raises(BudgetError, match="ask for a share"):
+        pruned(keep="latency=5ms")
     with pytest.raises(TypeError, match="max_drop"):
         pruned(max_drop=0.1)
     with pytest.raises(BudgetError, match="out of range"):

@@ -78,13 +78,12 @@ class Deciding:
     guide: Guide
     data: Calibration
     bench: Bench
+    budget: Budget | None = None
     metrics: dict[Any, float] = field(default_factory=dict[Any, float])
     known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
     """Cost that a budget names → what was measured for it; given by who decides on several budgets."""
     judged: bool = False
     """Whether the distance in the settings is what "auto" was found to be."""
-    budget: Budget | None = None
-    """The share that was asked for, if one was: told with the call."""
     table: LatencyTable | None = None
     """What plans cost, for a budget of latency: led through what was measured of networks so far."""
 
@@ -92,7 +91,7 @@ class Deciding:
     def graph(self) -> Graph:
         return self.form.graph
 
-    def __call__(self, budget: Budget | None, dense: float | None) -> Corrected:
+    def __call__(self, dense: float | None) -> Corrected:
         """The plan.
 
         Args:
@@ -101,7 +100,7 @@ class Deciding:
         Raises:
             FailedCutError: a candidate could not be cut or evaluated.
         """
-        asked, self.budget = self.settings, budget
+        asked, budget = self.settings, self.budget
         if isinstance(asked.keep, Plan):
             kept = {name: group.kept for name, group in asked.keep.groups.items()}
             predicted = asdict(cost(self.graph, asked.keep.widths))

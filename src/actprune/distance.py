@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.data.samples import evenly
+from actprune.data.samples import Calibration, evenly
 from actprune.errors import PlanError
-from actprune.graph.program import Batch, Program, named_arguments, op_name, shape
+from actprune.graph.program import Program, named_arguments, op_name, shape
 from actprune.graph.run import run
 from actprune.methods import known
 
@@ -49,21 +49,16 @@ Objective: TypeAlias = Callable[[Outputs, Outputs], Tensor]
 """(outputs of the dense network on one batch, of a network in training) → the same as a scalar with a gradient."""
 
 
-def resolve(
-    program: Program, distance: str | Distance, batches: Sequence[Batch], valued: tuple[int, ...] | None = None
-) -> str | Distance:
-    """What "auto" is for a program on these inputs: "kl" or "mse"; any other distance as it is.
-
-    Args:
-        valued: shape of what a sample is labelled with, where these are values (`Samples.valued`).
-    """
+def resolve(program: Program, distance: str | Distance, data: Calibration) -> str | Distance:
+    """What "auto" is for a program on these samples: "kl" or "mse"; any other distance as it is."""
     if distance != "auto":
         return distance
     kind = output_kind(program)
-    if kind == "logits" and valued is not None and valued == shape(tensor_outputs(program)[0])[1:]:
+    if kind == "logits" and data.valued is not None and data.valued == shape(tensor_outputs(program)[0])[1:]:
         return "mse"
     if kind != "logits" or len(shape(tensor_outputs(program)[0])) > 2:
         return "mse" if kind == "values" else "kl"
+    batches = data.batches
     wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
     rows = torch.cat([_rows(run(program, batches[i])) for i in evenly(len(batches), wanted)]).double()
     logs = torch.log_softmax(rows, -1)

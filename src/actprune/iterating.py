@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from actprune.allocation.budget import Budget, Keep, parse
+from actprune.allocation.budget import Amount, Budget, Keep, read_keep
+from actprune.allocation.cost import cost
 from actprune.artifacts.checkpoint import check_output
+from actprune.axes.capture import capture
 from actprune.composing import save_composed
 from actprune.errors import BudgetError, DataError
 from actprune.keeping import given_digests
@@ -49,7 +51,7 @@ def prune_in_rounds(
 
     Args:
         model, calibration: as for `prune`; samples are taken once.
-        keep: a budget, as for `prune`; no explicit widths and no plan.
+        keep: a budget, as for `prune`; no explicit widths, no plan and no milliseconds.
         rounds: how many.
         save_to: write the run folders `round-1`, `round-2`, … there, and `final`: the last network as one cut of
             `model`, proved as such, for `load(final, model)`.
@@ -78,10 +80,11 @@ def prune_in_rounds(
         if folder is not None:
             check_output(folder, overwrite=resume and folder.exists())
     given["calibration"] = samples = samples_for(model, calibration, [Asked(given, "")])
+    whole = _share(model, samples.inputs, budget)
     left, network = 1.0, model
     plans, reports = list[Plan](), list[Report]()
     for i, folder in enumerate(folders):
-        share = Budget(budget.cost, min(budget.keep ** ((i + 1) / rounds) / left, 1.0))
+        share = Budget(whole.cost, min(whole.keep ** ((i + 1) / rounds) / left, 1.0))
         asked = Asked({**given, "model": network, "keep": share, "save_to": folder}, f"round-{i + 1}")
         if resume and is_there(asked):
             digests = given_digests(network, samples, given["calibration_size"])
@@ -122,15 +125,26 @@ def _left(result: Result | Finished, asked: Budget) -> float:
     return after / before if before and after else asked.keep
 
 
-def _budget(keep: Keep) -> Budget:
-    if isinstance(keep, Budget | str | float | int):
-        return parse(keep)
+def _share(model: nn.Module, inputs: Any, asked: Budget | Amount) -> Budget:
+    """An amount as a share of the first network."""
+    if isinstance(asked, Budget):
+        return asked
+    with undisturbed(model):
+        return asked.of(cost(capture(model, inputs))[asked.cost])
+
+
+def _budget(keep: Keep) -> Budget | Amount:
+    if isinstance(keep, Budget | Amount | str | float | int):
+        found = read_keep(keep)
+        if isinstance(found, Budget) or found.cost != "latency":
+            return found
+        keep = found
     raise BudgetError(
         "Only a budget can be met in rounds.",
-        expected='keep="params=5%", say',
-        got=type(keep).__name__,
+        expected='keep="params=5%", say, or "params=500K"',
+        got=str(keep) if isinstance(keep, Amount) else type(keep).__name__,
         where="prune_in_rounds(keep=…)",
-        hint="call prune with explicit widths or a plan",
+        hint='call prune with explicit widths or a plan; of milliseconds, ask for a share: "latency=50%"',
     )
 
 

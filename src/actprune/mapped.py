@@ -75,10 +75,12 @@ def any_mapped(tensors: Iterable[Any]) -> bool:
 def let_go(values: Iterable[Any]) -> None:
     """Give back the memory that these tensors take while they lie in files; they are read again when they are used.
 
-    One that was changed where the file may not be is left alone.
+    One that was changed where the file may not be is left alone. With them goes what the allocator holds free between
+    what is in use: values and pieces of some MB, of which otherwise the most that there ever was would stay.
     """
     if not _MAPPINGS:
         return
+    given = 0
     for value in values:
         mapping = _mapping(value)
         file = mapping.file() if mapping is not None else None
@@ -91,14 +93,9 @@ def let_go(values: Iterable[Any]) -> None:
             whole = (first + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE - begin
             if whole > 0:
                 file.madvise(mmap.MADV_DONTNEED, begin, whole)
-
-
-def give_back() -> None:
-    """Have the allocator hand back what it holds free between what is in use: values of a run, mostly, of several MB
-    each. Only glibc is asked, others do so by themselves or can't."""
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+                given += whole
+    if given and hasattr(_LIBC, "malloc_trim"):  # glibc's
+        _LIBC.malloc_trim(0)
 
 
 def alongside(new: Tensor, *own: Any) -> Tensor:

@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from actprune.allocation.allocate import Measured
+from actprune.allocation.allocate import Measured, share_of
 from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.correct import Corrected, describe
-from actprune.allocation.cost import cost
 from actprune.artifacts.checkpoint import finite
-from actprune.artifacts.journal import DECIDED, GUIDE, REWRITE, STATISTICS
+from actprune.artifacts.journal import DECIDED, GUIDE, NUMBER, REWRITE, STATISTICS
 from actprune.axes.capture import Graph
 from actprune.compensation.room import check_room
 from actprune.data.calls import Forward
@@ -152,15 +152,17 @@ class Run:
         self.data = fit(self.graph.program, samples)
         choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
         self._check_finite()
-        self.distance: str | Distance = resolve(self.graph.program, asked.distance, self.data.batches, samples.valued)
+        self.distance: str | Distance = resolve(self.graph.program, asked.distance, self.data)
 
     def _share(self, asked: Budget | Amount | None) -> Budget | None:
-        """An amount as a share of what the dense network takes; its milliseconds are measured here, on rank 0."""
-        if not isinstance(asked, Amount):
-            return asked
-        if asked.cost == "latency":
-            return asked.of(self.settings.ranks.from_first(lambda: self.bench.models([self.model])[0]))
-        return asked.of(cost(self.graph)[asked.cost])
+        """An amount as a share of what the dense network takes."""
+        with self._stage("allocate"):
+            return None if asked is None else share_of(asked, self.graph, lambda: self._milliseconds)
+
+    @cached_property
+    def _milliseconds(self) -> float:
+        """Of the dense network; measured once, and kept for the run that goes on."""
+        return self._keeping.of_first("milliseconds", NUMBER, lambda: self.bench.models([self.model])[0])
 
     def _metric(self, model: nn.Module) -> float | None:
         """What `evaluate` says, on rank 0."""
@@ -213,12 +215,12 @@ class Run:
     def _decided(self, budget: Budget | None, dense: float | None) -> tuple[Deciding, Corrected]:
         asked = self.settings
         deciding = Deciding(
-            self._judged, self.model, self.form, self.guide, self.data, self.bench, known=self.known,
+            self._judged, self.model, self.form, self.guide, self.data, self.bench, budget, known=self.known,
             judged=asked.distance == "auto",
         )  # fmt: skip
 
         def decide() -> Corrected:
-            decided = deciding(budget, dense)
+            decided = deciding(dense)
             return replace(decided, plan=decided.plan.with_note(**self.form.note, **deciding.note))
 
         with self._stage("allocate"):

@@ -98,7 +98,7 @@ def allocate(
     name = known(allocation or _preset(guide, keep), ALLOCATIONS, "allocation")
     if isinstance(keep, Mapping):
         return _explicit(graph, guide, keep, protect)
-    budget = Budget("macs", 1.0) if keep is None else _share(graph, read_keep(keep), latency)
+    budget = Budget("macs", 1.0) if keep is None else share_of(read_keep(keep), graph, lambda: _whole(latency))
     space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency, equal=equal_widths)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
     if keep is None:
@@ -124,13 +124,19 @@ def allocate(
     return make_plan(graph, guide.supports(widths), **note)
 
 
-def _share(graph: Graph, asked: Budget | Amount, latency: LatencyTable | None) -> Budget:
-    """An amount as a share of what the dense network takes; milliseconds are those of the table."""
+def share_of(asked: Budget | Amount, graph: Graph, milliseconds: Callable[[], float]) -> Budget:
+    """An amount as a share of what the dense network takes.
+
+    Args:
+        milliseconds: of the dense network, asked for where they are meant.
+    """
     if isinstance(asked, Budget):
         return asked
-    if asked.cost == "latency":
-        return asked.of(latency({}) if latency is not None else 0.0)  # without one, the space says what is missing
-    return asked.of(cost(graph)[asked.cost])
+    return asked.of(milliseconds() if asked.cost == "latency" else cost(graph)[asked.cost])
+
+
+def _whole(latency: LatencyTable | None) -> float:
+    return latency({}) if latency is not None else 0.0  # without a table, the space says what is missing
 
 
 def measure_all(
@@ -157,7 +163,7 @@ def measure_all(
             hint='pass calibration=…, or choose allocation="uniform"',
         )
     data = fit(graph.program, calibration)
-    how = choose(graph.program, resolve(graph.program, distance, data.batches))
+    how = choose(graph.program, resolve(graph.program, distance, data))
 
     def outputs(plan: Plan, batches: int) -> list[Outputs]:
         if rewrite is None:

@@ -64,22 +64,29 @@ class Amount:
     Attributes:
         cost: "macs", "params", "bytes" or "latency".
         most: multiply-adds of a sample, parameters, bytes, or milliseconds of a forward pass.
-        text: as it was written: "500K".
 
     Raises:
-        BudgetError: nothing would stay.
+        BudgetError: another cost, or nothing would stay.
     """
 
     cost: str
     most: float
-    text: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.most < math.inf:
+        if self.cost not in UNITS:
+            raise BudgetError(
+                "There are no amounts of this cost.",
+                expected=f"one of {', '.join(UNITS)}",
+                got=repr(self.cost),
+                where="keep",
+                hint='"units=70%" is a share of every group',
+            )
+        number = isinstance(self.most, Real) and not isinstance(self.most, bool)
+        if not (number and 0 < self.most < math.inf):
             raise BudgetError(
                 "The budget is out of range.",
                 expected="more than 0",
-                got=str(self),
+                got=f"{self.cost}={self.most!r}",
                 where="keep",
                 hint='write for example keep="params=500K"',
             )
@@ -87,6 +94,13 @@ class Amount:
     def of(self, dense: float) -> Budget:
         """The same as a share of what the dense network takes; all of it where that is less."""
         return Budget(self.cost, self.most / dense if dense > self.most else 1.0)
+
+    @property
+    def text(self) -> str:
+        """The number with the largest unit that leaves 1 or more."""
+        units = TOLD[self.cost]
+        unit = next((unit for unit in reversed(units) if self.most >= UNITS[self.cost][unit.lower()]), units[0])
+        return f"{self.most / UNITS[self.cost][unit.lower()]:.12g}{unit}"
 
     @property
     def slug(self) -> str:
@@ -102,13 +116,19 @@ Keep = Budget | Amount | str | float | Mapping[str, int] | None
 widths by group name."""
 
 _FORM = re.compile(r"\s*(?:([A-Za-z_]+)\s*=)?\s*([-+.\deE]+)\s*(%?)\s*")
-_AMOUNT = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµ]+)\s*")
+_AMOUNT = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµμ]+)\s*")
 
 _COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _SIZES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-_TIMES = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
+_TIMES = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
 UNITS = {"macs": _COUNTS, "params": _COUNTS, "bytes": _SIZES, "latency": _TIMES}
 """Cost → unit of an amount, in small letters → what it stands for."""
+
+TOLD = {
+    "macs": ("K", "M", "G", "T"), "params": ("K", "M", "G", "T"), "bytes": ("B", "KB", "MB", "GB"),
+    "latency": ("us", "ms", "s"),
+}  # fmt: skip
+"""Cost → the units that are written, ascending."""
 
 
 def read_keep(keep: Budget | Amount | str | float) -> Budget | Amount:
@@ -124,15 +144,14 @@ def read_keep(keep: Budget | Amount | str | float) -> Budget | Amount:
         return parse(cast("Budget | str | float", keep))
     cost, unit = match[1].lower(), match[3].lower()
     if unit not in UNITS.get(cost, ()):
-        units = {"bytes": "KB, MB, GB, KiB, MiB, GiB", "latency": "ms, us, s"}.get(cost, "K, M, G")
         raise BudgetError(
             "The budget can't be read.",
-            expected=f"an amount of {cost} in {units}" if cost in UNITS else f"one of {', '.join(UNITS)}",
+            expected=f"an amount in {', '.join(TOLD[cost])}" if cost in UNITS else f"one of {', '.join(UNITS)}",
             got=repr(keep),
             where="keep",
             hint='for example "params=500K", "macs=1.5G", "bytes=256KB" or "latency=5ms"; a share has a %',
         )
-    return Amount(cost, float(match[2]) * UNITS[cost][unit], match[2] + match[3])
+    return Amount(cost, float(match[2]) * UNITS[cost][unit])
 
 
 def parse(keep: Budget | str | float) -> Budget:
@@ -164,6 +183,6 @@ def parse(keep: Budget | str | float) -> Budget:
             expected='COST=NUMBER%, for example "macs=50%", "params=10%", "bytes=0.25" or "units=70%"',
             got=repr(keep),
             where="keep",
-            hint=f"the costs are {', '.join(COSTS)}",
+            hint=f'the costs are {", ".join(COSTS)}; an amount has a unit: "params=500K"',
         )
     return Budget((match[1] or "macs").lower(), number / 100 if match[3] else number)

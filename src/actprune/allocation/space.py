@@ -137,10 +137,10 @@ def make_space(
         options = {name: options[name] for name in tied}
     space = Space(graph, options, budget, latency, tied)
     if budget.cost != "units" and not space.fits(space.narrowest):
-        least = _rounded_up(100 * space.least)
+        least, counted = _rounded_up(100 * space.least), space.least * space.cost({})
         raise BudgetError(
             "The budget can't be reached.",
-            expected=f"at least {budget.cost}={least}%, the cost with one step of every group left",
+            expected=f"at least {budget.cost}={least}%, the cost with one step of every group left: {counted:,.6g}",
             got=str(budget),
             where="keep",
             hint="ask for more, protect less, or lower round_to",

@@ -202,6 +202,7 @@ def _read_trained(path: Path) -> Trained:
     return weights.state(), json.loads(weights.metadata["record"])
 
 
+NUMBER = Kind[float](".json", _write_json, _json)
 STATISTICS = Kind[Stats](".safetensors", lambda path, stats: stats.save(path), Stats.load)
 GUIDE = Kind[Mapping[str, GroupGuide]](".json", _write_guide, _read_guide)
 DECIDED = Kind[Corrected](".json", _write_decided, _read_decided)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def shorten(
     spec: RecipeSpec = DEFAULT,
-    keep: Annotated[str, typer.Option(help="What stays: 24 blocks, blocks=75%, or params=80%.")] = "blocks=75%",
+    keep: Annotated[
+        str, typer.Option(help="What stays: a number of blocks (24), blocks=75%, params=80% or params=700M.")
+    ] = "blocks=75%",
     protect: Annotated[list[str] | None, typer.Option(help="Module paths of blocks that stay; several times.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples; each is run for every block tried.")] = 128,
     seed: Seed = 0,
@@ -47,6 +49,8 @@ def shorten(
     for place in (out, hf):
         if place is not None and place.exists():
             raise _taken(place)
+    if hf is not None and hf.absolute() in (out.absolute(), *out.absolute().parents):
+        raise typer.BadParameter("a folder of its own, without --out in it", param_hint="--hf")
     _make_folder(out.parent)
     with redirect_stdout(sys.stderr), progress_of(log_json) as progress:
         recipe = load_recipe(spec, seed)
@@ -58,9 +62,9 @@ def shorten(
             calibration_size=samples, seed=seed, progress=progress,
         )  # fmt: skip
         metrics = [measured(recipe.optional("evaluate"), one) for one in (model, short.model)]
+        write_texts(out.parent, {out.name: short.plan.to_json() + "\n"})
         if hf is not None:
             short.save_pretrained(hf)
-        write_texts(out.parent, {out.name: short.plan.to_json() + "\n"})
     if as_json:
         typer.echo(json.dumps(_data(short, metrics, out), indent=1))
         return

@@ -99,7 +99,7 @@ def compensate(
         walk.run()
         overrides, record["consumers"] = walk.overrides, walk.record
     whole = name == "reconstruct"
-    how = resolve(graph.program, distance, data.batches) if norms or whole else distance
+    how = resolve(graph.program, distance, data) if norms or whole else distance
     if norms:
         judge = choose(graph.program, how)
         overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)

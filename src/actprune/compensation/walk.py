@@ -25,7 +25,7 @@ from actprune.compensation.rows import InputRows, columns_of, contracted
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.graph.program import Program, named_arguments
-from actprune.mapped import alongside, any_mapped, give_back
+from actprune.mapped import alongside, any_mapped
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
 from actprune.stats.moments import Moments
@@ -145,8 +145,6 @@ class Walk:
         if site is None and steps is None:
             self.streams.step(node)
             return
-        if self.sparing:
-            give_back()
         self.streams.step_dense(node)
         if steps is not None:
             self._refit_steps(steps, node)
@@ -163,7 +161,6 @@ class Walk:
 
     def _last(self, site: Site, node: Node) -> None:
         """Nothing reads what it gives (logits, the largest values there are): that is made batch by batch."""
-        give_back()
         if self._wanted(site, node, self.paths[node]):
             self._refit(site, node, self.paths[node])
         self.streams.forget(node)

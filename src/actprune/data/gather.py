@@ -18,6 +18,9 @@ from actprune.graph.arguments import Arguments
 CHUNK = 32
 """Samples per batch where all of them come in one tensor."""
 
+SHARES = 0.02
+"""How far from 1 the sum of a sample's class probabilities may be: half precision rounds."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
@@ -93,7 +96,7 @@ def gather(
 
 def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
     """(count, …) the labels of a batch."""
-    found = _beside(batch)
+    found = _tensor(_beside(batch))
     if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
         raise DataError(
             "A calibration batch holds no labels.",
@@ -108,15 +111,21 @@ def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
 def _beside(batch: Any) -> Any:
     """What stands where labels do."""
     if isinstance(batch, Mapping):
-        return _tensor(batch.get("labels"))
-    return _tensor(batch[1]) if isinstance(batch, tuple | list) and len(batch) > 1 else None
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
 
 
 def _valued(found: Any, count: int) -> tuple[int, ...] | None:
-    """See `Samples.valued`."""
-    if not isinstance(found, Tensor) or found.dim() < 2 or found.shape[0] != count or not found.is_floating_point():
+    """See `Samples.valued`. Labels may be of any kind: nothing is demanded of those that are not such numbers."""
+    if isinstance(found, np.ndarray) and found.dtype.kind == "f":
+        found = torch.tensor(found)
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.layout != torch.strided:
         return None
-    shares = bool((found >= 0).all()) and torch.allclose(found.sum(-1), found.new_ones(()), atol=1e-3)
+    if found.is_nested or found.dim() < 2 or found.shape[0] != count or not found.numel():
+        return None
+    rows = found.detach().double().flatten(0, -2)
+    rows = rows[(rows != 0).any(1)]  # one that is all zero may stand for no class at all
+    shares = bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() <= SHARES).all())
     return None if shares else tuple(found.shape[1:])
 
 

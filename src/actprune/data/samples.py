@@ -68,12 +68,14 @@ class Calibration:
         samples: number of samples in them.
         left_over: samples that did not fill a batch and are not used.
         labels: one tensor per batch, samples first; None where labels were not asked for.
+        valued: see `Samples`.
     """
 
     batches: tuple[Batch, ...] = field(repr=False)
     samples: int
     left_over: int = 0
     labels: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    valued: tuple[int, ...] | None = None
 
     def subset(self, samples: int) -> Calibration:
         """The first batches that hold about `samples` samples, at least one batch."""
@@ -95,7 +97,8 @@ class Calibration:
         """Some of the batches; none at all, if there are no numbers."""
         size = self.samples // len(self.batches)
         labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
-        return Calibration(tuple(self.batches[i] for i in numbers), len(numbers) * size, labels=labels)
+        batches = tuple(self.batches[i] for i in numbers)
+        return Calibration(batches, len(numbers) * size, labels=labels, valued=self.valued)
 
 
 def evenly(total: int, count: int) -> list[int]:

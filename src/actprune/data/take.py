@@ -77,7 +77,7 @@ def fit(
     samples = calibration
     if not isinstance(samples, Samples):
         device = next((program.tensors[name].device for name in program.bindings.values()), torch.device("cpu"))
-        samples = gather(samples, size or SIZE, lambda batch: as_captured_call(program, batch), device, labels)
+        samples = gather(samples, size or SIZE, lambda batch: as_captured_call(program, batch), device, labels, True)
     samples = _as_captured(program, samples)
     step = program.batch_size
     starts = range(0, samples.count - step + 1, step)
@@ -91,7 +91,7 @@ def fit(
             hint="pass more data, or capture the model with a smaller batch",
         )
     held = None if samples.labels is None else tuple(samples.labels[i : i + step] for i in starts)
-    return Calibration(batches, step * len(batches), samples.count - step * len(batches), held)
+    return Calibration(batches, step * len(batches), samples.count - step * len(batches), held, samples.valued)
 
 
 def _as_captured(program: Program, samples: Samples) -> Samples:

@@ -74,11 +74,11 @@ def of_blocks(asked: Depth | float, blocks: int, removable: int) -> Depth:
     return depth
 
 
-def out_of_reach(asked: Any, left: float) -> BudgetError:
+def out_of_reach(asked: Any, left: int, dense: int) -> BudgetError:
     """Every block that may go is gone."""
     return BudgetError(
         "The budget can't be met by leaving out blocks.",
-        expected=f"params={100 * left:.4g}% or more: the rest is in what always stays",
+        expected=f"params={100 * left / dense:.4g}% or more: {left:,} are in what always stays",
         got=str(asked),
         where="keep",
         hint="keep more, and cut the widths of the shorter network with actprune.prune",

@@ -137,7 +137,7 @@ def shorten(
         removals = search(free, lambda gone: _met(net, depth, blocks, gone))
         gone = [block for step in removals for block in free if block.path == step.block]
         if not _met(net, depth, blocks, gone):
-            raise out_of_reach(keep, params_left(net, gone) / params_left(net, ()))
+            raise out_of_reach(keep, params_left(net, gone), params_left(net, ()))
         plan = make_depth_plan(
             model,
             gone,
@@ -167,11 +167,11 @@ def _search(
     distance: str | Distance,
     progress: Callable[[str, int, int], None] | None,
 ) -> Search:
-    batches = fit(graph.program, samples).batches
-    calls = [pytree.tree_unflatten(list(batch), graph.program.in_spec) for batch in batches]
+    data = fit(graph.program, samples)
+    calls = [pytree.tree_unflatten(list(batch), graph.program.in_spec) for batch in data.batches]
     sizes = {path: len(container._modules) for path, container in containers(net)}
     tell = progress or (lambda stage, done, total: None)
-    how = choose(graph.program, resolve(graph.program, distance, batches))
+    how = choose(graph.program, resolve(graph.program, distance, data))
     return Search(net, calls, how, sizes, lambda done, total: tell("depth", done, total))
 
 

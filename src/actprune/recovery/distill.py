@@ -103,7 +103,7 @@ class Distill:
             DataError: nothing to train.
         """
         fitted, held = data.holdout(self.holdout)
-        how = resolve(program, "auto" if callable(distance) else distance, held.batches)
+        how = resolve(program, "auto" if callable(distance) else distance, held)
         judge, loss = choose(program, distance if callable(distance) else how), objective(program, how)
         trained = _trained(model)
         optimizer = RelativeSteps(trained, outputs_last=isinstance(model, Rebuilt))
