@@ -346,5 +346,10 @@ def test_shorten_tells_what_it_did_and_overwrites_nothing(run: Run, tmp_path: Pa
     written = plan.read_text()
     code, _, err = run("shorten", recipe, "--out", plan)
     assert code == 1 and "already" in err and plan.read_text() == written
+    for other in (tmp_path / "hf", tmp_path / "hf" / "depth.json"):
+        assert run("shorten", recipe, "--out", other, "--hf", tmp_path / "hf")[0] == 2
+    fourth = tmp_path / "fourth.json"
+    code, _, err = run("shorten", recipe, "--out", fourth, "--hf", tmp_path / "hf")
+    assert code == 1 and "transformers" in err and fourth.exists()  # the work is not lost
     assert run("shorten", recipe, "--keep", "macs=50%", "--out", tmp_path / "third.json")[0] == 1
     assert not (tmp_path / "third.json").exists()
