@@ -179,6 +179,8 @@ def test_values_with_a_mean_that_varies_are_left_unless_told() -> None:
     found = {how: compensate(graph, plan, x, method="reconstruct", distance=how) for how in ("auto", "kl")}
     assert not found["auto"].record["logits"]
     assert found["kl"].record["logits"]
+    judged = compensate(graph, plan, x, method="reconstruct", distance="kl", judged=True)  # as `prune` has found it
+    assert not judged.record["logits"]
 
 
 class Product(nn.Module):
