@@ -2,7 +2,7 @@
 
 LeNet-5, ResNet-56 and a small Llama with random weights, by the default method on 1, 2 and 4 processes of gloo with one
 thread each: kept units, statistics and seconds are compared. Then one of two processes is killed after the guide, and
-the run gone on with. Writes `benchmarks/results/distributed.json`.
+the run gone on with. Writes `benchmarks/results/distributed.json`; names of networks measure these alone.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def llama() -> tuple[nn.Module, Any]:
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {"LeNet-5": lenet5, "Llama": llama, "ResNet-56": resnet56}
+KILLED = "LeNet-5"
 
 
 def batches(samples: Tensor) -> list[Any]:
@@ -144,14 +145,18 @@ def killed(name: str, place: Path) -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
+    """Of some networks; what is known of the others stays."""
+    path = RESULTS / "distributed.json"
     about = {"cores": os.cpu_count(), "threads": 1, "batches": BATCHES, "batch": BATCH, "versions": versions()}
-    found: dict[str, Any] = {"schema": "actprune.benchmark.distributed/1", "about": about, "networks": {}}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found = {**known, "schema": "actprune.benchmark.distributed/1", "about": about}
+    found["networks"] = {name: own for name, own in found.get("networks", {}).items() if name in NETWORKS}
     with tempfile.TemporaryDirectory() as scratch:
-        for i, name in enumerate(names):
+        for name in names:
             found["networks"][name] = compared(name, Path(scratch))
-            if i == 0:
+            if name == KILLED:
                 found["killed"] = {"network": name, **killed(name, Path(scratch))}
-            (RESULTS / "distributed.json").write_text(json.dumps(found, indent=1) + "\n")
+            path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
