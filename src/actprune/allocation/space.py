@@ -136,7 +136,8 @@ def make_space(
     if equal:
         options = {name: options[name] for name in tied}
     space = Space(graph, options, budget, latency, tied)
-    if budget.cost != "units" and not space.fits(space.narrowest):
+    within = budget.cost == "units" or budget.keep == 1  # the whole network is, also where narrow ones seem slower
+    if not within and not space.fits(space.narrowest):
         least, counted = _rounded_up(100 * space.least), space.least * space.cost({})
         raise BudgetError(
             "The budget can't be reached.",
