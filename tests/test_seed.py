@@ -30,7 +30,7 @@ from actprune.allocation.space import make_space, trim
 from actprune.axes.capture import Graph
 from actprune.demo import main_job
 from actprune.demo.lenet5 import LeNet5, Split, accuracy, minibatches, tensors, train_dense
-from actprune.demo.mnist import FACTS, Mnist
+from actprune.demo.mnist_files import FACTS, Mnist
 from actprune.errors import UnsupportedModelError
 from actprune.guidance.greedy import eliminate
 from actprune.guidance.guide import Guide
