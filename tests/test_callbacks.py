@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import actprune as ap
 from actprune.callbacks import lightning_callback, trainer_callback
-from actprune.recovery.sgd import distillation
+from actprune.recovery.distillation import distillation
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # of the packages on themselves
 

@@ -33,7 +33,7 @@ from actprune.errors import (
 )
 from actprune.methods import METHODS
 from actprune.pipeline import prune
-from actprune.recovery.sgd import reestimate_batchnorm
+from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.result import Result
 from actprune.stats.patches import QUICK_ROWS
 from nets import NETS, build

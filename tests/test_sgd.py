@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.errors import DataError
-from actprune.recovery.sgd import SGD, distillation, reestimate_batchnorm
+from actprune.recovery.batchnorm import reestimate_batchnorm
+from actprune.recovery.distillation import distillation
+from actprune.recovery.sgd import SGD
 
 
 def says(error: DataError, *words: str) -> None:

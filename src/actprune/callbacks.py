@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from actprune.errors import DataError
 from actprune.graph.keep import copied
+from actprune.recovery.batchnorm import reestimate_batchnorm
+from actprune.recovery.distillation import distillation
 from actprune.recovery.modes import evaluating
-from actprune.recovery.sgd import distillation, reestimate_batchnorm
 
 
 def trainer_callback(teacher: nn.Module, distill: float = 0.5, temperature: float = 4.0, batchnorm: bool = True) -> Any:

@@ -12,7 +12,8 @@ from torch import nn
 from actprune.distributed import Ranks, joined
 from actprune.graph.keep import copied
 from actprune.graph.trace import preserved
-from actprune.recovery.sgd import Losses, recording
+from actprune.recovery.sgd import recording
+from actprune.recovery.steps import Losses
 from actprune.report.record import Report
 from actprune.settings import Evaluate, measured
 

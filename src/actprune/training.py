@@ -18,7 +18,8 @@ from actprune.graph.trace import preserved
 from actprune.keeping import Keeping
 from actprune.plan import Plan
 from actprune.recovery.distill import Distill, Recovered
-from actprune.recovery.sgd import SGD, Losses, recording
+from actprune.recovery.sgd import SGD, recording
+from actprune.recovery.steps import Losses
 from actprune.settings import Settings
 
 

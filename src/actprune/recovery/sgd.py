@@ -6,30 +6,28 @@ restarts; no weight decay on norms and biases, as is usual since He et al. 2019 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import content_digest
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
-from actprune.recovery.checkpoint import Begun, Checkpoint
+from actprune.recovery.batchnorm import reestimate_batchnorm
+from actprune.recovery.checkpoint import Checkpoint
+from actprune.recovery.distillation import distillation
 from actprune.recovery.modes import evaluating, nothing_to_train, training
-from actprune.recovery.parallel import STRATEGIES, Training, across, check_same_batch, training_by
-from actprune.recovery.rate import warm_cosine
-from actprune.recovery.streams import apart, put_states, states
+from actprune.recovery.parallel import STRATEGIES, across, training_by
+from actprune.recovery.steps import Epoch, Fit, Losses, Schedule
 
 PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "bf16": torch.bfloat16}
 """What outputs are computed in, under autocast."""
@@ -38,12 +36,6 @@ _TOLD = (
     "lr epochs momentum nesterov weight_decay warmup distill temperature dropout clip accumulate precision"
 ).split()
 """The settings that make a fine-tune the same one."""
-
-Epoch = Callable[[int, int, str], None]
-"""(steps done, all steps, a line about the state)."""
-
-Losses = list[list[float]]
-"""Pairs (steps done, loss)."""
 
 _RECORD: ContextVar[Losses | None] = ContextVar("record", default=None)
 
@@ -162,8 +154,8 @@ class SGD:
             training_by(self.strategy, model, partial(self._loss, teacher), ranks) as trained,
             training(trained.model, self.dropout),
         ):
-            fit = _Fit(self, trained, self._optimizer(trained.model), loader, steps, device, checkpoint, progress)
-            fit.run(losses)
+            optimizer = self._optimizer(trained.model)
+            Fit(self._schedule, trained, optimizer, loader, steps, device, checkpoint, progress).run(losses)
         if self.batchnorm:  # every rank alike, of whole batches
             reestimate_batchnorm(model, (self._outputs, loader, device))
         for buffer in model.buffers():  # each has seen its own samples
@@ -206,6 +198,10 @@ class SGD:
                     hint="leave it out for the default",
                 )
 
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(self.lr, self.epochs, self.warmup, self.clip, self.accumulate, self.checkpoint_every)
+
     def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
         nesterov = self.nesterov and self.momentum > 0
         groups = _parameter_groups(model, self.weight_decay)
@@ -234,116 +230,6 @@ class SGD:
         return (1 - self.distill) * loss + self.distill * distillation(outputs, wanted, self.temperature, classes)
 
 
-@dataclass
-class _Fit:
-    """One fine-tune that goes on: what its steps share."""
-
-    asked: SGD
-    trained: Training
-    optimizer: torch.optim.SGD
-    loader: Iterable[Any]
-    steps: int
-    device: torch.device
-    checkpoint: Checkpoint | None
-    progress: Epoch | None
-
-    def run(self, losses: Losses | None) -> None:
-        """All steps that are left, from wherever the fine-tune is."""
-        ranks, checkpoint = self.trained.ranks, self.checkpoint
-        begun = checkpoint.restore(self.trained, self.optimizer, self.loader) if checkpoint is not None else None
-        begun = begun or Begun(base=ranks.from_first(torch.initial_seed))
-        first = int(losses[-1][0]) if losses else 0  # one run after the other makes one curve
-        every = self.asked.checkpoint_every or self.steps // self.asked.epochs
-        if losses is not None:
-            losses.extend([first + done, loss] for done, loss in begun.losses)
-        while begun.epoch < self.asked.epochs:
-            for batches in self._batches(begun):
-                loss = self._step(batches, begun)
-                if begun.done % max(1, self.steps // 100) == 0 or begun.done == self.steps:
-                    begun.losses.append([begun.done, loss])
-                    if losses is not None:
-                        losses.append([first + begun.done, loss])
-                if self.progress is not None and (begun.done % 50 == 0 or begun.done == self.steps):
-                    self.progress(begun.done, self.steps, f"epoch {begun.epoch + 1}, loss {loss:.4f}")
-                if checkpoint is not None and begun.done % every == 0 and begun.done < self.steps:
-                    checkpoint.save(self.trained, self.optimizer, begun)
-            begun.epoch, begun.within, begun.drawn = begun.epoch + 1, 0, {}
-        self.optimizer.zero_grad(set_to_none=True)
-        if begun.done == 0:
-            raise _empty()
-
-    def _batches(self, begun: Begun) -> Iterator[list[Any]]:
-        """Those of every step that is left of an epoch; every rank draws them as rank 0 does."""
-        begun.drawn = self.trained.ranks.from_first(lambda: begun.drawn or states(self.loader))
-        put_states(self.loader, begun.drawn)
-        batches, done = iter(self.loader), begun.within
-        while group := [_to(batch, self.device) for batch in islice(batches, self.asked.accumulate)]:
-            if done > 0:  # an earlier process has taken this step
-                done -= 1
-                continue
-            for batch in group:
-                _check_pair(batch)
-            if begun.within == 0:
-                check_same_batch(group[0], self.trained.ranks)
-            yield group
-
-    def _step(self, batches: list[Any], begun: Begun) -> float:
-        """One step; not taken where the loss is not finite. Returns the loss before it."""
-        asked, optimizer, parameters = self.asked, self.optimizer, self.trained.model.parameters()
-        for group in optimizer.param_groups:
-            group["lr"] = asked.lr * warm_cosine(begun.done, self.steps, asked.warmup)
-        optimizer.zero_grad(set_to_none=True)
-        with apart(begun.base, begun.done, self.trained.ranks.rank):
-            loss = self.trained.backward(batches)
-        if not isfinite(loss):
-            raise _diverged(begun.epoch, loss, asked.lr)
-        if asked.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, asked.clip)
-        optimizer.step()
-        begun.done, begun.within = begun.done + 1, begun.within + 1
-        return loss
-
-
-def distillation(outputs: Any, wanted: Any, temperature: float, classes: bool = True) -> Tensor:
-    """T² · KL at temperature T for matrices of logits, mean squared error for anything else.
-
-    Args:
-        classes: whether a matrix of outputs is one of logits; targets that are class numbers say so.
-    """
-    if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
-        raise DataError(
-            "Distillation needs outputs that are one tensor.",
-            expected="a tensor",
-            got=type(outputs).__name__,
-            where="SGD.distill",
-            hint="pass distill=0, or forward= that returns the logits",
-        )
-    if classes and outputs.dim() == 2 and outputs.shape[1] > 1:
-        student = F.log_softmax(outputs / temperature, -1)
-        dense = F.log_softmax(wanted / temperature, -1)
-        return temperature**2 * F.kl_div(student, dense, log_target=True, reduction="batchmean")
-    return F.mse_loss(outputs, wanted)
-
-
-def reestimate_batchnorm(
-    model: nn.Module, how: tuple[Callable[..., Any], Iterable[Any], torch.device], batches: int = 50
-) -> None:
-    """Population statistics of every BatchNorm as plain averages over up to `batches` training batches."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    outputs, loader, device = how
-    momenta = [norm.momentum for norm in norms]
-    with training(model, dropout=False), torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average
-        try:
-            for batch in islice(loader, batches) if norms else ():
-                outputs(model, _to(batch, device))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-
-
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -357,47 +243,3 @@ def _length(loader: Iterable[Any]) -> int:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
         return sum(1 for _ in loader)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _to(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_to(item, device) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
-
-
-def _check_pair(batch: Any) -> None:
-    """A tensor alone would pass for a pair: its first sample for the inputs, its second for the targets."""
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return
-    raise DataError(
-        "A fine-tune batch has no targets.",
-        expected="(inputs, targets)",
-        got=f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__,
-        where="SGD.loader",
-        hint="pass a loader of pairs, or a function of your own as finetune",
-    )
-
-
-def _empty() -> DataError:
-    return DataError(
-        "The fine-tune loader is empty.",
-        expected="at least one batch (inputs, targets)",
-        got="none",
-        where="SGD.loader",
-        hint="a generator that was used up before gives nothing: pass a list or a data loader",
-    )
-
-
-def _diverged(epoch: int, loss: float, lr: float) -> DataError:
-    return DataError(
-        "The fine-tune diverged.",
-        expected="a finite loss",
-        got=f"{loss} in epoch {epoch + 1}",
-        where="SGD",
-        hint=f"lower the learning rate (now {lr:g})",
-    )

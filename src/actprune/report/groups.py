@@ -10,7 +10,8 @@ from actprune.guidance.guide import GroupGuide, Guide
 from actprune.plan import Plan
 from actprune.report.maps import correlation, places
 from actprune.report.record import CURVE_POINTS, MOST_MAPS, MOST_UNITS, GroupRow, Sureness, Units
-from actprune.stats.collect import Activation, Stats
+from actprune.stats.activation import Activation
+from actprune.stats.collect import Stats
 
 
 def group_rows(

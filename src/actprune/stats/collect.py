@@ -30,6 +30,7 @@ from actprune.graph.room import calls_until, held_bytes
 from actprune.graph.run import run, run_by_layers
 from actprune.mapped import alongside, any_mapped, let_go
 from actprune.memory import MemoryLimit, limit_bytes
+from actprune.stats.activation import Activation, activation_of
 from actprune.stats.gradients import Loss
 from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
@@ -37,40 +38,6 @@ from actprune.stats.moments import Moments, Spread, absorb, merge, merge_all, mo
 from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows, source_of
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
 from actprune.stats.room import FOLDS, folds_on_disk, folds_within, last_read, statistics_bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Activation:
-    """Activation values of a group's units, as its first consumer sees them.
-
-    Attributes:
-        signed: mean and deviations of a, per unit (n,).
-        absolute: the same of |a|.
-        positive: (n,) share of values above zero; one minus it is APoZ (Hu et al. 2016, Network Trimming).
-        least, most: (n,) extremes.
-    """
-
-    signed: Spread
-    absolute: Spread
-    positive: Tensor
-    least: Tensor
-    most: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        """(n,) the seed's activation value, mean|a| + std|a|."""
-        return self.absolute.mean + self.absolute.std
-
-    def merge(self, other: Activation) -> Activation:
-        """Of the values of both."""
-        share = other.signed.count / (self.signed.count + other.signed.count)
-        return Activation(
-            self.signed.merge(other.signed),
-            self.absolute.merge(other.absolute),
-            self.positive.lerp(other.positive, share),
-            torch.minimum(self.least, other.least),
-            torch.maximum(self.most, other.most),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,35 +335,11 @@ class _Collector:
         held = unit >= 0
         if not channel_last and bool(held.all()) and x.shape[1] == group.width:
             _add(self.maps, group.name, spread(x.flatten(2)))
-        _add(self.units, group.name, _activation(values[held].double(), unit[held], group.width))
+        _add(self.units, group.name, activation_of(values[held].double(), unit[held], group.width))
 
 
 def _add(known: dict[str, Any], name: str, found: Any) -> None:
     known[name] = known[name].merge(found) if name in known else found
-
-
-def _activation(values: Tensor, unit: Tensor, width: int) -> Activation:
-    """Of values (columns, n), each column's row belonging to `unit`."""
-
-    def total(x: Tensor) -> Tensor:
-        return torch.zeros(width, dtype=torch.float64, device=x.device).index_add_(0, unit, x.sum(1))
-
-    def extreme(x: Tensor, how: str) -> Tensor:
-        zeros = torch.zeros(width, dtype=x.dtype, device=x.device)
-        return zeros.scatter_reduce_(0, unit, x, how, include_self=False)
-
-    def per_unit(x: Tensor) -> Spread:
-        mean = total(x) / count
-        return Spread(count, mean, total((x - mean[unit, None]) ** 2))
-
-    count = values.numel() // width
-    return Activation(
-        per_unit(values),
-        per_unit(values.abs()),
-        total((values > 0).double()) / count,
-        extreme(values.amin(1), "amin"),
-        extreme(values.amax(1), "amax"),
-    )
 
 
 def _sample_means(x: Tensor, numbers: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from actprune.errors import ArtifactError
 from actprune.shards import open_weights, write_tensors
-from actprune.stats.collect import Activation, Stats
+from actprune.stats.activation import Activation
+from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments, Spread
 
 SCHEMA = "actprune.stats/1"

@@ -12,7 +12,8 @@ from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.inference import Site
 from actprune.errors import PlanError
-from actprune.stats.collect import Activation, Stats
+from actprune.stats.activation import Activation
+from actprune.stats.collect import Stats
 
 Score = Callable[[Graph, Stats | None, Group, int], Tensor | None]
 """(graph, stats, group, seed) → (n,) float64, larger = more important; None where the criterion says nothing of the

@@ -1,0 +1,20 @@
+"""Batches, put where a network is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [to(item, device) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
