@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import actprune as ap
-from actprune import distributed
+from actprune import pulse
 from actprune.artifacts.weights import write_weights
 from actprune.distributed import launched
 from actprune.latency import bench
@@ -151,7 +151,7 @@ def refused(*_: Any) -> Any:
 
 
 def main(folder: Path) -> None:
-    distributed.PERIOD = 0.02
+    pulse.PERIOD = 0.02
     torch.distributed.distributed_c10d._object_to_tensor = refused  # by which torch pickles whatever it sends
     rank, world = launched()
     found: dict[str, Any] = {"world": world, "losses": {}, "resumed": {}}

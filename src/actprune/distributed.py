@@ -1,9 +1,9 @@
-"""Several processes that do one run together: ranks of `torch.distributed`, which this file alone talks to.
+"""Several processes that do one run together: ranks of `torch.distributed`, which only this file and `pulse` talk to.
 
     torchrun --nproc-per-node 4 -m actprune prune recipe.py
 
 What passes between them is tensors: statistics as float64, JSON and files as bytes. Nothing is pickled, so nothing that
-arrives can run. While a rank works, a thread of its own tells the others every half second that it is alive (`_Pulse`);
+arrives can run. While a rank works, a thread of its own tells the others every half second that it is alive (`pulse`);
 so the others may wait for hours, and still hear within a moment when one of them fails or is gone.
 """
 
@@ -13,9 +13,7 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -23,7 +21,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actprune.errors import DistributedError
+from actprune.pulse import RESUME, Pulse
 
 T = TypeVar("T")
 
@@ -40,14 +38,8 @@ TIMEOUT = "ACTPRUNE_TIMEOUT"
 SECONDS = 300.0
 """Where it is not set. A process that is dead is noticed at once: its connections are closed."""
 
-PERIOD = 0.5
-"""Seconds between two pulses."""
-
 PIECE = 1 << 26
 """Bytes of a file that are sent at a time."""
-
-TEXT = 4096
-"""Bytes of an error that the other ranks hear."""
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment that torchrun sets, and `init_process_group` reads."""
@@ -60,8 +52,6 @@ _SOLO: ContextVar[bool] = ContextVar("solo", default=False)
 
 _LED = re.compile(r"^\[\S+:\d+\] ")
 """What a message of gloo begins with: a line of its source."""
-
-RESUME = "once it is mended, the same command with --resume (resume=True) goes on from the last finished stage"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +88,7 @@ class Ranks:
         """
         if self.world == 1 or _WATCHED.get():
             return work()
-        pulse = _Pulse(self)
+        pulse = Pulse(self.group, self.rank, self.world, self.lost)
         try:
             with _told(_WATCHED), pulse:
                 return work()
@@ -247,98 +237,6 @@ def _told(what: ContextVar[bool]) -> Iterator[None]:
         yield
     finally:
         what.reset(before)
-
-
-class _Pulse:
-    """While this rank works: the thread that tells the others so, and hears that they do.
-
-    Each pulse is one all-reduce of two numbers, how many ranks are done and how many have failed. It takes as long as
-    the slowest rank's thread, never as long as its work.
-
-    Attributes:
-        lost: what is to be raised here, for another rank failed or is gone.
-        interrupted: whether the work here was interrupted for it.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.interrupted = ranks, False
-        self.lost: DistributedError | None = None
-        self._done, self._failed = False, ""
-        self._ended, self._lock = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._beat, name="actprune pulse", daemon=True)
-        main = threading.current_thread() is threading.main_thread()
-        self._handler = signal.getsignal(signal.SIGINT) if main else None
-
-    def __enter__(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._signalled)
-        self._thread.start()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._lock:
-            self._failed = "" if error is None else f"{type(error).__name__}: {error}"
-            self._done = error is None
-        self._ended.set()
-        self._thread.join()
-        if error is None and self.lost is not None:
-            raise self.lost
-
-    def put_back(self) -> None:
-        """The handler of interrupts that was there before."""
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-
-    def _beat(self) -> None:
-        try:
-            while True:
-                self._ended.wait(PERIOD)
-                told = torch.tensor([int(self._done), int(bool(self._failed))])
-                dist.all_reduce(told, group=self.ranks.group)
-                done, failed = told.tolist()
-                if failed:
-                    self.lost = self._heard()
-                    break
-                if done == self.ranks.world:
-                    return
-        except RuntimeError as error:  # of gloo: a connection is closed, or nothing came for too long
-            self.lost = self.ranks.lost(str(error))
-        self._interrupt()
-
-    def _heard(self) -> DistributedError:
-        """What the ranks that failed say."""
-        own = torch.zeros(TEXT, dtype=torch.uint8)
-        content = self._failed.encode()[:TEXT]
-        if content:
-            own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        each = [torch.empty_like(own) for _ in range(self.ranks.world)]
-        dist.all_gather(each, own, group=self.ranks.group)
-        texts = [one.numpy().tobytes().rstrip(b"\0").decode(errors="replace") for one in each]
-        told = "\n    ".join(f"rank {i}: {text}" for i, text in enumerate(texts) if text)
-        return DistributedError(
-            "Another process of the run has failed.",
-            expected=f"{self.ranks.world} processes that all go on",
-            got=told.replace("\n", "\n    "),
-            where=f"rank {self.ranks.rank} of {self.ranks.world}",
-            hint=RESUME,
-        )
-
-    def _interrupt(self) -> None:
-        """End the work that is going on here, also where it sleeps: nobody waits for it any more."""
-        with self._lock:
-            if self._handler is None or self._done or self._failed:
-                return
-            self.interrupted = True
-            if hasattr(signal, "pthread_kill"):
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            else:
-                signal.raise_signal(signal.SIGINT)
-
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
-        """The signal is its own here even where a shell has it ignored, as for what it starts in the background."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-        if callable(self._handler):
-            self._handler(number, frame)
 
 
 def launched() -> tuple[int, int]:
