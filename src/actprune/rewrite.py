@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, leaves
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.mapped import alongside, let_go
 from actprune.plan import Plan
 

@@ -10,7 +10,7 @@ from torch.fx import Node
 from actprune.allocation.cost import cost
 from actprune.allocation.sensitivity import FRACTIONS
 from actprune.axes.capture import Graph
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.graph.program import shape
 from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
 

@@ -8,7 +8,7 @@ from math import prod
 
 from actprune.axes.expr import leaves, size
 from actprune.axes.groups import Group
-from actprune.axes.inference import Dims
+from actprune.axes.site import Dims
 
 
 @dataclass(frozen=True)

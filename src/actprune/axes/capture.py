@@ -14,8 +14,9 @@ from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImp
 from actprune.axes.account import Account, account
 from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.groups import Group, find_groups
-from actprune.axes.inference import Dims, Inference, Site, Term
+from actprune.axes.inference import Inference
 from actprune.axes.masks import Mask, with_masks
+from actprune.axes.site import Dims, Site, Term
 from actprune.errors import CaptureError
 from actprune.graph.program import Program
 from actprune.graph.sizes import TRAINING

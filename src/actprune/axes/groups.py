@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from math import gcd, lcm
 
 from actprune.axes.expr import Axis, Concat, Leaf, Product, leaves, product, size
-from actprune.axes.inference import Inference, Site
+from actprune.axes.inference import Inference
+from actprune.axes.site import Site
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.expr import Axis, Indices, kept_indices, leaves, size
-from actprune.axes.inference import Mixing
+from actprune.axes.site import Mixing
 from actprune.graph.lift import lift
 from actprune.graph.program import Program
 

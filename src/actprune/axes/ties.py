@@ -9,7 +9,7 @@ from math import lcm
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Leaf, Product, concat, product
 from actprune.axes.groups import Group
-from actprune.axes.inference import Dims, Term
+from actprune.axes.site import Dims, Term
 
 
 def tied(graph: Graph, pairs: Iterable[tuple[int, int]]) -> Graph:

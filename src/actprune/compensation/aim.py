@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.rectified import Rectified
 from actprune.compensation.rows import places_of, thinned
 from actprune.compensation.schedule import Path

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.gauss_newton import PROBES
 from actprune.compensation.schedule import Path
 from actprune.compensation.walk import Walk, exclusive

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.ridge import Normal, choose_ridge, merged_all, solve
 from actprune.compensation.rows import columns_of
 from actprune.graph.program import Program

@@ -28,7 +28,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.rows import contracted
 from actprune.compensation.walk import exclusive, is_plain, placeholders_of
 from actprune.data.samples import Calibration

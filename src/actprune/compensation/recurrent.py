@@ -26,7 +26,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.ridge import Normal, choose_ridge, merged, merged_all, normal, solve
 from actprune.compensation.streams import Streams
 from actprune.stats.patches import most_rows

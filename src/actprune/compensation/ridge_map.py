@@ -21,7 +21,7 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Concat, Indices, Leaf, Product, kept_indices, leaves, size
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.stats.moments import Moments, merge, moments
 from actprune.stats.patches import MAX_COLUMNS, as_weight, columns_per_input, weight_matrix
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
 from actprune.stats.moments import Centred, centred

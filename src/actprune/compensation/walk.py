@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.compensation.aim import Aim
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.equations import Equations, Slot, part

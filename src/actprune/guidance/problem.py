@@ -21,7 +21,7 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped, let_go
 from actprune.stats.collect import Stats

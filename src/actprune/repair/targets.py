@@ -7,7 +7,7 @@ from typing import Any
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Indices, Leaf, blocks, leaves, place_after, positions, size
-from actprune.axes.inference import Dims
+from actprune.axes.site import Dims
 from actprune.graph.numbers import evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
 

@@ -20,7 +20,7 @@ from typing import Any
 from actprune.axes.capture import Graph
 from actprune.axes.expr import leaves, size
 from actprune.axes.groups import Group
-from actprune.axes.inference import Dims, Site
+from actprune.axes.site import Dims, Site
 from actprune.graph.program import Program
 
 SCHEMA = "actprune.inspection/1"

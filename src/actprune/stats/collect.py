@@ -21,7 +21,7 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
 from actprune.errors import DataError

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import sqrt
 
 from actprune.axes.expr import size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
+from actprune.axes.site import Dims
 
 
 @rule("aten.scaled_dot_product_attention")

@@ -9,9 +9,10 @@ from typing import Any
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, Axis, product, size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
 from actprune.axes.rules.elementwise import broadcast_with
 from actprune.axes.rules.shape import ones_before
+from actprune.axes.site import Dims
 
 Letters = list[str]
 """One letter per dimension of an operand; a dimension that `...` stands for has a letter of dots."""

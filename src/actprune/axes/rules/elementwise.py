@@ -7,7 +7,8 @@ from typing import Any
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, Axis, size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
+from actprune.axes.site import Dims
 
 UNARY = """
     relu relu6 sigmoid tanh gelu silu mish elu selu celu leaky_relu hardtanh hardsigmoid hardswish softplus

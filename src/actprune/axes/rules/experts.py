@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
+from actprune.axes.site import Dims
 
 ALIGNMENT = 16
 """Bytes: the kernel demands that rows begin at multiples of it, in both operands."""

@@ -9,8 +9,9 @@ import torch
 from torch.fx import Node
 
 from actprune.axes.expr import size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
 from actprune.axes.rules.elementwise import broadcast_axes, broadcast_with
+from actprune.axes.site import Dims
 from actprune.graph.program import op_name, shape
 
 LOOKED_UP = "looked up by index"

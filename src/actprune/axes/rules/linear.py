@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from actprune.axes.expr import ONE, Axis, size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
+from actprune.axes.site import Dims
 
 
 @rule("aten.linear")

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
+from actprune.axes.site import Dims
 
 LOSSES = """
     cross_entropy_loss nll_loss nll_loss_nd nll_loss2d mse_loss l1_loss smooth_l1_loss huber_loss kl_div

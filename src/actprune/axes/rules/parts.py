@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from actprune.axes.expr import concat, size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
 from actprune.axes.rules.shape import ones_before
+from actprune.axes.site import Dims
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate")

@@ -12,7 +12,8 @@ from typing import Any
 from torch.fx import Node
 
 from actprune.axes.expr import Axis, concat, size
-from actprune.axes.inference import Call, Dims, rule
+from actprune.axes.inference import Call, rule
+from actprune.axes.site import Dims
 
 
 @rule(

@@ -10,7 +10,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
-from actprune.axes.inference import Site
+from actprune.axes.site import Site
 from actprune.errors import PlanError
 from actprune.stats.activation import Activation
 from actprune.stats.collect import Stats
