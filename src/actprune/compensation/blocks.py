@@ -14,8 +14,9 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.gauss_newton import PROBES
+from actprune.compensation.own import exclusive
 from actprune.compensation.schedule import Path
-from actprune.compensation.walk import Walk, exclusive
+from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS

@@ -29,8 +29,8 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.site import Site
+from actprune.compensation.own import exclusive, is_plain, placeholders_of
 from actprune.compensation.rows import contracted
-from actprune.compensation.walk import exclusive, is_plain, placeholders_of
 from actprune.data.samples import Calibration
 from actprune.distance import output_kind, tensor_outputs
 from actprune.graph.program import shape

@@ -17,14 +17,15 @@ from actprune.axes.site import Site
 from actprune.compensation.aim import Aim
 from actprune.compensation.batchnorm import running_statistics
 from actprune.compensation.equations import Equations, Slot, part
+from actprune.compensation.folds import Dealer, folds_of
+from actprune.compensation.own import exclusive, is_plain, placeholders_of
 from actprune.compensation.rectified import rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
-from actprune.compensation.ridge import MAX_CHOSEN, Normal, Ridge, absorbed, choose_ridge, merged_all, usual_ridge
+from actprune.compensation.ridge import Ridge, choose_ridge, merged_all, usual_ridge
 from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.rows import InputRows, columns_of, contracted
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
-from actprune.graph.program import Program, named_arguments
 from actprune.mapped import alongside, any_mapped
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
@@ -46,11 +47,6 @@ SOLVED = 1 << 24
 
 OWN_ROUNDS = 2
 """Fits of a recurrent weight on the states of the cut layer's own run."""
-
-FOLDS = 3
-
-_TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
-"""Between a stored weight and the call that reads it; a reshape there does no more (`StoredTensors`)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ class Walk:
         self.record: dict[str, dict[str, Any]] = {}
         self.equations: dict[str, Equations] = {}
         self.sparing = any_mapped(graph.program.tensors.values())
-        self._inner: tuple[Any, Moments] | None = None
+        self.dealer = Dealer()
         self.placeholders = placeholders_of(graph.program)
 
     @property
@@ -134,6 +130,7 @@ class Walk:
         """A walk that goes on from here by itself."""
         other = copy(self)
         other.streams, other.settled, other.record = self.streams.fork(self.overrides), set(self.settled), {}
+        other.dealer = copy(self.dealer)
         return other
 
     def _pass(self, node: Node, last: bool) -> None:
@@ -180,7 +177,7 @@ class Walk:
         held = sum(known.held for known in self.equations.values())
         outputs = weight.shape[site.out_dim]
         columns = weight.numel() // outputs
-        own = _folds_of(columns) * columns * (columns + outputs)
+        own = folds_of(columns) * columns * (columns + outputs)
         return has_rows(site, weight) and held + own <= self.settings.collects
 
     def _refit_steps(self, sites: Sequence[Site], node: Node) -> None:
@@ -244,7 +241,7 @@ class Walk:
         made = aim.targets(None if slot is not None else self._bias(site), stride)
         targets = made if every else aim.of_batches(lambda i: made[i][..., outputs])
         rows = InputRows(self.streams, site, node, weight, seen, stride, group)
-        folds = self._folds(rows, targets, len(seen) * each)
+        folds = self.dealer(rows, targets, len(seen) * each)
 
         def start() -> Tensor:
             return full[outputs][:, columns].double()
@@ -305,47 +302,6 @@ class Walk:
         wanted = most_rows(columns, self.settings.rows)
         return max(1, min(samples * positions * self.streams.count // wanted, positions))
 
-    def _folds(self, rows: InputRows, targets: Sequence[Tensor], columns: int) -> list[Normal]:
-        """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
-
-        By batch where there are many, by position where there are few samples. All to one where there are too many
-        columns for λ to be chosen.
-        """
-        count = _folds_of(columns)
-        parts: list[Normal | None] = [None] * count
-        few = len(targets) < 2 * FOLDS
-        alone = few and sum(map(len, targets)) < 2 * FOLDS
-        known = self._known_inner(rows) if count == 1 and not alone else None
-        seen = 0
-        for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
-            if count == 1 and not alone:  # without folds there is nothing to be dealt
-                parts[0] = absorbed(parts[0], x, t.flatten(0, 1), known)
-                continue
-            if not few:
-                parts[i % count] = absorbed(parts[i % count], x, t.flatten(0, 1))
-                continue
-            x = (x.rows + x.mean.to(x.rows.dtype)).view(len(t), -1, x.rows.shape[1])
-            x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)
-            for f in range(count):
-                own = slice((f - seen) % count, None, count)
-                parts[f] = absorbed(parts[f], x[own].flatten(0, 1), t[own].flatten(0, 1))
-            seen += len(x)
-        found = [part for part in parts if part is not None and part.inner.count]
-        if count == 1 and not alone and found and (key := self._inner_key(rows)) is not None:
-            self._inner = key, found[0].inner
-        return found
-
-    def _known_inner(self, rows: InputRows) -> Moments | None:
-        """The moments of these inputs, where the consumer before had the same: queries, keys and values, say."""
-        known, self._inner = self._inner, None
-        return known[1] if known is not None and known[0] == self._inner_key(rows) else None
-
-    @staticmethod
-    def _inner_key(rows: InputRows) -> Any:
-        if rows.site.kind != "linear":
-            return None
-        return contracted(rows.node), rows.stride, tuple(rows.units.tolist())
-
     def _restore_mean(self, site: Site, node: Node, path: Path, slot: Slot | None) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
         if slot is None:
@@ -379,41 +335,3 @@ class Walk:
         norm = self.paths[node].norm
         names = running_statistics(self.graph.program, norm) if norm is not None else None
         return None if names is None or not exclusive(self.placeholders[names[0]], norm) else Slot(names[0], -1.0)
-
-
-def _folds_of(columns: int) -> int:
-    """λ is not chosen where there are too many columns."""
-    return FOLDS if columns <= MAX_CHOSEN else 1
-
-
-def placeholders_of(program: Program) -> dict[str, list[Node]]:
-    """Tensor name → what stands for it; tied tensors have one each."""
-    found: dict[str, list[Node]] = {}
-    for node in program.nodes:
-        if node.name in program.bindings:
-            found.setdefault(program.bindings[node.name], []).append(node)
-    return found
-
-
-def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
-    """Whether a tensor is read by this call alone (through a transpose perhaps), so that it may change.
-
-    Args:
-        placeholders: all that stand for the tensor.
-    """
-    node = next((p for p in placeholders if p.users), None)
-    if sum(len(p.users) for p in placeholders) != 1:
-        return False
-    while node is not None and len(node.users) == 1:
-        (node,) = node.users
-        if node is reader:
-            return True
-        if not any(word in str(node.target) for word in _TRANSPOSES):
-            return False
-    return False
-
-
-def is_plain(node: Node) -> bool:
-    """`addmm` may scale the product or the bias; refitting knows no such factors."""
-    settings = named_arguments(node)
-    return settings.get("alpha", 1) == 1 and settings.get("beta", 1) == 1
