@@ -32,7 +32,8 @@ from actprune.data.take import fit
 from actprune.distance import choose, resolve
 from actprune.errors import ActpruneError, BudgetError, DataError, PlanError
 from actprune.graph.run import run_all
-from actprune.guidance.guide import Guide, guide
+from actprune.guidance.guide import Guide
+from actprune.guidance.ranking import guide
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import zero_columns
 from actprune.stats.collect import collect

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError
-from actprune.guidance import greedy
+from actprune.guidance import greedy, ranking
 from actprune.guidance import guide as guiding
 from actprune.guidance.blocks import eliminate_by_blocks
 from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
-from actprune.guidance.guide import Choice, Guide, guide
+from actprune.guidance.guide import Choice, Guide
 from actprune.guidance.judge import Judge, held_out_error
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
 from actprune.guidance.problem import Problem, following_norm, output_gain, problems
+from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
 from actprune.stats import patches
@@ -753,13 +754,13 @@ def test_consumers_without_rows_are_scored_by_unit(second: nn.Module, monkeypatc
 
 
 def test_groups_too_wide_for_a_path_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guiding, "MAX_UNITS", 7)
+    monkeypatch.setattr(ranking, "MAX_UNITS", 7)
     graph, stats = known_of(*linear())
     own = guide(graph, stats).groups["first"]
     assert set(own.orders) == {"greedy", "flap", "l2"}
     assert own.beta is None
     errors = [held_out_error(problems(graph, stats, graph["first"]), own.orders["greedy"][:k]) for k in range(1, 9)]
-    assert own.natural == 1 + next(i for i, error in enumerate(errors) if error <= guiding.NATURAL)
+    assert own.natural == 1 + next(i for i, error in enumerate(errors) if error <= ranking.NATURAL)
     assert set(guide(graph, stats, method="lasso").groups["first"].orders) == {"flap"}
 
 

@@ -13,7 +13,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.compensation.refit import compensate
 from actprune.data.take import fit
 from actprune.graph.run import run_all
-from actprune.guidance.guide import guide
+from actprune.guidance.ranking import guide
 from actprune.plan import make_plan
 from actprune.rewrite import Rewrite
 from actprune.stats.collect import collect

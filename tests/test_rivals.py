@@ -21,8 +21,8 @@ from actprune.compensation.ridge_map import channel_columns
 from actprune.compensation.rows import contracted
 from actprune.errors import DataError, PlanError
 from actprune.graph.run import run
-from actprune.guidance.guide import guide
 from actprune.guidance.problem import problems
+from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES
 from actprune.guidance.scores.columns import standardised
 from actprune.guidance.thinet import removals

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from actprune.guidance.confidence import Confidence, confidence
-    from actprune.guidance.guide import Guide, guide
+    from actprune.guidance.guide import Guide
+    from actprune.guidance.ranking import guide
     from actprune.hints import hint
     from actprune.iterating import prune_in_rounds
     from actprune.keras3.bridge import load
@@ -92,7 +93,7 @@ _HOMES = {
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
     "fold": "deployment",
-    "guide": "guidance.guide",
+    "guide": "guidance.ranking",
     "hint": "hints",
     "inspect": "report.inspection",
     "load": "keras3.bridge",

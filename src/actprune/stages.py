@@ -34,7 +34,8 @@ from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
 from actprune.graph.keep import seed_all
 from actprune.graph.run import run
-from actprune.guidance.guide import Guide, guide, questions_of
+from actprune.guidance.guide import Guide
+from actprune.guidance.ranking import guide, questions_of
 from actprune.keeping import Keeping, given_digests, in_common, request_of
 from actprune.latency.bench import Bench, Latency
 from actprune.plan import Plan

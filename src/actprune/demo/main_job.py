@@ -24,7 +24,7 @@ from actprune.compensation.refit import compensate
 from actprune.demo.lenet5 import Split, accuracy, dense_checkpoint, minibatches, tensors
 from actprune.demo.mnist import cache_folder, load_mnist
 from actprune.errors import PlanError
-from actprune.guidance.guide import guide
+from actprune.guidance.ranking import guide
 from actprune.latency.bench import Bench
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.pipeline import prune

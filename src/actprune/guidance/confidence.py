@@ -13,7 +13,8 @@ import numpy as np
 
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
-from actprune.guidance.guide import Guide, guide
+from actprune.guidance.guide import Guide
+from actprune.guidance.ranking import guide
 from actprune.stats.collect import Stats
 
 RESAMPLES = 10

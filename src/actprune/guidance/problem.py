@@ -217,3 +217,8 @@ def inverse_of(gram: Tensor) -> Tensor:
 
 def _on_cpu(moments: Moments) -> Moments:
     return Moments(moments.count, moments.mean.cpu(), moments.scatter.cpu())
+
+
+def widest(group: Sequence[Problem]) -> int:
+    """Columns of the widest consumer."""
+    return max((problem.matrix.shape[1] for problem in group), default=0)
