@@ -249,6 +249,11 @@ def _(m: Any, x: Tensor) -> Tensor:
     return torch.mm(x, m.w)
 
 
+@case("_sparse_mm", parts=lambda: {"edges": torch.rand(4, 4)})
+def _(m: Any, x: Tensor) -> Tensor:
+    return torch.sparse.mm(m.edges, x)  # either side may be dense
+
+
 @case("linalg_matmul", parts=SQUARE, kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     return torch.linalg.matmul(x, m.w)

@@ -36,6 +36,9 @@ CHUNK = 2**22
 LOOKED_AT = 64
 """Samples whose outputs tell whether they are logits."""
 
+_LEAST = -1e30
+"""Of logits: that of a class which is masked out is −∞, and the same in both networks."""
+
 UNSURE = 0.7
 """Mean entropy of a softmax, as a share of the largest there is, above which its inputs are taken for values."""
 
@@ -154,6 +157,7 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
         if not isinstance(first, Tensor) or not first.is_floating_point():
             continue
         a, b = (torch.cat([_by_sample(out[position]) for out in outputs]) for outputs in (dense, cut))
+        a, b = _bounded(a, b)
         errors.append(float(((a - b) ** 2).sum()) / _scale(a))
     return sum(errors) / max(len(errors), 1)
 
@@ -161,11 +165,17 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
 def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
     """The normalised error of one batch."""
     pairs = [
-        (a.detach().float(), b.float())
+        _bounded(a.detach().float(), b.float())
         for a, b in zip(dense, cut, strict=True)
         if isinstance(a, Tensor) and a.is_floating_point()
     ]
     return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
+
+
+def _bounded(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
+    """Both without the places where the dense one is infinite (moves that are masked out): they say nothing."""
+    there = dense.isfinite()
+    return (dense, cut) if bool(there.all()) else (dense.where(there, 0.0), cut.where(there, 0.0))
 
 
 def _scale(values: Tensor) -> float:
@@ -201,7 +211,7 @@ def _check_classes(program: Program) -> None:
 
 def _logits(outputs: Outputs, kind: str, dtype: torch.dtype) -> Tensor:
     """(rows, classes) of the first tensor output."""
-    values = _rows(outputs).to(dtype)
+    values = _rows(outputs).to(dtype).clamp_min(_LEAST)
     return values.clamp_min(1e-12).log() if kind == "probabilities" else values
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ from torch import nn
 import actprune
 from actprune.artifacts.files import content_digest
 from actprune.artifacts.journal import Journal, Kind
-from actprune.data.samples import Samples
+from actprune.data.samples import PerBatch, Samples
 from actprune.deciding import FailedCutError, FailedElsewhereError
 from actprune.distributed import Ranks
 from actprune.settings import Settings
@@ -75,8 +75,16 @@ def given_digests(model: nn.Module, samples: Samples, size: int) -> dict[str, An
         "calibration_size": size,
         "valued": samples.valued and list(samples.valued),
         "model": content_digest(model.state_dict().items()),
-        "data": content_digest((str(i), leaf) for i, leaf in enumerate(samples.leaves)),
+        "data": content_digest(_named(samples)),
     }
+
+
+def _named(samples: Samples) -> Iterator[tuple[str, Any]]:
+    for i, leaf in enumerate(samples.leaves):
+        if isinstance(leaf, PerBatch):
+            yield from ((f"{i}.{number}", value) for number, value in enumerate(leaf.values))
+        else:
+            yield str(i), leaf
 
 
 def request_of(settings: Settings, given: Mapping[str, Any]) -> str:

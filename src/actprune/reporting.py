@@ -215,6 +215,12 @@ class Reporting:
             yield f"The dense network is within {given} as it is."
         if self.data.left_over:
             yield f"{self.data.left_over} calibration samples did not fill a batch and were not used."
+        if idle := _not_reached(self.graph):
+            more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
+            yield (
+                f"Not reached with the calibration data, and left as they were: {', '.join(idle[:4])}{more}. Where a "
+                "call reaches them, they may not fit the layers in front any more: name those in protect=."
+            )
         drop, reached = self.settings.max_drop, attempt.decided.plan.note.get("budget")
         if drop is not None and budget is not None and reached != str(budget):
             yield f"{budget} would lose more than max_drop={drop:g}: {reached}."
@@ -256,6 +262,13 @@ class Reporting:
         if few:
             rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"
             yield f"{few} of {len(refitted)} refitted layers had {rows}: more samples would help."
+
+
+def _not_reached(graph: Graph) -> list[str]:
+    """The modules with parameters that no captured run reads."""
+    used = graph.program.used if graph.training is None else graph.program.used | graph.training.used
+    idle = sorted(graph.program.parameters - used)
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
 
 
 def _of_latency(budget: Budget | None) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -332,16 +331,18 @@ class Run:
 
     def _check_finite(self) -> None:
         """Of one batch: methods without statistics look at no activations."""
-        outputs = run(self.graph.program, self.data.batches[0])
-        if not all(bool(torch.isfinite(out).all()) for out in outputs if isinstance(out, Tensor)):
-            if self.settings.method.statistics:
-                collect(self.graph, self.data.subset(1))  # it names the first layer that is at fault
+        outputs = [out for out in run(self.graph.program, self.data.batches[0]) if isinstance(out, Tensor)]
+        if all(bool(out.isfinite().all()) for out in outputs):
+            return
+        collect(self.graph, self.data.subset(1))  # it names the first layer that is at fault
+        if any(bool(out.isnan().any()) or not bool(out.isfinite().any()) for out in outputs):
             raise DataError(
                 f"{type(self.model).__name__} does not give finite outputs.",
                 expected="finite outputs on the calibration data",
                 got="NaN or infinite values",
                 where="the first calibration batch",
-                hint="look for NaN or infinite entries in the calibration data and in the weights",
+                hint="look for NaN or infinite entries in the calibration data and in the weights; every layer gives "
+                "finite values, so that it may be what stands behind the last one",
             )
 
     def _cut(self, plan: Plan, rewrite: Rewrite) -> tuple[nn.Module, Proof]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from actprune.errors import ArtifactError
+from actprune.graph.sparse import parts_of
 from actprune.mapped import let_go
 
 
@@ -78,9 +79,10 @@ def content_digest(items: Iterable[tuple[str, Any]]) -> str:
     for name, value in items:
         found.update(f"{name} ".encode())
         if isinstance(value, Tensor):
-            own = value.detach().cpu().contiguous()
-            found.update(f"{own.dtype} {tuple(own.shape)} ".encode())
-            found.update(own.reshape(-1).view(torch.uint8).numpy().data if own.numel() else b"")
+            for part in parts_of(value.detach()):
+                own = part.cpu().contiguous()
+                found.update(f"{own.dtype} {tuple(own.shape)} ".encode())
+                found.update(own.reshape(-1).view(torch.uint8).numpy().data if own.numel() else b"")
             let_go((value,))
         else:
             found.update(repr(value).encode())

@@ -123,7 +123,7 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
             expected="a state dict of dense tensors with data",
             got=got,
             where=name,
-            hint="convert it to a plain tensor, or save the model yourself",
+            hint="convert it to a plain tensor, register it with persistent=False, or save the model yourself",
         )
     return tensors
 

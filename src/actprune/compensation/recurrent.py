@@ -52,6 +52,9 @@ EXACT = 1e-10
 Values = list[Tensor]
 """(N, T, …) of every batch."""
 
+Lengths = Sequence[Tensor | None]
+"""(N,) of every batch: see `Unrolled.lengths`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scope:
@@ -92,15 +95,15 @@ def refit_recurrent(scope: Scope, node: Node, sites: Sequence[Site]) -> dict[str
     x = [run.x for run in dense]
     own = x if all(a is b for a, b in zip(x, (run.x for run in now), strict=True)) else [run.x for run in now]
     by_weight = {site.weight: site for site in sites if scope.wanted(site)}
-    place = 0
+    lengths, place = [run.lengths for run in dense], 0
     for number, layer in enumerate(dense[0].layers):
         found: list[tuple[Values, Values]] = []
         for part, current in zip(layer, now[0].layers[number], strict=True):
             one = _One(
                 scope, node, part,
-                x=(ahead := [turned(part, value) for value in x]), states=[run.states[place] for run in dense],
-                own_x=ahead if own is x else [turned(part, value) for value in own],
-                own_states=[run.states[place] for run in now],
+                x=(ahead := _each(turned, part, x, lengths)), states=[run.states[place] for run in dense],
+                own_x=ahead if own is x else _each(turned, part, own, lengths),
+                own_states=[run.states[place] for run in now], there=[run.there for run in dense],
                 sites={which: site for which in WEIGHTS if (site := by_weight.get(_name(scope, part, which) or ""))},
             )  # fmt: skip
             params, states = one.best(current.params) if one.sites else (current.params, one.run(current.params))
@@ -111,8 +114,15 @@ def refit_recurrent(scope: Scope, node: Node, sites: Sequence[Site]) -> dict[str
                     streams.overrides[name] = value
             found.append((one.hidden, states))
             place += 1
-        x, own = ([joined(layer, h) for h in zip(*(pair[k] for pair in found), strict=True)] for k in (0, 1))
+        x, own = (_each(joined, layer, list(zip(*(pair[k] for pair in found), strict=True)), lengths) for k in (0, 1))
     return record
+
+
+def _each(
+    made: Callable[[Any, Any, Tensor | None], Tensor], of: Any, values: Sequence[Any], lengths: Lengths
+) -> Values:
+    """Of every batch, with the lengths of its samples."""
+    return [made(of, value, own) for value, own in zip(values, lengths, strict=True)]
 
 
 def _name(scope: Scope, part: Part, which: int) -> str | None:
@@ -126,6 +136,7 @@ class _One:
     """One layer in one direction: its dense run, and what it gets in the cut network.
 
     Attributes:
+        there: (N, T) the steps that a sample of a packed call has, of every batch.
         sites: place of a weight → its site, for those that are to be refitted.
         hidden: the dense states.
     """
@@ -137,6 +148,7 @@ class _One:
     states: list[States]
     own_x: Values
     own_states: list[States]
+    there: Lengths
     sites: Mapping[int, Site]
     hidden: Values = field(init=False)
     record: dict[str, dict[str, Any]] = field(default_factory=dict[str, "dict[str, Any]"])
@@ -200,8 +212,10 @@ class _One:
         axis = None if back is None else self.scope.graph.tensor_axes[back][1]
         kept = slice(None) if axis is None else torch.as_tensor(kept_indices(axis, self.scope.kept))
         total, seen = 0.0, 0
-        for value in values:
-            total += sum(float((value[_samples(fold, seen)][..., kept] ** 2).sum()) for fold in folds)
+        for value, there in zip(values, self.there, strict=True):
+            for fold in folds:
+                own = _samples(fold, seen)
+                total += float((_rows(value[own], there if there is None else there[own])[..., kept] ** 2).sum())
             seen += len(value)
         return total
 
@@ -223,9 +237,11 @@ class _One:
         for i, x in enumerate(rows):
             steps = slice((7 * i) % stride, None, stride)
             x, sources = x[:, steps][..., columns], torch.cat([values[i][:, steps] for values in target.sources], -1)
+            there = self.there[i]
             for fold in folds:
                 own = _samples(fold, seen)
-                parts[fold] = merged(parts.get(fold), normal(x[own].flatten(0, 1), sources[own].flatten(0, 1)))
+                some = None if there is None else there[:, steps][own]
+                parts[fold] = merged(parts.get(fold), normal(_rows(x[own], some), _rows(sources[own], some)))
             seen += len(x)
         weight, constant = target.weight[outputs], constant[outputs]
         dealt = [Normal(part.inner, part.outer.mapped(weight, constant)) for part in parts.values() if part.inner.count]
@@ -288,6 +304,11 @@ def _there(value: Tensor | None) -> Tensor:
 def _samples(fold: int, seen: int) -> slice:
     """Those of a batch that belong to a fold, after so many samples: they are dealt in turn."""
     return slice((fold - seen) % FOLDS, None, FOLDS)
+
+
+def _rows(x: Tensor, there: Tensor | None) -> Tensor:
+    """(rows, columns) of x (samples, T, columns): all of its steps, or those that are there."""
+    return x.flatten(0, 1) if there is None else x[there]
 
 
 def _count(rows: Values) -> int:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from actprune.data.samples import Samples, form
+from actprune.data.samples import PerBatch, Samples, form
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments
+from actprune.graph.program import holds_samples
+from actprune.graph.sparse import parts_of
 
 CHUNK = 32
 """Samples per batch where all of them come in one tensor."""
@@ -34,7 +36,7 @@ class _Piece:
 
     def is_batched(self, position: int) -> bool:
         value = self.leaves[position]
-        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.count
+        return holds_samples(value, self.count)
 
 
 def gather(
@@ -86,8 +88,12 @@ def gather(
     first, count = pieces[0], min(count, size)
     batched = tuple(first.is_batched(i) for i in range(len(first.leaves)))
     leaves = tuple(
-        torch.cat([piece.leaves[i] for piece in pieces])[:size] if b else first.leaves[i] for i, b in enumerate(batched)
+        torch.cat([piece.leaves[i] for piece in pieces])[:size] if b else _one_or_each([p.leaves[i] for p in pieces])
+        for i, b in enumerate(batched)
     )
+    if any(isinstance(leaf, PerBatch) for leaf in leaves) and any(p.count != first.count for p in pieces[:-1]):
+        counts = ", ".join(str(piece.count) for piece in pieces[:8])
+        raise _misfit(f"{first.count} samples, since an input differs from batch to batch", f"batches of {counts}")
     known = [piece.labels for piece in pieces if piece.labels is not None]
     return Samples(
         leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None, valued
@@ -151,7 +157,7 @@ def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device)
         kwargs = {name: kwargs[name] for name in names}
     flat, spec = pytree.tree_flatten((args, kwargs))
     flat = [_tensor(v) for v in flat]
-    batched = [v for v in flat if isinstance(v, Tensor) and v.dim() > 0]
+    batched = [v for v in flat if isinstance(v, Tensor) and v.dim() > 0 and v.layout == torch.strided]
     if flat and not batched:
         raise DataError(
             "A calibration batch holds no tensor with a batch dimension.",
@@ -165,7 +171,7 @@ def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device)
 
 
 def _check_same_form(piece: _Piece, first: _Piece) -> None:
-    """What is concatenated must have the same sample shape and type; what is not must be the same in every batch."""
+    """What is concatenated must have the same sample shape and type, what is not the same shape and type."""
     if piece.spec != first.spec:
         raise _misfit(str(first.spec), str(piece.spec))
     for i, (own, other) in enumerate(zip(piece.leaves, first.leaves, strict=True)):
@@ -174,8 +180,17 @@ def _check_same_form(piece: _Piece, first: _Piece) -> None:
                 raise _misfit(f"{piece.count} samples in every input", f"{len(own)} in input {i}")
             if (own.shape[1:], own.dtype) != (other.shape[1:], other.dtype):
                 raise _misfit(form(other[0]), form(own[0]))
-        elif not _equal(own, other):
-            raise _misfit(f"input {i} without a batch dimension to be the same in all of them", "different values")
+        elif not isinstance(own, Tensor) or not isinstance(other, Tensor):
+            if not _equal(own, other):  # the graph holds it as a constant
+                raise _misfit(f"input {i}, which is no tensor, is {other!r}", repr(own))
+        elif (own.shape, own.dtype) != (other.shape, other.dtype):
+            raise _misfit(f"input {i}, which holds no samples, has {form(other)}", form(own))
+
+
+def _one_or_each(values: list[Any]) -> Any:
+    """An input that holds no samples: itself where it is the same in all batches."""
+    same = all(_equal(value, values[0]) for value in values[1:])
+    return values[0] if same else PerBatch(tuple(values))
 
 
 def _misfit(first: str, found: str) -> DataError:
@@ -184,14 +199,18 @@ def _misfit(first: str, found: str) -> DataError:
         expected=f"every batch like the first: {first}",
         got=found,
         where="calibration",
-        hint="resize or pad the samples to one shape, or give the inputs one by one with forward=",
+        hint="resize or pad the samples to one shape, leave out a shorter last batch, pass what differs as a tensor",
     )
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and all(map(_same, parts_of(a), parts_of(b)))
     return bool(a == b)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _tensor(value: Any) -> Any:

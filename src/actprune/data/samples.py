@@ -13,11 +13,22 @@ from actprune.graph.program import Batch
 
 
 @dataclass(frozen=True, eq=False)
+class PerBatch:
+    """An input without a batch dimension that is another one in every batch: the edges of a graph, a time step.
+
+    Batches are then used as they came.
+    """
+
+    values: tuple[Tensor, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """The calibration samples, taken once, before the model is captured.
 
     Attributes:
-        leaves: the flat inputs; a batched one holds all samples in its first dimension.
+        leaves: the flat inputs; a batched one holds all samples in its first dimension, any other one is the same
+            for all, or a `PerBatch`.
         batched: which of them do.
         spec: pytree of `(args, kwargs)`.
         count: number of samples.
@@ -37,7 +48,13 @@ class Samples:
 
     def batch(self, start: int, stop: int) -> tuple[Any, ...]:
         """The flat inputs of samples `start` to `stop`."""
-        return tuple(x[start:stop] if b else x for x, b in zip(self.leaves, self.batched, strict=True))
+        whole = (x.values[start // self.batch_size] if isinstance(x, PerBatch) else x for x in self.leaves)
+        return tuple(x[start:stop] if b else x for x, b in zip(whole, self.batched, strict=True))
+
+    @property
+    def as_they_came(self) -> bool:
+        """Whether the batches can be no others than the user's."""
+        return any(isinstance(x, PerBatch) for x in self.leaves)
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of the first batch, to capture the model with."""

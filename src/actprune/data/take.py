@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.data.calls import Forward, as_call, as_captured_call
 from actprune.data.gather import gather
-from actprune.data.samples import Calibration, Samples, form
+from actprune.data.samples import Calibration, PerBatch, Samples, form
 from actprune.errors import DataError
 from actprune.graph.program import Program
 from actprune.graph.trace import check_ready
@@ -80,6 +80,14 @@ def fit(
         samples = gather(samples, size or SIZE, lambda batch: as_captured_call(program, batch), device, labels, True)
     samples = _as_captured(program, samples)
     step = program.batch_size
+    if samples.as_they_came and step != samples.batch_size:
+        raise DataError(
+            "The calibration batches can only be used as they came: an input differs from one to the next.",
+            expected=f"batches of {step}, as the model was captured with",
+            got=f"batches of {samples.batch_size}",
+            where=f"calibration of {program.model_name}",
+            hint="capture the model with the first of these batches",
+        )
     starts = range(0, samples.count - step + 1, step)
     batches = tuple(samples.batch(i, i + step) for i in starts)
     if not batches:
@@ -102,7 +110,7 @@ def _as_captured(program: Program, samples: Samples) -> Samples:
     batched = program.flatten(args, kwargs)
     for i, (given, example) in enumerate(zip(leaves, program.example, strict=True)):
         known, found = (
-            form(value[0]) if of_samples else form(value)
+            form(value[0] if of_samples else value.values[0] if isinstance(value, PerBatch) else value)
             for value, of_samples in ((example, program.is_batched(i)), (given, batched[i]))
         )
         if known != found or program.is_batched(i) != batched[i]:

@@ -114,8 +114,12 @@ class Program:
 
     def is_batched(self, position: int) -> bool:
         """Whether flat input `position` carries the batch in its first dimension."""
-        value = self.example[position]
-        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.batch_size
+        return holds_samples(self.example[position], self.batch_size)
+
+
+def holds_samples(value: Any, count: int) -> bool:
+    """Whether an input holds `count` samples in its first dimension; a sparse one is a matrix as a whole."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count and value.layout == torch.strided
 
 
 def architecture(state: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
 
     def enter(module: nn.Module, args: Any) -> None:
         outer = stack[-1][0] if stack else ""
-        stack.append((paths.get(id(module), outer), type(module).__qualname__))
+        stack.append((paths.get(id(module), outer), f"{type(module).__module__}.{type(module).__qualname__}"))
         note()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:

@@ -85,6 +85,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         args, kwargs = pytree.tree_unflatten(flat, in_spec)
         traced = _traced(model, args, kwargs, names)
         graph = traced.graph
+        _claim_names(graph)
         inline(graph, traced.module)
         _drop_noise(graph)
         make_pure(graph)
@@ -92,6 +93,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             weights = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in weights.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(weights))
+    _note_stock_classes(graph, model)
     every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
     return Program(
@@ -117,6 +119,28 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         source=traced.source,
         added={name: value for name, value in added(model).items() if kwargs.get(name, value) is value},
     )
+
+
+def _claim_names(graph: Graph) -> None:
+    """Export renames the inputs behind the graph's back: no node that is made later may take a name of theirs."""
+    graph._graph_namespace._used_names.update(node.name for node in graph.nodes)  # pyright: ignore[reportPrivateUsage]
+
+
+def _note_stock_classes(graph: Graph, model: nn.Module) -> None:
+    """Every call notes the modules that it stands in: those of a class made from one of torch's own under the latter,
+    for a rule knows no other."""
+    stock = {
+        path: found
+        for path, module in model.named_modules(remove_duplicate=False)
+        if (found := next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn."))) is not nn.Module
+    }
+    for node in graph.nodes:
+        stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (path, f"{own.__module__}.{own.__qualname__}" if (own := stock.get(path)) else cls)
+                for key, (path, cls) in stack.items()
+            }
 
 
 def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:

@@ -33,7 +33,8 @@ def redrawn(program: Program, base: Mapping[str, Tensor], seed: int) -> dict[str
     drawn: dict[str, Tensor] = {}
     for name, own in program.tensors.items():
         tensor = base.get(name, own).detach().cpu()
-        if name in program.persistent and (tensor.is_floating_point() or tensor.is_complex()):
+        dense = tensor.layout == torch.strided  # where a sparse one has entries is not drawn anew
+        if dense and name in program.persistent and (tensor.is_floating_point() or tensor.is_complex()):
             drawn[name] = alongside(_noisy(tensor, generator, name in variances), tensor)
             let_go((tensor, drawn[name]))
     return drawn

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
 from actprune.graph.keep import copied
+from actprune.graph.program import holds_samples
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
@@ -193,7 +194,6 @@ def first_samples(inputs: Any, batch: int, count: int) -> Any:
     """The first samples of an example batch of `batch` samples."""
 
     def short(value: Any) -> Any:
-        batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-        return value[:count] if batched else value
+        return value[:count] if holds_samples(value, batch) else value
 
     return pytree.tree_map(short, inputs)

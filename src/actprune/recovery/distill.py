@@ -10,7 +10,7 @@ small network is too high for one of fifty layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
@@ -231,9 +231,15 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _batches(program: Program, data: Calibration, size: int | None, seed: int) -> Iterator[Batch]:
-    """Batches of samples in random order, for ever; each sample once in a round."""
+    """Batches of samples in random order, for ever; each sample once in a round.
+
+    Batches that can't be mixed, for another input differs between them, come whole, in whatever size was asked for.
+    """
     draw = torch.Generator().manual_seed(seed)
     batched = [program.is_batched(i) for i in range(len(data.batches[0]))]
+    while _differ(data, batched):
+        for number in torch.randperm(len(data.batches), generator=draw).tolist():
+            yield data.batches[number]
     whole = tuple(
         torch.cat([batch[i] for batch in data.batches]) if of_samples else data.batches[0][i]
         for i, of_samples in enumerate(batched)
@@ -244,6 +250,13 @@ def _batches(program: Program, data: Calibration, size: int | None, seed: int) -
         for start in range(0, data.samples - step + 1, step):
             chosen = order[start : start + step]
             yield tuple(x[chosen.to(x.device)] if b else x for x, b in zip(whole, batched, strict=True))
+
+
+def _differ(data: Calibration, batched: Sequence[bool]) -> bool:
+    """Whether an input that holds no samples is another one from batch to batch, so that they can't be mixed."""
+    first = data.batches[0]
+    others = [i for i, of_samples in enumerate(batched) if not of_samples and isinstance(first[i], Tensor)]
+    return any(batch[i] is not first[i] for batch in data.batches for i in others)
 
 
 def _augmented(program: Program, batch: Batch, augment: Augment | None) -> Batch:

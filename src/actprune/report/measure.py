@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import actprune
+from actprune.graph.sparse import parts_of
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "safetensors")
 
@@ -20,8 +21,8 @@ def state_bytes(model: nn.Module) -> int:
     """Bytes of the state dict, each storage once."""
     seen: dict[int, int] = {}
     for tensor in model.state_dict().values():
-        if isinstance(tensor, Tensor):
-            seen[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
+        for part in parts_of(tensor) if isinstance(tensor, Tensor) else ():
+            seen[part.data_ptr() or id(tensor)] = part.numel() * part.element_size()
     return sum(seen.values())
 
 

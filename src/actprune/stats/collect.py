@@ -248,6 +248,8 @@ class _Collector:
             raise _not_finite(node, x, value)
         if site not in self._consumers:
             return
+        if x.dim() == 1:  # one row, that of a single sample
+            x, value = x[None], value[None]
         dim, numbers = self._numbers(site, node.args[source], x)
         by_sample = x.movedim(dim, 0)
         means = [_sample_means(y, numbers) for y in (by_sample, value.movedim(dim, 0))]
@@ -272,7 +274,8 @@ class _Collector:
         if not bool(torch.isfinite(value if isinstance(value, Tensor) else value[0]).all()):
             raise _not_finite(node, args[0], value if isinstance(value, Tensor) else value[0])
         run = unroll(node, args)
-        numbers = self._sample_of(node.args[0], batch_dim(node), len(run.x))
+        dim, there = batch_dim(node), run.there
+        numbers = torch.arange(len(run.x)) if dim is None else self._sample_of(node.args[0], dim, len(run.x))
         for part, x, states, hidden in run.steps():
             for which, rows in part.reads(x, states, hidden):
                 held = part.nodes[which]
@@ -280,9 +283,9 @@ class _Collector:
                 if site is None or site not in self._consumers:
                     continue
                 if site.name in self.folds:
-                    self._rows(site.name, rows, numbers.to(rows.device))
+                    self._rows(site.name, rows, numbers.to(rows.device), there)
                 for group in self._first.get(site.name, ()):
-                    self._units(group, site, rows)
+                    self._units(group, site, rows if there is None else rows[there])
 
     def _sample_of(self, source: Any, dim: int, count: int) -> Tensor:
         """(count,) the sample of each index of a dimension; the indices themselves where it holds no samples."""
@@ -309,12 +312,17 @@ class _Collector:
                 return d, torch.as_tensor(numbers, device=x.device)
         return 0, torch.arange(x.shape[0], device=x.device)
 
-    def _rows(self, name: str, rows: Tensor, numbers: Tensor) -> None:
-        """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one."""
+    def _rows(self, name: str, rows: Tensor, numbers: Tensor, there: Tensor | None = None) -> None:
+        """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one.
+
+        Args:
+            there: (indices, positions) which of them count; None: all.
+        """
         folds = self.folds[name]
         fold = (numbers + self.first + self.samples) % folds
         known = self.sites.get(name, [None] * folds)
-        self.sites[name] = [absorb(own, rows[fold == f].flatten(0, 1)) for f, own in enumerate(known)]
+        chosen = (fold == f if there is None else (fold == f)[:, None] & there for f in range(folds))
+        self.sites[name] = [absorb(own, _flat(rows[which])) for own, which in zip(known, chosen, strict=True)]
 
     def put_aside(self, node: Node) -> None:
         """What is known of a call whose weight lies in a file, into a file as well."""
@@ -336,6 +344,11 @@ class _Collector:
         if not channel_last and bool(held.all()) and x.shape[1] == group.width:
             _add(self.maps, group.name, spread(x.flatten(2)))
         _add(self.units, group.name, activation_of(values[held].double(), unit[held], group.width))
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """(rows, columns) of (indices, positions, columns)."""
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def _add(known: dict[str, Any], name: str, found: Any) -> None:

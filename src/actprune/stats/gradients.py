@@ -154,6 +154,7 @@ def _drawn_loss(program: Program, outputs: list[Tensor], first: int) -> Tensor:
     if (logs := _log_probabilities(program, outputs)) is not None:
         labels = torch.multinomial(logs.detach().float().exp().cpu(), 1, generator=draw)[:, 0]
         return F.nll_loss(logs, labels.to(logs.device))
+    outputs = [out.where(out.isfinite(), 0.0) for out in outputs]  # scores that are masked out have no slope
     signed = [
         (out.float() * (torch.randint(2, out.shape, generator=draw) * 2 - 1).to(out.device)).sum()
         / out.detach().float().pow(2).sum().clamp_min(1e-30).sqrt()

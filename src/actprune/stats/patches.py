@@ -95,7 +95,7 @@ def input_rows(
         units: which of the input's channels are wanted; the columns are theirs.
     """
     if site.kind == "linear":
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])[:, places]
+        rows = _by_sample(x)[:, places]
         return rows if units is None else rows[..., units]
     if units is not None:
         x = x[:, units]
@@ -127,8 +127,13 @@ def input_rows(
 def output_rows(site: Site, y: Tensor, places: Places = EVERYWHERE) -> Tensor:
     """y as the call gives it → (samples, positions, outputs); `places` as for `input_rows`."""
     if site.kind == "linear":
-        return y.reshape(y.shape[0], -1, y.shape[-1])[:, places]
+        return _by_sample(y)[:, places]
     return y.flatten(2)[..., places].transpose(1, 2)
+
+
+def _by_sample(x: Tensor) -> Tensor:
+    """(N, …, I) or a single row (I,) → (N, positions, I)."""
+    return x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
 
 
 def weight_matrix(site: Site, weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from actprune.graph.program import named_arguments, op_name
 
@@ -56,9 +57,10 @@ class Part:
         if _is_cell(self.op):
             result = self.op(x[:, 0], list(states) if len(states) > 1 else states[0], *held[:PROJECTION])
             return (result[0] if isinstance(result, tuple) else result)[:, None]
+        op = getattr(torch.ops.aten, self.kind).input  # also of a packed call, whose samples are padded here
         stacked = [state[None].contiguous() for state in states]
         given, biases = [tensor for tensor in held if tensor is not None], held[INTO_BIAS] is not None
-        return self.op(x, stacked if len(stacked) > 1 else stacked[0], given, biases, 1, 0.0, False, False, True)[0]
+        return op(x, stacked if len(stacked) > 1 else stacked[0], given, biases, 1, 0.0, False, False, True)[0]
 
     def before(self, states: States, hidden: Tensor) -> Tensor:
         """(N, T, H) the hidden states before every step, which W_hh reads."""
@@ -92,11 +94,19 @@ class Unrolled:
         x: (N, T, I) its input.
         layers: the parts of every layer, one per direction.
         states: of every part, in the same order.
+        lengths: (N,) the steps of every sample of a packed call, which are the first ones of every part; what stands
+            behind them says nothing. None: all have T.
     """
 
     x: Tensor
     layers: tuple[tuple[Part, ...], ...]
     states: tuple[States, ...]
+    lengths: Tensor | None = None
+
+    @property
+    def there(self) -> Tensor | None:
+        """(N, T) whether a sample has that step; None: every one."""
+        return None if self.lengths is None else _there(self.lengths, self.x.shape[1])
 
     def steps(self) -> Iterator[tuple[Part, Tensor, States, Tensor]]:
         """Every part with its input, its initial states and its hidden states."""
@@ -104,10 +114,10 @@ class Unrolled:
         for layer in self.layers:
             found: list[Tensor] = []
             for part in layer:
-                own, start = turned(part, x), next(states)
+                own, start = turned(part, x, self.lengths), next(states)
                 found.append(part(own, start))
                 yield part, own, start, found[-1]
-            x = joined(layer, found)
+            x = joined(layer, found, self.lengths)
 
 
 def is_recurrent(node: Node) -> bool:
@@ -119,7 +129,7 @@ def unroll(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = N
     """A recurrent call on the arguments of one batch."""
     own = named_arguments(node)
     given = own | dict(zip(own, args, strict=False)) | dict(kwargs or {})
-    x, held = given["input"], given["hx"]
+    x, lengths, held = *_padded(given), given["hx"]
     states = [held] if isinstance(held, Tensor) else list(held)
     if _is_cell(node.target):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -138,22 +148,43 @@ def unroll(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = N
     ]
     layers = tuple(tuple(parts[i : i + directions]) for i in range(0, len(parts), directions))
     starts = tuple(tuple(state[i] for state in states) for i in range(len(parts)))
-    return Unrolled(x if given["batch_first"] else x.transpose(0, 1), layers, starts)
+    return Unrolled(x if given.get("batch_first", True) else x.transpose(0, 1), layers, starts, lengths)
 
 
-def batch_dim(node: Node) -> int:
-    """The dimension of a recurrent call's input that holds the samples."""
-    return 0 if _is_cell(node.target) or named_arguments(node)["batch_first"] else 1
+def batch_dim(node: Node) -> int | None:
+    """The dimension of a recurrent call's input that holds the samples; None where they are packed."""
+    own = named_arguments(node)
+    if "batch_sizes" in own:
+        return None
+    return 0 if _is_cell(node.target) or own["batch_first"] else 1
 
 
-def turned(part: Part, x: Tensor) -> Tensor:
+def turned(part: Part, x: Tensor, lengths: Tensor | None) -> Tensor:
     """x (N, T, …) in the order of a part's steps; its own inverse."""
-    return x.flip(1) if part.backward else x
+    if not part.backward or lengths is None:
+        return x.flip(1) if part.backward else x
+    there = _there(lengths, x.shape[1])
+    steps = torch.arange(x.shape[1], device=x.device)
+    places = torch.where(there, lengths[:, None] - 1 - steps, steps)
+    return x.take_along_dim(places.view(*places.shape, *[1] * (x.dim() - 2)), 1)
 
 
-def joined(layer: Sequence[Part], hidden: Sequence[Tensor]) -> Tensor:
+def joined(layer: Sequence[Part], hidden: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
     """What a layer gives on: the hidden states of its directions beside each other."""
-    return torch.cat([turned(part, own) for part, own in zip(layer, hidden, strict=True)], -1)
+    return torch.cat([turned(part, own, lengths) for part, own in zip(layer, hidden, strict=True)], -1)
+
+
+def _padded(given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """The input of a call, and the lengths of samples that are packed: the longest first, then (N, T, I)."""
+    if "batch_sizes" not in given:
+        return given["input"], None
+    x, lengths = pad_packed_sequence(PackedSequence(given["data"], given["batch_sizes"]), batch_first=True)
+    return x, lengths.to(x.device)
+
+
+def _there(lengths: Tensor, steps: int) -> Tensor:
+    """(N, steps) whether a sample has that step."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 def preactivation(rows: Tensor, params: Params, place: int) -> Tensor:

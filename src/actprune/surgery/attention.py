@@ -5,6 +5,7 @@ The stock class asserts that they are equal. Tensors keep their names, so that a
 
 from __future__ import annotations
 
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -119,8 +120,22 @@ def adapt_attention(model: nn.Module, plan: Plan) -> None:
             module.num_heads = remaining_groups(axis, module.num_heads, plan)
         module.head_dim = width // module.num_heads
         module._qkv_same_embed_dim = False  # keeps the fused kernels away, which know only the stock sizes
-        module.__class__ = PrunedMHA
+        module.__class__ = _pruned(type(module))  # pyright: ignore[reportAttributeAccessIssue]
         module.scale = scale  # type: ignore[assignment]
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(isinstance(m, PrunedMHA) for m in encoder.modules()):
+            encoder.enable_nested_tensor = encoder.use_nested_tensor = False  # which only fused kernels read
+
+
+@cache
+def _pruned(cls: type[nn.MultiheadAttention]) -> type[nn.MultiheadAttention]:
+    """The class that carries other sizes: a class made from the stock one keeps its own code in front of it."""
+    if issubclass(cls, PrunedMHA):
+        return cls
+    if cls is nn.MultiheadAttention:
+        return PrunedMHA
+    space = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (cls, PrunedMHA), space)  # pyright: ignore[reportCallIssue]
 
 
 def _stock_sizes(module: nn.MultiheadAttention) -> bool:

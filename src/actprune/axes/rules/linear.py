@@ -42,6 +42,15 @@ def matmul(call: Call) -> Dims:
     return _contract(call, call.values[0], call.values[1], None)
 
 
+@rule("aten._sparse_mm")
+def sparse_matmul(call: Call) -> Dims:
+    """left (n, k), right (k, m), one of them sparse, → (n, m): what the nodes of a graph are stays."""
+    left, right = call.axes(call.values[0]), call.axes(call.values[1])
+    call.unify(left[1], right[0])
+    call.freeze(left[1], "multiplied with a sparse matrix")
+    return (left[0], right[1])
+
+
 def _contract(call: Call, left: Any, right: Any, bias: Any) -> Dims:
     a, b = call.axes(left), call.axes(right)
     rows, inner_a = a[-2:-1], a[-1]

@@ -1,0 +1,265 @@
+"""Whole runs on models that are written in unusual ways, as users bring them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import actprune as ap
+from actprune.data.take import fit, take
+from actprune.errors import DataError
+
+
+def called(model: Any, batch: Any) -> Any:
+    """The model on all of a batch."""
+    return model(*batch)
+
+
+class Attention(nn.Module):
+    """Inputs under names that nodes of the graph, and what is added to it, would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, linear: Tensor, mask: Tensor, mul: Tensor) -> Tensor:
+        scores = self.q(linear) @ self.k(linear).transpose(1, 2)
+        return self.o(scores.masked_fill(mask[:, None], -1e9).softmax(-1) @ self.v(linear)) + mul
+
+
+@pytest.mark.parametrize("form", ["class", "graph"])
+def test_inputs_may_have_any_name(form: str) -> None:
+    torch.manual_seed(0)
+    batch = {"linear": torch.randn(3, 6, 6), "mask": torch.rand(3, 6) > 0.8, "mul": torch.randn(3, 1, 1)}
+    result = ap.prune(Attention(), [batch] * 2, keep="units=50%", form=form)
+    assert result.proof.passed and len(result.plan.widths) == 2
+
+
+def test_an_encoder_still_takes_a_padding_mask() -> None:
+    """Its stock form hands nested tensors to the attention, which only the stock kernels read."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(4, 6, 16)
+    padding = torch.zeros(4, 6, dtype=torch.bool)
+    padding[:, 4:] = True
+    unaware = ap.prune(model, [x] * 2, keep="units=50%", method="l2").model
+    with torch.no_grad():
+        assert unaware(x, src_key_padding_mask=padding)[:, :4].isfinite().all()
+    result = ap.prune(model, [{"src": x, "src_key_padding_mask": padding}] * 2, keep="units=50%", method="l2")
+    assert result.plan.widths["layers.0.self_attn#2"] == 2, "heads are cut as without a mask"
+
+
+class Noisy(nn.MultiheadAttention):
+    """An attention of the user's own."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        out, weights = super().forward(query, key, value, **settings)
+        return out + 0.1 * torch.randn_like(out) if self.training else out, weights
+
+
+class WithNoisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.a, self.o = nn.Linear(6, 16), Noisy(16, 2, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.i(x)
+        return self.o(self.a(h, h, h, need_weights=False)[0])
+
+
+def test_a_class_made_from_an_attention_keeps_its_code() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 7, 6)
+    result = ap.prune(WithNoisy(), [x] * 2, keep="units=50%", method="l2")
+    assert isinstance(result.model.a, Noisy)
+    assert result.plan.widths == {"i": 8, "a#1": 4, "a#2": 1, "a#3": 8}, "head sizes, too"
+    assert not torch.equal(result.model.train()(x), result.model(x)), "its noise in training"
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+def test_a_causal_decoder_loses_head_sizes() -> None:
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.t, self.o = nn.Transformer(16, 4, 1, 1, 32), nn.Linear(16, 20)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.o(self.t(a, b, tgt_mask=nn.Transformer.generate_square_subsequent_mask(len(b))))
+
+    torch.manual_seed(0)
+    batch = torch.randn(6, 4, 16), torch.randn(6, 4, 16)
+    result = ap.prune(Translator(), [batch] * 2, forward=called, keep="units=50%", method="l2")
+    assert len(result.plan.widths) == 8
+
+
+class Packed(nn.Module):
+    def __init__(self, make: Any, **how: Any) -> None:
+        super().__init__()
+        self.up, self.steps = nn.Linear(6, 10), make(10, 12, batch_first=True, **how)
+        self.head = nn.Linear(24 if how.get("bidirectional") else 12, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.up(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.head(pad_packed_sequence(self.steps(packed)[0], batch_first=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "how"), [(nn.LSTM, {}), (nn.GRU, {"num_layers": 2, "bidirectional": True})], ids=["lstm", "deep gru"]
+)
+def test_packed_samples(make: Any, how: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Packed(make, **how).eval()
+    data = [(torch.randn(8, 5, 6), torch.tensor([5, *torch.randint(1, 6, (7,)).tolist()])) for _ in range(6)]
+    errors: dict[str, float] = {}
+    for method in ("sgd-ap", "l2"):
+        result = ap.prune(model, data, keep={"steps": 7}, method=method, forward=called)
+        assert result.proof.passed
+        with torch.no_grad():
+            errors[method] = sum(float((result.model(*b) - model(*b)).square().mean()) for b in data)
+    assert errors["sgd-ap"] < 0.5 * errors["l2"]
+
+
+class Graph(nn.Module):
+    """Two rounds of messages along edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        for layer in (self.a, self.b):
+            h = layer(x)
+            x = torch.relu(torch.zeros_like(h).index_add(0, edges[1], h[edges[0]]))
+        return self.c(x)
+
+
+def test_inputs_that_hold_no_samples_may_differ_from_batch_to_batch() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(10, 6), torch.randint(0, 10, (2, 30))) for _ in range(12)]
+    model = Graph().eval()
+    result = ap.prune(model, data, keep="macs=50%", forward=called, recover=ap.Distill(steps=4))
+    assert result.proof.passed
+    taken = take(model, data, 120, called)
+    assert all(torch.equal(taken.batch(i, i + 10)[1], data[i // 10][1]) for i in range(0, 120, 10))
+    with pytest.raises(DataError, match="can only be used as they came"):
+        fit(ap.capture(model, (torch.randn(5, 6), data[0][1])).program, taken)
+
+
+def test_batches_that_can_not_be_used_as_they_came() -> None:
+    batches = [(torch.randn(n, 6), torch.randint(0, 4, (2, 30))) for n in (10, 4, 10)]
+    with pytest.raises(DataError, match="do not fit together") as caught:
+        ap.prune(Graph(), batches, keep="macs=50%", forward=called)
+    assert caught.value.got == "batches of 10, 4, 10"
+    with pytest.raises(DataError, match="do not fit together") as caught:
+        ap.prune(Graph(), [(torch.randn(4, 6), torch.randint(0, 4, (2, n))) for n in (9, 8)], forward=called)
+    assert "input 1, which holds no samples" in str(caught.value.expected)
+
+
+class Spread(nn.Module):
+    """A graph network by products with a sparse matrix."""
+
+    def __init__(self, matrix: Tensor | None = None) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        matrix = self.matrix if matrix is None else matrix
+        return self.b(torch.relu(torch.sparse.mm(matrix, self.a(x))))
+
+
+@pytest.mark.parametrize("where", ["buffer", "input", "another in every batch"])
+def test_sparse_matrices(where: str) -> None:
+    torch.manual_seed(0)
+    matrices = [(torch.rand(10, 10) > 0.7).float().to_sparse() for _ in range(8)]
+    if where != "another in every batch":
+        matrices = matrices[:1] * 8
+    model = Spread(matrices[0] if where == "buffer" else None)
+    data = [(torch.randn(10, 6), *(() if where == "buffer" else (own,))) for own in matrices]
+    result = ap.prune(model, data, keep="macs=60%", forward=called)
+    assert result.proof.passed and result.plan.widths["a"] < 16
+
+
+class Masked(nn.Module):
+    """A policy: moves that are not allowed have −∞."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, forbidden: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x))).masked_fill(forbidden, float("-inf"))
+
+
+@pytest.mark.parametrize("method", ["sgd-ap", "taylor", "l2"])
+def test_outputs_may_be_masked_out(method: str) -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 6), torch.rand(8, 3) > 0.7) for _ in range(4)]
+    result = ap.prune(Masked(), data, keep="macs=50%", forward=called, method=method, recover=ap.Distill(steps=4))
+    assert result.proof.passed
+    assert result.plan.widths["a"] <= 8
+
+
+def test_inputs_that_are_not_finite_are_still_refused() -> None:
+    data = [(torch.full((8, 6), float("inf")), torch.rand(8, 3) > 0.7)]
+    with pytest.raises(DataError, match="Activations are not finite"):
+        ap.prune(Masked(), data, keep="units=50%", forward=called, method="l2")
+
+
+class Decided(nn.Module):
+    """Gives a class, not its score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.b(F.relu(self.a(x))) > 0).long().squeeze(-1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whole_numbers_are_proved_by_what_they_are_made_of(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = Decided().eval(), torch.randn(4, 6)
+    graph = ap.capture(model, x)
+    plan = ap.allocate(graph, ap.guide(graph, None, method="l2"), keep={"a": 8})
+    small = ap.cut(model, plan)
+    assert ap.verify(model, small, plan, x, graph=graph).passed
+    with torch.no_grad():
+        small.b.weight.copy_(small.b.weight.flip(1))
+    assert not ap.verify(model, small, plan, x, graph=graph, check=False).passed
+
+
+def test_the_report_names_what_no_call_has_reached() -> None:
+    class Tasks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 16)
+            self.heads = nn.ModuleDict({"one": nn.Linear(16, 3), "two": nn.Linear(16, 2)})
+
+        def forward(self, x: Tensor, task: str = "one") -> Tensor:
+            return self.heads[task](F.relu(self.a(x)))
+
+    notes = ap.prune(Tasks(), [torch.randn(8, 6)] * 2, keep="units=50%").report.notes
+    assert any("Not reached" in note and "heads.two." in note for note in notes)
+    assert not any("heads.one" in note for note in notes)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_samples_that_are_single_rows(recurrent: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.GRU(6, 16) if recurrent else nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)[0][-1] if recurrent else F.relu(self.a(x)))
+
+    torch.manual_seed(0)
+    data = [torch.randn(5, 6) if recurrent else torch.randn(6) for _ in range(8)]
+    assert ap.prune(Net(), data, keep="macs=60%").proof.passed
