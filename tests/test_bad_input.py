@@ -155,10 +155,12 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "infinity in the data": (DataError, prune(calibration=[images(8, at_3=INF)]), ("infinite", "at stem")),
     "NaN and weights alone": (
         DataError, prune(calibration=[images(8, at_3=NAN)], method="l2"),
-        ("does not give finite outputs", "the first calibration batch"),
+        ("Activations are not finite", "got: NaN values in the input", "at stem"),
     ),
     "a weight of NaN": (DataError, planted("conv1.weight", NAN), ("got: NaN values in the output", "at conv1")),
-    "an infinite weight": (DataError, planted("fc.weight", INF, method="l2"), ("does not give finite outputs",)),
+    "an infinite weight": (
+        DataError, planted("fc.weight", INF, method="l2"), ("got: infinite values in the output", "at fc"),
+    ),
     # models
     "a branch and a vmap": (
         CaptureError, other(Hidden()),

@@ -191,11 +191,17 @@ def test_inputs_of_unequal_batch_sizes() -> None:
     says(error.value, "4 samples in every input", "got: 3 in input 1")
 
 
-@pytest.mark.parametrize("other", [torch.tensor([[0.0, 1, 1, 1]]), torch.ones(1, 1)], ids=["value", "shape"])
-def test_an_input_without_a_batch_dimension_must_not_change(other: Tensor) -> None:
-    with pytest.raises(DataError, match="without a batch dimension") as error:
-        take(Masked(), [{"ids": X[:3], "mask": torch.ones(1, 4)}, {"ids": X[:3], "mask": other}], 100)
-    says(error.value, "input 1", "different values")
+def test_an_input_without_a_batch_dimension_keeps_its_shape() -> None:
+    with pytest.raises(DataError, match="which holds no samples") as error:
+        take(Masked(), [{"ids": X[:3], "mask": torch.ones(1, 4)}, {"ids": X[:3], "mask": torch.ones(1, 1)}], 100)
+    says(error.value, "input 1", "shape (1, 4)", "got: shape (1, 1)")
+
+
+def test_an_input_without_a_batch_dimension_may_change() -> None:
+    masks = torch.ones(1, 4), torch.tensor([[0.0, 1, 1, 1]])
+    taken = take(Masked(), [{"ids": X[:3], "mask": own} for own in masks], 100)
+    assert taken.as_they_came and taken.count == 6
+    assert all(torch.equal(taken.batch(i, i + 3)[1], own) for i, own in zip((0, 3), masks, strict=True))
 
 
 def test_a_setting_must_not_change_between_batches() -> None:

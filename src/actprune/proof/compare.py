@@ -62,7 +62,8 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
     except Exception as error:
         return float("inf"), f"the graph of the cut model does not run: {_first_line(error)}"
     floats = _floats(expected)
-    if any(bool(e.isnan().any()) or not bool(e.isfinite().any()) for e in floats):
+    unbounded = any(not bool(e.isfinite().all()) for e in floats) and _has_unbounded_weights(sides.dense.program)
+    if unbounded or any(bool(e.isnan().any()) or not bool(e.isfinite().any()) for e in floats):
         return float("inf"), f"an output is not finite on {sides.what}"
     several = [_real(e) for e in floats or _tensors(expected) if e.numel() > 1]
     constant = varied and bool(several) and not any(map(_varies, several))
@@ -163,6 +164,11 @@ def _errors(sides: Sides, pairs: list[tuple[Node, Node]]) -> Iterator[tuple[Node
         if node.name in expected and other.name in found and isinstance(dims, tuple):
             index: list[Indices | None] = [kept_indices(axis, kept) for axis in dims]
             yield node, _error(sliced(expected[node.name], index), found[other.name])
+
+
+def _has_unbounded_weights(program: Program) -> bool:
+    """Whether infinite outputs may come of weights, and hide what they should show."""
+    return any(not bool(program.tensors[name].isfinite().all()) for name in program.parameters)
 
 
 def _behind_whole_numbers(sides: Sides) -> float | None:
