@@ -13,12 +13,14 @@ import sys
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from actprune.errors import ArtifactError
 
@@ -70,6 +72,23 @@ def is_mapped(value: Any) -> bool:
 def any_mapped(tensors: Iterable[Any]) -> bool:
     """Whether one of them does: the parameters of a model, or the tensors of a program."""
     return bool(_MAPPINGS) and any(map(is_mapped, tensors))
+
+
+@contextmanager
+def letting_go() -> Iterator[None]:
+    """While networks are called as they are: the weights of every layer are given back behind its call."""
+    if not _MAPPINGS:
+        yield
+        return
+
+    def behind(module: nn.Module, args: Any, outputs: Any) -> None:
+        let_go(module.parameters(recurse=False))
+
+    hook = register_module_forward_hook(behind)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def let_go(values: Iterable[Any]) -> None:

@@ -24,7 +24,7 @@ from actprune.artifacts.weights import tied
 from actprune.errors import ActpruneError, ArtifactError
 from actprune.graph.keep import copied
 from actprune.graph.trace import call_arguments
-from actprune.mapped import any_mapped
+from actprune.mapped import any_mapped, letting_go
 from actprune.plan import Plan
 from actprune.proof.trial import first_samples
 from actprune.shards import SHARD_BYTES, write_shards
@@ -175,10 +175,11 @@ def _difference(model: nn.Module, other: nn.Module, example_inputs: Any) -> floa
         tensors = [leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, Tensor) and leaf.dim()]
         example_inputs = first_samples(example_inputs, len(tensors[0]) if tensors else 1, 1)
     args, kwargs = call_arguments(plain, example_inputs)
-    sides = [
-        [leaf for leaf in pytree.tree_leaves(net(*args, **kwargs)) if isinstance(leaf, Tensor)]
-        for net in (plain, other.to(next(plain.parameters()).device))
-    ]
+    with letting_go():
+        sides = [
+            [leaf for leaf in pytree.tree_leaves(net(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            for net in (plain, other.to(next(plain.parameters()).device))
+        ]
     if len(sides[0]) != len(sides[1]):
         return float("inf")
     errors = [

@@ -23,6 +23,7 @@ from actprune.graph.lift import lift
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments, kept_buffers, preserved
+from actprune.mapped import letting_go
 from actprune.plan import Plan
 from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
@@ -252,7 +253,7 @@ def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: 
     """Relative error of the cut model as it runs against its own graph, and what to say where it is too large."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, call_arguments(small, inputs))
     try:
-        with preserved(small), kept_buffers(small, parameters=True), torch.no_grad():
+        with preserved(small), kept_buffers(small, parameters=True), torch.no_grad(), letting_go():
             small.eval()
             eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
     except Exception as error:  # whatever the user's forward raises
