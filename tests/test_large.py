@@ -178,6 +178,18 @@ def test_what_is_made_of_files_goes_to_files(folder: Path) -> None:
     assert torch.equal(own, before)
 
 
+def test_networks_that_are_called_as_they_are_give_every_layer_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 8)))
+    for module in (model[0], model[1][1]):
+        module.weight = nn.Parameter(on_disk(module.weight.detach()))
+    given: list[int] = []
+    monkeypatch.setattr(mapped, "let_go", lambda values: given.extend(map(id, values)))
+    with mapped.letting_go():
+        model(torch.randn(2, 8))
+    model(torch.randn(2, 8))
+    assert given == [id(p) for p in model.parameters()]
+
+
 def test_files_are_forgotten_with_their_tensors() -> None:
     count = len(mapped._MAPPINGS)
     held = on_disk(torch.ones(10))

@@ -263,3 +263,16 @@ def test_samples_that_are_single_rows(recurrent: bool) -> None:
     torch.manual_seed(0)
     data = [torch.randn(5, 6) if recurrent else torch.randn(6) for _ in range(8)]
     assert ap.prune(Net(), data, keep="macs=60%").proof.passed
+
+
+@pytest.mark.filterwarnings("error", "ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_weights_that_a_hook_makes_are_no_reason_to_warn() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.utils.weight_norm(nn.Linear(6, 16)), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(self.a(x)))
+
+    assert ap.prune(Normed(), [torch.randn(8, 6)] * 3, keep="macs=60%").plan.widths["a"] < 16

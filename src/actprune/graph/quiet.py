@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 
 _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
@@ -20,7 +21,9 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.disabled = True
-        with contextlib.redirect_stderr(text):
+        with contextlib.redirect_stderr(text), warnings.catch_warnings():
+            # of old forms of weight normalisation, and of models that keep their activations: they are handled
+            warnings.filterwarnings("ignore", message="The tensor attributes? .* during export")
             yield
         sys.stderr.write(text.getvalue())
     finally:
