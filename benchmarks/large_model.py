@@ -214,7 +214,7 @@ def _now() -> tuple[float, float]:
 def _watch(blocks: dict[str, Marks]) -> None:
     """Note when the first layer of each block is reached, in the stages that go through them."""
     from actprune.compensation import walk
-    from actprune.guidance import guide
+    from actprune.guidance import ranking
     from actprune.stats import collect
 
     def note(stage: str, path: str) -> None:
@@ -235,7 +235,7 @@ def _watch(blocks: dict[str, Marks]) -> None:
         setattr(owner, name, call)
 
     patched(walk.Walk, "_refit", "refit", lambda _, site, *__: site.module)
-    patched(guide, "_group_guide", "guide", lambda ask, _: ask.group.name)
+    patched(ranking, "_group_guide", "guide", lambda ask, _: ask.group.name)
     patched(collect._Collector, "put_aside", "statistics", lambda _, node: module_path(node))
 
 
