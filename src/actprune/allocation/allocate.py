@@ -11,11 +11,11 @@ from typing import Any
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, change_samples
-from actprune.allocation.improve import Around, improve
+from actprune.allocation.improve import improve
 from actprune.allocation.rules import RULES, units
-from actprune.allocation.sensitivity import Curve, Measure, Progress, measure_curves
-from actprune.allocation.solve import solve
+from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
 from actprune.allocation.space import Space, Widths, make_space, protected
+from actprune.allocation.starts import best_start
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
@@ -205,8 +205,8 @@ def measure_all(
 def _by_sensitivity(
     space: Space, guide: Guide, measured: Measured, effort: tuple[int, int] | None
 ) -> tuple[Widths, float]:
-    widths = solve(space, guide, measured.curves)
     rounds, trials = affordable(space.graph, measured.samples) if effort is None else effort
+    widths = best_start(space, guide, measured.curves, measured.around, rounds)
     return improve(space, widths, measured.curves, measured.around, rounds, trials)
 
 

@@ -13,12 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from actprune.allocation.sensitivity import Curve, Measure
+from actprune.allocation.sensitivity import Around, Curve, Measure
 from actprune.allocation.solve import solve_from, trades
 from actprune.allocation.space import Space, Widths
-
-Around = Callable[[Widths], Measure]
-"""Widths → (some other widths → the distance of the candidate that has these, and the first ones elsewhere)."""
 
 STEP, LEAST_STEP = 0.25, 0.01
 """A group's first step and its last, as shares of the units that it keeps."""
@@ -53,7 +50,7 @@ def steps(
             asked = {name: curve for name, curve in curves.items() if len(near.options[name]) > 1}
             bent = {name: _bent(curve, near.options[name], best[name], distance, partial(_alone, measure, name))
                     for name, curve in asked.items()}  # fmt: skip
-        found = solve_from(near, {name: _restricted(c, near.options[name]) for name, c in bent.items()}, best)
+        found = solve_from(near, {name: curve.within(near.options[name]) for name, curve in bent.items()}, best)
         there = around(found) if found != best else measure
         lower = there({}) if found != best else distance
         if lower < distance * (1 - 1e-6):
@@ -112,10 +109,6 @@ def _bent(curve: Curve, options: tuple[int, ...], now: int, here: float, measure
     """A group's curve in context: the change against `here` at the ends of `options`, and in between."""
     found = {k: measure(k) - here for k in {options[0], options[-1]} - {now}}
     return Curve(options, tuple(_between(curve, found, now, k) for k in options), found)
-
-
-def _restricted(curve: Curve, options: tuple[int, ...]) -> Curve:
-    return Curve(options, tuple(curve(k) for k in options), curve.measured)
 
 
 def _between(curve: Curve, found: Mapping[int, float], now: int, k: int) -> float:

@@ -19,6 +19,9 @@ from actprune.guidance.guide import Guide
 Measure = Callable[[Widths], float]
 """Widths → distance of that candidate's outputs from the dense ones, on held-out samples."""
 
+Around = Callable[[Widths], Measure]
+"""Widths → (some other widths → the distance of the candidate that has these, and the first ones elsewhere)."""
+
 Progress = Callable[[int, int], None]
 
 FRACTIONS = (0.75, 0.5, 0.25, 0.0)
@@ -46,6 +49,10 @@ class Curve:
 
     def __call__(self, k: int) -> float:
         return self.costs[self.widths.index(k)]
+
+    def within(self, options: tuple[int, ...]) -> Curve:
+        """The curve over fewer widths."""
+        return Curve(options, tuple(map(self, options)), self.measured)
 
 
 def measure_curves(space: Space, guide: Guide, measure: Measure, progress: Progress | None = None) -> dict[str, Curve]:

@@ -1,0 +1,58 @@
+"""Where the improvement in context starts: streams that many layers read are tried whole.
+
+The curve of such a stream is measured in a network whose layers are whole, and they make up for what it lacks. In a
+network that is cut everywhere they can't. No small step leads back from there, since a wider stream makes every layer
+dearer: width would have to move from all of them at once. So streams are held whole, one after the other, the budget is
+solved with what is left, and the measured distance decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from actprune.allocation.sensitivity import Around, Curve
+from actprune.allocation.solve import solve
+from actprune.allocation.space import Space, Widths
+from actprune.guidance.guide import Guide
+
+READERS = 3
+"""A group is a stream where so many layers read from it."""
+
+TRIALS = 8
+"""Networks that are measured at most."""
+
+
+def best_start(space: Space, guide: Guide, curves: Mapping[str, Curve], around: Around, trials: int) -> Widths:
+    """The solution of the budget, with such streams whole as lower the measured distance.
+
+    Args:
+        trials: networks that may be measured, at most `TRIALS`.
+    """
+    best, held = solve(space, guide, curves), set[str]()
+    trials = min(trials, TRIALS)
+    streams = [name for name in curves if len(space.graph[name].consumers) >= READERS]
+    if not streams or trials < 2:
+        return best
+    distance, trials = around(best)({}), trials - 1
+    while trials > 0:
+        found: dict[str, tuple[float, Widths]] = {}
+        for name in [name for name in streams if best[name] < space.options[name][-1]][:trials]:
+            widths = _holding(space, guide, curves, {*held, name})
+            if widths is not None and widths != best:
+                found[name] = around(widths)({}), widths
+                trials -= 1
+        name = min(found, key=lambda one: found[one][0], default=None)
+        if name is None or found[name][0] >= distance * (1 - 1e-6):
+            break
+        (distance, best), held = found[name], {*held, name}
+    return best
+
+
+def _holding(space: Space, guide: Guide, curves: Mapping[str, Curve], held: set[str]) -> Widths | None:
+    """The solution with these groups whole; None where the budget can't be met so."""
+    options = {name: widths[-1:] if name in held else widths for name, widths in space.options.items()}
+    fixed = replace(space, options=options)
+    if not fixed.fits(fixed.narrowest):
+        return None
+    return solve(fixed, guide, {name: curve.within(options[name]) for name, curve in curves.items()})
