@@ -27,6 +27,7 @@ from actprune.allocation.rules import layerwise, spatial, units
 from actprune.allocation.sensitivity import Curve, interpolate, measure_curves
 from actprune.allocation.solve import solve, trades
 from actprune.allocation.space import Space, Widths, make_space
+from actprune.allocation.starts import best_start
 from actprune.axes.capture import Graph, capture
 from actprune.data.take import fit
 from actprune.distance import choose, resolve
@@ -859,3 +860,45 @@ def test_a_wide_convolution_has_fewer_trades_tried(kernel: int, expected: tuple[
     layers = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 4, kernel), nn.ReLU(), nn.Conv1d(4, 1, 1)
     graph = capture(nn.Sequential(*layers), torch.randn(2, 1, 999 + kernel))
     assert affordable(graph, 512) == expected
+
+
+# ---- starts
+
+
+class Stream(nn.Module):
+    """Four layers that read a stream and add to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+def test_streams_are_tried_whole() -> None:
+    """What they are worth where all layers are narrow, no curve of theirs shows."""
+    graph = capture(Stream(), torch.randn(4, 6))
+    found, space = guide(graph, None, method="l2"), make_space(graph, parse("macs=30%"))
+    curves = {
+        name: Curve(options, tuple(1 - k / options[-1] for k in options), {}) for name, options in space.options.items()
+    }
+    assert curves.keys() == {"first", *(f"blocks.{i}.0" for i in range(4))}
+    plain, asked = solve(space, found, curves), list[dict[str, int]]()
+
+    def around(worth: Callable[[dict[str, int]], float]) -> Any:
+        def here(widths: Any) -> Any:
+            asked.append(dict(widths))
+            return lambda changed: worth(dict(widths))
+
+        return here
+
+    best = best_start(space, found, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 8)
+    assert best["first"] == 16 and space.fits(best)
+    assert asked == [plain, best], "the one stream, once"
+    assert best_start(space, found, curves, around(lambda w: 1.0), 8) == plain, "only where it is nearer"
+    assert best_start(space, found, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 1) == plain, "no room"
