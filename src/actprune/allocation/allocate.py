@@ -10,7 +10,7 @@ from typing import Any
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, change_samples
+from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, change_samples, starts
 from actprune.allocation.improve import improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
@@ -205,8 +205,10 @@ def measure_all(
 def _by_sensitivity(
     space: Space, guide: Guide, measured: Measured, effort: tuple[int, int] | None
 ) -> tuple[Widths, float]:
-    rounds, trials = affordable(space.graph, measured.samples) if effort is None else effort
-    widths = best_start(space, guide, measured.curves, measured.around, rounds)
+    graph, samples = space.graph, measured.samples
+    rounds, trials = affordable(graph, samples) if effort is None else effort
+    tried = starts(graph, samples) if effort is None else rounds
+    widths = best_start(space, guide, measured.curves, measured.around, tried)
     return improve(space, widths, measured.curves, measured.around, rounds, trials)
 
 

@@ -33,6 +33,9 @@ forward passes. They may be more, since large matrix products are the fastest wo
 
 ROUNDS, TRIALS = 12, 64
 
+STARTS = 8
+"""Networks that are measured at most before the improvement in context."""
+
 FITTED = 3
 """So many samples are refitted on for each that candidates are compared on."""
 
@@ -64,6 +67,14 @@ def affordable(graph: Graph, samples: int) -> tuple[int, int]:
     rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
     left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
     return rounds, _whole(TRIALS, left, (macs * (compared + fitted) + steps * fitted, refits / 2))
+
+
+def starts(graph: Graph, samples: int) -> int:
+    """Networks that may be measured to find where the improvement begins: with half the work of all curves, and that of
+    the refits."""
+    fitted = FITTED * samples
+    each = 2 * cost(graph).macs * fitted + STEPPED * _stepped(graph) * fitted, _refit_work(graph, fitted)
+    return _whole(STARTS, (MEASURE_WORK / 2, REFIT_WORK), each)
 
 
 def change_samples(graph: Graph, samples: int) -> int:

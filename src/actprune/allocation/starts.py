@@ -19,18 +19,14 @@ from actprune.guidance.guide import Guide
 READERS = 3
 """A group is a stream where so many layers read from it."""
 
-TRIALS = 8
-"""Networks that are measured at most."""
-
 
 def best_start(space: Space, guide: Guide, curves: Mapping[str, Curve], around: Around, trials: int) -> Widths:
     """The solution of the budget, with such streams whole as lower the measured distance.
 
     Args:
-        trials: networks that may be measured, at most `TRIALS`.
+        trials: networks that may be measured.
     """
     best, held = solve(space, guide, curves), set[str]()
-    trials = min(trials, TRIALS)
     streams = [name for name in curves if len(space.graph[name].consumers) >= READERS]
     if not streams or trials < 2:
         return best
