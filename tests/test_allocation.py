@@ -143,6 +143,7 @@ def test_malformed_budgets(written: Any, problem: str, got: str) -> None:
     ("written", "cost_name", "most"),
     [
         ("params=500K", "params", 5e5),
+        ("params=4434", "params", 4434),
         ("Params = 1.5 m", "params", 1.5e6),
         ("macs=.5G", "macs", 5e8),
         ("macs=2B", "macs", 2e9),

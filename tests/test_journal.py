@@ -80,6 +80,17 @@ def test_a_run_goes_on_after_any_stage(
     assert content(tmp_path / "run") == content(whole)
 
 
+def test_a_finished_run_is_not_made_again(whole: Path, tmp_path: Path) -> None:
+    """A fine-tune, or exported files, may have come after it."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "model.onnx").write_text("made of it")
+    with pytest.raises(ArtifactError, match="is finished") as caught:
+        ap.prune(build("chain")[0], **arguments(), save_to=folder, resume=True)
+    assert "run.unfinished" in str(caught.value.expected)
+    assert (folder / "model.onnx").exists()
+
+
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The journal of a run that ended just before its folder was written."""

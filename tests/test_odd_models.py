@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import actprune as ap
 from actprune.data.take import fit, take
-from actprune.errors import DataError
+from actprune.errors import CaptureError, DataError
 
 
 def called(model: Any, batch: Any) -> Any:
@@ -79,6 +81,8 @@ def test_a_class_made_from_an_attention_keeps_its_code() -> None:
     assert isinstance(result.model.a, Noisy)
     assert result.plan.widths == {"i": 8, "a#1": 4, "a#2": 1, "a#3": 8}, "head sizes, too"
     assert not torch.equal(result.model.train()(x), result.model(x)), "its noise in training"
+    again = pickle.loads(pickle.dumps(result.model)).eval()
+    assert torch.equal(again(x), result.model.eval()(x)) and type(again.a) is type(result.model.a)
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
@@ -276,3 +280,38 @@ def test_weights_that_a_hook_makes_are_no_reason_to_warn() -> None:
             return self.b(F.relu(self.a(x)))
 
     assert ap.prune(Normed(), [torch.randn(8, 6)] * 3, keep="macs=60%").plan.widths["a"] < 16
+
+
+def layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (layers(), np.zeros((64, 6))),
+        (layers().bfloat16(), torch.randn(64, 6)),
+        (layers(), torch.randint(0, 5, (64, 6))),
+    ],
+    ids=["numpy", "bfloat16", "whole numbers"],
+)
+def test_inputs_of_another_precision(model: nn.Module, x: Any) -> None:
+    """Export follows them through linear layers, which do not run."""
+    with pytest.raises(CaptureError, match="must have the same dtype"):
+        ap.prune(model, x, keep="macs=50%", method="l2")
+
+
+def test_a_graph_of_many_nodes_stays_whole() -> None:
+    torch.manual_seed(0)
+    x, edges = torch.randn(2708, 6), torch.randint(0, 2708, (2, 5000))
+    assert take(Graph(), [(x, edges)], 2048, called).count == 2708
+    some = [(torch.randn(10, 6), torch.randint(0, 10, (2, 30))) for _ in range(5)]
+    assert take(Graph(), some, 25, called).count == 20, "whole batches"
+    graph = ap.capture(layers(), torch.randn(2708, 6))
+    assert ap.collect(graph, [torch.randn(2708, 6)]).samples == 2708
+
+
+def test_recovery_needs_outputs_with_a_slope() -> None:
+    with pytest.raises(DataError, match="no slope to go by") as caught:
+        ap.prune(Decided(), [torch.randn(8, 6)], keep="macs=50%", recover=ap.Distill(steps=4))
+    assert caught.value.got == "int64"

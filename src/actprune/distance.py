@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.data.samples import Calibration, evenly
-from actprune.errors import PlanError
+from actprune.errors import DataError, PlanError
 from actprune.graph.program import Program, named_arguments, op_name, shape
 from actprune.graph.run import run
 from actprune.methods import known
@@ -90,7 +90,11 @@ def objective(program: Program, distance: str | Distance = "auto") -> Objective:
     """What to train by so that `choose(program, distance)` falls; for a callable, what "auto" compares.
 
     The divergence is times the squared temperature, so that its gradient does not depend on that (Hinton et al. 2015).
+
+    Raises:
+        DataError: outputs without a floating-point number, which have no gradient.
     """
+    _check_slopes(program)
     kind = output_kind(program)
     if _compares_values(kind, "auto" if callable(distance) else distance):
         return batch_error
@@ -170,6 +174,21 @@ def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
         if isinstance(a, Tensor) and a.is_floating_point()
     ]
     return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
+
+
+def _check_slopes(program: Program) -> None:
+    """For a gradient there have to be floats: whole numbers, such as classes, have none."""
+    dtypes = {out.meta["val"].dtype for out in tensor_outputs(program)}
+    if any(dtype.is_floating_point for dtype in dtypes):
+        return
+    kinds = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    raise DataError(
+        "The outputs have no slope to go by.",
+        expected="an output of floating-point numbers",
+        got=", ".join(kinds) or "no tensor",
+        where="recover",
+        hint="prune the network up to its scores, in front of what makes classes of them, or leave out recover=",
+    )
 
 
 def _bounded(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:

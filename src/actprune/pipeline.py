@@ -18,11 +18,12 @@ from torch import nn
 from actprune.allocation.budget import Keep
 from actprune.allocation.cost import Cost, cost
 from actprune.artifacts.checkpoint import check_output
-from actprune.artifacts.journal import Journal, journal_of
+from actprune.artifacts.folder import PLAN
+from actprune.artifacts.journal import SUFFIX, Journal, journal_of
 from actprune.data.calls import Forward
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks, joined
-from actprune.errors import DataError
+from actprune.errors import ArtifactError, DataError
 from actprune.forms import FORMS
 from actprune.graph.trace import preserved
 from actprune.keras3.backend import is_keras
@@ -133,7 +134,7 @@ def prune(
         save_to: write a run folder there at the end; checked before any work. Until then every stage leaves its result
             in `save_to` + ".unfinished", and begins with the same random state (`seed`).
         resume: go on from what an interrupted run with the same model, data and settings left there, if there is any:
-            the end is the same, byte for byte. A run folder that is there already is then replaced.
+            the end is the same, byte for byte. A run that is finished is refused: `load` reads it.
         progress: called with (stage, done, total).
 
     Raises:
@@ -156,12 +157,13 @@ def pruned(given: Mapping[str, Any], known_stats: Stats | None = None, teacher: 
         raise _not_in_place(given["form"])
     with ranks_of(given) as ranks, _journal(ranks, save_to, resume) as journal:
         job = Run(given["model"], settings_of(given, journal, ranks), known_stats, teacher=teacher)
-        on_disk(ranks, save_to, lambda path: check_output(path, overwrite=resume and path.exists()))
+        begun = resume and journal is not None and journal.folder.exists()
+        on_disk(ranks, save_to, lambda path: _check_unfinished(path, resume, begun))
         with undisturbed(job.model):
             result = returned(job(given["calibration"], given["calibration_size"], given["forward"]))
         if inplace:
             ranks.together(lambda: _check_replaceable(result))
-        on_disk(ranks, save_to, lambda path: result.save(path, overwrite=resume and path.exists()))
+        on_disk(ranks, save_to, lambda path: result.save(path, overwrite=begun and path.exists()))
         if journal is not None:
             journal.remove()
     if inplace:
@@ -267,6 +269,19 @@ def _journal(ranks: Ranks, save_to: str | Path | None, resume: bool) -> Iterator
 def on_disk(ranks: Ranks, save_to: str | Path | None, work: Callable[[Path], Any]) -> None:
     """What rank 0 has to do in the run folder, if there shall be one; it fails on all ranks."""
     ranks.together(lambda: work(Path(save_to)) if save_to is not None and ranks.first else None)
+
+
+def _check_unfinished(path: Path, resume: bool, begun: bool) -> None:
+    """That the folder can be written. One that is whole is only replaced by the run that was interrupted behind it."""
+    if resume and not begun and (path / PLAN).exists():
+        raise ArtifactError(
+            "The run in this folder is finished.",
+            expected=f"the stages of an interrupted run, in {path.name}{SUFFIX}",
+            got="a run folder",
+            where=str(path),
+            hint="read it with actprune.load (actprune report, actprune verify), or choose another folder",
+        )
+    check_output(path, overwrite=begun and path.exists())
 
 
 def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks: Ranks = ALONE) -> Settings:

@@ -27,7 +27,7 @@ from actprune.data.calls import Forward
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import fit, take
 from actprune.deciding import Deciding, FailedCutError
-from actprune.distance import Distance, choose, resolve
+from actprune.distance import Distance, choose, objective, resolve
 from actprune.errors import DataError, EquivalenceError, PlanError
 from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
@@ -151,6 +151,8 @@ class Run:
         self.bench = Bench(self.graph.program, asked.latency or Latency())
         self.data = fit(self.graph.program, samples)
         choose(self.graph.program, asked.distance)  # an unknown one is refused before the work
+        if any(one.recover is not None for one in self._all):
+            objective(self.graph.program, asked.distance)  # and outputs that nothing can be trained by
         self._check_finite()
         self.distance: str | Distance = resolve(self.graph.program, asked.distance, self.data)
 

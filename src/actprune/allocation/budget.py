@@ -117,6 +117,8 @@ widths by group name."""
 
 _FORM = re.compile(r"\s*(?:([A-Za-z_]+)\s*=)?\s*([-+.\deE]+)\s*(%?)\s*")
 _AMOUNT = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµμ]+)\s*")
+_COUNT = re.compile(r"\s*(macs|params|bytes)\s*=\s*([1-9]\d{2,})()\s*", re.IGNORECASE)
+"""A whole number of three digits or more, which can be no share of the network; "macs=50" is one without its %."""
 
 _COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _SIZES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
@@ -139,10 +141,12 @@ def read_keep(keep: Budget | Amount | str | float) -> Budget | Amount:
     """
     if isinstance(keep, Amount):
         return keep
-    match = _AMOUNT.fullmatch(keep) if isinstance(keep, str) else None
+    match = _amount(keep) if isinstance(keep, str) else None
     if match is None:
         return parse(cast("Budget | str | float", keep))
     cost, unit = match[1].lower(), match[3].lower()
+    if not unit:
+        return Amount(cost, float(match[2]))
     if unit not in UNITS.get(cost, ()):
         raise BudgetError(
             "The budget can't be read.",
@@ -154,6 +158,11 @@ def read_keep(keep: Budget | Amount | str | float) -> Budget | Amount:
     return Amount(cost, float(match[2]) * UNITS[cost][unit])
 
 
+def _amount(keep: str) -> re.Match[str] | None:
+    """Cost, number and unit (or none) of what writes down an amount."""
+    return _AMOUNT.fullmatch(keep) or _COUNT.fullmatch(keep)
+
+
 def parse(keep: Budget | str | float) -> Budget:
     """The share of the dense network that `keep` writes down.
 
@@ -162,7 +171,7 @@ def parse(keep: Budget | str | float) -> Budget:
     """
     if isinstance(keep, Budget):
         return keep
-    if isinstance(keep, str) and _AMOUNT.fullmatch(keep):
+    if isinstance(keep, str) and _amount(keep):
         raise BudgetError(
             "An amount can't be asked for here.",
             expected='a share of the dense network, such as "params=10%"',

@@ -109,7 +109,7 @@ def _no_output(path: Path, expected: str, got: str, hint: str) -> ArtifactError:
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not overwrite:
-        hint = "choose another folder, or remove that one; save(…, overwrite=True) and demo --overwrite replace it"
+        hint = "choose another folder, or remove that one; in Python save(…, overwrite=True) replaces it"
         raise _no_output(folder, "a folder that does not exist yet", "one that exists", hint)
     got = None
     if not folder.is_dir():

@@ -38,6 +38,12 @@ class _Piece:
         value = self.leaves[position]
         return holds_samples(value, self.count)
 
+    def whole(self, size: int) -> int:
+        """So many samples as whole batches, at least one, where an input may belong to all samples of a batch: the
+        edges between them, say."""
+        others = [x for i, x in enumerate(self.leaves) if isinstance(x, Tensor) and x.dim() and not self.is_batched(i)]
+        return max(size - size % self.count, self.count) if others else size
+
 
 def gather(
     calibration: Iterable[Any],
@@ -71,8 +77,9 @@ def gather(
             piece = replace(piece, labels=_labels(batch, piece.count, device))
         if pieces:
             _check_same_form(piece, pieces[0])
-        elif beside:
-            valued = _valued(_beside(batch), piece.count)
+        else:
+            size = piece.whole(size)
+            valued = _valued(_beside(batch), piece.count) if beside else None
         pieces.append(piece)
         count += piece.count
         if count >= size:

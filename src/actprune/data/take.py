@@ -77,7 +77,8 @@ def fit(
     samples = calibration
     if not isinstance(samples, Samples):
         device = next((program.tensors[name].device for name in program.bindings.values()), torch.device("cpu"))
-        samples = gather(samples, size or SIZE, lambda batch: as_captured_call(program, batch), device, labels, True)
+        most = size or max(SIZE, program.batch_size)
+        samples = gather(samples, most, lambda batch: as_captured_call(program, batch), device, labels, True)
     samples = _as_captured(program, samples)
     step = program.batch_size
     if samples.as_they_came and step != samples.batch_size:

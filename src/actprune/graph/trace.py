@@ -156,6 +156,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     for name, tracer in (("torch.export", exported), ("recording a run", recorded)):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
+                _check_precision(model, args, kwargs)
                 return tracer(model, args, kwargs, names)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons[name] = error
@@ -209,6 +210,15 @@ def _without_dropout(node: Node) -> None:
                 node.update_kwarg(argument.name, 0.0)
 
 
+def _check_precision(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Export follows some calls on inputs of another type that do not run: where they may be, the model is called."""
+    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    given = {x.dtype for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()}
+    looked_up = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+    if len(floats) == 1 and (given - floats or not (given or looked_up)):
+        model(*pytree.tree_map_only(Tensor, Tensor.clone, args), **pytree.tree_map_only(Tensor, Tensor.clone, kwargs))
+
+
 def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exception]) -> CaptureError:
     said = [_first_line(error) for error in reasons.values()]
     also = [f"{name}: {line}" for name, line in zip(reasons, said, strict=True) if line != said[-1]]
@@ -217,10 +227,12 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
         expected="a forward pass that runs on these inputs",
         got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
         where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
-        hint="check that the model runs on these inputs; if it does, capture the part of it that computes on tensors",
+        hint="check that the model runs on these inputs, of the type that its weights have; if it does, "
+        "capture the part of it that computes on tensors",
     )
 
 
 def _first_line(error: Exception) -> str:
-    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    line = lines[1].strip() if lines[0].startswith("Exception encountered when calling") and lines[1:] else lines[0]
     return line[:300] if isinstance(error, Refused) else f"{type(error).__name__}: {line[:300]}"

@@ -134,8 +134,17 @@ def _pruned(cls: type[nn.MultiheadAttention]) -> type[nn.MultiheadAttention]:
         return cls
     if cls is nn.MultiheadAttention:
         return PrunedMHA
-    space = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    space = {
+        "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
+        "__reduce__": lambda own: (_made_again, (cls,), own.__getstate__()),
+    }  # fmt: skip
     return type(cls)(cls.__name__, (cls, PrunedMHA), space)  # pyright: ignore[reportCallIssue]
+
+
+def _made_again(cls: type[nn.MultiheadAttention]) -> nn.MultiheadAttention:
+    """For pickle, which finds classes by their names."""
+    made = _pruned(cls)
+    return made.__new__(made)
 
 
 def _stock_sizes(module: nn.MultiheadAttention) -> bool:
