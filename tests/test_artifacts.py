@@ -287,7 +287,7 @@ def not_here(path: Path | str, chain: tuple[nn.Module, Plan], overwrite: bool) -
 
 def test_an_existing_folder_needs_overwrite(run: Path, chain: tuple[nn.Module, Plan]) -> None:
     before = (run / "weights.safetensors").read_bytes()
-    assert "--overwrite" in str(not_here(run, chain, False))
+    assert "overwrite=True" in str(not_here(run, chain, False))
     assert (run / "weights.safetensors").read_bytes() == before
 
 
