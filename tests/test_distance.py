@@ -264,8 +264,15 @@ def test_outputs_that_do_not_vary_are_measured_by_their_size(a: Tensor) -> None:
     assert normalised_error([(a,)], [(0 * a,)]) == pytest.approx(1)
 
 
-def test_no_float_output_no_distance() -> None:
-    assert normalised_error([(torch.ones(2).long(), None)], [(torch.zeros(2).long(), None)]) == 0
+def test_whole_numbers_are_compared_one_by_one() -> None:
+    assert normalised_error([(torch.tensor([1, 1]), None)], [(torch.tensor([0, 1]), None)]) == 0.5
+    assert normalised_error([(None, 3)], [(None, 3)]) == 0
+
+
+def test_complex_numbers_are_compared_as_two() -> None:
+    a = torch.tensor([[1 + 1j], [3 + 1j]])
+    assert normalised_error([(a,)], [(a + 1j,)]) == pytest.approx(1)
+    assert normalised_error([(a,)], [(a,)]) == 0
 
 
 def test_the_distance_of_a_net_with_two_outputs() -> None:

@@ -315,3 +315,24 @@ def test_recovery_needs_outputs_with_a_slope() -> None:
     with pytest.raises(DataError, match="no slope to go by") as caught:
         ap.prune(Decided(), [torch.randn(8, 6)], keep="macs=50%", recover=ap.Distill(steps=4))
     assert caught.value.got == "int64"
+
+
+@pytest.mark.parametrize("kind", ["complex", "classes"])
+def test_outputs_that_are_no_real_numbers_are_told_apart(kind: str) -> None:
+    """Else every network would seem as good as the dense one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(32, 4)
+            with torch.no_grad():
+                self.c.weight[:, 16:] *= 0.01
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.c(torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], 1))
+            return torch.fft.fft(y) if kind == "complex" else y.argmax(1)
+
+    torch.manual_seed(0)
+    result = ap.prune(Net(), list(torch.randn(256, 6).split(32)), keep="macs=60%")
+    assert result.proof.passed
+    assert result.plan.widths["a"] > result.plan.widths["b"], "what hardly counts goes"

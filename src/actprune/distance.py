@@ -154,13 +154,17 @@ def _vocabularies(program: Program) -> set[int]:
 def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     """Σ (a − b)² / Σ (a − mean a)² over all float outputs of all batches, the outputs weighing alike.
 
-    Of outputs that don't vary, such as those of a single sample, Σ a² is taken instead.
+    Of outputs that don't vary, such as those of a single sample, Σ a² is taken instead. Where all outputs are whole
+    numbers, the share of them that differ.
     """
+    tensors = [i for i, out in enumerate(dense[0]) if isinstance(out, Tensor)]
+    floats = [i for i in tensors if _is_float(dense[0][i])]
     errors: list[float] = []
-    for position, first in enumerate(dense[0]):
-        if not isinstance(first, Tensor) or not first.is_floating_point():
-            continue
+    for position in floats or tensors:
         a, b = (torch.cat([_by_sample(out[position]) for out in outputs]) for outputs in (dense, cut))
+        if not floats:
+            errors.append(float((a != b).double().mean()))
+            continue
         a, b = _bounded(a, b)
         errors.append(float(((a - b) ** 2).sum()) / _scale(a))
     return sum(errors) / max(len(errors), 1)
@@ -169,9 +173,9 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
 def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
     """The normalised error of one batch."""
     pairs = [
-        _bounded(a.detach().float(), b.float())
+        _bounded(_real(a.detach()).float(), _real(b).float())
         for a, b in zip(dense, cut, strict=True)
-        if isinstance(a, Tensor) and a.is_floating_point()
+        if isinstance(a, Tensor) and _is_float(a)
     ]
     return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
 
@@ -179,7 +183,7 @@ def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
 def _check_slopes(program: Program) -> None:
     """For a gradient there have to be floats: whole numbers, such as classes, have none."""
     dtypes = {out.meta["val"].dtype for out in tensor_outputs(program)}
-    if any(dtype.is_floating_point for dtype in dtypes):
+    if any(dtype.is_floating_point or dtype.is_complex for dtype in dtypes):
         return
     kinds = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
     raise DataError(
@@ -239,6 +243,15 @@ def _rows(outputs: Outputs) -> Tensor:
     return next(out for out in outputs if isinstance(out, Tensor)).flatten(0, -2)
 
 
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _real(value: Tensor) -> Tensor:
+    """A complex number as two real ones."""
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
 def _by_sample(value: Tensor) -> Tensor:
     """(samples, values)"""
-    return value.double().reshape(value.shape[0] if value.dim() else 1, -1)
+    return _real(value).double().reshape(value.shape[0] if value.dim() else 1, -1)
