@@ -26,6 +26,7 @@ from actprune.data.samples import Calibration, evenly
 from actprune.errors import DataError, PlanError
 from actprune.graph.program import Program, named_arguments, op_name, shape
 from actprune.graph.run import run
+from actprune.graph.values import as_real, is_float
 from actprune.methods import known
 
 TEMPERATURE = 4.0
@@ -158,7 +159,7 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     numbers, the share of them that differ.
     """
     tensors = [i for i, out in enumerate(dense[0]) if isinstance(out, Tensor)]
-    floats = [i for i in tensors if _is_float(dense[0][i])]
+    floats = [i for i in tensors if is_float(dense[0][i])]
     errors: list[float] = []
     for position in floats or tensors:
         a, b = (torch.cat([_by_sample(out[position]) for out in outputs]) for outputs in (dense, cut))
@@ -173,9 +174,9 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
 def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
     """The normalised error of one batch."""
     pairs = [
-        _bounded(_real(a.detach()).float(), _real(b).float())
+        _bounded(as_real(a.detach()).float(), as_real(b).float())
         for a, b in zip(dense, cut, strict=True)
-        if isinstance(a, Tensor) and _is_float(a)
+        if isinstance(a, Tensor) and is_float(a)
     ]
     return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
 
@@ -243,15 +244,6 @@ def _rows(outputs: Outputs) -> Tensor:
     return next(out for out in outputs if isinstance(out, Tensor)).flatten(0, -2)
 
 
-def _is_float(value: Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
-
-
-def _real(value: Tensor) -> Tensor:
-    """A complex number as two real ones."""
-    return torch.view_as_real(value) if value.is_complex() else value
-
-
 def _by_sample(value: Tensor) -> Tensor:
     """(samples, values)"""
-    return _real(value).double().reshape(value.shape[0] if value.dim() else 1, -1)
+    return as_real(value).double().reshape(value.shape[0] if value.dim() else 1, -1)

@@ -266,8 +266,7 @@ class Reporting:
 
 def _not_reached(graph: Graph) -> list[str]:
     """The modules with parameters that no captured run reads."""
-    used = graph.program.used if graph.training is None else graph.program.used | graph.training.used
-    idle = sorted(graph.program.parameters - used)
+    idle = sorted(graph.program.parameters - graph.used)
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
 
 

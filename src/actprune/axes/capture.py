@@ -63,6 +63,11 @@ class Graph:
         """The group of that name; a KeyError where there is none."""
         return {group.name: group for group in self.groups}[name]
 
+    @property
+    def used(self) -> frozenset[str]:
+        """The tensors that some captured run reads."""
+        return self.program.used if self.training is None else self.program.used | self.training.used
+
     def __str__(self) -> str:
         width = max((len(group.name) for group in self.groups), default=0)
         rows = [f"{g.name:<{width}}  {g.width:>6} {g.kind}" for g in self.groups]

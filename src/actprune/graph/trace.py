@@ -153,10 +153,9 @@ def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
 def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
     """By export, else by a run on real tensors."""
     reasons: dict[str, Exception] = {}
-    for name, tracer in (("torch.export", exported), ("recording a run", recorded)):
+    for name, tracer in (("torch.export", _exported), ("recording a run", recorded)):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
-                _check_precision(model, args, kwargs)
                 return tracer(model, args, kwargs, names)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons[name] = error
@@ -210,13 +209,14 @@ def _without_dropout(node: Node) -> None:
                 node.update_kwarg(argument.name, 0.0)
 
 
-def _check_precision(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
     """Export follows some calls on inputs of another type that do not run: where they may be, the model is called."""
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
     given = {x.dtype for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()}
     looked_up = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
     if len(floats) == 1 and (given - floats or not (given or looked_up)):
         model(*pytree.tree_map_only(Tensor, Tensor.clone, args), **pytree.tree_map_only(Tensor, Tensor.clone, kwargs))
+    return exported(model, args, kwargs, names)
 
 
 def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exception]) -> CaptureError:

@@ -202,9 +202,8 @@ def _wrong_structure(model: nn.Module, small: nn.Module, plan: Plan) -> str | No
 
 def _wrong_bystander(dense: Graph, small: nn.Module, plan: Plan, base: Mapping[str, Tensor]) -> str | None:
     """Tensors that no run reads (unused layers) are compared directly."""
-    read = dense.program.used if dense.training is None else dense.program.used | dense.training.used
     state = _state(small)
-    for name in dense.program.persistent - read:
+    for name in dense.program.persistent - dense.used:
         own = base.get(name, dense.program.tensors[name])
         expected = sliced(own, plan.indices(name))
         if name not in state or not same_values(expected, state[name].detach().to(expected.device)):

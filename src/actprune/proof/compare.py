@@ -15,6 +15,7 @@ from actprune.axes.expr import Indices, kept_indices, size
 from actprune.axes.masks import calls
 from actprune.graph.program import Batch, Program, op_name, place, shape
 from actprune.graph.run import run
+from actprune.graph.values import as_real, is_float
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
 from actprune.surgery.slicing import sliced
@@ -65,7 +66,7 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
     unbounded = any(not bool(e.isfinite().all()) for e in floats) and _has_unbounded_weights(sides.dense.program)
     if unbounded or any(bool(e.isnan().any()) or not bool(e.isfinite().any()) for e in floats):
         return float("inf"), f"an output is not finite on {sides.what}"
-    several = [_real(e) for e in floats or _tensors(expected) if e.numel() > 1]
+    several = [as_real(e) for e in floats or _tensors(expected) if e.numel() > 1]
     constant = varied and bool(several) and not any(map(_varies, several))
     worst = relative_error(expected, found)
     if not floats and worst == 0 and (inner := _behind_whole_numbers(sides)) is not None:
@@ -92,9 +93,9 @@ def relative_error(expected: tuple[Any, ...], found: tuple[Any, ...]) -> float:
 def _error(a: Any, b: Any) -> float:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return 0.0 if type(a) is type(b) and a == b else float("inf")
-    if a.shape != b.shape or _is_float(a) != _is_float(b):
+    if a.shape != b.shape or is_float(a) != is_float(b):
         return float("inf")
-    if not _is_float(a):
+    if not is_float(a):
         return 0.0 if torch.equal(a, b) else float("inf")
     there = a.isfinite()  # moves that are masked out are infinite, and the same on both sides
     if not bool(there.all()):
@@ -183,7 +184,7 @@ def _behind_whole_numbers(sides: Sides) -> float | None:
 
 def _gives_floats(node: Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and _is_float(value)
+    return isinstance(value, Tensor) and is_float(value)
 
 
 def _values(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,20 +199,12 @@ def _values(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> di
     return values
 
 
-def _is_float(value: Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
-
-
 def _floats(values: tuple[Any, ...]) -> list[Tensor]:
-    return [value for value in _tensors(values) if _is_float(value)]
+    return [value for value in _tensors(values) if is_float(value)]
 
 
 def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor) and value.numel()]
-
-
-def _real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value) if value.is_complex() else value
 
 
 def _varies(value: Tensor) -> bool:
