@@ -336,3 +336,21 @@ def test_outputs_that_are_no_real_numbers_are_told_apart(kind: str) -> None:
     result = ap.prune(Net(), list(torch.randn(256, 6).split(32)), keep="macs=60%")
     assert result.proof.passed
     assert result.plan.widths["a"] > result.plan.widths["b"], "what hardly counts goes"
+
+
+def test_a_parameter_without_elements() -> None:
+    """A vision transformer with no register tokens has one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.registers = nn.Parameter(torch.zeros(1, 0, 16))
+            self.embed, self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.cat([self.registers.expand(len(x), -1, -1), self.embed(x)], 1)
+            return self.down(F.gelu(self.up(tokens))).mean(1)
+
+    result = ap.prune(Net(), list(torch.randn(64, 5, 6).split(16)), keep="macs=50%")
+    assert result.proof.passed
+    assert result.model.registers.shape[1] == 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actprune.allocation.allocate import Measured, allocate, measure_all
 from actprune.allocation.budget import Budget
-from actprune.allocation.correct import Corrected, describe, on_time, within_budget, within_drop
+from actprune.allocation.correct import TIMED_ROUNDS, Corrected, describe, on_time, within_budget, within_drop
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import FITTED, is_small, measured_samples
 from actprune.allocation.rounding import best_multiple
@@ -290,7 +290,8 @@ class Deciding:
         table = cast("LatencyTable", self.table)
         if improved:
             _, table = on_time(partial(plan_by, (0, 0)), self._ratio_of, table, wanted.keep)
-        plan, self.table = on_time(partial(plan_by, None), self._ratio_of, table, wanted.keep, 2 if improved else 5)
+        rounds = 2 if improved else TIMED_ROUNDS
+        plan, self.table = on_time(partial(plan_by, None), self._ratio_of, table, wanted.keep, rounds)
         return plan
 
     def _as_it_is(self, plan: Plan, rho: float, dense: float | None) -> Corrected:

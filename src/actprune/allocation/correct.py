@@ -24,6 +24,10 @@ EvaluatePlan = Callable[[Plan], float]
 PlanFor = Callable[[float], Plan]
 """ρ, the fraction of the budgeted cost that stays → plan."""
 
+TIMED_ROUNDS = 8
+"""Plans that are cut and timed at most for a budget of latency. One in two or three meets it: milliseconds are noisy,
+and they jump from one width to the next."""
+
 
 @dataclass(frozen=True)
 class Round:
@@ -112,7 +116,7 @@ def on_time(
     ratio_of: Callable[[Plan], float],
     table: LatencyTable,
     keep: float,
-    rounds: int = 5,
+    rounds: int = TIMED_ROUNDS,
     tolerance: float = 0.02,
 ) -> tuple[Plan, LatencyTable]:
     """The plan whose network, cut and timed, comes nearest to a share of the dense latency, and the table behind it.

@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
-from typing import TypeAlias
+from itertools import chain
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Leaf, Product
 
 COSTS = ("macs", "params", "bytes")
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 @dataclass(frozen=True)
@@ -39,20 +43,53 @@ def cost(graph: Graph, widths: Mapping[str, int] | None = None) -> Cost:
     Args:
         widths: group name → number of units.
     """
-    given = widths or {}
-    by_key = {group.key: given.get(group.name, group.width) for group in graph.groups}
-    macs, params, held = (
-        sum(factor * prod(by_key[key] for key in keys) for keys, factor in polynomial.items())
-        for polynomial in _polynomials(graph)
-    )
+    table, given = _table(graph), widths or {}
+    sizes = table.dense.copy()
+    for name, width in given.items():
+        if name in table.places:
+            sizes[table.places[name]] = width
+    macs, params, held = (table.factors @ sizes[table.products].prod(1)).tolist()
     return Cost(macs=round(macs / graph.program.batch_size), params=round(params), bytes=round(held))
 
 
 Polynomial: TypeAlias = Counter[tuple[int, ...]]
-"""Leaf keys whose widths are multiplied → factor. Allocation asks for thousands of costs of hundreds of tensors."""
+"""Leaf keys whose widths are multiplied → factor."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The three polynomials as arrays, for allocation asks for thousands of costs of hundreds of tensors.
+
+    Float64 holds exactly what is counted, up to 2⁵³.
+
+    Attributes:
+        places: group name → where its width stands among the sizes.
+        dense: (groups + 1,) all widths, and a 1.
+        products: (terms, degree) places of the sizes that are multiplied, filled up with that of the 1.
+        factors: (3, terms) what each product counts in MACs, parameters and bytes.
+    """
+
+    places: Mapping[str, int]
+    dense: Array
+    products: np.ndarray[Any, np.dtype[np.intp]]
+    factors: Array
 
 
 @lru_cache(maxsize=4)
+def _table(graph: Graph) -> _Table:
+    polynomials = _polynomials(graph)
+    terms = list(dict.fromkeys(chain.from_iterable(polynomials)))
+    one, degree = len(graph.groups), max(map(len, terms), default=0)
+    at = {group.key: place for place, group in enumerate(graph.groups)}
+    products = [[*(at[key] for key in keys), *[one] * (degree - len(keys))] for keys in terms]
+    return _Table(
+        {group.name: place for place, group in enumerate(graph.groups)},
+        np.array([*(group.width for group in graph.groups), 1], dtype=np.float64),
+        np.array(products, dtype=np.intp).reshape(len(terms), degree),
+        np.array([[polynomial[keys] for keys in terms] for polynomial in polynomials], dtype=np.float64),
+    )
+
+
 def _polynomials(graph: Graph) -> tuple[Polynomial, Polynomial, Polynomial]:
     """MACs of a batch, parameters and bytes in the widths of the groups."""
     keys, program = frozenset(group.key for group in graph.groups), graph.program

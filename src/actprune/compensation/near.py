@@ -66,12 +66,13 @@ class Near:
         self.overrides = zero_columns(graph, plan, Rewrite(self.base))
         self.settings: Settings | None = None
         self.equations: Mapping[str, Equations] = {}
+        self.ridges: dict[tuple[str, int], float] = {}
         if method not in (None, "none"):
             self.settings = Settings(
                 method, True, rounds, rows, 0 if rounds or method != "least_squares" else collected
             )
             streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides)
-            walk = Walk(graph, plan, self.order, streams, self.settings)
+            walk = Walk(graph, plan, self.order, streams, self.settings, ridges=self.ridges)
             walk.run()
             self.overrides, self.equations = walk.overrides, walk.equations
         self.fitted = _Shared(graph, fitted.batches, self.order.nodes, self.overrides, twice=True)
@@ -90,7 +91,7 @@ class Near:
         start, others = self._first_reader(read), read - self.equations.keys() - self.graph.masks.keys()
         if self.settings is not None and others:
             fork, place = self.fitted.fork(start, overrides)
-            walk = Walk(self.graph, plan, self.order, fork, self.settings.alone, place, others)
+            walk = Walk(self.graph, plan, self.order, fork, self.settings.alone, place, others, self.ridges)
             walk.run()
             overrides = walk.overrides
         run, place = self._run_on(batches or len(self.held.batches)).fork(start, overrides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from actprune.compensation.folds import Dealer, folds_of
 from actprune.compensation.own import exclusive, is_plain, placeholders_of
 from actprune.compensation.rectified import rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
-from actprune.compensation.ridge import Ridge, choose_ridge, merged_all, usual_ridge
+from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged_all, usual_ridge
 from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.rows import InputRows, columns_of, contracted
 from actprune.compensation.schedule import Path, Schedule
@@ -82,6 +82,8 @@ class Walk:
         streams: the two runs, with the zero columns of `plan` as overrides.
         start: how many nodes of `order` they have been through; no refit lies before.
         lost: names of the weights that lose columns; None: every override.
+        ridges: (call, group of a convolution) → λ; what it lacks is chosen and added. Candidates near one network have
+            the same, but for noise.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class Walk:
         settings: Settings,
         start: int = 0,
         lost: Collection[str] | None = None,
+        ridges: dict[tuple[str, int], float] | None = None,
     ) -> None:
         self.graph, self.settings, self.streams = graph, settings, streams
+        self.ridges = {} if ridges is None else ridges
         self.kept = kept_units(graph, plan)
         self.nodes, self.paths = order.nodes, order.paths
         self.zeroed = set(streams.overrides if lost is None else lost)
@@ -130,7 +134,7 @@ class Walk:
         """A walk that goes on from here by itself."""
         other = copy(self)
         other.streams, other.settled, other.record = self.streams.fork(self.overrides), set(self.settled), {}
-        other.dealer = copy(self.dealer)
+        other.dealer, other.ridges = copy(self.dealer), dict(self.ridges)
         return other
 
     def _pass(self, node: Node, last: bool) -> None:
@@ -252,7 +256,7 @@ class Walk:
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
             size, equations = found.ridge(columns, start()), part(found.folds[0], columns)
         else:
-            size = choose_ridge(folds, start(), slot is not None) if len(folds) > 1 else usual_ridge()
+            size = self._ridge((site.node, group), folds, start, slot is not None)
             equations = merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if path.rectified and self.settings.rounds and not collects:
@@ -268,6 +272,13 @@ class Walk:
         self.record[site.node] = {
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
+
+    def _ridge(
+        self, key: tuple[str, int], folds: Sequence[Normal], start: Callable[[], Tensor], intercept: bool
+    ) -> float:
+        if key not in self.ridges:
+            self.ridges[key] = choose_ridge(folds, start(), intercept) if len(folds) > 1 else usual_ridge()
+        return self.ridges[key]
 
     def _solved(self, ridge: Ridge, outer: Moments, full: Tensor, outputs: Tensor, columns: Tensor) -> Tensor:
         """Put the fit of these outputs into `full`, some outputs at a time, and give back their biases."""

@@ -74,7 +74,7 @@ def _moved(own: Tensor, new: Tensor, old: Tensor) -> Tensor:
         (_wide(o) + torch.where(n == p, 0, _wide(n) - _wide(p))).to(own.dtype)
         for o, n, p in zip(*(_pieces(t) for t in (own, new, old)), strict=True)
     ]
-    return torch.cat(parts).view(own.shape)
+    return torch.cat(parts).view(own.shape) if parts else own.clone()
 
 
 def _noisy(tensor: Tensor, generator: torch.Generator, variance: bool) -> Tensor:
