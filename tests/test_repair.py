@@ -548,6 +548,26 @@ def test_a_scale_of_several_numbers_follows_the_size_that_they_give() -> None:
     assert small.dim // small.heads == len(plan.groups["q#2"].kept) < WIDTH // HEADS
 
 
+@pytest.mark.parametrize("scale", SCALED)
+def test_a_scale_of_the_head_size_that_values_and_the_joined_heads_are_written_with_too(scale: str) -> None:
+    """A number in a formula has to hold, a size can be a number in the source too: the attribute serves the former."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q = m.q(x).view(*x.shape[:2], m.heads, m.size).transpose(1, 2)
+        k = m.k(x).view(*x.shape[:2], m.heads, m.size).transpose(1, 2)
+        v = m.v(x).view(*x.shape[:2], m.heads, m.size).transpose(1, 2)
+        return m.proj(SCALED[scale](m, q, k, v).transpose(1, 2).reshape(*x.shape[:2], m.heads * m.size))
+
+    layers = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
+    model, x = Attention(attend, heads=HEADS, size=WIDTH // HEADS, **layers).eval(), tokens()
+    graph = capture(model, x)
+    assert [group.name for group in graph.groups][:3] == ["q#1", "q#2", "v"]
+    plan = make_plan(graph, {"q#1": [0, 2], "q#2": [1, 2, 3], "v": [0, 3]})
+    small = cut(model, plan)
+    assert small.heads == 2
+    assert verify(model, small, plan, x, graph=graph).passed
+
+
 class Stepped(nn.Module):
     """A recurrent layer that makes its own initial state, of a size that its class writes down."""
 

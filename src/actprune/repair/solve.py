@@ -240,7 +240,13 @@ class _Solver:
 
     def _gain(self, change: Changes, wrong: set[int]) -> int:
         readers = self._readers(change)
-        return sum(i in wrong for i in readers) - sum(not self._holds(i, change) for i in readers)
+        return sum(map(self._weight, readers & wrong)) - sum(
+            self._weight(i) for i in readers if not self._holds(i, change)
+        )
+
+    def _weight(self, i: int) -> int:
+        """A number in a formula can't be written into the source, as a size can: it goes before all of those."""
+        return len(self.targets) if self.sizes.uses[i].role[0] in ("fixed", "follows") else 1
 
     def _solutions(self, use: SizeUse, leaf: tuple[Any, ...], target: int, assumed: Changes) -> list[int]:
         """Values of one attribute with which the expression gives the target."""
