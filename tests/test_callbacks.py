@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import actprune as ap
-from actprune.callbacks import lightning_callback, trainer_callback
+from actprune.callbacks import _of_trainer, _Teacher, lightning_callback, trainer_callback
 from actprune.recovery.distillation import distillation
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # of the packages on themselves
@@ -142,6 +142,24 @@ def test_the_trainer_distils(tmp_path: Any) -> None:
     assert float((found == wanted).float().mean()) > 0.9
     assert float((labelled == x % 3).float().mean()) > 0.9 > float((wanted == x % 3).float().mean())
     assert not model._forward_hooks
+
+
+@TRAINER
+def test_a_decoder_that_starts_from_labels(hub: Any, tmp_path: Any) -> None:
+    """The teacher needs them as well, and labels of -100 are no targets."""
+    config = hub.T5Config(
+        vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0, dropout_rate=0.0
+    )
+    torch.manual_seed(0)
+    teacher, model = (hub.T5ForConditionalGeneration(config) for _ in range(2))
+    held = _Teacher(teacher.eval(), 1.0, 1.0)
+    x = torch.randint(1, 8, (4, 6))
+    labels = torch.where(torch.arange(6) < 4, x, -100)
+    given = {"input_ids": x, "attention_mask": torch.ones_like(x), "labels": labels, "num_items_in_batch": 16}
+    found, wanted, classes, weight = _of_trainer(held, (), given, model(**given))
+    assert classes and float(weight) == 1.0
+    assert found.shape == wanted.shape == (16, 8)
+    trained(model, trainer_callback(teacher, distill=1.0), tmp_path)
 
 
 @TRAINER

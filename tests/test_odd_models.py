@@ -354,3 +354,15 @@ def test_a_parameter_without_elements() -> None:
     result = ap.prune(Net(), list(torch.randn(64, 5, 6).split(16)), keep="macs=50%")
     assert result.proof.passed
     assert result.model.registers.shape[1] == 0
+
+
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_spectral_norm_in_training_mode_stays_as_it_is(normed: Any) -> None:
+    """Its vectors move whenever the weight is read there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
+    normed(model[2])
+    before = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
+    result = ap.prune(model, list(torch.randn(64, 6).split(16)), keep="macs=50%", method="l2")
+    assert result.proof.passed and model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

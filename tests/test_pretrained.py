@@ -62,6 +62,32 @@ def test_stock_transformers_loads_it(
         result.save_pretrained(folder)
 
 
+def test_heads_and_their_size_in_equal_shares(hub: ModuleType, tmp_path: Path) -> None:
+    """Half of the heads of half the size are a quarter of either as well, but for the biases that each head has."""
+    config = hub.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    model = hub.T5ForConditionalGeneration(config).eval()
+    data = [{**batch, "decoder_input_ids": batch["input_ids"][:, :3].contiguous()} for batch in tokens()]
+    result = ap.prune(model, data, keep="units=50%", method="l2", equal_widths=True)
+    loaded = hub.T5Config.from_pretrained(result.save_pretrained(tmp_path / "hf"))
+    assert (loaded.num_heads, loaded.d_kv, loaded.d_ff) == (2, 4, 32)
+
+
+def test_a_width_that_the_configuration_leaves_out(hub: ModuleType, tmp_path: Path) -> None:
+    """`n_inner` is None: four times the width."""
+    config = hub.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=16, eos_token_id=1, bos_token_id=1
+    )
+    result = ap.prune(
+        hub.GPT2LMHeadModel(config).eval(),
+        tokens(),
+        keep="units=50%",
+        method="l2",
+        equal_widths=True,
+        protect=["*attn*"],
+    )
+    assert hub.GPT2Config.from_pretrained(result.save_pretrained(tmp_path / "hf")).n_inner == 32
+
+
 def test_what_no_configuration_says_is_told(hub: ModuleType, tmp_path: Path) -> None:
     result = ap.prune(made(hub, "bert"), tokens(), keep="units=50%", method="l2", equal_widths=True)
     with pytest.raises(ap.ArtifactError, match="No configuration") as caught:

@@ -33,8 +33,9 @@ def trainer_callback(teacher: nn.Module, distill: float = 0.5, temperature: floa
         temperature: of the distillation.
         batchnorm: re-estimate BatchNorm statistics at the end, on the training batches of rank 0.
 
-    The divergence is over all logits, or over those whose `attention_mask` is not 0; squares where labels are no
-    classes. Where the Trainer counts tokens over several batches (`num_items_in_batch`), it is weighed alike.
+    The divergence is over all logits, or over those whose `attention_mask` is not 0 (behind an encoder: whose label is
+    not -100); squares where labels are no classes. Where the Trainer counts tokens over several batches
+    (`num_items_in_batch`), it is weighed alike.
     """
     from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
 
@@ -167,13 +168,18 @@ def _of_trainer(
 ) -> tuple[Tensor, Tensor, bool, Tensor | float]:
     """Logits of the pruned and of the dense network as matrices, whether they are of classes, and their weight."""
     labels, items = given.get("labels"), given.get("num_items_in_batch")
-    unlabelled = {key: value for key, value in given.items() if key not in ("labels", "num_items_in_batch")}
-    pair = output.logits, held.outputs(*args, **unlabelled).logits
+    same = {
+        key: value for key, value in given.items() if key != "num_items_in_batch"
+    }  # a decoder may start from labels
+    pair = output.logits, held.outputs(*args, **same).logits
     classes = not isinstance(labels, Tensor) or not labels.is_floating_point()
     weight = 1.0 if items is None or labels is None else labels.ne(-100).sum() / items
     if not classes:
         return *pair, False, weight
+    translates = getattr(getattr(held.network, "config", None), "is_encoder_decoder", False)
     mask = given.get("attention_mask")
+    if translates:  # that one is of what the encoder reads
+        mask = None if labels is None else labels.ne(-100)
     if mask is not None and mask.shape == output.logits.shape[:-1]:
         return pair[0][mask != 0], pair[1][mask != 0], True, weight
     return pair[0].flatten(0, -2), pair[1].flatten(0, -2), True, weight

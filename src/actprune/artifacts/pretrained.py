@@ -8,7 +8,8 @@ shapes of the pruned ones are taken. The folder is only kept once `from_pretrain
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from actprune.errors import ActpruneError, ArtifactError
 from actprune.graph.keep import copied
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped, letting_go
-from actprune.plan import Plan
+from actprune.plan import GroupPlan, Plan
 from actprune.proof.trial import first_samples
 from actprune.shards import SHARD_BYTES, write_shards
 
@@ -33,6 +34,9 @@ TOLERANCE = 1e-4
 """Relative error of the outputs in the model's own precision."""
 
 Shapes = dict[str, tuple[int, ...]]
+
+Field = tuple[str, str, int]
+"""The configuration inside a configuration, or "", the name of an entry, and another value for it."""
 
 
 def save_pretrained(
@@ -121,41 +125,80 @@ def _configuration(cls: Any, model: Any, plan: Plan, wanted: Shapes) -> tuple[An
     """The configuration that comes nearest, and the tensors whose shapes it misses."""
     config = copy.deepcopy(model.config)
     missed = _missed(wanted, _built(cls, config))
-    kept = {Fraction(len(group.kept), group.width) for group in plan.groups.values()} - {Fraction(1)}
-    shares = sorted(kept | {a * b for a in kept for b in kept})  # heads × queries of each, say
-    better = bool(missed)
-    while better:
-        better = False
-        for owner, name, value in list(_candidates(config, shares)):
-            trial = copy.deepcopy(config)
-            _set(trial, owner, name, value)
-            found = _missed(wanted, _built(cls, trial))
-            if len(found) < len(missed):
-                config, missed, better = trial, found, bool(found)
-                break
+    groups = [group for group in plan.groups.values() if len(group.kept) < group.width]
+    for fields in (_numbers(model.config, groups), _unset(model.config, groups)):
+        if missed:
+            config, missed = _nearest(cls, config, list(fields), wanted)
     return config, missed
 
 
-def _candidates(config: Any, shares: list[Fraction]) -> Iterator[tuple[str, str, int]]:
-    """(configuration inside this one or "", its number, another value): each number times a share that is kept."""
+def _nearest(cls: Any, config: Any, fields: list[Field], wanted: Shapes) -> tuple[Any, list[str]]:
+    """The configuration after those changes that mend most.
+
+    What one number alone decides is mended first: a size that is a product, such as heads × their size, can be had in
+    several ways.
+    """
+    shapes, touched = _built(cls, config) or {}, dict[tuple[str, str], set[str]]()
+    for owner, name, value in fields:
+        found = _built(cls, config, (owner, name, value))
+        own = wanted.keys() if found is None else [one for one in wanted if found.get(one) != shapes.get(one)]
+        touched.setdefault((owner, name), set()).update(own)
+    fields = [field for field in fields if touched[field[:2]]]
+    deciding = {one: sum(one in own for own in touched.values()) for one in wanted}
+
+    def left(missed: list[str]) -> tuple[int, ...]:
+        counts = Counter(deciding[one] for one in missed)
+        return tuple(counts[n] for n in range(len(touched) + 1))
+
+    missed = _missed(wanted, shapes)
+    while missed:
+        found = [(_missed(wanted, _built(cls, config, field)), field) for field in fields]
+        best, field = min(found, key=lambda one: left(one[0]), default=(missed, None))
+        if field is None or left(best) >= left(missed):
+            break
+        missed, config = best, _with(config, field)
+    return config, missed
+
+
+def _numbers(config: Any, groups: Iterable[GroupPlan]) -> Iterator[Field]:
+    """Each number, times a share that is kept."""
+    kept = {Fraction(len(group.kept), group.width) for group in groups}
+    shares = sorted(kept | {a * b for a in kept for b in kept})  # heads × queries of each, say
+    for owner, name, held in _held(config):
+        if isinstance(held, int) and not isinstance(held, bool) and held > 1:
+            for value in [held * share for share in shares] + [Fraction(held)]:
+                if value.denominator == 1:
+                    yield owner, name, int(value)
+
+
+def _unset(config: Any, groups: Iterable[GroupPlan]) -> Iterator[Field]:
+    """Each entry that is None (`n_inner` of a GPT-2: four times the width), with the widths that are kept."""
+    widths = sorted({len(group.kept) for group in groups})
+    yield from ((owner, name, width) for owner, name, held in _held(config) if held is None for width in widths)
+
+
+def _held(config: Any) -> Iterator[tuple[str, str, Any]]:
+    """(configuration inside this one or "", name, value)."""
     inner = [name for name, held in vars(config).items() if hasattr(held, "to_dict")]
     for owner in ("", *inner):
-        own = getattr(config, owner) if owner else config
-        for name, held in vars(own).items():
-            if isinstance(held, int) and not isinstance(held, bool) and held > 1 and not name.startswith("_"):
-                yield from ((owner, name, int(held * share)) for share in shares if (held * share).denominator == 1)
+        own = vars(getattr(config, owner) if owner else config)
+        yield from ((owner, name, held) for name, held in own.items() if not name.startswith("_"))
 
 
-def _set(config: Any, owner: str, name: str, value: int) -> None:
-    setattr(getattr(config, owner) if owner else config, name, value)
+def _with(config: Any, field: Field) -> Any:
+    owner, name, value = field
+    changed = copy.deepcopy(config)
+    setattr(getattr(changed, owner) if owner else changed, name, value)
+    return changed
 
 
-def _built(cls: Any, config: Any) -> Shapes | None:
-    """The shapes of the class for a configuration; None where it takes none such."""
+def _built(cls: Any, config: Any, field: Field | None = None) -> Shapes | None:
+    """The shapes of the class for a configuration, with another value in one of its entries; None where it takes none
+    such."""
     try:
         with torch.device("meta"):
-            return _shapes(cls(copy.deepcopy(config)))
-    except Exception:  # a width that its heads do not divide, say
+            return _shapes(cls(copy.deepcopy(config) if field is None else _with(config, field)))
+    except Exception:  # a width that its heads do not divide, say, or a number where it wants a name
         return None
 
 
@@ -197,9 +240,10 @@ def _no_configuration(
     cut = [name for name, own in plan.groups.items() if len(own.kept) < own.width]
     patterns = dict.fromkeys(f"'{role(group)}'" for group in cut if group.partition("#")[0] in modules)
     given = f"shape {found[name]}" if name in found else "no such shape"
+    named = f" ({', '.join(f'--protect {one}' for one in patterns)})" if patterns else ""
     widths = (
         "prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has "
-        f"no number for ({', '.join(f'--protect {one}' for one in patterns)}); or "
+        f"no number for{named}; or "
     )
     return ArtifactError(
         f"No configuration of {cls} has these widths, so stock transformers could not load them.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,10 +27,24 @@ def attributes(module: nn.Module) -> Attributes:
     for kind, read in _TABLE:
         if isinstance(module, kind):
             try:
-                return read(module)
+                with _still(module):
+                    return read(module)
             except (AttributeError, IndexError, ValueError):
                 return {}
     return {}
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Parametrisations in eval mode: a weight with spectral norm that is read in training goes a step further."""
+    parts = [part for part in getattr(module, "parametrizations", nn.Module()).modules() if part.training]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:
