@@ -215,9 +215,15 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
             "dense": 4, "grouped_query_attention.query#1": 1, "grouped_query_attention.query#2": 1,
             "grouped_query_attention.query#3": 2, "grouped_query_attention.attention_output": 4,
             "time_distributed.dense_1": 4, "bidirectional.forward_gru": 2, "bidirectional_1.forward_lstm": 2,
-            "bidirectional_1.backward_lstm": 2, "multi_head_attention.query#1": 1, "multi_head_attention.value": 2,
+            "multi_head_attention.query#1": 1, "multi_head_attention.value": 2,
             "multi_head_attention.attention_output": 3, "simple_rnn.simple_rnn_cell": 2,
         },
+    ),
+    "both directions": (
+        lambda: _model(
+            (9, 4), kl.Conv1D(6, 3), kl.Bidirectional(kl.LSTM(4, return_sequences=True)), kl.GRU(4), kl.Dense(2)
+        ),
+        {"conv1d": 3, "bidirectional.forward_lstm": 2, "gru": 2},
     ),
     "einsum": (
         lambda: _model(

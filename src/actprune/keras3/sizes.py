@@ -1,6 +1,6 @@
 """Sizes that the layers of a Keras model write down and no variable of theirs has: the record for `actprune.repair`.
 
-The target shape of a `Reshape`, and the 1/√(head size) of an attention.
+The target shape of a `Reshape`, the 1/√(head size) of an attention, the one number of units of a `Bidirectional`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
             if kind.__module__.startswith("keras.") and kind.__name__ in _SCALED:
                 field, sources = _SCALED[kind.__name__]
                 uses += _scale(place, field, sources, nodes)
+        uses += _directions(place, places)
     for op in operations:
         uses += _target_shape(op.name, op, "newshape", nodes.get(op.name, []), 0)
     attributes: dict[Any, int] = {
@@ -80,6 +81,34 @@ def _scale(place: Placed, field: str, sources: Sequence[str], nodes: dict[str, l
             )
             if isinstance(held, float) and abs(held * head**0.5 - 1) < 1e-6:
                 yield _use(place.layer, held, scale, ("fixed", node.name), "scale", 0)
+
+
+def _directions(place: Placed, places: Sequence[Placed]) -> Iterator[SizeUse]:
+    """The units of both directions of a `Bidirectional`: it takes those of the first for those of the second, too."""
+    sides = [getattr(place.layer, name, None) for name in ("forward_layer", "backward_layer")]
+    paths = [one.path for side in sides for one in places if one.layer is side]
+    if len(paths) == 2:
+        for path in paths:
+            for name, kernel in _kernels(path, places):
+                dim = -2 if len(kernel.shape) > 2 else 0  # a convolution's filters stand before the gates
+                units = kernel.shape[dim]
+                role, field = ("size", f"@{name}", dim % len(kernel.shape)), ("attr", paths[0], (_UNITS[dim],))
+                yield _use(place.layer, units, field, role, "concatenate", places.index(place))  # each by itself
+
+
+_UNITS = {0: "units", -2: "filters"}
+
+
+def _kernels(path: str, places: Sequence[Placed]) -> list[tuple[str, Any]]:
+    """The tensor by which a recurrent layer reads its own state, by name; none where it has several cells."""
+    found = [
+        (f"{one.path}.{name}", variable)
+        for one in places
+        if one.path == path or one.path.startswith(f"{path}.")
+        for name, (variable, _) in one.variables.items()
+        if name == "recurrent_kernel"
+    ]
+    return found if len(found) == 1 else []
 
 
 def _use(layer: Any, value: Any, expr: Expr, role: tuple[Any, ...], op: str, slot: int) -> SizeUse:
