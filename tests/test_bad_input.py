@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import actprune as ap
 from actprune.demo.mnist import load_mnist
@@ -224,6 +225,27 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         ("evaluate can't be called", "got: 0.9", "model → metric"),
     ),
     "a fine-tune that is no function": (DataError, prune(finetune="sgd"), ("finetune can't be called", "got: 'sgd'")),
+    "a fine-tune that returns the dense network": (
+        DataError, prune(finetune=lambda m: build("residual")[0]),
+        ("another network than the pruned one", "where: finetune", "of shape"),
+    ),
+    "a negative learning rate": (
+        DataError, prune(finetune=ap.SGD([], nn.functional.cross_entropy, lr=-1.0)), ("got: -1.0", "SGD(lr=…)"),
+    ),
+    "a seed that is no number": (DataError, prune(seed="a"), ("got: 'a'", "prune(seed=…)")),
+    "half a sample": (DataError, prune(calibration_size=10.5), ("whole number", "got: 10.5")),
+    "a data set of single samples": (
+        DataError, prune(calibration=TensorDataset(images())), ("samples, not batches", "DataLoader(dataset"),
+    ),
+    "inputs and labels that are whole": (
+        DataError, prune(calibration=(images(), torch.arange(32))), ("two batches", "zip(x.split(32), y.split(32))"),
+    ),
+    "a class in place of a model": (
+        CaptureError, lambda model, folder: ap.prune(nn.Linear, [images()]), ("no model", "the class Linear"),  # type: ignore[arg-type]
+    ),
+    "a model without weights": (
+        DataError, lambda model, folder: ap.prune(build("residual")[0].to("meta"), [images()]), ("meta device",),
+    ),
     "a fine-tune without data": (
         DataError, prune(finetune=ap.SGD([], nn.functional.cross_entropy)), ("loader is empty", "where: SGD.loader"),
     ),

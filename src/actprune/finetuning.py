@@ -13,7 +13,7 @@ from actprune.distributed import Ranks, joined
 from actprune.graph.keep import copied
 from actprune.graph.trace import preserved
 from actprune.recovery.sgd import recording
-from actprune.recovery.steps import Losses
+from actprune.recovery.steps import Losses, trained_network
 from actprune.report.record import Report
 from actprune.settings import Evaluate, measured
 
@@ -65,7 +65,7 @@ def _finetuned(
     trained = copied(small)
     with preserved(trained), torch.enable_grad(), recording(losses):
         returned = ranks.together(lambda: finetune(trained))
-    trained = returned if isinstance(returned, nn.Module) else trained
+    trained = trained_network(returned, trained)
     after = ranks.from_first(lambda: measured(evaluate, trained))
     if before is not None and after is not None and after < before:
         return Tuned(small, report, before, after, kept=False)

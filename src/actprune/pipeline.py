@@ -25,7 +25,7 @@ from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks, joined
 from actprune.errors import ArtifactError, DataError
 from actprune.forms import FORMS
-from actprune.graph.trace import preserved
+from actprune.graph.trace import check_ready, preserved
 from actprune.keras3.backend import is_keras
 from actprune.keras3.bridge import as_batches, check_keras, keras_result, on_network, training_of
 from actprune.keras3.network import KerasNetwork
@@ -231,6 +231,8 @@ def _as_network(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `prune` as the engine takes them: for a Keras model its network, and what is given that one."""
     model = given["model"]
     if not is_keras(model):
+        check_ready(model)
+        _check_weights(model)
         return given
     check_keras(given["form"], given["inplace"])
     data = given["calibration"]
@@ -241,6 +243,18 @@ def _as_network(given: dict[str, Any]) -> dict[str, Any]:
         "evaluate": on_network(given["evaluate"]),
         "finetune": training_of(given["finetune"]),
     }
+
+
+def _check_weights(model: nn.Module) -> None:
+    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if empty is not None:
+        raise DataError(
+            f"{type(model).__name__} has no weights.",
+            expected="parameters with values",
+            got=f"{empty} on the meta device",
+            where="model",
+            hint="load the weights first; actprune.open_pretrained opens a folder without reading them",
+        )
 
 
 def returned(result: Result) -> Result:

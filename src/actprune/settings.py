@@ -90,6 +90,14 @@ class Settings:
                 where="prune(latency=…)",
                 hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
             )
+        if not isinstance(self.seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DataError(
+                "seed is no number that random draws could start from.",
+                expected="a whole number",
+                got=repr(self.seed),
+                where="prune(seed=…)",
+                hint="leave it out for 0",
+            )
         limit_bytes(self.memory_limit)
         whole = isinstance(self.confidence, int) and not isinstance(self.confidence, bool)
         if self.confidence != "auto" and not (whole and self.confidence >= 0):  # type: ignore[operator]

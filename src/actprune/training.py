@@ -19,7 +19,7 @@ from actprune.keeping import Keeping
 from actprune.plan import Plan
 from actprune.recovery.distill import Distill, Recovered
 from actprune.recovery.sgd import SGD, recording
-from actprune.recovery.steps import Losses
+from actprune.recovery.steps import Losses, trained_network
 from actprune.settings import Settings
 
 
@@ -78,7 +78,7 @@ class Training:
                 elif asked.finetune is not None:
                     with recording(losses):
                         returned = asked.finetune(tuned)
-            return returned if isinstance(returned, nn.Module) else tuned
+            return trained_network(returned, tuned)
 
         def step() -> Trained:
             returned = asked.ranks.together(finetune)

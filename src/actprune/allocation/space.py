@@ -139,6 +139,14 @@ def make_space(
     within = budget.cost == "units" or budget.keep == 1  # the whole network is, also where narrow ones seem slower
     if not within and not space.fits(space.narrowest):
         least, counted = _rounded_up(100 * space.least), space.least * space.cost({})
+        if budget.cost == "latency" and space.least >= 1:
+            raise BudgetError(
+                "No cut makes this network faster here.",
+                expected="fewer milliseconds for a narrower network",
+                got=f"{counted:,.4g} ms for the narrowest, {space.cost({}):,.4g} ms for the dense one",
+                where=f"keep={budget}",
+                hint='small layers are bound by overhead: a larger Latency(batch=…), or a budget such as "macs=50%"',
+            )
         raise BudgetError(
             "The budget can't be reached.",
             expected=f"at least {budget.cost}={least}%, the cost with one step of every group left: {counted:,.6g}",

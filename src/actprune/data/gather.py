@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, IterableDataset
 
 from actprune.data.samples import PerBatch, Samples, form
 from actprune.errors import DataError
@@ -59,11 +60,11 @@ def gather(
         labels: take the labels as well.
         beside: what stands where labels do is none of the inputs: its form tells what they are.
     """
-    if size < 1:
+    if not isinstance(size, int) or size < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(
             "No calibration samples are asked for.",
-            expected="at least 1",
-            got=str(size),
+            expected="a whole number, at least 1",
+            got=repr(size),
             where="calibration_size",
             hint="some hundred samples are a good start",
         )
@@ -145,6 +146,7 @@ def _valued(found: Any, count: int) -> tuple[int, ...] | None:
 def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
     if isinstance(calibration, Tensor | np.ndarray):  # iterating over it would give samples without a batch
         return iter(_tensor(calibration).split(CHUNK))
+    _check_batches(calibration)
     try:
         return iter(calibration)
     except TypeError as error:
@@ -155,6 +157,30 @@ def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
             where="calibration",
             hint="put a single batch into a list: [batch]",
         ) from error
+
+
+def _check_batches(calibration: Any) -> None:
+    """Refuse what holds single samples, and inputs and labels that are whole."""
+    if isinstance(calibration, Dataset) and not isinstance(calibration, IterableDataset):
+        raise DataError(
+            "A Dataset gives samples, not batches.",
+            expected="an iterable of batches",
+            got=type(calibration).__name__,
+            where="calibration",
+            hint="wrap it: DataLoader(dataset, batch_size=32), or DataLoader(dataset, batch_size=None) where its items "
+            "are batches",
+        )
+    if isinstance(calibration, tuple) and len(calibration) == 2:
+        x, y = map(_tensor, calibration)
+        tensors = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 0 and y.dim() > 0
+        if tensors and len(x) == len(y) > 1 and (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
+            raise DataError(
+                "Inputs and labels in one pair would be taken for two batches.",
+                expected="an iterable of batches",
+                got=f"{form(x)} and {form(y)}",
+                where="calibration",
+                hint="write [(x, y)] for one batch, or zip(x.split(32), y.split(32))",
+            )
 
 
 def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device) -> _Piece:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,11 +164,15 @@ def module_path(node: Node) -> str:
     return next((path for path, _ in reversed(list(stack.values()))), "")
 
 
+_OWN = str(Path(__file__).parents[1])
+"""Where this package lies: a user looks for lines of the model."""
+
+
 def place(node: Node) -> str:
     """Where a node comes from, for messages: op, module path, and the last source line of the user's model."""
     path = module_path(node)
     trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [line for line in trace if line.startswith("File ") and "/torch/nn/" not in line]
+    files = [line for line in trace if line.startswith("File ") and "/torch/nn/" not in line and _OWN not in line]
     where = f"{op_name(node)} at {path or 'the model'}"
     if files:
         name, line = files[-1].split('"')[1], files[-1].split("line ")[1].split(",")[0]

@@ -165,6 +165,14 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
 
 def check_ready(model: nn.Module) -> None:
     """A lazy layer gets its sizes at the first call, which would change the model; compiled code keeps its sizes."""
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CaptureError(
+            "This is no model.",
+            expected="an instance of torch.nn.Module",
+            got=f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__,
+            where="model",
+            hint="make an instance of the class, and load its weights, first",
+        )
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
             raise CaptureError(

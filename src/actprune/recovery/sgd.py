@@ -180,6 +180,7 @@ class SGD:
         """The settings that can be wrong by themselves."""
         every = self.checkpoint_every
         found = {
+            "lr": (isinstance(self.lr, int | float) and self.lr >= 0, "a number ≥ 0"),
             "accumulate": (isinstance(self.accumulate, int) and self.accumulate >= 1, "a whole number ≥ 1"),
             "precision": (self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS))),
             "strategy": (self.strategy in (None, *STRATEGIES), " or ".join(map(repr, (*STRATEGIES, None)))),

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from actprune.errors import DataError
 from actprune.recovery.checkpoint import Begun, Checkpoint
@@ -137,3 +138,30 @@ def _diverged(epoch: int, loss: float, lr: float) -> DataError:
         where="SGD",
         hint=f"lower the learning rate (now {lr:g})",
     )
+
+
+def trained_network(returned: Any, given: nn.Module) -> nn.Module:
+    """The network that a fine-tune has trained: what it returned, or else what it was given.
+
+    Raises:
+        DataError: it returned one with other tensors, such as the dense network.
+    """
+    if not isinstance(returned, nn.Module):
+        return given
+    if any(module is given for module in returned.modules()):  # itself, or wrapped
+        return returned
+    expected, found = ({name: _form(t) for name, t in one.state_dict().items()} for one in (given, returned))
+    if found != expected:
+        wrong = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
+        raise DataError(
+            "finetune returned another network than the pruned one.",
+            expected=f"{wrong} of {expected.get(wrong, 'no shape: there is none')}",
+            got=found.get(wrong, "no such tensor"),
+            where="finetune",
+            hint="train the model that the function is given, in place, and return it or nothing",
+        )
+    return returned
+
+
+def _form(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
