@@ -121,6 +121,7 @@ def test_every_form_of_a_budget(written: Any, cost_name: str, keep: float) -> No
         (True, "can't be read", "True"),
         (["macs", 0.5], "can't be read", "['macs', 0.5]"),
         (b"macs=50%", "can't be read", "b'macs=50%'"),
+        ("params=50", "out of range", "'params=50'"),
         ("flops=50%", "unknown cost", "'flops'"),
         ("macs=0%", "out of range", "macs=0%"),
         ("macs=101%", "out of range", "macs=101%"),
@@ -903,3 +904,25 @@ def test_streams_are_tried_whole() -> None:
     assert asked == [plain, best], "the one stream, once"
     assert best_start(space, found, curves, around(lambda w: 1.0), 8) == plain, "only where it is nearer"
     assert best_start(space, found, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 1) == plain, "no room"
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x)
+
+
+def test_units_that_no_layer_reads_may_go() -> None:
+    """A product reads dimensions of queries and keys, a computed weight what stands in front of a weight norm."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))
+    attention = nn.Sequential(nn.Linear(6, 8), Attends(), nn.Linear(8, 4))
+    for model, x in ((inner, torch.randn(8, 6)), (attention, torch.randn(8, 5, 6))):
+        graph = capture(model.eval(), x)
+        unread = [group.name for group in graph.groups if not group.consumers]
+        assert unread
+        options = make_space(graph, Budget("macs", 0.9)).options
+        assert all(len(options[name]) > 1 for name in unread)

@@ -934,6 +934,38 @@ def test_candidates_without_room_for_equations(monkeypatch: pytest.MonkeyPatch) 
     assert distance(*found) <= 1e-4 * distance(found[0], run_all(graph.program, data.batches))
 
 
+class Experts(nn.Module):
+    """Their hidden units are read by a product, which has no refit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.head = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.up, self.down = (nn.Parameter(torch.randn(3, 12, 12) * 0.3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.into(x))
+        inner = F.relu(torch.einsum("bd,edh->beh", x, self.up))
+        return self.head(x + torch.einsum("beh,ehd->bd", inner, self.down))
+
+
+def test_candidates_are_refitted_behind_a_reader_that_has_no_refit() -> None:
+    torch.manual_seed(0)
+    model, x = Experts().eval(), torch.randn(96, 6)
+    graph = capture(model, x[:16])
+    data = fit(graph.program, x.split(16))
+    plan = make_plan(graph, {"up#2": range(4)})
+    dense = run_all(graph.program, data.batches)
+    whole = compensate(graph, plan, data, method="least_squares", rounds=0, batchnorm=False)
+    assert "head.weight" in whole.tensors
+    wanted = run_all(graph.program, data.batches, {**whole.tensors, **mask_values(graph, plan)})
+    found = Near(graph, data, data, method="least_squares")(plan)
+    plain = run_all(graph.program, data.batches, zero_columns(graph, plan))
+    assert distance(found, dense) < 1.1 * distance(wanted, dense) < 0.3 * distance(plain, dense)
+    around = make_plan(graph, {"up#2": range(8)})
+    near = Near(graph, data, data, method="least_squares", around=around)
+    assert distance(near(plan), dense) < 1.3 * distance(wanted, dense)
+
+
 def distance(a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> float:
     """Sum of squares between the outputs of two networks."""
     pairs = ((x, y) for first, second in zip(a, b, strict=True) for x, y in zip(first, second, strict=True))

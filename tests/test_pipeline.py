@@ -204,7 +204,7 @@ def test_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actprune.latency.bench.side_by_side", lambda calls, *_, **__: [4.0] * len(calls))
     found = ap.predict(net(), data_of("residual"), method="flap", keep="latency=8ms")
     assert found.after == found.before
-    with pytest.raises(BudgetError, match="can't be reached|No cut makes"):  # however narrow, it takes as long
+    with pytest.raises(BudgetError, match=r"can't be reached|No cut makes"):  # however narrow, it takes as long
         ap.predict(net(), data_of("residual"), method="flap", keep="latency=2ms")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -739,3 +740,26 @@ def test_a_product_with_the_batch_keeps_the_batch() -> None:
     small, plan = less(model, x)
     assert {name: group.width for name, group in plan.groups.items()} == {"stem": 6, "route": 4, "kernels": 8}
     assert small(x[[0, 1, 1]]).shape == (3, 2, 5, 5)
+
+
+class Written(nn.Module):
+    """Its size stands in the source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 32), nn.Conv2d(8, 4, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(F.relu(self.a(x)).view(-1, 8, 2, 2)).flatten(1))
+
+
+def test_an_edited_class_can_be_pickled_and_cut_again() -> None:
+    torch.manual_seed(0)
+    model, x = Written().eval(), torch.randn(8, 6)
+    for kept in (6, 3):
+        graph = capture(model, x)
+        group = next(group for group in graph.groups if group.width > kept)
+        model = cut(model, make_plan(graph, {group.name: range(kept)}))
+        other = pickle.loads(pickle.dumps(model))
+        assert type(other) is type(model) is type(copy.deepcopy(model)) is not Written
+        assert torch.equal(other(x), model(x))

@@ -554,6 +554,12 @@ def test_places_of_a_flattened_map_share_a_coefficient(net: str) -> None:
     assert np.allclose(rewrite.tensors["fc.weight"][:, columns], expected, atol=1e-5)
 
 
+def test_channels_behind_a_group_norm_are_channels_of_their_own() -> None:
+    parts = nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+    model, x = nn.Sequential(*parts).eval(), torch.randn(8, 1, 6, 6)
+    assert ap.prune(model, [x, x], keep="units=50%", method="grail").proof.passed
+
+
 def test_columns_of_heads_are_channels_of_their_own() -> None:
     model, x = decoder()
     graph = capture(model, x[:4])

@@ -118,7 +118,7 @@ widths by group name."""
 _FORM = re.compile(r"\s*(?:([A-Za-z_]+)\s*=)?\s*([-+.\deE]+)\s*(%?)\s*")
 _AMOUNT = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµμ]+)\s*")
 _COUNT = re.compile(r"\s*(macs|params|bytes)\s*=\s*([1-9]\d{2,})()\s*", re.IGNORECASE)
-"""A whole number of three digits or more, which can be no share of the network; "macs=50" is one without its %."""
+"""A whole number of three digits or more, which can be no share of the network; "macs=50" may be one without its %."""
 
 _COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _SIZES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
@@ -194,4 +194,13 @@ def parse(keep: Budget | str | float) -> Budget:
             where="keep",
             hint=f'the costs are {", ".join(COSTS)}; an amount has a unit: "params=500K"',
         )
-    return Budget((match[1] or "macs").lower(), number / 100 if match[3] else number)
+    cost = (match[1] or "macs").lower()
+    if number > 1 and not match[3] and cost in COSTS:
+        raise BudgetError(
+            "The budget is out of range.",
+            expected="more than 0 and at most 1, or a number with a %",
+            got=repr(keep),
+            where="keep",
+            hint=f'write "{cost}={number:g}%" for a share, "params=500K" for an amount',
+        )
+    return Budget(cost, number / 100 if match[3] else number)

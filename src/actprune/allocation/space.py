@@ -119,7 +119,8 @@ def make_space(
     untouched = protected(graph, protect)
     options: dict[str, tuple[int, ...]] = {}
     for group in graph.groups:
-        in_training_only = all(site in graph.training_sites for site in group.consumers)
+        readers = group.consumers  # none where only a product or a computed weight reads it
+        in_training_only = bool(readers) and all(site in graph.training_sites for site in readers)
         step = lcm(round_to, group.multiple)
         whole = group.name in untouched or (in_training_only and budget.cost != "units")
         steps = () if whole else range(step, group.width, step)

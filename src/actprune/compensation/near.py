@@ -8,7 +8,7 @@ are asked for from the inputs to the outputs, and every candidate forks from the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 
 from torch import Tensor
 from torch.fx import Node
@@ -24,7 +24,7 @@ from actprune.distance import Outputs
 from actprune.graph.program import Batch
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, kept_units, readers, zero_columns
-from actprune.stats.patches import QUICK_ROWS
+from actprune.stats.patches import LAYERS, QUICK_ROWS
 
 COLLECTED = 250_000_000
 """2 GB."""
@@ -65,6 +65,8 @@ class Near:
         self.kept = kept_units(graph, plan)
         self.overrides = zero_columns(graph, plan, Rewrite(self.base))
         self.settings: Settings | None = None
+        self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
+        self.recurrent = {site.weight for site in graph.sites if site.kind == "recurrent"}
         self.equations: Mapping[str, Equations] = {}
         self.ridges: dict[tuple[str, int], float] = {}
         if method not in (None, "none"):
@@ -83,12 +85,13 @@ class Near:
         """The flat outputs for every batch of `held`, or for so many of them."""
         kept = kept_units(self.graph, plan)
         read = self._concerned(kept)
+        behind = self._behind(read)
         overrides = {name: tensor for name, tensor in self.overrides.items() if name not in read}
         overrides |= {name: self.base[name] for name in read & self.base.keys()}
-        for name in read & self.equations.keys():
+        for name in (read - behind) & self.equations.keys():
             overrides |= refit_from(self.graph, self.equations[name], kept, self.base)
         overrides = zero_columns(self.graph, plan, Rewrite(overrides))
-        start, others = self._first_reader(read), read - self.equations.keys() - self.graph.masks.keys()
+        start, others = self._first_reader(read), (read - self.equations.keys() - self.graph.masks.keys()) | behind
         if self.settings is not None and others:
             fork, place = self.fitted.fork(start, overrides)
             walk = Walk(self.graph, plan, self.order, fork, self.settings.alone, place, others, self.ridges)
@@ -119,6 +122,23 @@ class Near:
             if asked - here:
                 makers |= {site.weight for site in group.producers} & self.overrides.keys() - self.equations.keys()
         return readers(self.graph, differs) | makers
+
+    def _behind(self, names: Set[str]) -> set[str]:
+        """Weights of the first layers behind what reads these tensors and can't be refitted: a product of activations,
+        a weight that is computed. The refit of the whole network mends there what those can't."""
+        if self.settings is None:
+            return set()
+        bindings, layers = self.graph.program.bindings, self.layers
+        fitted = {site.weight for site in layers.values()} | self.recurrent
+        passed = {source for source in bindings if bindings[source] in names - fitted}
+        found: set[str] = set()
+        for node in self.order.nodes if passed else ():
+            if any(source.name in passed for source in node.all_input_nodes):
+                if node.name in layers:
+                    found.add(layers[node.name].weight)
+                else:
+                    passed.add(node.name)
+        return found
 
     def _first_reader(self, names: Collection[str]) -> int:
         """The place of the first call that reads one of these tensors."""

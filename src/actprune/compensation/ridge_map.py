@@ -60,7 +60,7 @@ def channel_columns(graph: Graph, site: Site, each: int) -> Tensor:
     axis = site.in_axis(graph.tensor_axes[site.weight])
     index = torch.arange(size(axis))
     kinds = {group.key: group.kind for group in graph.groups}
-    if isinstance(axis, Product):
+    if isinstance(axis, Product) and site.kind == "linear":  # the channels of a convolution are an axis of their own
         held = [i for i, part in enumerate(axis.parts) if any(leaf.key in kinds for leaf in leaves(part))]
         whole = all(kinds.get(leaf.key) in ("channels", "neurons") for i in held for leaf in leaves(axis.parts[i]))
         if len(held) == 1 and whole and isinstance(axis.parts[held[0]], Leaf | Concat):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
@@ -36,7 +37,7 @@ def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
             inner = [_within(edit) for edit in in_objects if _of(edit, name)]
             vars(module)[name] = _edited(vars(module)[name], inner)
         if rest := [edit for edit in own if edit not in in_objects]:
-            module.__class__ = _subclass(type(module), rest)
+            module.__class__ = _subclass(type(module), tuple(rest))
 
 
 def _edited(held: Any, edits: Sequence[SourceEdit]) -> Any:
@@ -44,7 +45,7 @@ def _edited(held: Any, edits: Sequence[SourceEdit]) -> Any:
     if isinstance(held, FunctionType):
         return _rebuilt(inspect.unwrap(held), [(edit.functions[1:], edit) for edit in edits])
     held = copy.copy(held)
-    held.__class__ = _subclass(type(held), edits)
+    held.__class__ = _subclass(type(held), tuple(edits))
     return held
 
 
@@ -66,9 +67,10 @@ def _reached(cls: type, edit: SourceEdit) -> SourceEdit:
     return edit
 
 
-def _subclass(cls: type, edits: Sequence[SourceEdit]) -> type:
+@cache
+def _subclass(cls: type, asked: tuple[SourceEdit, ...]) -> type:
     methods: dict[str, Any] = {}
-    edits = [_reached(cls, edit) for edit in edits]
+    edits = [_reached(cls, edit) for edit in asked]
     for name in dict.fromkeys(edit.functions[0] for edit in edits):
         held = inspect.getattr_static(cls, name, None)
         inner = held.__func__ if isinstance(held, staticmethod | classmethod) else held
@@ -79,8 +81,25 @@ def _subclass(cls: type, edits: Sequence[SourceEdit]) -> type:
         made = _rebuilt(function, own)
         wrapped = isinstance(held, staticmethod | classmethod) and isinstance(made, FunctionType)
         methods[name] = type(held)(made) if wrapped else made
-    space = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, **methods}
-    return type(cls)(cls.__name__, (cls,), space)
+
+    first, before = vars(cls).get(_MADE_OF, (cls, ()))
+    made_of = first, (*before, asked)
+    space = {
+        "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, _MADE_OF: made_of,
+        "__reduce__": lambda own: (_made_again, made_of, own.__getstate__()),
+    }  # fmt: skip
+    return type(cls)(cls.__name__, (cls,), {**space, **methods})
+
+
+_MADE_OF = "_actprune_made_of"
+"""The class that has a name of its own, and what was edited in it, step by step."""
+
+
+def _made_again(cls: Any, steps: Iterable[tuple[SourceEdit, ...]]) -> Any:
+    """For pickle, which finds classes by their names."""
+    for edits in steps:
+        cls = _subclass(cls, edits)
+    return cls.__new__(cls)
 
 
 def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], SourceEdit]]) -> Any:
