@@ -651,13 +651,49 @@ def test_method_none_is_zero_columns() -> None:
         assert all(torch.equal(rewrite.tensors[name], zeros[name]) for name in zeros)
 
 
-@pytest.mark.parametrize("method", ["least_squares", "bias"])
+class Twins(nn.Module):
+    """One tower for two inputs, in two calls or in one."""
+
+    def __init__(self, calls: int, bias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.calls = calls
+        self.tower = nn.Sequential(nn.Conv1d(3, 8, 2), nn.ReLU(), nn.Conv1d(8, 4, 2, bias=bias), nn.Flatten())
+        self.far = nn.Linear(16, 2, bias=bias)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.calls == 1:
+            one, two = self.far(self.tower(torch.cat([a, b]))).chunk(2)
+        else:
+            one, two = self.far(self.tower(a)), self.far(self.tower(b))
+        return one - 2 * two
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_weight_of_several_calls_is_refitted_for_all_of_them(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actprune.compensation.ridge.RIDGES", (1e-3,) * 3)
+    a, b = torch.randn(2, 96, 3, 6)
+    data = list(zip(a.split(8), b.split(8), strict=True))
+    rewrites = []
+    for calls in (1, 2):
+        graph = capture(Twins(calls, bias).eval(), data[0])
+        plan = make_plan(graph, {"tower.0": [0, 2, 3]})
+        batches = Calibration(tuple((x, y) for x, y in data), 96)
+        rewrites.append(compensate(graph, plan, batches, rounds=0, scope="cut"))
+    joined, apart = rewrites
+    assert apart.tensors.keys() == joined.tensors.keys() == {"tower.2.weight", *(["tower.2.bias"] if bias else [])}
+    for name, tensor in joined.tensors.items():
+        torch.testing.assert_close(apart.tensors[name], tensor, rtol=1e-3, atol=1e-4)
+    assert [one["columns"] for one in apart.record["consumers"].values()] == [6, 6]
+
+
 @pytest.mark.parametrize(
-    ("name", "changing"),
+    ("name", "changing", "method"),
     [
-        ("tied", {"middle.weight", "middle.bias"}),
-        ("tied_heads", set()),
-        ("reused", {"head.weight", "head.bias"}),
+        ("tied", {"middle.weight", "middle.bias"}, "least_squares"),
+        ("tied", {"middle.weight", "middle.bias"}, "bias"),
+        ("tied_heads", set(), "bias"),
+        ("reused", {"head.weight", "head.bias"}, "bias"),
     ],
 )
 def test_weights_that_are_read_twice_are_only_cut(name: str, changing: set[str], method: str) -> None:
@@ -901,7 +937,7 @@ def test_candidates_of_one_group_are_made_from_a_shared_run(
     fitted, held = Calibration(tuple(batches[:4]), 4 * samples), Calibration(tuple(batches[4:]), 2 * samples)
     near = Near(graph, fitted, held, method=method)
     for group in [*graph.groups, graph.groups[0]]:
-        alone = len({site.node for site in group.consumers}) == 1
+        alone = len({site.weight for site in group.consumers}) == 1
         for kept in {1, group.width // 2} - {0, group.width}:
             plan = make_plan(graph, {group.name: range(kept)})
             rewrite = compensate(graph, plan, fitted, method=method, rounds=0, batchnorm=False, scope="cut")

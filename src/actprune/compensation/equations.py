@@ -47,12 +47,13 @@ class Equations:
         site: the consumer.
         folds: normal equations of all outputs over all columns, one for each fold; a single one once λ is chosen.
         slot: where the bias goes; None where there is no place for one.
+        chosen: λ, once a support was asked for.
     """
 
     site: Site
     folds: list[Normal]
     slot: Slot | None
-    _ridge: float | None = field(default=None, repr=False)
+    chosen: float | None = field(default=None, repr=False)
 
     @property
     def held(self) -> int:
@@ -61,11 +62,11 @@ class Equations:
 
     def ridge(self, columns: Tensor, start: Tensor) -> float:
         """λ, chosen for the first support that is asked for: near ones have the same, but for noise."""
-        if self._ridge is None:
+        if self.chosen is None:
             parts = [part(fold, columns) for fold in self.folds]
-            self._ridge = choose_ridge(parts, start, self.slot is not None)
+            self.chosen = choose_ridge(parts, start, self.slot is not None)
             self.folds = [merged_all(self.folds)]
-        return self._ridge
+        return self.chosen
 
 
 def part(equations: Normal, columns: Tensor) -> Normal:

@@ -17,6 +17,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices
 from actprune.compensation.equations import Equations, refit_from
 from actprune.compensation.schedule import schedule
+from actprune.compensation.shared import refit_shared, shared_equations
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data.samples import Calibration
@@ -73,10 +74,15 @@ class Near:
             self.settings = Settings(
                 method, True, rounds, rows, 0 if rounds or method != "least_squares" else collected
             )
+            shared = (
+                shared_equations(graph, fitted.batches, self.order.nodes, rows) if method == "least_squares" else {}
+            )
+            zeroed = {name: own for name, own in shared.items() if name in self.overrides}
+            self.overrides |= refit_shared(graph, zeroed, self.kept, self.base, {})
             streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides)
             walk = Walk(graph, plan, self.order, streams, self.settings, ridges=self.ridges)
             walk.run()
-            self.overrides, self.equations = walk.overrides, walk.equations
+            self.overrides, self.equations = walk.overrides, shared | walk.equations
         self.fitted = _Shared(graph, fitted.batches, self.order.nodes, self.overrides, twice=True)
         self.held = held
         self.runs: dict[int, _Shared] = {}

@@ -21,6 +21,18 @@ def placeholders_of(program: Program) -> dict[str, list[Node]]:
     return found
 
 
+def calls_of(placeholders: Sequence[Node]) -> set[Node]:
+    """The calls that read a tensor, through a transpose perhaps."""
+    found, waiting = set[Node](), list(placeholders)
+    while waiting:
+        for user in waiting.pop().users:
+            if any(word in str(user.target) for word in _TRANSPOSES):
+                waiting.append(user)
+            else:
+                found.add(user)
+    return found
+
+
 def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
     """Whether a tensor is read by this call alone (through a transpose perhaps), so that it may change.
 

@@ -22,6 +22,7 @@ from actprune.compensation.batchnorm import reestimate, running_statistics
 from actprune.compensation.logits import nearer_logits
 from actprune.compensation.reconstruct import reconstruct
 from actprune.compensation.schedule import schedule
+from actprune.compensation.shared import refit_shared, shared_equations
 from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Settings, Walk
 from actprune.data.samples import Calibration
@@ -31,7 +32,7 @@ from actprune.graph.run import run_all
 from actprune.memory import limit_bytes
 from actprune.methods import COMPENSATIONS, known, quickly
 from actprune.plan import Plan
-from actprune.rewrite import Rewrite, zero_columns
+from actprune.rewrite import Rewrite, kept_units, zero_columns
 from actprune.stats.patches import ROWS
 
 ROUNDS = 8
@@ -91,13 +92,18 @@ def compensate(
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
     if name != "none":
         order = schedule(graph, target == "sum")
+        settings = Settings(quickly(name), scope == "all", rounds, rows)
+        together: dict[str, dict[str, Any]] = {}
+        if settings.method == "least_squares":
+            shared = shared_equations(graph, data.batches, order.nodes, rows, overrides)
+            overrides |= refit_shared(graph, shared, kept_units(graph, plan), base or {}, together)
         streams = Streams(graph.program, data.batches, order.nodes, overrides)
         overrides.clear()  # they are the streams' alone: what a refit replaces is let go of
-        walk = Walk(graph, plan, order, streams, Settings(quickly(name), scope == "all", rounds, rows))
+        walk = Walk(graph, plan, order, streams, settings)
         if name == "reconstruct":
             record["blocks"] = reconstruct(walk, limit_bytes(memory_limit) // 4)
         walk.run()
-        overrides, record["consumers"] = walk.overrides, walk.record
+        overrides, record["consumers"] = walk.overrides, together | walk.record
     whole = name == "reconstruct"
     how = resolve(graph.program, distance, data) if norms or whole else distance
     if norms:

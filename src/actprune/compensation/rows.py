@@ -62,6 +62,16 @@ def thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
     return [output_rows(site, value, places_of(i, stride)) for i, value in enumerate(values)]
 
 
+def stride_of(site: Site, value: Tensor, batches: int, wanted: int) -> int:
+    """Every how many-th position of a map gives so many rows as are wanted.
+
+    Args:
+        value: a call's result on one of the batches.
+    """
+    samples, positions = output_rows(site, value).shape[:2]
+    return max(1, min(samples * positions * batches // wanted, positions))
+
+
 def places_of(i: int, stride: int) -> slice:
     """Every stride-th position of batch i, each batch starting elsewhere."""
     return slice(i % stride, None, stride) if stride > 1 else EVERYWHERE

@@ -23,7 +23,7 @@ from actprune.compensation.rectified import rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
 from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged_all, usual_ridge
 from actprune.compensation.ridge_map import ridge_map
-from actprune.compensation.rows import InputRows, columns_of, contracted
+from actprune.compensation.rows import InputRows, columns_of, contracted, stride_of
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.streams import Streams
 from actprune.mapped import alongside, any_mapped
@@ -309,9 +309,7 @@ class Walk:
 
     def _stride(self, site: Site, node: Node, columns: int) -> int:
         """Every how many-th position of a map is used."""
-        samples, positions = output_rows(site, self.streams.output(node, 0)).shape[:2]  # of any batch
-        wanted = most_rows(columns, self.settings.rows)
-        return max(1, min(samples * positions * self.streams.count // wanted, positions))
+        return stride_of(site, self.streams.output(node, 0), self.streams.count, most_rows(columns, self.settings.rows))
 
     def _restore_mean(self, site: Site, node: Node, path: Path, slot: Slot | None) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
