@@ -69,7 +69,7 @@ class Near:
         self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.recurrent = {site.weight for site in graph.sites if site.kind == "recurrent"}
         self.equations: Mapping[str, Equations] = {}
-        self.ridges: dict[tuple[str, int], float] = {}
+        self.ridges: dict[tuple[str, int], float] | None = None if rounds else {}  # small networks have the time
         if method not in (None, "none"):
             self.settings = Settings(
                 method, True, rounds, rows, 0 if rounds or method != "least_squares" else collected
