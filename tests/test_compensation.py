@@ -984,6 +984,32 @@ class Experts(nn.Module):
         return self.head(x + torch.einsum("beh,ehd->bd", inner, self.down))
 
 
+class Attending(nn.Module):
+    """Called twice; what reads its queries has no refit, and what lies behind has one for both calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        one, two = (self.o((self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x)) for x in (a, b))
+        return one + 2 * two
+
+
+def test_candidates_with_a_shared_weight_behind_scores() -> None:
+    torch.manual_seed(0)
+    model, x = Attending().eval(), torch.randn(2, 48, 5, 6)
+    data = Calibration(tuple(zip(*(half.split(8) for half in x), strict=True)), 48)
+    graph = capture(model, data.batches[0])
+    dims, values = (next(g.name for g in graph.groups if g.name.startswith(start)) for start in ("q", "v"))
+    plan = make_plan(graph, {dims: range(2), values: range(2)})
+    whole = compensate(graph, plan, data, method="least_squares", rounds=0, batchnorm=False)
+    wanted = run_all(graph.program, data.batches, {**whole.tensors, **mask_values(graph, plan)})
+    dense, found = run_all(graph.program, data.batches), Near(graph, data, data, method="least_squares")(plan)
+    assert distance(found, dense) < 1.1 * distance(wanted, dense)
+    assert not Near(graph, data, data, method="least_squares", collected=0).equations
+
+
 def test_candidates_are_refitted_behind_a_reader_that_has_no_refit() -> None:
     torch.manual_seed(0)
     model, x = Experts().eval(), torch.randn(96, 6)

@@ -30,8 +30,9 @@ def tokens() -> list[dict[str, torch.Tensor]]:
 
 def made(hub: ModuleType, name: str) -> Any:
     torch.manual_seed(0)
-    if name == "llama":
-        return hub.LlamaForCausalLM(hub.LlamaConfig(**SIZES, num_key_value_heads=2)).eval()
+    if name.startswith("llama"):
+        heads = 4 if name == "llama, heads alone" else 2
+        return hub.LlamaForCausalLM(hub.LlamaConfig(**SIZES, num_key_value_heads=heads)).eval()
     return hub.BertForSequenceClassification(hub.BertConfig(**SIZES)).eval()
 
 
@@ -39,6 +40,7 @@ def made(hub: ModuleType, name: str) -> Any:
     ("name", "protect", "changed"),
     [
         ("llama", (), {"num_attention_heads", "num_key_value_heads", "intermediate_size"}),
+        ("llama, heads alone", (), {"num_attention_heads", "num_key_value_heads", "intermediate_size"}),
         ("bert", ("*attention*", "*pooler*"), {"intermediate_size"}),
     ],
 )

@@ -753,6 +753,39 @@ class Written(nn.Module):
         return self.c(self.b(F.relu(self.a(x)).view(-1, 8, 2, 2)).flatten(1))
 
 
+class Shaped(dict[str, float]):
+    """Content, and a method with a size in it."""
+
+    def shape(self, x: Tensor) -> Tensor:
+        return x.view(-1, 8, 2, 2) * self["gain"]
+
+
+class Holding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.held = nn.Linear(6, 32), nn.Conv2d(8, 4, 1), Shaped(gain=GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.held.shape(F.relu(self.a(x)))).flatten(1) * GAIN
+
+
+GAIN = 1.0
+
+
+def test_edited_objects_keep_their_content_and_see_what_is_global(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(8, 6)
+    for gain in (1.0, 3.0):
+        monkeypatch.setitem(globals(), "GAIN", gain)
+        model = Holding().eval()
+        graph = capture(model, x)
+        plan = make_plan(graph, {graph.groups[0].name: range(graph.groups[0].width // 2)})
+        small = cut(model, plan)
+        assert verify(model, small, plan, x, graph=graph).passed
+        for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+            assert other.held == {"gain": gain}
+            assert torch.equal(other(x), small(x))
+
+
 def test_an_edited_class_can_be_pickled_and_cut_again() -> None:
     torch.manual_seed(0)
     model, x = Written().eval(), torch.randn(8, 6)

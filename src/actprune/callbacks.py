@@ -168,15 +168,14 @@ def _of_trainer(
 ) -> tuple[Tensor, Tensor, bool, Tensor | float]:
     """Logits of the pruned and of the dense network as matrices, whether they are of classes, and their weight."""
     labels, items = given.get("labels"), given.get("num_items_in_batch")
-    same = {
-        key: value for key, value in given.items() if key != "num_items_in_batch"
-    }  # a decoder may start from labels
+    translates = getattr(getattr(held.network, "config", None), "is_encoder_decoder", False)
+    left = {"num_items_in_batch"} if translates else {"num_items_in_batch", "labels"}  # a decoder starts from labels
+    same = {key: value for key, value in given.items() if key not in left}
     pair = output.logits, held.outputs(*args, **same).logits
     classes = not isinstance(labels, Tensor) or not labels.is_floating_point()
     weight = 1.0 if items is None or labels is None else labels.ne(-100).sum() / items
     if not classes:
         return *pair, False, weight
-    translates = getattr(getattr(held.network, "config", None), "is_encoder_decoder", False)
     mask = given.get("attention_mask")
     if translates:  # that one is of what the encoder reads
         mask = None if labels is None else labels.ne(-100)

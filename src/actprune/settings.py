@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -90,7 +91,7 @@ class Settings:
                 where="prune(latency=…)",
                 hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
             )
-        if not isinstance(self.seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(self.seed, Integral):
             raise DataError(
                 "seed is no number that random draws could start from.",
                 expected="a whole number",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,33 @@ def save_pretrained(
     path = check_output(folder)
     cls = _stock_class(model)
     wanted = _shapes(model)
-    config, missed = _configuration(cls, model, plan, wanted)
+    config, missed, chosen = _configuration(cls, model, plan, wanted)
     if missed:
         raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {}, instead)
+    first: ArtifactError | None = None
+    for without in ((), *((field,) for field in reversed(chosen))):  # half the heads have the shapes of half their size
+        if without:
+            config, missed, _ = _configuration(cls, model, plan, wanted, without)
+        if not missed:
+            try:
+                return _written(path, cls, config, model, example_inputs, card, instead)
+            except _OtherOutputsError as error:
+                first = first or error.told
+    assert first is not None  # of the configuration that was there
+    raise first
+
+
+class _OtherOutputsError(Exception):
+    """A configuration gives the shapes, and another network; never seen by the caller of `save_pretrained`."""
+
+    def __init__(self, told: ArtifactError) -> None:
+        super().__init__()
+        self.told = told
+
+
+def _written(
+    path: Path, cls: Any, config: Any, model: nn.Module, example_inputs: Any, card: str | None, instead: str
+) -> Path:
     with torch.no_grad(), new_folder(path) as scratch:
         try:
             again = (_in_shards if any_mapped(model.parameters()) else _by_its_class)(cls, config, model, scratch)
@@ -77,7 +101,8 @@ def save_pretrained(
             raise _failed(path, f"a {cls.__name__} that saves and loads", got, hint) from error
         if not error <= TOLERANCE:
             got = f"a relative error of {error:.1e}"
-            raise _failed(path, f"outputs of the loaded model as of this one, to {TOLERANCE:g}", got, instead)
+            expected = f"outputs of the loaded model as of this one, to {TOLERANCE:g}"
+            raise _OtherOutputsError(_failed(path, expected, got, instead))
         if card is not None:
             (scratch / "README.md").write_text(card, "utf-8")
     return path
@@ -121,43 +146,53 @@ def _stock_class(model: nn.Module) -> Any:
     )
 
 
-def _configuration(cls: Any, model: Any, plan: Plan, wanted: Shapes) -> tuple[Any, list[str]]:
-    """The configuration that comes nearest, and the tensors whose shapes it misses."""
-    config = copy.deepcopy(model.config)
+def _configuration(
+    cls: Any, model: Any, plan: Plan, wanted: Shapes, without: Collection[Field] = ()
+) -> tuple[Any, list[str], list[Field]]:
+    """The configuration that comes nearest, the tensors whose shapes it misses, and what is changed in it.
+
+    Args:
+        without: changes that are not made.
+    """
+    config, chosen = copy.deepcopy(model.config), list[Field]()
     missed = _missed(wanted, _built(cls, config))
     groups = [group for group in plan.groups.values() if len(group.kept) < group.width]
     for fields in (_numbers(model.config, groups), _unset(model.config, groups)):
         if missed:
-            config, missed = _nearest(cls, config, list(fields), wanted)
-    return config, missed
+            allowed = [field for field in fields if field not in without]
+            config, missed, more = _nearest(cls, config, allowed, wanted)
+            chosen += more
+    return config, missed, chosen
 
 
-def _nearest(cls: Any, config: Any, fields: list[Field], wanted: Shapes) -> tuple[Any, list[str]]:
+def _nearest(cls: Any, config: Any, fields: list[Field], wanted: Shapes) -> tuple[Any, list[str], list[Field]]:
     """The configuration after those changes that mend most.
 
     What one number alone decides is mended first: a size that is a product, such as heads × their size, can be had in
     several ways.
     """
     shapes, touched = _built(cls, config) or {}, dict[tuple[str, str], set[str]]()
-    for owner, name, value in fields:
-        found = _built(cls, config, (owner, name, value))
-        own = wanted.keys() if found is None else [one for one in wanted if found.get(one) != shapes.get(one)]
-        touched.setdefault((owner, name), set()).update(own)
-    fields = [field for field in fields if touched[field[:2]]]
+    for field in fields:
+        if not touched.get(field[:2]):  # else another value of it told
+            found = _built(cls, config, field)
+            own = wanted.keys() if found is None else [one for one in wanted if found.get(one) != shapes.get(one)]
+            touched[field[:2]] = set(own)
     deciding = {one: sum(one in own for own in touched.values()) for one in wanted}
 
     def left(missed: list[str]) -> tuple[int, ...]:
         counts = Counter(deciding[one] for one in missed)
         return tuple(counts[n] for n in range(len(touched) + 1))
 
-    missed = _missed(wanted, shapes)
+    missed, chosen = _missed(wanted, shapes), list[Field]()
     while missed:
-        found = [(_missed(wanted, _built(cls, config, field)), field) for field in fields]
+        open_ones = [field for field in fields if not touched[field[:2]].isdisjoint(missed)]
+        found = [(_missed(wanted, _built(cls, config, field)), field) for field in open_ones]
         best, field = min(found, key=lambda one: left(one[0]), default=(missed, None))
         if field is None or left(best) >= left(missed):
             break
         missed, config = best, _with(config, field)
-    return config, missed
+        chosen = [one for one in chosen if one[:2] != field[:2]] + [field]
+    return config, missed, chosen
 
 
 def _numbers(config: Any, groups: Iterable[GroupPlan]) -> Iterator[Field]:

@@ -18,6 +18,7 @@ from actprune.axes.site import Site
 from actprune.compensation.ridge import Normal, choose_ridge, merged_all, solve
 from actprune.compensation.rows import columns_of
 from actprune.graph.program import Program
+from actprune.mapped import alongside
 from actprune.stats.moments import Moments
 from actprune.stats.patches import as_weight, columns_per_input, weight_matrix
 
@@ -96,7 +97,7 @@ def refit_from(
     ridge = equations.ridge(columns, start)
     fit = solve(part(equations.folds[0], columns), start, ridge, equations.slot is not None)
     full[:, columns] = fit.weight
-    found = {site.weight: as_weight(site, full, before)}
+    found = {site.weight: alongside(as_weight(site, full, before), before)}
     if equations.slot is not None:
         equations.slot.put(found, program, fit.bias)
     return found

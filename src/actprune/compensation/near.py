@@ -30,6 +30,9 @@ from actprune.stats.patches import LAYERS, QUICK_ROWS
 COLLECTED = 250_000_000
 """2 GB."""
 
+BEHIND = 4
+"""Layers that are refitted at most behind a reader that has no refit."""
+
 
 class Near:
     """The outputs of candidates that differ from one network in some groups, whose readers are refitted.
@@ -69,14 +72,14 @@ class Near:
         self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.recurrent = {site.weight for site in graph.sites if site.kind == "recurrent"}
         self.equations: Mapping[str, Equations] = {}
-        self.ridges: dict[tuple[str, int], float] | None = None if rounds else {}  # small networks have the time
+        self.shared: set[str] = set()
+        self.ridges: dict[tuple[str, int, int], float] | None = None if rounds else {}  # small networks have the time
         if method not in (None, "none"):
-            self.settings = Settings(
-                method, True, rounds, rows, 0 if rounds or method != "least_squares" else collected
-            )
-            shared = (
-                shared_equations(graph, fitted.batches, self.order.nodes, rows) if method == "least_squares" else {}
-            )
+            solved = method == "least_squares"
+            shared = shared_equations(graph, fitted.batches, self.order.nodes, rows, collected) if solved else {}
+            self.shared = set(shared)
+            room = max(collected - sum(own.held for own in shared.values()), 0)
+            self.settings = Settings(method, True, rounds, rows, room if solved and not rounds else 0)
             zeroed = {name: own for name, own in shared.items() if name in self.overrides}
             self.overrides |= refit_shared(graph, zeroed, self.kept, self.base, {})
             streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides)
@@ -132,16 +135,18 @@ class Near:
     def _behind(self, names: Set[str]) -> set[str]:
         """Weights of the first layers behind what reads these tensors and can't be refitted: a product of activations,
         a weight that is computed. The refit of the whole network mends there what those can't."""
-        if self.settings is None:
+        if self.settings is None or self.settings.method == "ridge_map":  # which leaves those that lose no columns
             return set()
         bindings, layers = self.graph.program.bindings, self.layers
         fitted = {site.weight for site in layers.values()} | self.recurrent
         passed = {source for source in bindings if bindings[source] in names - fitted}
         found: set[str] = set()
         for node in self.order.nodes if passed else ():
+            if len(found) == BEHIND:  # a residual stream leads to all that follow
+                break
             if any(source.name in passed for source in node.all_input_nodes):
                 if node.name in layers:
-                    found.add(layers[node.name].weight)
+                    found |= {layers[node.name].weight} - self.shared
                 else:
                     passed.add(node.name)
         return found

@@ -72,7 +72,7 @@ def compensate(
         distance: what "auto" is judged by, see `actprune.distance`.
         scope: "all" refits every consumer whose input changed, "cut" only those that lose columns.
         base: overrides that hold before compensation (used by the method "filter").
-        memory_limit: of which "reconstruct" takes a quarter, see `actprune.prune`.
+        memory_limit: of which "reconstruct" takes a quarter, as do weights of several calls; see `actprune.prune`.
         judged: `distance` was found by a look at samples: that it is "kl" does not vouch for logits.
 
     Raises:
@@ -95,7 +95,8 @@ def compensate(
         settings = Settings(quickly(name), scope == "all", rounds, rows)
         together: dict[str, dict[str, Any]] = {}
         if settings.method == "least_squares":
-            shared = shared_equations(graph, data.batches, order.nodes, rows, overrides)
+            room = limit_bytes(memory_limit) // (4 * 8)  # a quarter of it, in float64
+            shared = shared_equations(graph, data.batches, order.nodes, rows, room, overrides)
             overrides |= refit_shared(graph, shared, kept_units(graph, plan), base or {}, together)
         streams = Streams(graph.program, data.batches, order.nodes, overrides)
         overrides.clear()  # they are the streams' alone: what a refit replaces is let go of

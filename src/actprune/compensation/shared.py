@@ -19,7 +19,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.equations import Equations, Slot, refit_from
-from actprune.compensation.folds import Dealer
+from actprune.compensation.folds import Dealer, folds_of
 from actprune.compensation.own import calls_of, is_plain, placeholders_of
 from actprune.compensation.ridge import Normal, merged
 from actprune.compensation.rows import InputRows, stride_of, thinned
@@ -29,17 +29,30 @@ from actprune.stats.patches import LAYERS, columns_per_input, has_rows, most_row
 
 
 def shared_equations(
-    graph: Graph, batches: Sequence[Batch], nodes: Sequence[Node], rows: int, names: Collection[str] | None = None
+    graph: Graph,
+    batches: Sequence[Batch],
+    nodes: Sequence[Node],
+    rows: int,
+    room: int,
+    names: Collection[str] | None = None,
 ) -> dict[str, Equations]:
     """Weight → the equations of all of its calls, over all of its columns.
 
     Args:
         nodes: the calls of the graph, in an order in which they can be made.
         rows: per column that are used at most, of each call.
+        room: numbers that all equations may take; weights beyond have none.
         names: of the weights that are asked for; None: all that several calls read.
     """
     by_node = {node.name: node for node in nodes}
-    calls = {name: sites for name, sites in _shared(graph, by_node).items() if names is None or name in names}
+    calls: dict[str, list[Site]] = {}
+    for name, sites in _shared(graph, by_node).items():
+        weight = graph.program.tensors[name]
+        outputs = weight.shape[sites[0].out_dim]
+        columns = weight.numel() // outputs
+        own = folds_of(columns) * columns * (columns + outputs)
+        if (names is None or name in names) and own <= room:
+            calls[name], room = sites, room - own
     left = {site.node: site for sites in calls.values() for site in sites}
     if not left:
         return {}
@@ -88,11 +101,17 @@ def _shared(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, list[Site]]:
 
     def alike(name: str, sites: Sequence[Site]) -> bool:
         calls, weight = {site.node for site in sites}, graph.program.tensors[name]
-        plain = all(is_plain(nodes[site.node]) and has_rows(site, weight) for site in sites)
+        plain = all(is_plain(nodes[site.node]) and has_rows(site, weight) and _has_bias(graph, site) for site in sites)
         forms = {(site.kind, site.in_dims, site.out_dim, site.order) for site in sites}
         return len(calls) > 1 and plain and len(forms) == 1 and {c.name for c in calls_of(placeholders[name])} == calls
 
     return {name: sites for name, sites in found.items() if alike(name, sites)}
+
+
+def _has_bias(graph: Graph, site: Site) -> bool:
+    """Whether the bias, if there is one, is a number for each output."""
+    held = None if site.bias is None else graph.program.tensors[site.bias]
+    return held is None or held.shape == (graph.program.tensors[site.weight].shape[site.out_dim],)
 
 
 def _slot(graph: Graph, sites: Sequence[Site]) -> Slot | None:
@@ -102,9 +121,7 @@ def _slot(graph: Graph, sites: Sequence[Site]) -> Slot | None:
     if len(names) > 1 or name is None:
         return None
     readers = {call.name for call in calls_of(placeholders_of(graph.program)[name])}
-    held, weight = graph.program.tensors[name], graph.program.tensors[sites[0].weight]
-    suits = held.dim() == 1 and len(held) == weight.shape[sites[0].out_dim]
-    return Slot(name, 1.0) if suits and readers == {site.node for site in sites} else None
+    return Slot(name, 1.0) if readers == {site.node for site in sites} else None
 
 
 def _equations(

@@ -82,8 +82,7 @@ class Walk:
         streams: the two runs, with the zero columns of `plan` as overrides.
         start: how many nodes of `order` they have been through; no refit lies before.
         lost: names of the weights that lose columns; None: every override.
-        ridges: (call, group of a convolution) → λ; what it lacks is chosen and added. Candidates near one network have
-            the same, but for noise.
+        ridges: (call, group of a convolution, magnitude of its columns) → λ; what it lacks is chosen and added.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Walk:
         settings: Settings,
         start: int = 0,
         lost: Collection[str] | None = None,
-        ridges: dict[tuple[str, int], float] | None = None,
+        ridges: dict[tuple[str, int, int], float] | None = None,
     ) -> None:
         self.graph, self.settings, self.streams = graph, settings, streams
         self.ridges = {} if ridges is None else ridges
@@ -256,7 +255,8 @@ class Walk:
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
             size, equations = found.ridge(columns, start()), part(found.folds[0], columns)
         else:
-            size = self._ridge((site.node, group), folds, start, slot is not None)
+            key = site.node, group, len(columns).bit_length()  # widths near each other
+            size = self._ridge(key, folds, start, slot is not None)
             equations = merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if path.rectified and self.settings.rounds and not collects:
@@ -274,7 +274,7 @@ class Walk:
         }  # fmt: skip
 
     def _ridge(
-        self, key: tuple[str, int], folds: Sequence[Normal], start: Callable[[], Tensor], intercept: bool
+        self, key: tuple[str, int, int], folds: Sequence[Normal], start: Callable[[], Tensor], intercept: bool
     ) -> float:
         if key not in self.ridges:
             self.ridges[key] = choose_ridge(folds, start(), intercept) if len(folds) > 1 else usual_ridge()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,9 @@ def gather(
         labels: take the labels as well.
         beside: what stands where labels do is none of the inputs: its form tells what they are.
     """
-    if not isinstance(size, int) or size < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(size, Integral) or size < 1:
         raise DataError(
-            "No calibration samples are asked for.",
+            "This is no number of calibration samples.",
             expected="a whole number, at least 1",
             got=repr(size),
             where="calibration_size",
@@ -170,10 +171,10 @@ def _check_batches(calibration: Any) -> None:
             hint="wrap it: DataLoader(dataset, batch_size=32), or DataLoader(dataset, batch_size=None) where its items "
             "are batches",
         )
-    if isinstance(calibration, tuple) and len(calibration) == 2:
+    if isinstance(calibration, tuple | list) and len(calibration) == 2:
         x, y = map(_tensor, calibration)
         tensors = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 0 and y.dim() > 0
-        if tensors and len(x) == len(y) > 1 and (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
+        if tensors and len(x) == len(y) > 1 and (y.dim() < x.dim() or x.is_floating_point() > y.is_floating_point()):
             raise DataError(
                 "Inputs and labels in one pair would be taken for two batches.",
                 expected="an iterable of batches",

@@ -7,6 +7,7 @@ how a user's arguments map onto its inputs. It holds references to the model's o
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +165,8 @@ def module_path(node: Node) -> str:
     return next((path for path, _ in reversed(list(stack.values()))), "")
 
 
-_OWN = str(Path(__file__).parents[1])
-"""Where this package lies: a user looks for lines of the model."""
+_OWN = str(Path(__file__).parent) + os.sep
+"""Where graphs are made: a user looks for lines of the model."""
 
 
 def place(node: Node) -> str:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class SGD:
         """The settings that can be wrong by themselves."""
         every = self.checkpoint_every
         found = {
-            "lr": (isinstance(self.lr, int | float) and self.lr >= 0, "a number ≥ 0"),
+            "lr": (isinstance(self.lr, Real | Tensor) and self.lr >= 0, "a number ≥ 0"),
             "accumulate": (isinstance(self.accumulate, int) and self.accumulate >= 1, "a whole number ≥ 1"),
             "precision": (self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS))),
             "strategy": (self.strategy in (None, *STRATEGIES), " or ".join(map(repr, (*STRATEGIES, None)))),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import copy
+import copyreg
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import reduce
 from types import FunctionType, ModuleType
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -67,7 +69,6 @@ def _reached(cls: type, edit: SourceEdit) -> SourceEdit:
     return edit
 
 
-@cache
 def _subclass(cls: type, asked: tuple[SourceEdit, ...]) -> type:
     methods: dict[str, Any] = {}
     edits = [_reached(cls, edit) for edit in asked]
@@ -83,23 +84,35 @@ def _subclass(cls: type, asked: tuple[SourceEdit, ...]) -> type:
         methods[name] = type(held)(made) if wrapped else made
 
     first, before = vars(cls).get(_MADE_OF, (cls, ()))
-    made_of = first, (*before, asked)
+    steps = *before, asked
+
+    def __reduce_ex__(own: Any, protocol: Any) -> Any:
+        how, given, *rest = super(made, own).__reduce_ex__(max(protocol, 2))
+        plain = how is getattr(copyreg, "__newobj__")  # noqa: B009  # a name that a class would mangle
+        return (_made_again, (first, steps, given[1:]), *rest) if plain else (how, given, *rest)
+
     space = {
-        "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, _MADE_OF: made_of,
-        "__reduce__": lambda own: (_made_again, made_of, own.__getstate__()),
+        "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
+        _MADE_OF: (first, steps), "__reduce_ex__": __reduce_ex__,
     }  # fmt: skip
-    return type(cls)(cls.__name__, (cls,), {**space, **methods})
+    made: Any = type(cls)(cls.__name__, (cls,), {**space, **methods})
+    _MADE[first, steps] = made
+    return made
 
 
 _MADE_OF = "_actprune_made_of"
 """The class that has a name of its own, and what was edited in it, step by step."""
 
+_MADE: WeakValueDictionary[Any, type] = WeakValueDictionary()
+"""The same → the class that was made of it last."""
 
-def _made_again(cls: Any, steps: Iterable[tuple[SourceEdit, ...]]) -> Any:
-    """For pickle, which finds classes by their names."""
-    for edits in steps:
-        cls = _subclass(cls, edits)
-    return cls.__new__(cls)
+
+def _made_again(cls: Any, steps: tuple[tuple[SourceEdit, ...], ...], given: tuple[Any, ...]) -> Any:
+    """For pickle, which finds classes by their names, and for copies, which keep their class."""
+    made = _MADE.get((cls, steps))
+    if made is None:
+        made = reduce(_subclass, steps, cls)
+    return made.__new__(made, *given)
 
 
 def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], SourceEdit]]) -> Any:
