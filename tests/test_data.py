@@ -219,7 +219,7 @@ def test_forward_without_a_call() -> None:
 
 
 def test_no_samples_asked_for() -> None:
-    with pytest.raises(DataError, match="No calibration samples") as error:
+    with pytest.raises(DataError, match="no number of calibration samples") as error:
         take(Net(), [X], 0)
     says(error.value, "calibration_size", "got: 0")
 

@@ -281,3 +281,31 @@ def test_the_distance_of_a_net_with_two_outputs() -> None:
     dense = run_all(found, fit(found, [(inputs,)]).batches)
     cut = run_all(found, fit(found, [(inputs,)]).batches, {"head.weight": torch.zeros(2, 9)})
     assert choose(found)(dense, cut) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("of", "kind"),
+    [
+        (lambda z, t: z / 3, "logits"),
+        (lambda z, t: 30 * torch.tanh(z / 30), "logits"),
+        (lambda z, t: t * z, "logits"),
+        (lambda z, t: z * z, "values"),
+        (lambda z, t: t / z, "values"),
+        (lambda z, t: torch.sigmoid(z), "values"),
+        (lambda z, t: z.view(-1, 5, 2).softmax(-1), "probabilities"),
+        (lambda z, t: z.view(-1, 5, 2).log_softmax(2), "log_probabilities"),
+        (lambda z, t: z.view(-1, 5, 2).softmax(1), "values"),
+    ],
+)
+def test_logits_behind_a_scale_and_probabilities_of_any_rank(of: Any, kind: str) -> None:
+    """A temperature or a soft cap leaves them logits."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.scale = nn.Linear(6, 10), nn.Parameter(torch.tensor(5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return of(self.head(x), self.scale)
+
+    assert output_kind(trace(Net().eval(), torch.randn(4, 6))) == kind

@@ -605,3 +605,18 @@ def test_the_result_is_lifted_from_the_dense_model_alone() -> None:
     assert all(torch.equal(lift(a), lift(b)) for a, b in zip(network.parameters(), other.parameters(), strict=True))
     other.model.layers[0].kernel.assign(other.model.layers[0].kernel * 0)
     assert float(model.layers[0].kernel.value.detach().abs().sum()) > 0
+
+
+def test_labels_of_several_outputs_and_inputs_in_pairs() -> None:
+    """Labels are not looked at unless they are asked for; a pair of arrays is what a model of two inputs takes."""
+    first, second = keras.Input((6,)), keras.Input((8,))
+    hidden = kl.Concatenate()([kl.Dense(8, activation="relu")(first), kl.Dense(8, activation="relu")(second)])
+    model = keras.Model([first, second], [kl.Dense(1)(hidden), kl.Dense(3, activation="softmax")(hidden)])
+    a, b = RNG.normal(size=(64, 6)).astype("float32"), RNG.normal(size=(64, 8)).astype("float32")
+    y, names = RNG.normal(size=(64, 1)), np.array(["u"] * 64)
+    for data in (
+        [a, b], (a, b), ([a, b],), ((a, b), y), ([a, b], {"one": y, "two": y}), ((a, b), [y, y]), ((a, b), names),
+    ):  # fmt: skip
+        result = actprune.prune(model, data, keep="units=50%", method="flap")
+        assert result.proof.passed
+        assert result.report.calibration["samples"] == 64

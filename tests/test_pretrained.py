@@ -143,3 +143,15 @@ def test_roles() -> None:
     space = make_space(ap.capture(Blocks(), torch.randn(2, 6)), Budget("macs", 0.5), equal=True)
     assert space.tied["blocks.0.0"] == ("blocks.0.0", "blocks.1.0", "blocks.2.0")  # the last one is narrower
     assert space.every({"blocks.0.0": 4})["blocks.2.0"] == 4
+
+
+@pytest.mark.parametrize("how", ["by name", "by position", "mixed"])
+def test_a_decoder_that_forward_calls(hub: ModuleType, how: str) -> None:
+    """It is called without its cache, as at capture."""
+    calls = {
+        "by name": lambda model, batch: model(**batch),
+        "by position": lambda model, batch: model(batch["input_ids"]),
+        "mixed": lambda model, batch: model(batch["input_ids"], attention_mask=None),
+    }
+    result = ap.prune(made(hub, "llama"), tokens(), keep="units=50%", method="flap", forward=calls[how])
+    assert result.proof.passed

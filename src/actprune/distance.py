@@ -14,7 +14,7 @@ what all classes have in common.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import log
+from math import log, prod
 from typing import Any, TypeAlias
 
 import torch
@@ -120,17 +120,33 @@ def output_kind(program: Program) -> str:
     outputs = tensor_outputs(program)
     if len(outputs) != 1:
         return "values"
-    last, name = outputs[0], op_name(outputs[0])
-    shape = tuple(last.meta["val"].shape)
+    last = _unscaled(outputs[0])
+    name, shape = op_name(last), tuple(outputs[0].meta["val"].shape)
     if len(shape) > 2 and shape[-1] in _vocabularies(program) and name.startswith("aten.linear"):
         return "logits"
-    if len(shape) != 2 or shape[1] < 2:
-        return "values"
-    if "softmax" in name:
-        if named_arguments(last).get("dim") not in (-1, 1):
+    if "softmax" in name and last is outputs[0] and len(shape) > 1 and shape[-1] > 1:
+        if named_arguments(last).get("dim") not in (-1, len(shape) - 1):
             return "values"
         return "log_probabilities" if "log_softmax" in name else "probabilities"
+    if len(shape) != 2 or shape[1] < 2:
+        return "values"
     return "logits" if name.startswith(("aten.linear", "aten.addmm", "aten.flatten", "aten.view")) else "values"
+
+
+_SCALES = ("aten.mul.", "aten.div.", "aten.tanh.", "aten.to.", "aten._to_copy.")
+
+
+def _unscaled(node: Node) -> Node:
+    """What logits were before a model multiplied them by a number, capped them softly, or gave them another type."""
+    while op_name(node).startswith(_SCALES):
+        given = [one for one in node.args if isinstance(one, Node)]
+        operands = [one for one in given if shape(one) == shape(node)]
+        numbers = all(prod(shape(one)) == 1 for one in given if one not in operands)
+        divided = not op_name(node).startswith("aten.div.") or node.args[0] in operands
+        if len(operands) != 1 or not numbers or not divided:
+            break
+        (node,) = operands
+    return node
 
 
 def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "logits") -> float:

@@ -91,10 +91,12 @@ def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
             hint="for example forward=lambda model, batch: model(batch['image'])",
         )
     args, kwargs = recorder.called
-    return _by_keyword(model, args, kwargs) if args and kwargs else (args, kwargs)
+    if args and kwargs:
+        kwargs = _by_keyword(model, args, kwargs)
+    return call_arguments(model, kwargs or args)  # as the capture calls it: a decoder without its cache
 
 
-def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call with both kinds of arguments as one with keywords alone, which is how the model is then captured."""
     named = by_name(model, args)
     if named is None or named.keys() & kwargs.keys():
@@ -105,4 +107,4 @@ def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             where="forward",
             hint="pass all of them by position, or all of them by name",
         )
-    return (), {**named, **kwargs}
+    return {**named, **kwargs}

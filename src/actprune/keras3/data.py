@@ -27,7 +27,7 @@ class Batches:
         self.dtypes = {tensor.name: tensor.dtype for tensor in model.inputs}
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in _batches(self.data):
+        for batch in _batches(self.data, len(self.dtypes)):
             yield self._batch(batch)
 
     def _batch(self, batch: Any) -> Any:
@@ -48,14 +48,17 @@ class Batches:
             inputs = tuple(_tensor(value, dtype) for value, dtype in zip(x, self.dtypes.values(), strict=True))
         else:
             inputs = _tensor(x, next(iter(self.dtypes.values())))
-        return (inputs, *(_tensor(label) for label in rest[:1] if label is not None))
+        return (inputs, *(_label(label) for label in rest[:1] if label is not None))
 
 
-def _batches(data: Any) -> Iterable[Any]:
+def _batches(data: Any, inputs: int) -> Iterable[Any]:
     keras = keras_on_torch()
     if isinstance(data, keras.utils.PyDataset):
         return (data[i] for i in range(data.num_batches or 1 << 62))
-    whole = isinstance(data, tuple) and len(data) in (2, 3) and not isinstance(data[0], tuple)
+    several = inputs > 1 and isinstance(data, tuple) and any(_are_arrays(one, inputs) for one in data[:1])
+    whole = several or (isinstance(data, tuple) and len(data) in (2, 3) and not isinstance(data[0], tuple))
+    if inputs > 1 and _are_arrays(data, inputs):
+        return _split((data,))  # without labels: one array alone is no batch for such a model
     if whole or isinstance(data, Mapping) or _is_array(data):
         return _split(data)
     return data
@@ -80,6 +83,24 @@ def _sliced(data: Any, part: slice) -> Any:
     if isinstance(data, tuple | list):
         return tuple(None if value is None else _sliced(value, part) for value in data)
     return data[part]
+
+
+def _label(value: Any) -> Any:
+    """Numbers as a tensor; labels of several outputs, and those that are none, as they are."""
+    if isinstance(value, Mapping) or (isinstance(value, tuple | list) and not all(map(np.isscalar, value))):
+        return value
+    found = value if isinstance(value, Tensor) else np.array(value)
+    return value if isinstance(found, np.ndarray) and found.dtype.kind not in "biufc" else _tensor(value)
+
+
+def _are_arrays(value: Any, count: int) -> bool:
+    """Whether it is a list of so many arrays with as many samples."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == count
+        and all(_is_array(one) and one.ndim > 0 for one in value)
+        and len({len(one) for one in value}) == 1
+    )
 
 
 def _is_array(value: Any) -> bool:
