@@ -65,7 +65,7 @@ def save_pretrained(
     config, missed, chosen = _configuration(cls, model, plan, wanted)
     if missed:
         raise _no_configuration(path, cls.__name__, plan, missed, wanted, _built(cls, config) or {}, instead)
-    first: ArtifactError | None = None
+    told: list[ArtifactError] = []
     for without in ((), *((field,) for field in reversed(chosen))):  # half the heads have the shapes of half their size
         if without:
             config, missed, _ = _configuration(cls, model, plan, wanted, without)
@@ -73,9 +73,8 @@ def save_pretrained(
             try:
                 return _written(path, cls, config, model, example_inputs, card, instead)
             except _OtherOutputsError as error:
-                first = first or error.told
-    assert first is not None  # of the configuration that was there
-    raise first
+                told.append(error.told)
+    raise told[0]  # of the configuration that comes first
 
 
 class _OtherOutputsError(Exception):

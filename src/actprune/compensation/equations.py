@@ -15,6 +15,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices
 from actprune.axes.site import Site
+from actprune.compensation.folds import folds_of
 from actprune.compensation.ridge import Normal, choose_ridge, merged_all, solve
 from actprune.compensation.rows import columns_of
 from actprune.graph.program import Program
@@ -68,6 +69,13 @@ class Equations:
             self.chosen = choose_ridge(parts, start, self.slot is not None)
             self.folds = [merged_all(self.folds)]
         return self.chosen
+
+
+def numbers_of(site: Site, weight: Tensor) -> int:
+    """How many numbers the equations of a consumer over all of its columns take."""
+    outputs = weight.shape[site.out_dim]
+    columns = weight.numel() // outputs
+    return folds_of(columns) * columns * (columns + outputs)
 
 
 def part(equations: Normal, columns: Tensor) -> Normal:

@@ -70,7 +70,7 @@ class Near:
         self.overrides = zero_columns(graph, plan, Rewrite(self.base))
         self.settings: Settings | None = None
         self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
-        self.recurrent = {site.weight for site in graph.sites if site.kind == "recurrent"}
+        self.refitted = {site.weight for site in graph.sites if site.kind in (*LAYERS, "recurrent")}
         self.equations: Mapping[str, Equations] = {}
         self.shared: set[str] = set()
         self.ridges: dict[tuple[str, int, int], float] | None = None if rounds else {}  # small networks have the time
@@ -138,8 +138,7 @@ class Near:
         if self.settings is None or self.settings.method == "ridge_map":  # which leaves those that lose no columns
             return set()
         bindings, layers = self.graph.program.bindings, self.layers
-        fitted = {site.weight for site in layers.values()} | self.recurrent
-        passed = {source for source in bindings if bindings[source] in names - fitted}
+        passed = {source for source, name in bindings.items() if name in names - self.refitted}
         found: set[str] = set()
         for node in self.order.nodes if passed else ():
             if len(found) == BEHIND:  # a residual stream leads to all that follow

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
+from actprune.axes.site import Site
 from actprune.graph.program import Program, named_arguments
 
 _TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
@@ -49,6 +50,12 @@ def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
         if not any(word in str(node.target) for word in _TRANSPOSES):
             return False
     return False
+
+
+def has_plain_bias(program: Program, site: Site) -> bool:
+    """Whether the bias of a layer, if there is one, is one number for each output."""
+    held = None if site.bias is None else program.tensors[site.bias]
+    return held is None or held.shape == (program.tensors[site.weight].shape[site.out_dim],)
 
 
 def is_plain(node: Node) -> bool:

@@ -18,9 +18,9 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices
 from actprune.axes.site import Site
-from actprune.compensation.equations import Equations, Slot, refit_from
-from actprune.compensation.folds import Dealer, folds_of
-from actprune.compensation.own import calls_of, is_plain, placeholders_of
+from actprune.compensation.equations import Equations, Slot, numbers_of, refit_from
+from actprune.compensation.folds import Dealer
+from actprune.compensation.own import calls_of, has_plain_bias, is_plain, placeholders_of
 from actprune.compensation.ridge import Normal, merged
 from actprune.compensation.rows import InputRows, stride_of, thinned
 from actprune.compensation.streams import Streams
@@ -47,12 +47,9 @@ def shared_equations(
     by_node = {node.name: node for node in nodes}
     calls: dict[str, list[Site]] = {}
     for name, sites in _shared(graph, by_node).items():
-        weight = graph.program.tensors[name]
-        outputs = weight.shape[sites[0].out_dim]
-        columns = weight.numel() // outputs
-        own = folds_of(columns) * columns * (columns + outputs)
-        if (names is None or name in names) and own <= room:
-            calls[name], room = sites, room - own
+        numbers = numbers_of(sites[0], graph.program.tensors[name])
+        if (names is None or name in names) and numbers <= room:
+            calls[name], room = sites, room - numbers
     left = {site.node: site for sites in calls.values() for site in sites}
     if not left:
         return {}
@@ -101,17 +98,14 @@ def _shared(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, list[Site]]:
 
     def alike(name: str, sites: Sequence[Site]) -> bool:
         calls, weight = {site.node for site in sites}, graph.program.tensors[name]
-        plain = all(is_plain(nodes[site.node]) and has_rows(site, weight) and _has_bias(graph, site) for site in sites)
+        plain = all(
+            is_plain(nodes[site.node]) and has_rows(site, weight) and has_plain_bias(graph.program, site)
+            for site in sites
+        )
         forms = {(site.kind, site.in_dims, site.out_dim, site.order) for site in sites}
         return len(calls) > 1 and plain and len(forms) == 1 and {c.name for c in calls_of(placeholders[name])} == calls
 
     return {name: sites for name, sites in found.items() if alike(name, sites)}
-
-
-def _has_bias(graph: Graph, site: Site) -> bool:
-    """Whether the bias, if there is one, is a number for each output."""
-    held = None if site.bias is None else graph.program.tensors[site.bias]
-    return held is None or held.shape == (graph.program.tensors[site.weight].shape[site.out_dim],)
 
 
 def _slot(graph: Graph, sites: Sequence[Site]) -> Slot | None:

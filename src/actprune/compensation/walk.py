@@ -16,9 +16,9 @@ from actprune.axes.expr import kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.aim import Aim
 from actprune.compensation.batchnorm import running_statistics
-from actprune.compensation.equations import Equations, Slot, part
-from actprune.compensation.folds import Dealer, folds_of
-from actprune.compensation.own import exclusive, is_plain, placeholders_of
+from actprune.compensation.equations import Equations, Slot, numbers_of, part
+from actprune.compensation.folds import Dealer
+from actprune.compensation.own import exclusive, has_plain_bias, is_plain, placeholders_of
 from actprune.compensation.rectified import rectified_fit
 from actprune.compensation.recurrent import Scope, refit_recurrent
 from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged_all, usual_ridge
@@ -178,10 +178,7 @@ class Walk:
             return False
         weight = self.graph.program.tensors[site.weight]
         held = sum(known.held for known in self.equations.values())
-        outputs = weight.shape[site.out_dim]
-        columns = weight.numel() // outputs
-        own = folds_of(columns) * columns * (columns + outputs)
-        return has_rows(site, weight) and held + own <= self.settings.collects
+        return has_rows(site, weight) and held + numbers_of(site, weight) <= self.settings.collects
 
     def _refit_steps(self, sites: Sequence[Site], node: Node) -> None:
         """The weights of a recurrent call."""
@@ -338,8 +335,7 @@ class Walk:
     def slot(self, site: Site, node: Node) -> Slot | None:
         """Where the bias of a layer is; None where there is no place for one."""
         if site.bias is not None:
-            held = self.graph.program.tensors[site.bias]
-            suits = held.dim() == 1 and len(held) == self.graph.program.tensors[site.weight].shape[site.out_dim]
+            suits = has_plain_bias(self.graph.program, site)
             return Slot(site.bias, 1.0) if suits and exclusive(self.placeholders[site.bias], node) else None
         norm = self.paths[node].norm
         names = running_statistics(self.graph.program, norm) if norm is not None else None
