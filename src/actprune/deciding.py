@@ -22,6 +22,7 @@ from actprune.compensation.near import COLLECTED, Near
 from actprune.compensation.refit import compensate as refit
 from actprune.compensation.room import matrix_bytes
 from actprune.compensation.schedule import refitted_calls, schedule
+from actprune.compensation.shared import shared_equations
 from actprune.data.samples import Calibration
 from actprune.distributed import Ranks
 from actprune.errors import ActpruneError, DistributedError, PlanError
@@ -36,6 +37,7 @@ from actprune.methods import quickly
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
+from actprune.stats.patches import QUICK_ROWS
 
 QUICK_ROUNDS = 3
 """Rounds of rectified fits for candidates of small networks; those of large ones have plain fits."""
@@ -182,13 +184,17 @@ class Deciding:
         fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
         space = self._space(replace(budget, keep=1.0))
         room = limit_bytes(asked.memory_limit) // 32  # numbers of eight bytes; two of these are alive at a time
-        rectified = any(path.rectified for path in schedule(self.graph).paths.values())
+        collected, order = min(COLLECTED, room), schedule(self.graph)
+        rectified = any(path.rectified for path in order.paths.values())
         rounds = QUICK_ROUNDS if rectified and is_small(self.graph, held.samples) else 0
+
+        solved = self._quick == "least_squares"
+        shared = shared_equations(self.graph, fitted.batches, order.nodes, QUICK_ROWS, collected) if solved else {}
 
         def near(plan: Plan | None) -> Near:
             return Near(
-                self.graph, fitted, held, method=self._quick, rounds=rounds, base=self._base(),
-                collected=min(COLLECTED, room), around=plan,
+                self.graph, fitted, held, method=self._quick, rounds=rounds, base=self._base(), collected=collected,
+                around=plan, shared=shared,
             )  # fmt: skip
 
         return measure_all(

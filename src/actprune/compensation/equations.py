@@ -62,6 +62,11 @@ class Equations:
         """Numbers in memory."""
         return sum(fold.inner.scatter.numel() + fold.outer.scatter.numel() for fold in self.folds)
 
+    @property
+    def again(self) -> Equations:
+        """The same, with λ still to be chosen."""
+        return Equations(self.site, list(self.folds), self.slot)
+
     def ridge(self, columns: Tensor, start: Tensor) -> float:
         """λ, chosen for the first support that is asked for: near ones have the same, but for noise."""
         if self.chosen is None:

@@ -48,6 +48,7 @@ class Near:
             passes over the samples, which takes several times as long.
         collected: numbers that these equations may take; consumers beyond them pass over the samples.
         around: that network; None: the dense one.
+        shared: `shared_equations` of these samples, which are the same for every network; None: gathered here.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Near:
         rows: int = QUICK_ROWS,
         base: Mapping[str, Tensor] | None = None,
         around: Plan | None = None,
+        shared: Mapping[str, Equations] | None = None,
     ) -> None:
         self.graph, self.base = graph, dict(base or {})
         self.order = schedule(graph)
@@ -76,7 +78,9 @@ class Near:
         self.ridges: dict[tuple[str, int, int], float] | None = None if rounds else {}  # small networks have the time
         if method not in (None, "none"):
             solved = method == "least_squares"
-            shared = shared_equations(graph, fitted.batches, self.order.nodes, rows, collected) if solved else {}
+            if shared is None:
+                shared = shared_equations(graph, fitted.batches, self.order.nodes, rows, collected) if solved else {}
+            shared = {name: own.again for name, own in shared.items()}
             self.shared = set(shared)
             room = max(collected - sum(own.held for own in shared.values()), 0)
             self.settings = Settings(method, True, rounds, rows, room if solved and not rounds else 0)
