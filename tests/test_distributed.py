@@ -63,7 +63,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.Monk
         assert found["seen"] == [result.report.pruned.params, True]
         assert "seed=0, as rank 0 has it" in found["another seed"] and "seed=1" in found["another seed"]
     assert "is gone, or does not answer" in first["killed"] and first["seconds"] < 30
-    monkeypatch.setattr("actprune.stages.collect", lambda *_, **__: pytest.fail("statistics were there"))
+    monkeypatch.setattr("actprune.looking.collect", lambda *_, **__: pytest.fail("statistics were there"))
     resumed = ap.prune(
         build("chain")[0], calibration, keep="params=60%", method=worker.METHOD, evaluate=lambda _: 1.0,
         save_to=tmp_path / "run", resume=True,

@@ -151,7 +151,7 @@ def test_damaged_stages_are_refused(name: str, unfinished: Path, tmp_path: Path)
 def test_several_budgets_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     collect = ap.collect
-    monkeypatch.setattr("actprune.stages.collect", lambda *a, **k: (passes.append(1), collect(*a, **k))[1])
+    monkeypatch.setattr("actprune.looking.collect", lambda *a, **k: (passes.append(1), collect(*a, **k))[1])
     given = arguments(recover=None)
     model = build("chain")[0]
     keeps = ["params=70%", "params=40%"]

@@ -518,7 +518,7 @@ def test_a_failed_proof_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def fails(*args: Any, **how: Any) -> Any:
         raise EquivalenceError("The cut does not compute what the plan promises.")
 
-    monkeypatch.setattr("actprune.stages.verify", fails)
+    monkeypatch.setattr("actprune.attempting.verify", fails)
     model = callers_model()
     before = Snapshot(model)
     with pytest.raises(EquivalenceError):

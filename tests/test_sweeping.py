@@ -35,7 +35,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that gets an entry with every pass of statistics."""
     found: list[int] = []
     collect = ap.collect
-    monkeypatch.setattr("actprune.stages.collect", lambda *a, **k: (found.append(1), collect(*a, **k))[1])
+    monkeypatch.setattr("actprune.looking.collect", lambda *a, **k: (found.append(1), collect(*a, **k))[1])
     return found
 
 

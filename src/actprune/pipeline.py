@@ -1,4 +1,4 @@
-"""`prune`: from a trained model to a smaller one, proved; the stages are in `actprune.stages`."""
+"""`prune`: from a trained model to a smaller one, proved; a run of its stages is in `actprune.stages`."""
 
 from __future__ import annotations
 
@@ -185,14 +185,16 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
     with ranks_of(given) as ranks, _journal(ranks, None, False) as journal:
         job = Run(given["model"], settings_of(given, journal, ranks))
 
-        def milliseconds(plan: Plan) -> list[float]:
-            table = measure_latency(job.model, job.graph, bench=job.bench)
-            return [table({}), table(plan.widths)]
-
         with undisturbed(job.model):
-            plan = job.decide(given["calibration"], given["calibration_size"], given["forward"])
-            before, after = cost(job.graph), cost(job.graph, plan.widths)
-            return Prediction(plan, before, after, *ranks.from_first(lambda: milliseconds(plan)))
+            plan, captured = job.decide(given["calibration"], given["calibration_size"], given["forward"])
+            graph = captured.graph
+
+            def milliseconds() -> list[float]:
+                table = measure_latency(job.model, graph, bench=captured.bench)
+                return [table({}), table(plan.widths)]
+
+            before, after = cost(graph), cost(graph, plan.widths)
+            return Prediction(plan, before, after, *ranks.from_first(milliseconds))
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from actprune.errors import ArtifactError, BudgetError, DataError, DistributedEr
 from actprune.keeping import given_digests, request_of
 from actprune.keras3.backend import is_keras
 from actprune.keras3.bridge import as_batches, load
+from actprune.looking import labelled
 from actprune.pipeline import arguments_of, pruned, returned, settings_of, undisturbed
 from actprune.plan import Plan
 from actprune.report.reading import read_report
 from actprune.report.record import Report
 from actprune.result import Result
 from actprune.settings import Settings
-from actprune.stages import Run, labelled
+from actprune.stages import Run
 from actprune.stats.collect import Stats
 
 

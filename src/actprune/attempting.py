@@ -1,0 +1,234 @@
+"""The stages behind a guide, for one budget: from allocation and the proof of a cut to fine-tune and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from torch import nn
+
+from actprune.allocation.allocate import Measured, share_of
+from actprune.allocation.budget import Amount, Budget
+from actprune.allocation.correct import Corrected, describe
+from actprune.artifacts.checkpoint import finite
+from actprune.artifacts.journal import DECIDED, NUMBER, REWRITE
+from actprune.axes.capture import Graph
+from actprune.deciding import Deciding, FailedCutError
+from actprune.errors import EquivalenceError, PlanError
+from actprune.forms import Form
+from actprune.ledger import Ledger
+from actprune.looking import Captured, Looking, Ranked
+from actprune.plan import Plan
+from actprune.proof.check import Proof, verify
+from actprune.proof.trial import at_fault
+from actprune.recovery.steps import Losses
+from actprune.report.reading import read_report
+from actprune.report.record import Report
+from actprune.reporting import Attempt, Reporting
+from actprune.result import Result
+from actprune.rewrite import Rewrite
+from actprune.settings import Settings
+from actprune.training import Training
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Attempting:
+    """Attempts at a budget, each of which freezes what the one before it could not cut.
+
+    Attributes:
+        looking: makes `captured` and `ranked`, which hold until a cut fails in another form of the model.
+        dense: the metric of the dense network, where there is one.
+        teacher: what recovery and fine-tune aim at.
+        known: what was measured for a kind of budget; it serves all budgets of that kind.
+        losses: of the fine-tune: (steps done, loss).
+    """
+
+    looking: Looking
+    captured: Captured
+    ranked: Ranked
+    dense: float | None
+    teacher: nn.Module
+    known: dict[str, Measured | None] = field(default_factory=dict[str, "Measured | None"])
+    losses: Losses = field(default_factory=list[list[float]])
+
+    @property
+    def model(self) -> nn.Module:
+        return self.looking.model
+
+    @property
+    def graph(self) -> Graph:
+        return self.captured.graph
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.looking.ledger
+
+    @property
+    def settings(self) -> Settings:
+        """With what distance="auto" stands for on these samples."""
+        return replace(self.looking.settings, distance=self.captured.distance)
+
+    def asked_for(self, settings: Settings) -> Attempting:
+        """Those for another budget of a sweep; ranked again where the method is another one."""
+        another = replace(self, looking=replace(self.looking, settings=settings), losses=[])
+        if settings.name == self.settings.name:
+            return another
+        return replace(another, ranked=another.looking.rank_again(self.captured, self.ranked), known={})
+
+    def plan(self, asked: Budget | Amount | None) -> Plan:
+        """The plan alone: nothing is refitted for good, cut, proved or trained."""
+        budget = self._share(asked)
+        return self._retried(lambda: self._decided(budget)[1].plan)
+
+    def result(self, asked: Budget | Amount | None) -> Result:
+        """The first attempt whose cut is proved."""
+        budget = self._share(asked)
+        attempt = self._retried(lambda: self._attempt(budget))
+        return Result(
+            model=attempt.final,
+            plan=attempt.decided.plan,
+            proof=attempt.proof,
+            report=self._report(attempt, budget),
+            before_finetune=attempt.small if attempt.final is not attempt.small else None,
+            graph=self.graph,
+            stats=self.ranked.stats,
+            guide=self.ranked.guide,
+            rewrite=attempt.rewrite,
+        )
+
+    def _share(self, asked: Budget | Amount | None) -> Budget | None:
+        """An amount as a share of what the dense network takes."""
+
+        def milliseconds() -> float:
+            return self.ledger.keeping.of_first("milliseconds", NUMBER, lambda: self.captured.milliseconds)
+
+        with self.ledger.stage("allocate"):
+            return None if asked is None else share_of(asked, self.graph, milliseconds)
+
+    def _report(self, attempt: Attempt, budget: Budget | None) -> Report:
+        """What rank 0 says of the run; it alone has measured."""
+        ranks, captured, ranked = self.settings.ranks, self.captured, self.ranked
+        with self.ledger.stage("report"):
+            reporting = Reporting(
+                self.model, self.settings, captured.form, ranked.guide, ranked.stats, captured.data, captured.bench,
+                self.ledger.seconds, self.losses, self.ledger.request(self.looking.settings),
+            )  # fmt: skip
+            if ranks.world == 1:
+                return reporting(attempt, budget, self.dense)
+            return read_report(
+                json.dumps(ranks.from_first(lambda: finite(reporting(attempt, budget, self.dense).to_data())))
+            )
+
+    # -- one attempt -------------------------------------------------------------------------------
+
+    def _attempt(self, budget: Budget | None) -> Attempt:
+        """From allocation to fine-tune."""
+        deciding, decided = self._decided(budget)
+        ledger, training = self.ledger, self._training
+        with ledger.stage("cut and verify"):
+            name = ledger.name("rewrite")
+            rewrite = ledger.keeping.of_first(name, REWRITE, lambda: deciding.rewrite(decided.plan))
+            small, proof = self._cut(decided.plan, rewrite)
+        with ledger.stage("evaluate"):
+            metric = self.looking.metric(small)
+        attempt = Attempt(decided, rewrite, small, proof, metric, small, metric)
+        if self.settings.recover is not None:
+            with ledger.stage("recover"):
+                plan = decided.plan if self.teacher is self.model else None
+                trained, done = training.recovered(small, self.graph, plan, self.captured.data)
+            with ledger.stage("evaluate"):
+                attempt = self._better(replace(attempt, recovery=done), "recovery", trained)
+            attempt = replace(attempt, recovered=attempt.final, recovered_metric=attempt.final_metric)
+        if self.settings.finetune is not None:
+            with ledger.stage("fine-tune"):
+                tuned, self.losses = training.finetuned(attempt.final, self.losses)
+            with ledger.stage("evaluate"):
+                attempt = self._better(attempt, "fine-tune", tuned)
+        return attempt
+
+    @property
+    def _training(self) -> Training:
+        return Training(self.settings, self.teacher, self.ledger.keeping, self.ledger.name)
+
+    def _decided(self, budget: Budget | None) -> tuple[Deciding, Corrected]:
+        captured = self.captured
+        deciding = Deciding(
+            self.settings, self.model, captured.form, self.ranked.guide, captured.data, captured.bench, budget,
+            known=self.known, judged=self.looking.settings.distance == "auto",
+        )  # fmt: skip
+
+        def decide() -> Corrected:
+            decided = deciding(self.dense)
+            return replace(decided, plan=decided.plan.with_note(**captured.form.note, **deciding.note))
+
+        with self.ledger.stage("allocate"):
+            decided = self.ledger.keeping.of_first(self.ledger.name("plan"), DECIDED, decide)
+        self.settings.ranks.check_same({"plan": decided.plan.digest})
+        return deciding, decided
+
+    def _better(self, attempt: Attempt, step: str, trained: nn.Module) -> Attempt:
+        """With the network after a step, unless the metric says that it is worse; that is recorded as a round."""
+        found, before = self.looking.metric(trained), attempt.final_metric
+        if found is None or before is None or self.dense is None or found >= before:
+            return replace(attempt, final=trained, final_metric=found)
+        decided = attempt.decided
+        rho = decided.rounds[-1].rho if decided.rounds else 1.0
+        lost = describe(decided.plan, step, rho, found, self.dense, accepted=False)
+        rounds = replace(decided, rounds=(*decided.rounds, lost))
+        return replace(attempt, decided=rounds, worse=(*attempt.worse, (step, before, found)))
+
+    # -- cuts that fail ----------------------------------------------------------------------------
+
+    def _retried(self, attempt: Callable[[], T]) -> T:
+        """Of the first attempt whose cut does not fail; each that does freezes the groups at fault, one at least."""
+        while True:
+            try:
+                return attempt()
+            except FailedCutError as error:
+                self._freeze(error)
+
+    def _freeze(self, failed: FailedCutError) -> None:
+        tried = self.captured.form.name
+        with self.ledger.stage("cut and verify"):
+            self.captured = replace(self.captured, form=self._without_what_fails(failed))
+        self.ledger.frozen += 1
+        self.known.clear()
+        if self.captured.form.name != tried:  # it has other groups than those that were looked at
+            self.ranked = self.looking.rank(self.captured)
+
+    def _cut(self, plan: Plan, rewrite: Rewrite) -> tuple[nn.Module, Proof]:
+        """On every rank, which all must come to the same."""
+        ranks, seed = self.settings.ranks, self.settings.seed
+
+        def cut() -> tuple[nn.Module, Proof] | FailedCutError:
+            try:
+                small = self.captured.form.cut(self.model, plan, rewrite)
+                graph, inputs = self.ranked.proving
+                return small, verify(self.model, small, plan, inputs, rewrite=rewrite, graph=graph, seed=seed)
+            except (EquivalenceError, PlanError) as error:
+                failed = FailedCutError(plan, rewrite, error)
+                failed.__cause__ = error
+                return failed
+
+        found = ranks.together(cut)
+        ranks.check_same({"proved": not isinstance(found, FailedCutError)})
+        if isinstance(found, FailedCutError):
+            raise found
+        return found
+
+    def _without_what_fails(self, failed: FailedCutError) -> Form:
+        """The groups at fault are frozen; what was raised is raised again where there are none, or no others."""
+        (graph, inputs), form = self.ranked.proving, self.captured.form
+        culprits = self.settings.ranks.from_first(
+            lambda: at_fault(
+                self.model, graph, failed.plan, inputs, form.cut, rewrite=failed.rewrite, seed=self.settings.seed
+            )
+        )
+        left = form.without(culprits)
+        if not culprits or not left.graph.groups:
+            raise failed.error
+        return left
