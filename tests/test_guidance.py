@@ -25,7 +25,7 @@ from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
 from actprune.guidance.guide import Choice, Guide
-from actprune.guidance.judge import Judge, held_out_error
+from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
 from actprune.guidance.problem import Problem, following_norm, output_gain, problems
 from actprune.guidance.ranking import guide
@@ -274,7 +274,7 @@ def by_hand(one: Sampled, units: Sequence[int], folds: int, held_out: Sequence[i
 @pytest.mark.parametrize("units", [[0, 2, 3], [1], [], [0, 1, 2, 3, 4]], ids=str)
 def test_the_held_out_error_is_that_of_refits_applied_to_the_rows(folds: int, units: list[int]) -> None:
     group = [sampled(5, 2, others=2, folds=folds), sampled(5, o=20, folds=folds, seed=1)]
-    found = held_out_error([one.problem for one in group], units)
+    found = Judge([one.problem for one in group])(units)
     errors, variances = zip(*(by_hand(one, units, folds) for one in group), strict=True)
     assert found == pytest.approx(sum(errors) / sum(variances), rel=1e-9, abs=1e-12)
     assert Judge([one.problem for one in group])(torch.tensor(units, dtype=torch.long)) == pytest.approx(
@@ -287,7 +287,7 @@ def test_many_consumers_are_judged_on_fewer_folds_each_on_others() -> None:
     group = [sampled(5, o=3, folds=5, seed=seed) for seed in range(7)]
     held_out = [[0, 1], [1, 2], [2, 3], [3, 4], [4, 0], [0, 1], [1, 2]]
     errors, variances = zip(*(by_hand(a, [0, 2], 5, b) for a, b in zip(group, held_out, strict=True)), strict=True)
-    found = held_out_error([one.problem for one in group], [0, 2])
+    found = Judge([one.problem for one in group])([0, 2])
     assert found == pytest.approx(sum(errors) / sum(variances), rel=1e-9)
 
 
@@ -300,8 +300,8 @@ def test_the_held_out_error_of_numbers_that_can_be_checked_in_the_head() -> None
     first, second = ([[-1.0, a], [1, a], [-1, b], [1, b]] for a, b in ((0.0, 2.0), (1.0, 3.0)))
     folds = tuple(moments(torch.tensor(rows).double()) for rows in (first, second))
     problem = Problem(torch.tensor([[1.0, 2.0]]).double(), folds, torch.tensor([[0], [1]]), torch.ones(1).double())
-    assert held_out_error([problem], [0]) == pytest.approx(8 / 6)
-    assert held_out_error([problem], [0, 1]) == 0
+    assert Judge([problem])([0]) == pytest.approx(8 / 6)
+    assert Judge([problem])([0, 1]) == 0
 
 
 # ---- the LASSO guide
@@ -362,7 +362,7 @@ def test_a_constant_input_costs_nothing_whatever_its_weight() -> None:
     order, curve = eliminate([problem])
     assert order[-1] == 1
     assert curve[3] == 0 < curve[2]
-    assert held_out_error([problem], [0, 2, 3]) < 1e-12
+    assert Judge([problem])([0, 2, 3]) < 1e-12
 
 
 def test_units_that_contribute_nothing_never_enter() -> None:
@@ -519,10 +519,10 @@ def test_what_is_kept_has_the_least_held_out_error_of_all_that_was_looked_at() -
         assert chosen(found, k) is choice
         assert found.kept("first", k) == kept
         assert error is not None
-        assert error == pytest.approx(held_out_error(group, kept), rel=1e-9)
+        assert error == pytest.approx(Judge(group)(kept), rel=1e-9)
         for name, order in own.orders.items():
             other = own.path_support.get(k, order[:k]) if name == "lasso" else order[:k]
-            assert error <= held_out_error(group, other) * (1 + 1e-9)
+            assert error <= Judge(group)(other) * (1 + 1e-9)
         assert criterion.removesuffix(", swapped") in own.orders
     assert chosen(found, 12) == Choice(tuple(range(12)), "whole", None)
 
@@ -759,7 +759,7 @@ def test_groups_too_wide_for_a_path_go_without(monkeypatch: pytest.MonkeyPatch) 
     own = guide(graph, stats).groups["first"]
     assert set(own.orders) == {"greedy", "flap", "l2"}
     assert own.beta is None
-    errors = [held_out_error(problems(graph, stats, graph["first"]), own.orders["greedy"][:k]) for k in range(1, 9)]
+    errors = [Judge(problems(graph, stats, graph["first"]))(own.orders["greedy"][:k]) for k in range(1, 9)]
     assert own.natural == 1 + next(i for i, error in enumerate(errors) if error <= ranking.NATURAL)
     assert set(guide(graph, stats, method="lasso").groups["first"].orders) == {"flap"}
 

@@ -230,7 +230,7 @@ def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_are_none(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ap.DataError, match="no setting of a fine-tune") as caught:
+    with pytest.raises(ap.DataError, match="no setting of SGD") as caught:
         worker.tuned(**given)
     assert f"expected: {words}" in str(caught.value) and f"SGD({next(iter(given))}=…)" in str(caught.value)
 

@@ -34,7 +34,7 @@ from actprune.demo.mnist_files import FACTS, Mnist
 from actprune.errors import UnsupportedModelError
 from actprune.guidance.greedy import eliminate
 from actprune.guidance.guide import Guide
-from actprune.guidance.judge import held_out_error
+from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import contribution_gram, lasso_path
 from actprune.guidance.problem import problems
 from actprune.plan import Plan
@@ -481,7 +481,7 @@ def test_five_folds_judge_refits_and_choose_the_natural_width() -> None:
     graph, stats = passing(x, [[1, 2, 1]])
     found = problems(graph, stats, graph["first"])
     assert [fold.count for fold in found[0].folds] == [40] * 5
-    assert held_out_error(found, [0, 1]) < 1e-4 < 0.1 < held_out_error(found, [0])
+    assert Judge(found)([0, 1]) < 1e-4 < 0.1 < Judge(found)([0])
     own = guide(graph, stats, method="sgd-ap").groups["first"]
     assert own.natural == 2
     assert own.beta is not None and sum(factor > 0 for factor in own.beta) == 2

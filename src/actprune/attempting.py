@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -14,6 +15,7 @@ from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.correct import Corrected, describe
 from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.journal import DECIDED, NUMBER, REWRITE
+from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
 from actprune.deciding import Deciding, FailedCutError
 from actprune.errors import EquivalenceError, PlanError
@@ -23,10 +25,10 @@ from actprune.looking import Captured, Looking, Ranked
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
-from actprune.recovery.steps import Losses
+from actprune.recovery.steps import DivergedError, Losses
 from actprune.report.reading import read_report
 from actprune.report.record import Report
-from actprune.reporting import Attempt, Reporting
+from actprune.reporting import Reporting
 from actprune.result import Result
 from actprune.rewrite import Rewrite
 from actprune.settings import Settings
@@ -144,8 +146,12 @@ class Attempting:
                 attempt = self._better(replace(attempt, recovery=done), "recovery", trained)
             attempt = replace(attempt, recovered=attempt.final, recovered_metric=attempt.final_metric)
         if self.settings.finetune is not None:
-            with ledger.stage("fine-tune"):
-                tuned, self.losses = training.finetuned(attempt.final, self.losses)
+            try:
+                with ledger.stage("fine-tune"):
+                    tuned, self.losses = training.finetuned(attempt.final, self.losses)
+            except DivergedError as error:  # what was proved before it is not thrown away
+                warnings.warn(str(error), stacklevel=2)
+                return replace(attempt, diverged=error.got)
             with ledger.stage("evaluate"):
                 attempt = self._better(attempt, "fine-tune", tuned)
         return attempt

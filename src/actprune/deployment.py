@@ -22,6 +22,7 @@ from actprune.errors import DataError, EquivalenceError
 from actprune.graph.program import Program, named_arguments, op_name, shape
 from actprune.graph.trace import call_arguments, trace
 from actprune.latency.timing import side_by_side
+from actprune.proof.compare import relative_error
 
 TOLERANCE = 1e-4
 """Relative error of the outputs in the network's own precision; in float32 it is of the order of 1e-6."""
@@ -204,19 +205,16 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 def _check_same(model: nn.Module, folded: nn.Module, args: Any, kwargs: Any) -> None:
     reference = copy.deepcopy(model).eval()
     sides = [pytree.tree_leaves(network(*args, **kwargs)) for network in (reference, folded)]
-    for expected, found in zip(*sides, strict=True):
-        if not isinstance(expected, Tensor) or not expected.is_floating_point():
-            continue
-        error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if not error <= TOLERANCE:
-            raise EquivalenceError(
-                f"{type(model).__name__} computes something else once its BatchNorms are folded.",
-                expected=f"a relative error of at most {TOLERANCE:g}",
-                got=f"{error:.1e}",
-                where="fold",
-                hint="a class that reads the tensors of its norms itself can't be folded; the captured graph "
-                '(form="graph") can',
-            )
+    error = relative_error(*([x for x in side if isinstance(x, Tensor) and x.is_floating_point()] for side in sides))
+    if error > TOLERANCE:
+        raise EquivalenceError(
+            f"{type(model).__name__} computes something else once its BatchNorms are folded.",
+            expected=f"a relative error of at most {TOLERANCE:g}",
+            got=f"{error:.1e}",
+            where="fold",
+            hint="a class that reads the tensors of its norms itself can't be folded; the captured graph "
+            '(form="graph") can',
+        )
 
 
 def _laid_out(model: nn.Module, args: Any, kwargs: Any, channels_last: bool | str) -> nn.Module:

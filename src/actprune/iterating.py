@@ -79,14 +79,25 @@ def prune_in_rounds(
     for folder in (*folders, final):
         if folder is not None:
             check_output(folder, overwrite=resume and folder.exists())
+    return _rounds(model, calibration, given, budget, folders, final)
+
+
+def _rounds(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    given: dict[str, Any],
+    budget: Budget | Amount,
+    folders: Sequence[Path | None],
+    final: Path | None,
+) -> Iterator[Result | Finished]:
     given["calibration"] = samples = samples_for(model, calibration, [Asked(given, "")])
     whole = _share(model, samples.inputs, budget)
     left, network = 1.0, model
     plans, reports = list[Plan](), list[Report]()
     for i, folder in enumerate(folders):
-        share = Budget(whole.cost, min(whole.keep ** ((i + 1) / rounds) / left, 1.0))
+        share = Budget(whole.cost, min(whole.keep ** ((i + 1) / len(folders)) / left, 1.0))
         asked = Asked({**given, "model": network, "keep": share, "save_to": folder}, f"round-{i + 1}")
-        if resume and is_there(asked):
+        if given["resume"] and is_there(asked):
             digests = given_digests(network, samples, given["calibration_size"])
             result: Result | Finished = read_finished(network, asked, samples, digests)
         else:
@@ -95,7 +106,7 @@ def prune_in_rounds(
         network = result.model
         plans.append(result.plan)
         reports.append(result.report)
-        if final is not None and len(plans) == rounds:
+        if final is not None and len(plans) == len(folders):
             _save_as_one(given, network, plans, reports, samples.inputs, final)
         yield result
 

@@ -62,6 +62,8 @@ class Ledger:
         if self.settings.journal is not None:  # a stage must not depend on which stages ran before it in this process
             seed_all(self.settings.seed)
         started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        self.settings.tell(name, 1, 1)
+        try:
+            yield
+        finally:  # a cut that fails has taken its time as well
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.settings.tell(name, 1, 1)

@@ -26,6 +26,7 @@ from actprune.guidance.ranking import guide, questions_of
 from actprune.keeping import given_digests
 from actprune.latency.bench import Bench, Latency
 from actprune.ledger import Ledger
+from actprune.mapped import any_mapped
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
@@ -125,7 +126,8 @@ class Looking:
         choose(program, asked.distance)  # an unknown one is refused before the work
         if any(one.recover is not None for one in self.asks):
             objective(program, asked.distance)  # and outputs that nothing can be trained by
-        _check_finite(self.model, form.graph, data)
+        # statistics are gathered of every batch, and see by themselves
+        _check_finite(self.model, form.graph, data, 1 if all(one.method.statistics for one in self.asks) else None)
         return Captured(self.model, form, inputs, data, bench, resolve(program, asked.distance, data))
 
     def rank(self, captured: Captured) -> Ranked:
@@ -184,18 +186,20 @@ def labelled(asks: Iterable[Settings]) -> bool:
     return any(wants_labels(asked.method.measures, asked.loss) for asked in asks)
 
 
-def _check_finite(model: nn.Module, graph: Graph, data: Calibration) -> None:
-    """Of one batch: methods without statistics look at no activations."""
-    outputs = [out for out in run(graph.program, data.batches[0]) if isinstance(out, Tensor)]
-    if all(bool(out.isfinite().all()) for out in outputs):
-        return
-    collect(graph, data.subset(1))  # it names the first layer that is at fault
-    if any(bool(out.isnan().any()) or not bool(out.isfinite().any()) for out in outputs):
-        raise DataError(
-            f"{type(model).__name__} does not give finite outputs.",
-            expected="finite outputs on the calibration data",
-            got="NaN or infinite values",
-            where="the first calibration batch",
-            hint="look for NaN or infinite entries in the calibration data and in the weights; every layer gives "
-            "finite values, so that it may be what stands behind the last one",
-        )
+def _check_finite(model: nn.Module, graph: Graph, data: Calibration, most: int | None) -> None:
+    """That the outputs of the first batches are finite, of so many at most; of networks that lie in files, of one."""
+    large = any_mapped(model.parameters())
+    for number, batch in enumerate(data.batches[: 1 if large else most]):
+        outputs = [out for out in run(graph.program, batch) if isinstance(out, Tensor)]
+        if all(bool(out.isfinite().all()) for out in outputs):
+            continue
+        collect(graph, data.part([number]))  # it names the first layer that is at fault
+        if any(bool(out.isnan().any()) or not bool(out.isfinite().any()) for out in outputs):
+            raise DataError(
+                f"{type(model).__name__} does not give finite outputs.",
+                expected="finite outputs on the calibration data",
+                got="NaN or infinite values",
+                where=f"calibration batch {number + 1}",
+                hint="look for NaN or infinite entries in the calibration data and in the weights; every layer gives "
+                "finite values, so that it may be what stands behind the last one",
+            )

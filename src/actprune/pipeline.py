@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from actprune.allocation.budget import Keep
 from actprune.allocation.cost import Cost, cost
@@ -100,7 +100,8 @@ def prune(
         recover: a `Distill`: gradient steps towards the dense network's outputs on the calibration inputs, without
             labels, before any fine-tune. The network before is kept where held-out samples or `evaluate` prefer it.
         finetune: an `SGD`, or any callable that trains the model it is given (and may return another). Where `evaluate`
-            says that this made it worse, the network before it is returned; the report says so.
+            says that this made it worse, or the loss of an `SGD` becomes NaN or infinite, the network before it is
+            returned; the report says so.
         method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
         allocation: "sensitivity", "uniform", "layerwise", "spatial" or "global" instead of the method's.
         compensate: "reconstruct", "least_squares", "ridge_map", "bias" or "none" instead of the method's.
@@ -339,10 +340,11 @@ def _checked_method(name: str, allocation: str | None, compensate: str | None, b
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back the model's modes and every global random state, whatever the user's own functions do."""
+    """Put back the model's modes and every global random state, whatever the user's own functions do. Gradients can be
+    taken inside, also where the caller is in inference mode."""
     held, numbers = random.getstate(), np.random.get_state()
     try:
-        with preserved(model):
+        with preserved(model), torch.inference_mode(False):
             yield
     finally:
         random.setstate(held)
@@ -362,7 +364,7 @@ def _not_in_place(form: str) -> DataError:
 def _check_replaceable(result: Result) -> None:
     """That the fine-tuned weights fit into the caller's own model, once it is cut."""
     cut_model = result.before_finetune or result.model
-    expected, got = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (cut_model, result.model))
+    expected, got = map(_shapes, (cut_model, result.model))
     if expected != got:
         name = next(iter(expected.items() ^ got.items()))[0]
         raise DataError(
@@ -372,3 +374,8 @@ def _check_replaceable(result: Result) -> None:
             where="finetune, with inplace=True",
             hint="let finetune train the model that it is given and return None, or leave inplace out",
         )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a state dict, which may hold extra state besides."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}

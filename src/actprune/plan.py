@@ -40,6 +40,12 @@ class GroupPlan:
     width: int
     kept: tuple[int, ...]
 
+    @property
+    def states(self) -> str:
+        """One "1" per kept and one "0" per removed unit."""
+        stay = set(self.kept)
+        return "".join("01"[unit in stay] for unit in range(self.width))
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.correct import check_drop, checked
@@ -120,8 +121,8 @@ class Settings:
         return {
             "method": self.name, "compensate": self.method.compensate, "allocation": self.method.allocation,
             "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
-            "max_drop": self.max_drop, "evaluate": self.evaluate is not None,
-            "recover": _told(vars(self.recover)) if self.recover else None, "finetune": self.finetune is not None,
+            "max_drop": self.max_drop, "evaluate": _told(self.evaluate),
+            "recover": _told(vars(self.recover)) if self.recover else None, "finetune": _told(self.finetune),
             "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": self.round_to,
             "equal_widths": self.equal_widths, "memory_limit": limit_bytes(self.memory_limit),
             "latency": str(self.latency) if self.latency else None, "threshold": self.threshold,
@@ -161,6 +162,10 @@ def _told(value: Any) -> Any:
     """As a JSON value; of a function its name, which is the same in the next process, as its address is not."""
     if isinstance(value, Mapping):
         return {key: _told(one) for key, one in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, SGD):
+        return _told(value.told())
+    if isinstance(value, Tensor | np.generic):
+        return value.tolist()
     if callable(value):
         kind = value if hasattr(value, "__qualname__") else type(value)
         return f"{kind.__module__}.{kind.__qualname__}"

@@ -111,6 +111,17 @@ def sweep(
     for one in asked if save_to is not None else ():
         folder = one.given["save_to"]
         check_output(folder, overwrite=resume and folder.exists())
+    return _swept(model, calibration, asked, jobs, save_to, resume)
+
+
+def _swept(
+    model: nn.Module,
+    calibration: Iterable[Any] | Callable[[int], Iterable[Any]],
+    asked: Sequence[Asked],
+    jobs: int,
+    save_to: str | Path | None,
+    resume: bool,
+) -> Iterator[Result | Finished]:
     known: Samples | None = None
     for seed in dict.fromkeys(one.seed for one in asked):
         group = [one for one in asked if one.seed == seed]
@@ -223,12 +234,13 @@ def _in_turn(
     given = left[0].given
     asks = [settings_of(one.given, journal) for one in left]
     job = Run(given["model"], asks[0], asks=[settings_of(one.given, journal) for one in group])
-    with undisturbed(job.model):
-        found = job.sweep(asks, samples, given["calibration_size"], given["forward"])
-        for one, result in zip(left, map(returned, found), strict=True):
+    found = job.sweep(asks, samples, given["calibration_size"], given["forward"])
+    for one in left:
+        with undisturbed(job.model):  # what the caller does between two results is the caller's
+            result = returned(next(found))
             if (folder := one.given["save_to"]) is not None:
                 result.save(folder, overwrite=resume and folder.exists())
-            yield result
+        yield result
     if journal is not None:
         journal.remove()
 

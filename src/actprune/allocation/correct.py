@@ -195,10 +195,7 @@ def within_budget(
 
 def describe(plan: Plan, action: str, rho: float, metric: float, dense: float, accepted: bool) -> Round:
     """A round as it is recorded."""
-    states = {
-        name: "".join("1" if unit in set(group.kept) else "0" for unit in range(group.width))
-        for name, group in plan.groups.items()
-    }
+    states = {name: group.states for name, group in plan.groups.items()}
     ratios = {name: round(100 * len(group.kept) / group.width, 2) for name, group in plan.groups.items()}
     return Round(action, rho, plan.widths, ratios, states, metric, dense - metric, accepted)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -52,6 +52,23 @@ def cost(graph: Graph, widths: Mapping[str, int] | None = None) -> Cost:
     return Cost(macs=round(macs / graph.program.batch_size), params=round(params), bytes=round(held))
 
 
+def costs_along(
+    graph: Graph, widths: Mapping[str, int], names: Iterable[str], options: Sequence[int], name: str
+) -> Array:
+    """(options,) one cost, of the networks in which these groups have each of the widths and the others those given."""
+    table = _table(graph)
+    sizes = table.dense.copy()
+    for group, width in widths.items():
+        if group in table.places:
+            sizes[table.places[group]] = width
+    varied = np.isin(table.products, [table.places[group] for group in names])
+    others, degrees = np.where(varied, 1.0, sizes[table.products]).prod(1), varied.sum(1)
+    weighed = table.factors[COSTS.index(name)] * others
+    coefficients = np.bincount(degrees, weighed)  # of a polynomial in the width
+    found = np.polynomial.polynomial.polyval(np.asarray(options, dtype=np.float64), coefficients)
+    return np.rint(found / graph.program.batch_size if name == "macs" else found)
+
+
 Polynomial: TypeAlias = Counter[tuple[int, ...]]
 """Leaf keys whose widths are multiplied → factor."""
 
@@ -75,8 +92,17 @@ class _Table:
     factors: Array
 
 
-@lru_cache(maxsize=4)
+_TABLES: WeakKeyDictionary[Graph, _Table] = WeakKeyDictionary()
+
+
 def _table(graph: Graph) -> _Table:
+    """That of a graph, made when it is first asked for."""
+    if graph not in _TABLES:
+        _TABLES[graph] = _made(graph)
+    return _TABLES[graph]
+
+
+def _made(graph: Graph) -> _Table:
     polynomials = _polynomials(graph)
     terms = list(dict.fromkeys(chain.from_iterable(polynomials)))
     one, degree = len(graph.groups), max(map(len, terms), default=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,7 +49,12 @@ class Curve:
     measured: Mapping[int, float]
 
     def __call__(self, k: int) -> float:
-        return self.costs[self.widths.index(k)]
+        return self.costs[self.places[k]]
+
+    @cached_property
+    def places(self) -> Mapping[int, int]:
+        """Width → its place among `widths`."""
+        return {k: i for i, k in enumerate(self.widths)}
 
     def within(self, options: tuple[int, ...]) -> Curve:
         """The curve over fewer widths."""

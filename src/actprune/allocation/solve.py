@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from actprune.allocation.rules import layerwise
 from actprune.allocation.sensitivity import Curve
 from actprune.allocation.space import Space, Widths, fill, trim
@@ -45,19 +47,20 @@ def solve_from(space: Space, curves: Mapping[str, Curve], start: Widths) -> Widt
 
 def _lagrange(space: Space, curves: Mapping[str, Curve], around: Widths) -> Widths:
     """Every group's best width for the smallest multiplier at which the (linearised) budget holds."""
-    costs = {name: [space.cost({**around, name: k}) for k in curve.widths] for name, curve in curves.items()}
-    base = space.cost(around)
-    room = space.target - base + sum(costs[name][curves[name].widths.index(around[name])] for name in curves)
+    costs = {name: space.costs_along(name, around, curve.widths) for name, curve in curves.items()}
+    losses = {name: np.asarray(curve.costs) for name, curve in curves.items()}
+
+    def needs(widths: Widths) -> float:
+        return sum(float(costs[name][curve.places[widths[name]]]) for name, curve in curves.items())
+
+    room = space.target - space.cost(around) + needs(around)
 
     def at(multiplier: float) -> Widths:
         chosen = dict(around)
         for name, curve in curves.items():
-            values = [p + multiplier * c for p, c in zip(curve.costs, costs[name], strict=True)]
-            chosen[name] = curve.widths[min(range(len(values)), key=lambda i: (values[i], -i))]
+            values = losses[name] + multiplier * costs[name]
+            chosen[name] = curve.widths[len(values) - 1 - int(values[::-1].argmin())]  # the widest of equals
         return chosen
-
-    def needs(widths: Widths) -> float:
-        return sum(costs[name][curve.widths.index(widths[name])] for name, curve in curves.items())
 
     low, high = 0.0, 1e-12
     while needs(at(high)) > room and high < 1e12:

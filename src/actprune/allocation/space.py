@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil, floor, lcm, log10
 
+import numpy as np
+
 from actprune.allocation.budget import Budget
-from actprune.allocation.cost import cost
+from actprune.allocation.cost import COSTS, Array, cost, costs_along
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import BudgetError, PlanError
@@ -41,7 +45,7 @@ class Space:
         """These widths, and the same for the groups that are tied to those named."""
         return {**widths, **{other: k for name, k in widths.items() for other in self.tied.get(name, ())}}
 
-    @property
+    @cached_property
     def target(self) -> float:
         """The cost that must not be exceeded."""
         return self.budget.keep * self.cost({}) * (1 + 1e-12)  # 29 % of 100 is 29
@@ -51,6 +55,13 @@ class Space:
         if self.budget.cost == "latency" and self.latency is not None:
             return self.latency(self.every(widths))
         return cost(self.graph, self.every(widths))[self.budget.cost]
+
+    def costs_along(self, name: str, widths: Mapping[str, int], options: Sequence[int]) -> Array:
+        """(options,) the cost with each of some widths of a group, and these of the others."""
+        if self.budget.cost not in COSTS:
+            return np.array([self.cost({**widths, name: k}) for k in options])
+        tied = self.tied.get(name, (name,))
+        return costs_along(self.graph, self.every(widths), tied, options, self.budget.cost)
 
     @property
     def least(self) -> float:
@@ -75,7 +86,7 @@ class Space:
     def neighbour(self, name: str, k: int, step: int) -> int | None:
         """The allowed width `step` places further; None beyond the ends."""
         options = self.options[name]
-        i = options.index(k) + step
+        i = bisect_left(options, k) + step
         return options[i] if 0 <= i < len(options) else None
 
 
@@ -100,6 +111,31 @@ def make_space(
         PlanError: nothing can be cut, a pattern matches no module, or a bad `round_to`.
         BudgetError: even the narrowest network costs more than the budget; a budget of latency without a table.
     """
+    _check_asked(budget, round_to, latency)
+    untouched = protected(graph, protect)
+    options = {
+        group.name: (group.width,) if group.name in untouched else _widths(graph, group, budget, round_to)
+        for group in graph.groups
+    }
+    if all(len(choice) == 1 for choice in options.values()):
+        raise PlanError(
+            f"Nothing in {graph.program.model_name} can be cut.",
+            expected="at least one prunable group that is not protected",
+            got=f"{len(graph.groups)} groups, {len(untouched)} of them protected, with round_to={round_to}",
+            where="plan",
+            hint="print(graph.account()) says for every dimension why it is frozen; protect less, or lower round_to",
+        )
+    tied = _tied(graph, options) if equal else {}
+    if equal:
+        options = {name: options[name] for name in tied}
+    space = Space(graph, options, budget, latency, tied)
+    within = budget.cost == "units" or budget.keep == 1  # the whole network is, also where narrow ones seem slower
+    if not within and not space.fits(space.narrowest):
+        raise _out_of_reach(space)
+    return space
+
+
+def _check_asked(budget: Budget, round_to: int, latency: LatencyTable | None) -> None:
     if budget.cost == "latency" and latency is None:
         raise BudgetError(
             "A budget of latency needs measurements.",
@@ -116,46 +152,37 @@ def make_space(
             where="round_to",
             hint="round_to=8 makes every width that is cut a multiple of 8",
         )
-    untouched = protected(graph, protect)
-    options: dict[str, tuple[int, ...]] = {}
-    for group in graph.groups:
-        readers = group.consumers  # none where only a product or a computed weight reads it
-        in_training_only = bool(readers) and all(site in graph.training_sites for site in readers)
-        step = lcm(round_to, group.multiple)
-        whole = group.name in untouched or (in_training_only and budget.cost != "units")
-        steps = () if whole else range(step, group.width, step)
-        options[group.name] = (*steps, group.width)
-    if all(len(choice) == 1 for choice in options.values()):
-        raise PlanError(
-            f"Nothing in {graph.program.model_name} can be cut.",
-            expected="at least one prunable group that is not protected",
-            got=f"{len(graph.groups)} groups, {len(untouched)} of them protected, with round_to={round_to}",
-            where="plan",
-            hint="print(graph.account()) says for every dimension why it is frozen; protect less, or lower round_to",
+
+
+def _widths(graph: Graph, group: Group, budget: Budget, round_to: int) -> tuple[int, ...]:
+    """Those that a group may have, ascending; only its own where no budget gains anything by its cut."""
+    readers = group.consumers  # none where only a product or a computed weight reads it
+    in_training_only = bool(readers) and all(site in graph.training_sites for site in readers)
+    if in_training_only and budget.cost != "units":
+        return (group.width,)
+    step = lcm(round_to, group.multiple)
+    return (*range(step, group.width, step), group.width)
+
+
+def _out_of_reach(space: Space) -> BudgetError:
+    """What is said where even the narrowest network costs more than the budget."""
+    budget, least = space.budget, space.least * space.cost({})
+    if budget.cost == "latency" and space.least >= 1:
+        return BudgetError(
+            "No cut makes this network faster here.",
+            expected="fewer milliseconds for a narrower network",
+            got=f"{least:,.4g} ms for the narrowest, {space.cost({}):,.4g} ms for the dense one",
+            where=f"keep={budget}",
+            hint='small layers are bound by overhead: a larger Latency(batch=…), or a budget such as "macs=50%"',
         )
-    tied = _tied(graph, options) if equal else {}
-    if equal:
-        options = {name: options[name] for name in tied}
-    space = Space(graph, options, budget, latency, tied)
-    within = budget.cost == "units" or budget.keep == 1  # the whole network is, also where narrow ones seem slower
-    if not within and not space.fits(space.narrowest):
-        least, counted = _rounded_up(100 * space.least), space.least * space.cost({})
-        if budget.cost == "latency" and space.least >= 1:
-            raise BudgetError(
-                "No cut makes this network faster here.",
-                expected="fewer milliseconds for a narrower network",
-                got=f"{counted:,.4g} ms for the narrowest, {space.cost({}):,.4g} ms for the dense one",
-                where=f"keep={budget}",
-                hint='small layers are bound by overhead: a larger Latency(batch=…), or a budget such as "macs=50%"',
-            )
-        raise BudgetError(
-            "The budget can't be reached.",
-            expected=f"at least {budget.cost}={least}%, the cost with one step of every group left: {counted:,.6g}",
-            got=str(budget),
-            where="keep",
-            hint="ask for more, protect less, or lower round_to",
-        )
-    return space
+    share = _rounded_up(100 * space.least)
+    return BudgetError(
+        "The budget can't be reached.",
+        expected=f"at least {budget.cost}={share}%, the cost with one step of every group left: {least:,.6g}",
+        got=str(budget),
+        where="keep",
+        hint="ask for more, protect less, or lower round_to",
+    )
 
 
 def role(name: str) -> str:

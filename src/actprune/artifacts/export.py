@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from actprune.artifacts.files import new_file
 from actprune.errors import ArtifactError
 from actprune.graph.trace import call_arguments
+from actprune.proof.compare import relative_error
 
 TOLERANCE = 1e-4
 """Relative error of the outputs in float32."""
@@ -63,11 +64,10 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
 
 
 def _check_same(expected: Outputs, found: Outputs, path: Path) -> None:
-    for one, other in zip(expected, found, strict=True):
-        error = float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp_min(1e-12))
-        if one.shape != other.shape or not error <= TOLERANCE:
-            hint = "export in float32, without channels_last, and report it where that does not help"
-            raise _failed(path, f"outputs as of the model, to {TOLERANCE:g}", f"a relative error of {error:.1e}", hint)
+    error = relative_error(expected, found)
+    if error > TOLERANCE:
+        hint = "export in float32, without channels_last, and report it where that does not help"
+        raise _failed(path, f"outputs as of the model, to {TOLERANCE:g}", f"a relative error of {error:.1e}", hint)
 
 
 def _dynamic(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

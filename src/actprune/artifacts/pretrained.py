@@ -27,6 +27,7 @@ from actprune.graph.keep import copied
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped, letting_go
 from actprune.plan import GroupPlan, Plan
+from actprune.proof.compare import relative_error
 from actprune.proof.trial import first_samples
 from actprune.shards import SHARD_BYTES, write_shards
 
@@ -257,14 +258,7 @@ def _difference(model: nn.Module, other: nn.Module, example_inputs: Any) -> floa
             [leaf for leaf in pytree.tree_leaves(net(*args, **kwargs)) if isinstance(leaf, Tensor)]
             for net in (plain, other.to(next(plain.parameters()).device))
         ]
-    if len(sides[0]) != len(sides[1]):
-        return float("inf")
-    errors = [
-        float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-12))
-        for a, b in zip(*sides, strict=True)
-        if a.numel()
-    ]
-    return max(errors, default=0.0)
+    return relative_error(*sides)
 
 
 def _no_configuration(

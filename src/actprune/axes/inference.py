@@ -22,9 +22,16 @@ from actprune.axes.twins import TWINS
 from actprune.graph.program import Program, module_path, named_arguments, op_name, place, shape
 
 Rule: TypeAlias = "Callable[[Call], Dims | list[Dims]]"
-"""A rule may raise one of `NOT_COVERED` on a use that it doesn't know: what the call touches is then frozen."""
+"""A rule may raise one of `NOT_COVERED` on a use that it doesn't know: what the call touches is then frozen.
+
+`NotCovered` says why; the others are what Python raises of arguments that a rule has not reckoned with."""
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+class NotCovered(ValueError):
+    """A use of an op that its rule knows that it doesn't follow."""
+
 
 NOT_COVERED = (IndexError, ValueError, TypeError, ZeroDivisionError)
 
@@ -293,12 +300,13 @@ class Inference:
         if found is None:
             self.unknown.add(name)
             return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")
+        result, why = None, ""
         try:
             result = found(Call(self, node))
-        except NOT_COVERED:
-            result = None
+        except NOT_COVERED as error:
+            why = f": {error}" if isinstance(error, NotCovered) else ""
         if result is None or not _fits(result, node.meta.get("val")):
-            return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use")
+            return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use{why}")
         return result
 
     def _freeze_call(self, node: Node, reason: str) -> Dims | list[Dims]:

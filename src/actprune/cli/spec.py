@@ -167,11 +167,12 @@ def _file(spec: Spec) -> Any:
         )
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        found = importlib.util.spec_from_file_location(path.stem, path.resolve())
+        name = path.stem if path.stem not in sys.stdlib_module_names else f"{path.stem}_of_the_user"
+        found = importlib.util.spec_from_file_location(name, path.resolve())
         if found is None or found.loader is None:
             raise ImportError(f"no loader for {path.name}")
         module = importlib.util.module_from_spec(found)
-        sys.modules[path.stem] = module  # dataclasses and pickle look a class's module up
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise _unimportable(spec, error) from error

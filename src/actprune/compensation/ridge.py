@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from actprune.errors import DataError
 from actprune.stats.moments import Centred, Moments, absorb, absorb_cross, centred, cross, merge, merge_all, moments
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -76,12 +77,17 @@ class Ridge:
         inner: moments of the inputs.
         ridge: λ as a fraction of the mean variance of the columns.
         intercept: whether there is a bias; without one the moments are not centred.
+
+    Raises:
+        DataError: the inputs are not finite: no λ mends that.
     """
 
     def __init__(self, inner: Moments, ridge: float, intercept: bool) -> None:
         self._inner, self._intercept = inner, intercept
         gram = inner.covariance if intercept else inner.second  # a matrix of its own, so λ is added in place
         diagonal = gram.diagonal().clone()
+        if not bool(diagonal.isfinite().all()):
+            raise _not_finite()
         self._size = max(ridge * float(diagonal.mean()), 1e-12)
         while True:
             gram.diagonal().copy_(diagonal + self._size)
@@ -96,6 +102,16 @@ class Ridge:
         weight = torch.cholesky_solve(right.T, self._factor).T
         bias = outer.mean - weight @ self._inner.mean if self._intercept else torch.zeros_like(outer.mean)
         return Fit(weight, bias)
+
+
+def _not_finite() -> DataError:
+    return DataError(
+        "Activations are not finite.",
+        expected="finite inputs of every layer on all calibration data",
+        got="NaN or infinite values, or ones whose squares are",
+        where="the equations of a refit",
+        hint="look for NaN or infinite entries in the calibration data; collect(graph, data) names the layer",
+    )
 
 
 def solve(equations: Normal, start: Tensor, ridge: float, intercept: bool) -> Fit:

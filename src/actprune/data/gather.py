@@ -200,8 +200,13 @@ def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device)
             where="calibration",
             hint="make tensors of the inputs, or say with forward= how to call the model on a batch",
         )
-    leaves = [v.detach().to(device) if isinstance(v, Tensor) else v for v in flat]
+    leaves = [_plain(v, device) if isinstance(v, Tensor) else v for v in flat]
     return _Piece(leaves, spec, tuple(kwargs), int(batched[0].shape[0]) if batched else 0)
+
+
+def _plain(value: Tensor, device: torch.device) -> Tensor:
+    """One that gradients may be taken past: what was made in inference mode is copied."""
+    return (value.clone() if value.is_inference() else value.detach()).to(device)
 
 
 def _check_same_form(piece: _Piece, first: _Piece) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from actprune.demo.dense_cache import cached, digest
 from actprune.demo.mnist import Mnist
 from actprune.errors import DataError
+from actprune.recovery.modes import evaluating
 
 RECIPE = "actprune.lenet5/1"
 """The version of network and training: another one makes cached checkpoints stale."""
@@ -201,17 +202,11 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 1000
             hint="pass the two tensors of one part of the split",
         )
     device = next((p.device for p in model.parameters()), images.device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            right = sum(
-                int((model(x.to(device)).argmax(1) == y.to(device)).sum())
-                for x, y in zip(images.split(batch), labels.split(batch), strict=True)
-            )
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad():
+        right = sum(
+            int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+            for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+        )
     return right / len(images)
 
 

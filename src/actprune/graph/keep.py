@@ -31,8 +31,15 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put back every module's train/eval mode and the global random state, also after an error."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), kept_modes(model):
+    with forked_random(), kept_modes(model):
+        yield
+
+
+@contextlib.contextmanager
+def forked_random() -> Iterator[None]:
+    """Put back torch's random state, that of every device: `torch.manual_seed` begins them all anew."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
         yield
 
 
@@ -41,6 +48,20 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def unless_failed(model: nn.Module) -> Iterator[None]:
+    """Undo what was assigned to a model's modules, and their classes, where an error is raised."""
+    held, kinds = _held(model), [(module, type(module)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, kind in kinds:
+            module.__class__ = kind
+        for box, entries in held:
+            _put_back(box, entries)
+        raise
 
 
 @contextlib.contextmanager

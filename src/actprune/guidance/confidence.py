@@ -53,10 +53,21 @@ def confidence(
     Args:
         stats: what `ranked` was made from.
         ranked: the guide.
+        widths: group name → units that stay.
+        resamples: how often the folds are drawn anew, with replacement.
+        seed: of these draws.
 
     Raises:
-        PlanError: the ranking uses no activations, or there is a single fold.
+        PlanError: the ranking uses no activations, there is a single fold, or no resample is asked for.
     """
+    if resamples < 1:
+        raise PlanError(
+            "No resample says nothing of confidence.",
+            expected="a whole number ≥ 1",
+            got=repr(resamples),
+            where="confidence(resamples=…)",
+            hint=f"leave it out for {RESAMPLES}",
+        )
     folds = min((len(parts) for parts in stats.sites.values()), default=0) if stats is not None else 0
     if stats is None or folds < 2:
         raise PlanError(

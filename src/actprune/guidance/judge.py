@@ -17,16 +17,12 @@ REFITS = 10
 them on fewer folds, since their errors are summed anyway."""
 
 
-def held_out_error(group: Sequence[Problem], units: Sequence[int] | Tensor) -> float:
-    """Error of the refitted consumers on folds they were not fitted on, as a share of the output variance.
-
-    The mean is refitted too (it goes into the bias), so its shift between folds counts as error.
-    """
-    return Judge(group)(units)
-
-
 class Judge:
-    """`held_out_error` for many supports of one group: what they share is computed once."""
+    """The held-out error of the supports of one group; what they share is computed once.
+
+    It is the error of the refitted consumers on folds they were not fitted on, as a share of the output variance. The
+    mean is refitted too (it goes into the bias), so its shift between folds counts as error.
+    """
 
     def __init__(self, group: Sequence[Problem]) -> None:
         each = ceil(REFITS / max(len(group), 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,8 +83,9 @@ def seeded(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> tup
         return run(program, batch, tensors, lifted=True)
 
 
-def relative_error(expected: tuple[Any, ...], found: tuple[Any, ...]) -> float:
-    """max|a − b| / max|a| over all outputs; infinite where shapes, or values that aren't floats, differ."""
+def relative_error(expected: Sequence[Any], found: Sequence[Any]) -> float:
+    """max|a − b| / max|a| over all outputs; infinite where shapes, or values that aren't floats, differ, and for NaN
+    on one side."""
     if len(expected) != len(found):
         return float("inf")
     return max((_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -97,6 +98,8 @@ def _error(a: Any, b: Any) -> float:
         return float("inf")
     if not is_float(a):
         return 0.0 if torch.equal(a, b) else float("inf")
+    wide = torch.promote_types(a.dtype, torch.float64)
+    a, b = a.to(wide), b.to(wide)
     there = a.isfinite()  # moves that are masked out are infinite, and the same on both sides
     if not bool(there.all()):
         if not torch.equal(a[~there], b[~there]):

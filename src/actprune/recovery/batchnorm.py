@@ -17,17 +17,26 @@ from actprune.recovery.place import to
 def reestimate_batchnorm(
     model: nn.Module, how: tuple[Callable[..., Any], Iterable[Any], torch.device], batches: int = 50
 ) -> None:
-    """Population statistics of every BatchNorm as plain averages over up to `batches` training batches."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Population statistics of every BatchNorm as plain averages over up to `batches` training batches.
+
+    A norm that none of them reaches, or that is in eval mode while the model trains, keeps the statistics that it has;
+    so do all where an error is raised.
+    """
     outputs, loader, device = how
-    momenta = [norm.momentum for norm in norms]
     with training(model, dropout=False), torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+        before = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+        done = False
         try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the cumulative average
             for batch in islice(loader, batches) if norms else ():
                 outputs(model, to(batch, device))
+            done = True
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
+            for norm, (momentum, buffers) in zip(norms, before, strict=True):
                 norm.momentum = momentum
+                if not done or norm.num_batches_tracked == 0:
+                    for buffer, value in zip(norm.buffers(), buffers, strict=True):
+                        buffer.copy_(value)

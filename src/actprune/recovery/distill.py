@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, resolve, unit
-from actprune.errors import DataError
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.plan import Plan
+from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, or_none
 from actprune.recovery.features import Features, called, features
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
@@ -39,6 +40,16 @@ FAR, LOWER = 1.2, 1 / 3
 
 MEMORY = 20
 """Steps."""
+
+_ALLOWED: dict[str, Allowed] = {
+    "steps": at_least(1, Integral),
+    "lr": above(0),
+    "batch_size": or_none(at_least(1, Integral)),
+    "warmup": between(0, 1),
+    "holdout": between(0, 1),
+    "checks": at_least(1, Integral),
+    "features": at_least(0, Real),
+}
 
 
 @dataclass(frozen=True)
@@ -68,16 +79,7 @@ class Distill:
     features: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("checks", 1), ("batch_size", 1), ("features", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise DataError(
-                    f"Distill can't work with {name}={value!r}.",
-                    expected=f"at least {least}",
-                    got=repr(value),
-                    where=f"Distill({name}=…)",
-                    hint="leave recover= out for no recovery",
-                )
+        check_settings(self, _ALLOWED)
 
     def run(
         self,

@@ -15,9 +15,15 @@ from actprune.graph.rebuilt import Rebuilt
 
 @contextmanager
 def training(model: nn.Module, dropout: bool) -> Iterator[None]:
-    """Training mode, with dropout only if asked for; the modes are put back afterwards."""
+    """Training mode, with dropout only if asked for; the modes are put back afterwards.
+
+    What is in eval mode within a model that trains (a frozen norm) stays so.
+    """
+    frozen = [module for module in model.modules() if not module.training] if model.training else []
     with kept_modes(model), ExitStack() as stack:
         model.train()
+        for module in frozen:
+            module.training = False
         for module in () if dropout else model.modules():
             if isinstance(module, _DropoutNd):
                 module.eval()

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import content_digest
 from actprune.distributed import ALONE, Ranks
-from actprune.errors import DataError
+from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, one_of, or_none
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.checkpoint import Checkpoint
 from actprune.recovery.distillation import distillation
@@ -36,7 +36,22 @@ PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "bf16": torch.bf
 _TOLD = (
     "lr epochs momentum nesterov weight_decay warmup distill temperature dropout clip accumulate precision"
 ).split()
-"""The settings that make a fine-tune the same one."""
+"""The settings that make the steps of a fine-tune the same ones."""
+
+_ALLOWED: dict[str, Allowed] = {
+    "lr": at_least(0, Real, Tensor),
+    "epochs": at_least(0, Integral),
+    "momentum": at_least(0, Real),
+    "weight_decay": at_least(0, Real),
+    "warmup": between(0, 1),
+    "distill": between(0, 1),
+    "temperature": above(0),
+    "clip": or_none(above(0)),
+    "accumulate": at_least(1, Integral),
+    "precision": one_of(*PRECISIONS),
+    "strategy": one_of(*STRATEGIES, None),
+    "checkpoint_every": or_none(at_least(1, Integral)),
+}
 
 _RECORD: ContextVar[Losses | None] = ContextVar("record", default=None)
 
@@ -79,6 +94,9 @@ class SGD:
         checkpoint: a file for the state of the fine-tune (safetensors), from which the same call goes on after an
             interruption, to the same end; it is removed at the end. `prune(save_to=…)` keeps one by itself.
         checkpoint_every: steps between two checkpoints; None for one at the end of every epoch.
+
+    Raises:
+        DataError: a setting that is none.
     """
 
     loader: Iterable[Any]
@@ -101,6 +119,9 @@ class SGD:
     checkpoint: str | Path | None = None
     checkpoint_every: int | None = None
 
+    def __post_init__(self) -> None:
+        check_settings(self, _ALLOWED)
+
     def __call__(self, model: nn.Module) -> nn.Module:
         return self.run(model)
 
@@ -121,12 +142,11 @@ class SGD:
             The same model, in the modes that it came in.
 
         Raises:
-            DataError: a setting that is none, an empty loader, batches without targets, nothing to train, a loss that
+            DataError: an empty loader, batches without targets, nothing to train, a loss that
                 is not finite, or processes whose loaders give different batches.
             ArtifactError: the checkpoint can't be written or read, or is that of another fine-tune.
             DistributedError: another process has failed, is gone, or has another model or other settings.
         """
-        self._check()
         if self.epochs == 0:
             return model
         if not any(p.requires_grad for p in model.parameters()):
@@ -142,6 +162,10 @@ class SGD:
             else:
                 across(next(model.parameters()).device, fit)
         return model
+
+    def told(self) -> dict[str, Any]:
+        """What was asked for, but for the data, the place of the checkpoint and the way of sharing out the work."""
+        return {name: getattr(self, name) for name in (*_TOLD, "loss", "batchnorm", "forward")}
 
     def _fit(
         self, model: nn.Module, teacher: nn.Module | None, ranks: Ranks, progress: Epoch | None, losses: Losses | None
@@ -176,29 +200,6 @@ class SGD:
         }
         ranks.check_same({**asked, "strategy": self.strategy, "checkpoint": self.checkpoint is not None})
         return None if self.checkpoint is None else Checkpoint(Path(self.checkpoint), asked)
-
-    def _check(self) -> None:
-        """The settings that can be wrong by themselves."""
-        every = self.checkpoint_every
-        found = {
-            "lr": (isinstance(self.lr, Real | Tensor) and self.lr >= 0, "a number ≥ 0"),
-            "accumulate": (isinstance(self.accumulate, int) and self.accumulate >= 1, "a whole number ≥ 1"),
-            "precision": (self.precision in PRECISIONS, " or ".join(map(repr, PRECISIONS))),
-            "strategy": (self.strategy in (None, *STRATEGIES), " or ".join(map(repr, (*STRATEGIES, None)))),
-            "checkpoint_every": (
-                every is None or (isinstance(every, int) and every >= 1),
-                "a whole number ≥ 1, or None",
-            ),
-        }
-        for name, (right, expected) in found.items():
-            if not right:
-                raise DataError(
-                    f"{name} is no setting of a fine-tune.",
-                    expected=expected,
-                    got=repr(getattr(self, name)),
-                    where=f"SGD({name}=…)",
-                    hint="leave it out for the default",
-                )
 
     @property
     def _schedule(self) -> Schedule:

@@ -130,8 +130,12 @@ def _empty() -> DataError:
     )
 
 
-def _diverged(epoch: int, loss: float, lr: float) -> DataError:
-    return DataError(
+class DivergedError(DataError):
+    """The loss of a fine-tune is not finite any more."""
+
+
+def _diverged(epoch: int, loss: float, lr: float) -> DivergedError:
+    return DivergedError(
         "The fine-tune diverged.",
         expected="a finite loss",
         got=f"{loss} in epoch {epoch + 1}",

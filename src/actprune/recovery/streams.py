@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actprune.graph.keep import seed_all
+from actprune.graph.keep import forked_random, seed_all
 
 
 def states(loader: Iterable[Any]) -> dict[str, Any]:
@@ -45,9 +45,8 @@ def put_states(loader: Iterable[Any], told: dict[str, Any]) -> None:
 def apart(*seed: int) -> Iterator[None]:
     """Random numbers by a seed of several numbers; the streams outside go on afterwards as if nothing were drawn."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with forked_random():
             seed_all(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4]))
             yield
     finally:

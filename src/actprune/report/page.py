@@ -171,7 +171,7 @@ def _details(report: Report, plan: Plan) -> dict[str, dict[str, Any]]:
     for row in report.groups:
         group = plan.groups.get(row.name)
         own = {
-            "kept": None if group is None else _states(group.kept, group.width),
+            "kept": None if group is None else group.states,
             "curve": row.curve,
             "beta": row.guide,
             "natural": row.natural,
@@ -199,12 +199,6 @@ def _add_maps(details: dict[str, dict[str, Any]], report: Report) -> None:
             if left < 0:
                 break
             details[row.name] |= own
-
-
-def _states(kept: Iterable[int], width: int) -> str:
-    """One "1" per kept and one "0" per removed unit."""
-    stay = set(kept)
-    return "".join("01"[unit in stay] for unit in range(width))
 
 
 def _rounds(report: Report) -> list[list[str]]:

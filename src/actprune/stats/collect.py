@@ -127,9 +127,17 @@ def collect(
             widest consumers have none: "4GB", bytes, or None for a quarter of what there is.
 
     Raises:
-        DataError: no data, data of another shape, no labels for a loss, or activations that are NaN or infinite.
+        DataError: no folds, no data, data of another shape, no labels for a loss, or activations that are not finite.
         PlanError: an unknown measure.
     """
+    if not isinstance(folds, int) or folds < 1:
+        raise DataError(
+            "This is no number of folds.",
+            expected="a whole number ≥ 1",
+            got=repr(folds),
+            where="collect(folds=…)",
+            hint=f"leave it out for {FOLDS}",
+        )
     others = Measures(graph, measures, loss, first)
     data = fit(graph.program, calibration, labels=others.labelled)
     limit = limit_bytes(memory_limit)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
-from actprune.graph.keep import copied, copied_by, preserved, refresh
+from actprune.graph.keep import copied, copied_by, preserved, refresh, unless_failed
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt
 from actprune.hints import hint_for
@@ -47,7 +47,21 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     _check_fits(model, plan, overrides)
     if isinstance(model, Rebuilt):
         return _rebuilt(model, plan, overrides, inplace)
-    target = model if inplace else _copied(model)  # what lies in files is still the model's own there
+    if inplace:
+        with unless_failed(model):
+            _rearrange(model, plan, overrides, own_files=False)
+        return model
+    target = _copied(model)  # what lies in files is still the model's own there
+    _rearrange(target, plan, overrides, own_files=True)
+    return target
+
+
+def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], own_files: bool) -> None:
+    """Slice the tensors of a model where they are, and make its modules say so.
+
+    Args:
+        own_files: what lies in files and is not sliced is copied into files of its own.
+    """
     slots = tensor_slots(target)
     holders: dict[int, list[str]] = {}
     for name, slot in slots.items():
@@ -63,7 +77,7 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             names = list(dict.fromkeys([*known, *holders[id(old)]]))
             changes.append((names, _replacement(old, source, indices)))
     sized = list(changes)
-    if not inplace:
+    if own_files:
         changed = {name for names, _ in changes for name in names}
         changes += [(names, new) for names, new in _own_files(slots, holders) if not changed & set(names)]
     paths = (path for names, _ in sized for name in names for path in _users(name))
@@ -85,7 +99,6 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
             resize(module)
     with preserved(target):
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
-    return target
 
 
 def _rebuilt(model: Rebuilt, plan: Plan, overrides: Mapping[str, Tensor], inplace: bool) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actprune.axes.inference import Call, rule
+from actprune.axes.inference import Call, NotCovered, rule
 from actprune.axes.site import Dims
 
 ALIGNMENT = 16
@@ -19,7 +19,7 @@ def grouped_product(call: Call) -> Dims:
     rows, weight, *_ = call.values
     source, held = call.axes(rows), call.axes(weight)
     if len(source) != 2 or len(held) != 3:
-        raise ValueError("blocks of another form")
+        raise NotCovered("blocks of another form")
     call.freeze(source[0], "sorted by expert")
     call.freeze(held[0], "one matrix for each expert")
     call.unify(source[1], held[1])

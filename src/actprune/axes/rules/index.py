@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from actprune.axes.expr import size
-from actprune.axes.inference import Call, rule
+from actprune.axes.inference import Call, NotCovered, rule
 from actprune.axes.rules.elementwise import broadcast_axes, broadcast_with
 from actprune.axes.site import Dims
 from actprune.graph.program import op_name, shape
@@ -23,7 +23,7 @@ PICKED = "picked by value"
 def index(call: Call) -> Dims:
     """self[i, None, j, …]: the indices' own axes stand where they are, or first where a None lies between them."""
     if _masked(call["indices"]):
-        raise ValueError("how many entries a mask takes depends on its values")
+        raise NotCovered("how many entries a mask takes depends on its values")
     made = [d for d, own in enumerate(call["indices"]) if own is not None]
     _makes(call, call["self"], made)
     return _at(call, made, LOOKED_UP)
@@ -61,7 +61,7 @@ def index_put(call: Call) -> Dims:
         broadcast_with(call, _at(call, dims, WRITTEN), values)
         return source
     if len(dims) > 1 or dims[0] > 0:
-        raise ValueError("a mask among other indices")
+        raise NotCovered("a mask among other indices")
     mask = call.axes(call["indices"][0])
     single = all(n == 1 for n in call.shape(values))
     for own, axis in zip(mask, source, strict=False):

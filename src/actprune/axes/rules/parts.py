@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from actprune.axes.expr import concat, size
-from actprune.axes.inference import Call, rule
+from actprune.axes.inference import Call, NotCovered, rule
 from actprune.axes.rules.shape import ones_before
 from actprune.axes.site import Dims
 
@@ -35,7 +35,7 @@ def cat_by_name(call: Call) -> Dims:
     parts = [call.axes(part) for part in call["tensors"]]
     vectors = min(map(len, parts)) == 1
     if vectors and "hstack" not in str(call.node.target):
-        raise ValueError("vectors become matrices first")
+        raise NotCovered("vectors become matrices first")
     return _join(call, parts, 0 if vectors or "vstack" in str(call.node.target) else 1)
 
 

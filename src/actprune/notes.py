@@ -1,0 +1,221 @@
+"""What a reader of a report must know besides its figures. Each note is a small function of what there is to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from actprune.allocation.budget import Amount, Budget
+from actprune.attempt import Attempt
+from actprune.axes.capture import Graph
+from actprune.data.samples import Calibration
+from actprune.forms import Form
+from actprune.graph.rebuilt import Rebuilt
+from actprune.guidance.blocks import by_blocks
+from actprune.guidance.guide import Guide
+from actprune.latency.bench import Bench
+from actprune.mapped import any_mapped
+from actprune.recovery.sgd import SGD
+from actprune.settings import Settings
+from actprune.stats.collect import Stats
+from actprune.stats.room import folds_on_disk, folds_within
+
+FORMS = {
+    "class": "The network is of the class that was given.",
+    "graph": "The network is the captured graph as a module, without dropout and the branches of training.",
+}
+"""What the report says of the form that was not a matter of course."""
+
+SLOW, NO_FASTER = 1.3, 0.95
+"""Latency is told to be too high at so many times the share of MACs that stays, and at this share of the dense one."""
+
+ENOUGH_ROWS = 10
+"""Calibration rows per column below which a refit is said to have had too few."""
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What notes are made of.
+
+    Attributes:
+        macs: share of the dense network's that is left.
+        dense_ms, final_ms: milliseconds of the dense network and of the one that is returned, if they were measured.
+    """
+
+    model: nn.Module
+    settings: Settings
+    form: Form
+    guide: Guide
+    stats: Stats | None
+    data: Calibration
+    bench: Bench
+    attempt: Attempt
+    budget: Budget | None
+    macs: float
+    dense_ms: float | None
+    final_ms: float | None
+
+    @property
+    def graph(self) -> Graph:
+        return self.form.graph
+
+
+def notes(told: Told) -> tuple[str, ...]:
+    """All that apply, in the order in which they are shown."""
+    return tuple(note for of in NOTES for note in of(told))
+
+
+def of_latency(budget: Budget | None) -> bool:
+    """Whether milliseconds were asked for."""
+    return budget is not None and budget.cost == "latency"
+
+
+def _form(told: Told) -> Iterator[str]:
+    if told.settings.form != "class":
+        yield FORMS[told.form.name]
+
+
+def _budget(told: Told) -> Iterator[str]:
+    given, drop, budget = told.settings.budget(), told.settings.max_drop, told.budget
+    if budget is None:
+        return
+    if isinstance(given, Amount) and budget.keep == 1:
+        yield f"The dense network is within {given} as it is."
+    reached = told.attempt.decided.plan.note.get("budget")
+    if drop is not None and reached != str(budget):
+        yield f"{budget} would lose more than max_drop={drop:g}: {reached}."
+
+
+def _left_over(told: Told) -> Iterator[str]:
+    if told.data.left_over:
+        yield f"{told.data.left_over} calibration samples did not fill a batch and were not used."
+
+
+def _not_reached(told: Told) -> Iterator[str]:
+    """The modules with parameters that no captured run reads."""
+    idle = sorted(told.graph.program.parameters - told.graph.used)
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
+    if modules:
+        more = f" and {len(modules) - 4} more" if len(modules) > 4 else ""
+        yield (
+            f"Not reached with the calibration data, and left as they were: {', '.join(modules[:4])}{more}. Where a "
+            "call reaches them, they may not fit the layers in front any more: name those in protect=."
+        )
+
+
+def _worse(told: Told) -> Iterator[str]:
+    for step, before, after in told.attempt.worse:
+        yield f"The {step} made the metric worse ({before:.4g} → {after:.4g}): the network before it is returned."
+
+
+def _diverged(told: Told) -> Iterator[str]:
+    if (what := told.attempt.diverged) is not None:
+        yield f"The fine-tune diverged ({what}): the network before it is returned. A lower learning rate may help."
+
+
+def _one_batch(told: Told) -> Iterator[str]:
+    if len(told.data.batches) == 1:
+        yield (
+            "All calibration samples came as one batch, so that none could be held out: what is said of held-out ones "
+            "is said of these. Several smaller batches can be told apart."
+        )
+
+
+def _recovery(told: Told) -> Iterator[str]:
+    if (done := told.attempt.recovery) is not None:
+        inside = f", which compared {done.values} values inside, too" if done.values else ""
+        yield (
+            f"The recovery took {done.steps} steps{inside}; on held-out calibration samples the distance to "
+            f"the dense network went from {done.distance_before:.4g} to {done.distance_after:.4g}."
+        )
+
+
+def _processes(told: Told) -> Iterator[str]:
+    tune, world = told.settings.finetune, told.settings.ranks.world
+    if isinstance(tune, SGD) and world > 1:
+        yield f"Fine-tuned by {world} processes ({tune.strategy}), each with the whole dense network as teacher."
+
+
+def _room(told: Told) -> Iterator[str]:
+    """What the memory limit took from the statistics."""
+    if told.stats is None:
+        return
+    whole = folds_on_disk if any_mapped(told.model.parameters()) else folds_within
+    wanted, found = whole(told.graph), {name: len(parts) for name, parts in told.stats.sites.items()}
+    fewer = sum(0 < found.get(name, 0) < count for name, count in wanted.items())
+    none = len(wanted.keys() - found.keys())
+    if fewer or none:
+        of = f"of {len(wanted)} consumers"
+        yield f"By the memory limit, {fewer} {of} had statistics in fewer folds, and {none} had none."
+
+
+def _approximate(told: Told) -> Iterator[str]:
+    guide = told.guide
+    wide = sum("greedy" in own.orders and by_blocks(guide.problems[name]) for name, own in guide.groups.items())
+    if wide and told.stats is not None:
+        yield f"The greedy order of {wide} wide groups is approximate: units were removed several at a time."
+
+
+def _fewer_samples(told: Told) -> Iterator[str]:
+    used = told.attempt.rewrite.record.get("samples", told.data.samples)
+    if used < told.data.samples:
+        yield f"Refits used {used} of {told.data.samples} calibration samples, by the memory limit."
+
+
+def _not_refitted(told: Told) -> Iterator[str]:
+    fits = told.attempt.rewrite.record.get("consumers", {}).values()
+    if left := [fit for fit in fits if "left" in fit]:
+        yield f"{len(left)} of {len(fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."
+
+
+def _blocks(told: Told) -> Iterator[str]:
+    blocks = told.attempt.rewrite.record.get("blocks", {}).values()
+    if nearer := [block["left"] for block in blocks if block["left"] < 1]:
+        share = sum(nearer) / len(nearer)
+        yield (
+            f"{len(nearer)} of {len(blocks)} blocks of layers were fitted as a whole: on held-out calibration "
+            f"samples, {share:.1%} of a refit's squared error is left on average."
+        )
+
+
+def _logits(told: Told) -> Iterator[str]:
+    if last := told.attempt.rewrite.record.get("logits"):
+        yield (
+            f"The last layer, {last['module']}, was fitted to the dense network's probabilities: in a trial, "
+            f"their divergence on calibration samples that it had not seen went from {last['held_before']:.3g} to "
+            f"{last['held_after']:.3g} nats."
+        )
+
+
+def _few_rows(told: Told) -> Iterator[str]:
+    fits = told.attempt.rewrite.record.get("consumers", {}).values()
+    refitted = [fit for fit in fits if "rows" in fit]
+    few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)
+    if few:
+        rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"
+        yield f"{few} of {len(refitted)} refitted layers had {rows}: more samples would help."
+
+
+def _speed(told: Told) -> Iterator[str]:
+    """What is to be said of the shares of the dense latency and MACs that were reached."""
+    if told.final_ms is None or told.dense_ms is None:
+        return
+    latency, about = told.final_ms / told.dense_ms, told.bench.about()
+    where = f"batches of {about['batch_size']} on {about['device']} with {about['threads']} threads"
+    if of_latency(told.budget):
+        yield f"Latency is {latency:.1%} of the dense network's ({where})."
+    elif told.macs < 1 and latency > min(SLOW * told.macs, NO_FASTER):
+        folds = "" if isinstance(told.model, Rebuilt) else ", and result.fold() takes BatchNorm out of the way"
+        yield (
+            f"Fewer MACs, but hardly faster: MACs are {told.macs:.0%} of the dense network's, latency is {latency:.0%} "
+            f'({where}). keep="latency=50%" aims at milliseconds, round_to="auto" at widths that suit the machine'
+            f"{folds}."
+        )
+
+
+NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
+    _form, _left_over, _one_batch, _not_reached, _budget, _worse, _diverged, _recovery, _processes, _room, _approximate,
+    _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
+)  # fmt: skip

@@ -1,0 +1,66 @@
+"""What the settings of trainings may be, as data: a test, and the words for it in a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isnan
+from numbers import Integral, Real
+from typing import Any
+
+from actprune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Values of one setting."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(least: float, *kinds: type) -> Allowed:
+    """Numbers of these kinds from `least` on."""
+    whole = "whole " if kinds == (Integral,) else ""
+    return Allowed(lambda value: _is_one(value, kinds) and bool(value >= least), f"a {whole}number ≥ {least:g}")
+
+
+def above(least: float) -> Allowed:
+    """Numbers larger than `least`."""
+    return Allowed(lambda value: _is_one(value, (Real,)) and value > least, f"a number > {least:g}")
+
+
+def between(least: float, most: float) -> Allowed:
+    """Numbers from `least` to `most`."""
+    words = f"a number from {least:g} to {most:g}"
+    return Allowed(lambda value: _is_one(value, (Real,)) and least <= value <= most, words)
+
+
+def one_of(*values: Any) -> Allowed:
+    """These values."""
+    return Allowed(lambda value: value in values, " or ".join(map(repr, values)))
+
+
+def or_none(allowed: Allowed) -> Allowed:
+    """The same, and None."""
+    return Allowed(lambda value: value is None or allowed.holds(value), f"{allowed.words}, or None")
+
+
+def check_settings(training: Any, allowed: Mapping[str, Allowed]) -> None:
+    """Raise a DataError for the first attribute that is none of its values."""
+    for name, values in allowed.items():
+        value = getattr(training, name)
+        if not values.holds(value):
+            raise DataError(
+                f"{name} is no setting of {type(training).__name__}.",
+                expected=values.words,
+                got=repr(value),
+                where=f"{type(training).__name__}({name}=…)",
+                hint="leave it out for the default",
+            )
+
+
+def _is_one(value: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return not isinstance(value, Real) or not isnan(value)

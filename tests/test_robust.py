@@ -1,0 +1,205 @@
+"""What must not happen to the caller: a run that never ends, a state that is not put back, settings found late."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import actprune as ap
+from actprune.allocation.budget import Budget
+from actprune.allocation.cost import COSTS, cost
+from actprune.allocation.sensitivity import Curve
+from actprune.allocation.solve import solve_from
+from actprune.allocation.space import make_space
+from actprune.errors import BudgetError, DataError
+from actprune.proof.compare import relative_error
+from actprune.recovery.batchnorm import reestimate_batchnorm
+from nets import build
+
+CPU = torch.device("cpu")
+
+
+def chain() -> tuple[Any, list[Tensor]]:
+    model, inputs = build("chain")
+    return model, [inputs, *(torch.randn_like(inputs) for _ in range(3))]
+
+
+@pytest.mark.parametrize("method", ["l2", "sgd-ap"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, data: ap.sweep(model, data, ["nonsense=3"]),
+        lambda model, data: ap.prune_in_rounds(model, data, keep="macs=50%", rounds=0),
+    ],
+)
+def test_what_is_iterated_over_is_checked_when_it_is_called(call: Any) -> None:
+    with pytest.raises((BudgetError, DataError)):
+        call(*chain())
+
+
+def test_norms_that_no_batch_reaches_keep_their_statistics() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle, self.frozen = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.frozen(self.used(x))
+
+    model = Branches()
+    means = [norm.get_buffer("running_mean") for norm in (model.used, model.idle, model.frozen)]
+    for mean in means:
+        mean.fill_(7.0)
+    model.frozen.eval()
+    batch = torch.randn(8, 3)
+    reestimate_batchnorm(model, (lambda m, x: m(x), [batch], CPU))
+    assert torch.allclose(means[0], batch.mean(0), atol=1e-6)
+    assert all(bool((mean == 7).all()) for mean in means[1:])
+    with pytest.raises(RuntimeError):
+        reestimate_batchnorm(model, (lambda m, x: m(x), [batch + 1, torch.randn(8, 4)], CPU))
+    assert torch.allclose(means[0], batch.mean(0), atol=1e-6)
+
+
+class Refusing(nn.Linear):
+    """Its hint can't follow a cut."""
+
+
+@ap.hint(Refusing)
+def _refuse(module: Refusing) -> None:
+    raise RuntimeError("no")
+
+
+def test_a_cut_in_place_that_fails_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Refusing(8, 3))
+    x = torch.randn(16, 6)
+    graph = ap.capture(model, x)
+    plan = ap.allocate(graph, ap.guide(graph, None, method="l2"), keep={"0": 4})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="no"):
+        ap.cut(model, plan, inplace=True)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert model[0].out_features == 8 and model[2].in_features == 8
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ap.SGD([], F.cross_entropy, lr=-1),
+        lambda: ap.SGD([], F.cross_entropy, epochs=-1),
+        lambda: ap.SGD([], F.cross_entropy, temperature=0),
+        lambda: ap.SGD([], F.cross_entropy, distill=3),
+        lambda: ap.Distill(lr=-1),
+        lambda: ap.Distill(steps="400"),  # type: ignore[arg-type]
+        lambda: ap.Distill(holdout=5),
+        lambda: ap.Distill(warmup=-3),
+    ],
+)
+def test_settings_of_trainings_are_checked_when_they_are_made(make: Any) -> None:
+    with pytest.raises(DataError, match=r"is no setting of (SGD|Distill)") as caught:
+        make()
+    assert "expected: a" in str(caught.value)
+
+
+def test_another_fine_tune_is_another_run(tmp_path: Path) -> None:
+    model, batches = chain()
+    pairs = [(x, torch.zeros(len(x), dtype=torch.long)) for x in batches]
+
+    def asked(**how: Any) -> Any:
+        return ap.sweep(
+            model, pairs, ["macs=50%"], method="l2", save_to=tmp_path / "runs", resume=True,
+            finetune=ap.SGD(pairs, F.cross_entropy, **how), round_to=1,
+        )  # fmt: skip
+
+    list(asked(lr=0.01, epochs=1))
+    assert [type(one).__name__ for one in asked(lr=0.01, epochs=1)] == ["Finished"]
+    with pytest.raises(ap.ArtifactError, match="another one"):
+        list(asked(lr=0.02, epochs=1))
+
+
+def test_a_model_is_let_go_of_after_its_cut() -> None:
+    model, batches = chain()
+    gone = weakref.ref(model.fc1.weight)
+    ap.prune(model, batches, keep="macs=50%", method="l2")
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_errors_of_outputs_do_not_hide_nan() -> None:
+    good, bad = torch.ones(3), torch.full((3,), float("nan"))
+    assert relative_error((good, good), (good, bad)) == float("inf")
+    assert relative_error((bad, good), (good, good)) == float("inf")
+    assert relative_error((good,), (torch.ones(2),)) == float("inf")
+    assert relative_error((good.half(),), (good.half(),)) == 0
+
+
+@pytest.mark.parametrize("name", ["chain", "lenet", "residual"])
+@pytest.mark.parametrize("budget", COSTS)
+def test_costs_along_a_width_are_the_costs(name: str, budget: str) -> None:
+    model, inputs = build(name)
+    graph = ap.capture(model, inputs)
+    space = make_space(graph, Budget(budget, 0.9))
+    draw = np.random.default_rng(0)
+    widths = {group: int(draw.choice(options)) for group, options in space.options.items()}
+    for group, options in space.options.items():
+        expected = [cost(graph, {**widths, group: k})[budget] for k in options]
+        assert space.costs_along(group, widths, options).tolist() == expected
+
+
+def test_wide_groups_are_allocated_in_a_moment() -> None:
+    """Counted, not timed: a cost is asked for some hundred times, not once for every width and multiplier."""
+    model = nn.Sequential(nn.Linear(4, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2))
+    graph = ap.capture(model, torch.randn(2, 4))
+    space = make_space(graph, Budget("params", 0.5))
+    curves = {
+        name: Curve(options, tuple(((1 - np.array(options) / options[-1]) ** 2).tolist()), {})
+        for name, options in space.options.items()
+    }
+    asked: list[int] = []
+    counted = type(space).cost
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(space), "cost", lambda self, widths: (asked.append(1), counted(self, widths))[1])
+        found = solve_from(space, curves, {name: options[len(options) // 2] for name, options in space.options.items()})
+    assert space.fits(found) and len(asked) < 4000
+
+
+def test_a_fine_tune_that_diverges_leaves_what_was_proved() -> None:
+    model, batches = chain()
+    pairs = [(x, torch.zeros(len(x), dtype=torch.long)) for x in batches]
+    train = ap.SGD(pairs, lambda outputs, targets: outputs.sum() * float("nan"), lr=0.1, epochs=1, distill=0.0)
+    with pytest.warns(UserWarning, match="diverged"):
+        result = ap.prune(model, pairs, keep="macs=50%", method="l2", finetune=train)
+    assert result.proof.passed and all(bool(p.isfinite().all()) for p in result.model.parameters())
+    assert any("diverged" in note for note in result.report.notes)
+
+
+def test_one_batch_is_told_of() -> None:
+    model, batches = chain()
+    notes = [ap.prune(model, data, keep="macs=50%", method="l2").report.notes for data in (batches[:1], batches)]
+    assert [any("one batch" in note for note in some) for some in notes] == [True, False]
+
+
+def test_a_caller_in_inference_mode() -> None:
+    model, batches = chain()
+    with torch.inference_mode():
+        result = ap.prune(model, [x + 0 for x in batches], keep="macs=50%", recover=ap.Distill(steps=3))
+    assert result.proof.passed
+
+
+def test_numbers_of_folds_and_resamples() -> None:
+    model, batches = chain()
+    graph = ap.capture(model, batches[0])
+    with pytest.raises(DataError, match="number of folds"):
+        ap.collect(graph, batches, folds=0)
+    stats = ap.collect(graph, batches)
+    with pytest.raises(ap.PlanError, match="resample"):
+        ap.confidence(graph, stats, ap.guide(graph, stats), {"fc1": 4}, resamples=0)
