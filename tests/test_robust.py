@@ -33,6 +33,36 @@ def chain() -> tuple[Any, list[Tensor]]:
 
 
 @pytest.mark.parametrize("method", ["l2", "sgd-ap"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_later_batch_that_is_not_finite(method: str, value: float) -> None:
+    model, batches = chain()
+    batches[2][1, 0] = value
+    with pytest.raises(DataError, match="finite"):
+        ap.prune(model, batches, keep="macs=50%", method=method, compensate="least_squares")
+
+
+def test_equations_that_are_not_finite_have_no_fit() -> None:
+    model, batches = chain()
+    graph = ap.capture(model, batches[0])
+    plan = ap.prune(model, batches, keep="macs=50%", method="l2", compensate="none").plan
+    batches[1][0, 0] = float("nan")
+    with pytest.raises(DataError, match="not finite"):
+        ap.compensate(graph, plan, batches)
+
+
+def test_a_sweep_leaves_the_caller_alone_between_results() -> None:
+    model, batches = chain()
+    model.train()
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    drawn: list[Tensor] = []
+    for _ in ap.sweep(model, batches, ["macs=60%", "macs=50%"], method="l2"):
+        drawn.append(torch.rand(2))
+        model.eval()
+    assert torch.equal(torch.cat(drawn), expected) and not model.training
+
+
 @pytest.mark.parametrize(
     "call",
     [

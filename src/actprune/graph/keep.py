@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,19 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def apart(*seed: int) -> Iterator[None]:
+    """Random numbers by a seed of several numbers; the streams outside go on afterwards as if nothing were drawn."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with forked_random():
+            seed_all(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4]))
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextlib.contextmanager

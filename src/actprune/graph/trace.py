@@ -22,7 +22,7 @@ from actprune.graph.canonical import make_canonical
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
-from actprune.graph.keep import kept_buffers, preserved, refresh
+from actprune.graph.keep import apart, kept_buffers, kept_modes, preserved, refresh
 from actprune.graph.names import Names
 from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
@@ -78,7 +78,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             hint="pass one batch of inputs, as the model gets them in use",
         )
     names = Names(model)
-    with preserved(model), kept_buffers(model), torch.no_grad():
+    # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
+    with apart(0), kept_modes(model), kept_buffers(model), torch.no_grad():
         refresh(model, training)
         for module in model.modules():
             module.training = training

@@ -245,7 +245,8 @@ def _wrong_training(
         dense.program.repeated(batch, dense.training.batch_size // dense.program.batch_size),
         "the branches of training mode",
     )
-    return compare(sides)[1]
+    error, failure = compare(sides)
+    return None if failure is None else f"{failure}, relative error {error:.3g}"
 
 
 def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: Batch) -> tuple[float, str | None]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from actprune.errors import DataError
+from actprune.graph.keep import apart
 from actprune.recovery.checkpoint import Begun, Checkpoint
 from actprune.recovery.parallel import Training, check_same_batch
 from actprune.recovery.place import to
 from actprune.recovery.rate import warm_cosine
-from actprune.recovery.streams import apart, put_states, states
+from actprune.recovery.streams import put_states, states
 
 Epoch = Callable[[int, int, str], None]
 """(steps done, all steps, a line about the state)."""

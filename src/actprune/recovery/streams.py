@@ -6,16 +6,12 @@ that goes on from a checkpoint needs the state at the beginning of the epoch alo
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-
-from actprune.graph.keep import forked_random, seed_all
 
 
 def states(loader: Iterable[Any]) -> dict[str, Any]:
@@ -39,19 +35,6 @@ def put_states(loader: Iterable[Any], told: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(told["torch"], dtype=torch.uint8))
     for one, state in zip(_generators(loader), told["loader"], strict=True):
         one.set_state(torch.tensor(state, dtype=torch.uint8))
-
-
-@contextmanager
-def apart(*seed: int) -> Iterator[None]:
-    """Random numbers by a seed of several numbers; the streams outside go on afterwards as if nothing were drawn."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with forked_random():
-            seed_all(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4]))
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
