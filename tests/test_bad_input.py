@@ -230,7 +230,7 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         ("another network than the pruned one", "where: finetune", "of shape"),
     ),
     "a negative learning rate": (
-        DataError, prune(finetune=ap.SGD([], nn.functional.cross_entropy, lr=-1.0)), ("got: -1.0", "SGD(lr=…)"),
+        DataError, lambda model, folder: ap.SGD([], nn.functional.cross_entropy, lr=-1.0), ("got: -1.0", "SGD(lr=…)"),
     ),
     "a seed that is no number": (DataError, prune(seed="a"), ("got: 'a'", "prune(seed=…)")),
     "half a sample": (DataError, prune(calibration_size=10.5), ("whole number", "got: 10.5")),

@@ -21,8 +21,10 @@ import actprune as ap
 import tuning_ranks as worker
 from actprune.artifacts.weights import read_weights, write_weights
 from actprune.distributed import Ranks
-from actprune.recovery.parallel import rows, samples
-from actprune.recovery.streams import apart, put_states, states
+from actprune.graph.keep import apart
+from actprune.recovery.batches import samples
+from actprune.recovery.parallel import rows
+from actprune.recovery.streams import put_states, states
 from nets import build
 
 HERE = Path(__file__).parent
@@ -161,7 +163,7 @@ def test_a_resumed_run_goes_on_within_its_fine_tune(tmp_path: Path) -> None:
     assert (tmp_path / "run.unfinished" / "fine-tuning-0.safetensors").exists()
     calls.clear()
     resumed = run(100, "run", resume=True)
-    assert len(calls) == 2 and resumed.report.losses == whole.report.losses
+    assert len(calls) == 1 + 3 and resumed.report.losses == whole.report.losses
     assert worker.furthest(resumed.model.state_dict(), whole.model.state_dict()) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
 

@@ -239,7 +239,7 @@ def test_a_keras_file_and_arrays(run: Run, tmp_path: Path) -> None:  # noqa: F81
     assert code == 0 and json.loads(out)["pruned"]["macs"] < json.loads(out)["dense"]["macs"], err
     code, out, err = run("sweep", *words)
     assert code == 0 and (tmp_path / "runs" / "sweep" / "macs-70" / "model.keras").exists(), err
-    for command in (("prune",), ("verify", "runs/pruned"), ("export", "--pt2", "runs/pruned")):
+    for command in (("prune", "--out", "runs/other"), ("verify", "runs/pruned"), ("export", "--pt2", "runs/pruned")):
         code, _, err = run(*command, "net.keras")
         assert code == 1 and "--data" in err
     assert run("prune", "recipe.py", "--data", "data.npz")[0] == 2
@@ -273,7 +273,7 @@ def test_a_fine_tune_that_is_data_is_given_as_it_is(tmp_path: Path) -> None:
 
     path = tmp_path / "tuned.py"
     path.write_text(
-        "import actprune as ap\nfinetune = ap.SGD([], None)\ndef model(): ...\ndef evaluate(m): return 1.0\n"
+        "import actprune as ap\nfinetune = ap.SGD([], max)\ndef model(): ...\ndef evaluate(m): return 1.0\n"
     )
     recipe = load_recipe(str(path))
     evaluate = recipe.optional("evaluate")

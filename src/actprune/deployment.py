@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError, EquivalenceError
 from actprune.graph.program import Program, named_arguments, op_name, shape
+from actprune.graph.rebuilt import name_of
 from actprune.graph.trace import call_arguments, trace
 from actprune.latency.timing import side_by_side
 from actprune.proof.compare import relative_error
@@ -208,7 +209,7 @@ def _check_same(model: nn.Module, folded: nn.Module, args: Any, kwargs: Any) -> 
     error = relative_error(*([x for x in side if isinstance(x, Tensor) and x.is_floating_point()] for side in sides))
     if error > TOLERANCE:
         raise EquivalenceError(
-            f"{type(model).__name__} computes something else once its BatchNorms are folded.",
+            f"{name_of(model)} computes something else once its BatchNorms are folded.",
             expected=f"a relative error of at most {TOLERANCE:g}",
             got=f"{error:.1e}",
             where="fold",

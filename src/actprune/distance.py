@@ -174,7 +174,7 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     Of outputs that don't vary, such as those of a single sample, Σ a² is taken instead. Where all outputs are whole
     numbers, the share of them that differ.
     """
-    tensors = [i for i, out in enumerate(dense[0]) if isinstance(out, Tensor)]
+    tensors = _compared(dense[0])
     floats = [i for i in tensors if is_float(dense[0][i])]
     errors: list[float] = []
     for position in floats or tensors:
@@ -190,9 +190,9 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
 def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
     """The normalised error of one batch."""
     pairs = [
-        _bounded(as_real(a.detach()).float(), as_real(b).float())
-        for a, b in zip(dense, cut, strict=True)
-        if isinstance(a, Tensor) and is_float(a)
+        _bounded(as_real(dense[i].detach()).float(), as_real(cut[i]).float())
+        for i in _compared(dense)
+        if is_float(dense[i])
     ]
     return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
 
@@ -231,8 +231,15 @@ def _divergences(dense: Outputs, cut: Outputs, kind: str, dtype: torch.dtype = t
 
 
 def tensor_outputs(program: Program) -> list[Node]:
-    """The outputs that are tensors, in order."""
-    return [out for out in program.outputs if isinstance(out, Node) and isinstance(out.meta.get("val"), Tensor)]
+    """The outputs that are compared, in order: tensors, but for scalars (a loss) beside others."""
+    found = [out for out in program.outputs if isinstance(out, Node) and isinstance(out.meta.get("val"), Tensor)]
+    return [out for out in found if shape(out)] or found
+
+
+def _compared(outputs: Outputs) -> list[int]:
+    """The places of these among all."""
+    tensors = [i for i, out in enumerate(outputs) if isinstance(out, Tensor)]
+    return [i for i in tensors if outputs[i].dim()] or tensors
 
 
 def _check_classes(program: Program) -> None:
@@ -257,7 +264,7 @@ def _logits(outputs: Outputs, kind: str, dtype: torch.dtype) -> Tensor:
 
 def _rows(outputs: Outputs) -> Tensor:
     """(rows, classes): the first tensor output."""
-    return next(out for out in outputs if isinstance(out, Tensor)).flatten(0, -2)
+    return outputs[_compared(outputs)[0]].flatten(0, -2)
 
 
 def _by_sample(value: Tensor) -> Tensor:

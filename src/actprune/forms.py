@@ -18,6 +18,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
 from actprune.errors import CaptureError, PlanError, UnsupportedModelError
 from actprune.graph.digest import digest
+from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
 from actprune.plan import Plan, make_plan
 from actprune.proof.trial import cannot_follow, first_samples
@@ -104,12 +105,13 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = Fals
         found = Form("class", adapt(whole), norms, alone(whole) if form == "auto" else None)
         found = found.without(cannot_follow(model, found.graph, inputs, seed=seed))
     if not found.graph.groups:
+        helps = _what_helps(whole, "its own" if isinstance(model, Rebuilt) else form, norms)
         raise UnsupportedModelError(
-            f"Nothing in {type(model).__name__} can be cut.",
+            f"Nothing in {name_of(model)} can be cut.",
             expected="at least one layer whose units only linear layers and convolutions consume",
             got="no prunable group",
             where="capture",
-            hint=f"{_what_helps(whole, form, norms)}the account says why:\n{found.graph.account()}",
+            hint=f"{helps}the account says why:\n{found.graph.account()}",
         )
     return found
 

@@ -21,7 +21,13 @@ _HINTS: dict[type[nn.Module], Resize] = {}
 
 
 def hint(cls: type[nn.Module]) -> Callable[[Resize], Resize]:
-    """Register a function for `cls` and its subclasses; a later one takes the place of an earlier one."""
+    """Register a function for `cls` and its subclasses; a later one takes the place of an earlier one.
+
+    Raises:
+        TypeError: `cls` is no class of modules.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise TypeError(f"hint() takes a class of modules, as in @hint(MyAttention), not {cls!r}")
 
     def register(function: Resize) -> Resize:
         _HINTS[cls] = function

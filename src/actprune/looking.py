@@ -20,6 +20,7 @@ from actprune.distance import Distance, choose, objective, resolve
 from actprune.errors import DataError
 from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
+from actprune.graph.rebuilt import name_of
 from actprune.graph.run import run
 from actprune.guidance.guide import Guide
 from actprune.guidance.ranking import guide, questions_of
@@ -27,6 +28,7 @@ from actprune.keeping import given_digests
 from actprune.latency.bench import Bench, Latency
 from actprune.ledger import Ledger
 from actprune.mapped import any_mapped
+from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
 from actprune.stats.collect import Stats, collect
@@ -127,6 +129,9 @@ class Looking:
         if any(one.recover is not None for one in self.asks):
             objective(program, asked.distance)  # and outputs that nothing can be trained by
         # statistics are gathered of every batch, and see by themselves
+        for tune in {id(one.finetune): one.finetune for one in self.asks}.values():
+            if isinstance(tune, SGD) and not any_mapped(self.model.parameters()):
+                tune.check_on(self.model)
         _check_finite(self.model, form.graph, data, 1 if all(one.method.statistics for one in self.asks) else None)
         return Captured(self.model, form, inputs, data, bench, resolve(program, asked.distance, data))
 
@@ -196,7 +201,7 @@ def _check_finite(model: nn.Module, graph: Graph, data: Calibration, most: int |
         collect(graph, data.part([number]))  # it names the first layer that is at fault
         if any(bool(out.isnan().any()) or not bool(out.isfinite().any()) for out in outputs):
             raise DataError(
-                f"{type(model).__name__} does not give finite outputs.",
+                f"{name_of(model)} does not give finite outputs.",
                 expected="finite outputs on the calibration data",
                 got="NaN or infinite values",
                 where=f"calibration batch {number + 1}",

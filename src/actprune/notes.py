@@ -12,6 +12,7 @@ from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.forms import Form
+from actprune.graph.program import op_name
 from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.blocks import by_blocks
 from actprune.guidance.guide import Guide
@@ -207,7 +208,9 @@ def _speed(told: Told) -> Iterator[str]:
     if of_latency(told.budget):
         yield f"Latency is {latency:.1%} of the dense network's ({where})."
     elif told.macs < 1 and latency > min(SLOW * told.macs, NO_FASTER):
-        folds = "" if isinstance(told.model, Rebuilt) else ", and result.fold() takes BatchNorm out of the way"
+        norms = any(op_name(node).startswith("aten.batch_norm") for node in told.graph.program.nodes)
+        foldable = norms and not isinstance(told.model, Rebuilt)
+        folds = ", and result.fold() takes BatchNorm out of the way" if foldable else ""
         yield (
             f"Fewer MACs, but hardly faster: MACs are {told.macs:.0%} of the dense network's, latency is {latency:.0%} "
             f'({where}). keep="latency=50%" aims at milliseconds, round_to="auto" at widths that suit the machine'

@@ -25,6 +25,7 @@ from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks, joined
 from actprune.errors import ArtifactError, DataError
 from actprune.forms import FORMS
+from actprune.graph.rebuilt import name_of
 from actprune.graph.trace import check_ready, preserved
 from actprune.keras3.backend import is_keras
 from actprune.keras3.bridge import as_batches, check_keras, keras_result, on_network, training_of
@@ -230,6 +231,11 @@ def arguments_of(model: nn.Module, calibration: Iterable[Any], arguments: Mappin
     return _as_network(bound.arguments)
 
 
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse whatever can be told to be wrong of the arguments of `prune` before there is a model."""
+    settings_of(arguments_of(nn.Identity(), (), arguments)).budget()
+
+
 def _as_network(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `prune` as the engine takes them: for a Keras model its network, and what is given that one."""
     model = given["model"]
@@ -252,7 +258,7 @@ def _check_weights(model: nn.Module) -> None:
     empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if empty is not None:
         raise DataError(
-            f"{type(model).__name__} has no weights.",
+            f"{name_of(model)} has no weights.",
             expected="parameters with values",
             got=f"{empty} on the meta device",
             where="model",

@@ -14,6 +14,7 @@ from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.errors import PlanError
 from actprune.forms import Form
+from actprune.graph.rebuilt import name_of
 from actprune.guidance.confidence import Confidence, confidence
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
@@ -78,7 +79,7 @@ class Reporting:
             return Stage(metric, costs.params, costs.macs, state_bytes(model), latencies[model])
 
         return Report(
-            model=type(self.model).__name__,
+            model=name_of(self.model),
             method=self.settings.name,
             allocation=str(plan.note.get("allocation")),
             compensation=self.settings.method.compensate or "none",

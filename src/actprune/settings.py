@@ -67,15 +67,28 @@ class Settings:
 
     def budget(self) -> Budget | Amount | None:
         """The budget as it was given, once all that can be checked before the work is checked."""
-        for name, given in (("evaluate", self.evaluate), ("finetune", self.finetune)):
-            if given is not None and not callable(given):
+        for name, given, kind in (
+            ("evaluate", self.evaluate, "model → metric"),
+            ("finetune", self.finetune, "of the model, or an SGD"),
+            ("progress", self.progress, "of (stage, done, total)"),
+            ("loss", self.loss, "(outputs, labels) → scalar"),
+        ):
+            if given is not None and (not callable(given) or (isinstance(given, type) and issubclass(given, SGD))):
                 raise DataError(
                     f"{name} can't be called.",
-                    expected=f"a function {'model → metric' if name == 'evaluate' else 'of the model'}",
+                    expected=f"a function {kind}",
                     got=repr(given),
                     where=f"prune({name}=…)",
-                    hint="pass a function that takes the model as its one argument",
+                    hint="pass such a function, not its name or what it returns",
                 )
+        if wrong := [pattern for pattern in self.protect if not isinstance(pattern, str)]:
+            raise DataError(
+                "protect holds what is no pattern.",
+                expected="patterns of module paths",
+                got=repr(wrong[0]),
+                where="prune(protect=…)",
+                hint='for example protect=["layer1.*"]',
+            )
         if self.recover is not None and not isinstance(self.recover, Distill):
             raise DataError(
                 "recover is no recovery.",

@@ -105,8 +105,9 @@ def sweep(
     """
     if "keep" in arguments or arguments.get("inplace"):
         raise TypeError("sweep() takes neither keep= nor inplace=: it has keeps, and leaves the model as it is")
-    several = {"methods": methods, "seeds": seeds}
-    asked = _all_asked(model, keeps, several, {**arguments, "save_to": save_to, "resume": resume})
+    several = {"methods": [methods] if isinstance(methods, str) else methods, "seeds": seeds}
+    budgets = [keeps] if isinstance(keeps, str) else keeps
+    asked = _all_asked(model, budgets, several, {**arguments, "save_to": save_to, "resume": resume})
     _check_processes(model, jobs)
     for one in asked if save_to is not None else ():
         folder = one.given["save_to"]

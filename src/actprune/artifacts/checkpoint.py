@@ -30,6 +30,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
+from actprune.graph.rebuilt import name_of
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.rewrite import Rewrite
@@ -156,7 +157,7 @@ def _check_cut(model: nn.Module, state: Mapping[str, Any], plan: Plan) -> None:
         raise ArtifactError(
             "The model is not the one that the plan makes, so it could not be loaded again.",
             expected=f"{name} of shape {plan.shape(name)}",
-            got=f"shape {shapes[name]}" if wrong else f"{type(model).__name__} without a tensor of that name",
+            got=f"shape {shapes[name]}" if wrong else f"{name_of(model)} without a tensor of that name",
             where=name,
             hint="save the model that was cut by this plan, without a wrapper (DDP, torch.compile) around it",
         )
@@ -231,7 +232,7 @@ def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:
         raise ArtifactError(
             "The saved plan is for another architecture.",
             expected=f"a dense {plan.model} with state dict {plan.architecture[:16]}…{detail[0]}",
-            got=f"{type(model).__name__} with state dict {got[:16]}…{detail[1]}",
+            got=f"{name_of(model)} with state dict {got[:16]}…{detail[1]}",
             where=str(path),
             hint="build the dense model with the same class, arguments and dtype as before pruning",
         )

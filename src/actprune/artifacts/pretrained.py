@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from actprune.artifacts.opened import open_pretrained, transformers
 from actprune.artifacts.weights import tied
 from actprune.errors import ActpruneError, ArtifactError
 from actprune.graph.keep import copied
+from actprune.graph.rebuilt import name_of
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped, letting_go
 from actprune.plan import GroupPlan, Plan
@@ -138,7 +140,7 @@ def _stock_class(model: nn.Module) -> Any:
         if hasattr(cls, "config_class") and getattr(hub, cls.__name__, None) is cls:
             return cls
     raise ArtifactError(
-        f"{type(model).__name__} is no model of transformers.",
+        f"{name_of(model)} is no model of transformers.",
         expected="a class that transformers exports, such as LlamaForCausalLM",
         got=f"{type(model).__module__}.{type(model).__name__}",
         where="save_pretrained",
@@ -154,15 +156,24 @@ def _configuration(
     Args:
         without: changes that are not made.
     """
-    config, chosen = copy.deepcopy(model.config), list[Field]()
-    missed = _missed(wanted, _built(cls, config))
-    groups = [group for group in plan.groups.values() if len(group.kept) < group.width]
-    for fields in (_numbers(model.config, groups), _unset(model.config, groups)):
-        if missed:
-            allowed = [field for field in fields if field not in without]
-            config, missed, more = _nearest(cls, config, allowed, wanted)
-            chosen += more
-    return config, missed, chosen
+    dense, groups = model.config, [group for group in plan.groups.values() if len(group.kept) < group.width]
+
+    def nearest(config: Any) -> tuple[Any, list[str], list[Field]]:
+        chosen, missed, start = list[Field](), _missed(wanted, _built(cls, config)), config
+        for fields in (_numbers(start, groups), _unset(start, groups)):
+            if missed:
+                allowed = [field for field in fields if field not in without]
+                config, missed, more = _nearest(cls, config, allowed, wanted)
+                chosen += more
+        return config, missed, chosen
+
+    found = nearest(copy.deepcopy(dense))
+    if found[1] and (absent := _defaults(cls, dense)):
+        explicit = dense
+        for field in absent:
+            explicit = _with(explicit, field)
+        found = min(found, nearest(explicit), key=lambda one: len(one[1]))
+    return found
 
 
 def _nearest(cls: Any, config: Any, fields: list[Field], wanted: Shapes) -> tuple[Any, list[str], list[Field]]:
@@ -210,6 +221,40 @@ def _unset(config: Any, groups: Iterable[GroupPlan]) -> Iterator[Field]:
     """Each entry that is None (`n_inner` of a GPT-2: four times the width), with the widths that are kept."""
     widths = sorted({len(group.kept) for group in groups})
     yield from ((owner, name, width) for owner, name, held in _held(config) if held is None for width in widths)
+
+
+def _defaults(cls: Any, config: Any) -> list[Field]:
+    """Entries that the class asks for and the configuration lacks (`head_dim` of a Qwen2) or has as None, with the one
+    value, a quotient of two of its numbers, that changes no shape: what the class computes in its absence."""
+    whole = _built(cls, config)
+    numbers = [held for owner, _, held in _held(config) if not owner and isinstance(held, int) and held > 1]
+    quotients = sorted({a // b for a in numbers for b in numbers if a % b == 0 and a > b})
+    found: list[Field] = []
+    for name in (
+        *_asked_in_vain(cls, config),
+        *(name for owner, name, held in _held(config) if not owner and held is None),
+    ):
+        if all(_built(cls, config, ("", name, value)) == whole for value in quotients[:2]):
+            continue  # no size
+        same = [value for value in quotients if _built(cls, config, ("", name, value)) == whole]
+        found += [("", name, value) for value in same if len(same) == 1]
+    return found
+
+
+def _asked_in_vain(cls: Any, config: Any) -> list[str]:
+    """The names that the class looks up in a configuration without finding them."""
+    names: dict[str, None] = {}
+
+    def missing(self: Any, name: str) -> Any:
+        if not name.startswith("_"):
+            names[name] = None
+        raise AttributeError(name)
+
+    spied = copy.deepcopy(config)
+    spied.__class__ = type(type(config).__name__, (type(config),), {"__getattr__": missing})
+    with suppress(Exception), torch.device("meta"):
+        cls(spied)
+    return list(names)
 
 
 def _held(config: Any) -> Iterator[tuple[str, str, Any]]:

@@ -20,8 +20,7 @@ def compare(
 
     Example: actprune compare runs/half runs/third
     """
-    from rich.console import Console
-
+    from actprune.cli.console import console as console_of
     from actprune.cli.runs import read_run
     from actprune.report.comparison import compared, comparison_tables
 
@@ -29,4 +28,4 @@ def compare(
     if as_json:
         typer.echo(json.dumps(found.to_data(), indent=1))
     else:
-        Console(highlight=False).print(comparison_tables(found))
+        console_of().print(comparison_tables(found))

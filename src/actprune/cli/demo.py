@@ -81,11 +81,10 @@ def demo(
 
 
 def _show(outcome: Outcome) -> None:
-    from rich.console import Console
-
+    from actprune.cli.console import console as console_of
     from actprune.report.table import tables
 
-    console = Console(highlight=False)
+    console = console_of()
     console.print(_guide(outcome))
     console.print(tables(outcome.report))
     rounds = outcome.report.rounds

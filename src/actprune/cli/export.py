@@ -44,13 +44,13 @@ def export(
     from actprune.report.card import card
 
     with redirect_stdout(sys.stderr):  # the exporters talk
+        found = read_run(run)  # before the recipe trains a model, perhaps
         model, inputs = load_recipe(spec, data=data).network()
         if folded and isinstance(model, KerasNetwork):
             raise unfoldable(model)
         small = load(run, model, inputs)
         written: list[Path] = []
         if hf is not None:
-            found = read_run(run)
             text = card(found.report, found.plan, "transformers")
             written.append(save_pretrained(small, found.plan, inputs, hf, text))
         if folded:

@@ -32,9 +32,8 @@ def finetune(
 
     Example: actprune finetune runs/half recipe.py --out runs/half-tuned
     """
-    from rich.console import Console
-
     from actprune.artifacts.checkpoint import check_output, load, save
+    from actprune.cli.console import console as console_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import read_run
     from actprune.distributed import launched
@@ -72,7 +71,7 @@ def finetune(
         return
     percent = found.report.in_percent
     change = f"{metric(tuned.before, percent)} → {metric(tuned.after, percent)}"
-    console = Console(highlight=False)
+    console = console_of()
     if not tuned.kept:
         console.print(f"the fine-tune made the metric worse ({change}): nothing is written, {run} is as it was")
         return

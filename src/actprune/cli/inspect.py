@@ -46,6 +46,7 @@ def inspect(
 
     from actprune.axes.capture import capture
     from actprune.cli.recipe import load_recipe
+    from actprune.graph.rebuilt import name_of
     from actprune.keras3.bridge import as_network, example_of
     from actprune.report.inspection import inspect as inspect_graph
 
@@ -58,7 +59,7 @@ def inspect(
             example = make_inputs(shapes, model)
         if example is None:
             raise CaptureError(
-                f"{type(model).__name__} needs inputs to be captured with.",
+                f"{name_of(model)} needs inputs to be captured with.",
                 expected="--input with a shape, once for each input",
                 got="none",
                 where=spec,
@@ -74,11 +75,10 @@ def _show(found: Inspection, as_json: bool) -> None:
     if as_json:
         typer.echo(found.to_json())
         return
-    from rich.console import Console
-
+    from actprune.cli.console import console as console_of
     from actprune.report.table import inspection_tables
 
-    Console(highlight=False).print(inspection_tables(found))
+    console_of().print(inspection_tables(found))
 
 
 def _draw(found: Inspection, path: Path) -> None:

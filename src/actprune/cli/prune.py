@@ -69,12 +69,12 @@ def prune(
 
     Example: actprune prune lenet.keras --data mnist.npz --keep macs=50% --out runs/keras
     """
-    from rich.console import Console
-
+    from actprune.artifacts.folder import check_output
+    from actprune.cli.console import console as console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.distributed import launched
-    from actprune.pipeline import predict
+    from actprune.pipeline import check_arguments, predict
     from actprune.report.table import prediction_table, tables
 
     arguments: dict[str, Any] = {
@@ -86,14 +86,17 @@ def prune(
     if rounds > 1:
         _check_rounds(keep, max_drop, plan, dry_run)
     quiet = launched()[0] > 0  # of several processes the first one speaks
-    console = Console(highlight=False, quiet=quiet)
+    console = console_of(quiet=quiet)
     with (
         redirect_stdout(sys.stderr),
         progress_of(log_json, quiet) as progress,
     ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seed, data)
-        model, samples = recipe.model(), recipe.calibration()
         arguments |= {"evaluate": recipe.optional("evaluate"), "progress": progress}
+        check_arguments(arguments)  # before the recipe trains a model, perhaps
+        if not dry_run and not resume and rounds == 1:
+            check_output(out)
+        model, samples = recipe.model(), recipe.calibration()
         if dry_run:
             found: Any = predict(model, samples, **arguments)
         else:

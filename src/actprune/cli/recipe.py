@@ -11,6 +11,7 @@ the working folder. No run folder ever says which code is to be run.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -129,6 +130,10 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
     _tell(spec)
     module = load_module(spec)
     functions = {name: getattr(module, name) for name in NAMES if callable(getattr(module, name, None))}
+    if hasattr(functions.get("model"), "state_dict") and not isinstance(functions["model"], type):
+        made = functions["model"]  # the model itself
+        functions["model"] = lambda: made
+    _check_arguments(text, functions)
     if "model" not in functions:
         others = [name for name in vars(module) if not name.startswith("_")]
         near = difflib.get_close_matches("model", others, 1)
@@ -140,6 +145,24 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
             hint=f"did you mean {near[0]!r}?" if near else f"name one model in it: {text}:name",
         )
     return Recipe(text, seed, functions)
+
+
+def _check_arguments(text: str, functions: dict[str, Callable[..., Any]]) -> None:
+    """That the functions can be called as recipes are."""
+    for name, function in functions.items():
+        given = ("model",) if name in ("evaluate", "finetune") else ()
+        try:
+            inspect.signature(function).bind(*given)
+        except TypeError as error:
+            raise CaptureError(
+                f"The recipe's {name}() takes other arguments.",
+                expected=f"{name}({', '.join(given)})",
+                got=f"{name}{inspect.signature(function)}: {error}",
+                where=text,
+                hint="give further arguments defaults",
+            ) from error
+        except ValueError:  # a function without a signature
+            continue
 
 
 def _keras_recipe(text: str, seed: int, data: Path | None) -> Recipe:

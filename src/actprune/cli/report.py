@@ -14,9 +14,9 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     show: Annotated[str, typer.Option("--open", help="Open the page in the browser: yes or no.")] = "no",
 ) -> None:
-    """Write a self-contained report.html, report.md and a model card, README.md, into a run folder.
+    r"""Write a self-contained report.html, report.md and a model card, README.md, into a run folder.
 
-    Needs the extra: pip install 'actprune[report]'
+    Needs the extra: pip install 'actprune\[report]'
 
     Example: actprune report runs/half --open yes
     """

@@ -37,8 +37,7 @@ def shorten(
 
     Example: actprune shorten recipe.py --keep blocks=75% --out depth.json
     """
-    from rich.console import Console
-
+    from actprune.cli.console import console as console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts
@@ -68,7 +67,7 @@ def shorten(
     if as_json:
         typer.echo(json.dumps(_data(short, metrics, out), indent=1))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = console_of(soft_wrap=True)
     console.print(str(short), markup=False)
     if metrics[0] is not None:
         console.print("metric {:.4g} → {:.4g}".format(*metrics))

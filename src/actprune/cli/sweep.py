@@ -71,11 +71,11 @@ def sweep(
     """
     _check_different(keep)
     methods, seeds = method or ["sgd-ap"], seed or [0]
-    from rich.console import Console
-
+    from actprune.cli.console import console as console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts
+    from actprune.pipeline import check_arguments
     from actprune.report.frontier import Frontier, Point
     from actprune.sweeping import run_names
     from actprune.sweeping import sweep as run
@@ -88,6 +88,9 @@ def sweep(
         progress_of(log_json) as progress,
     ):  # what the user's code prints is no part of the answer
         recipe = load_recipe(spec, seeds[0], data)
+        for one in methods:  # before the recipe trains a model, perhaps
+            asked = {"keep": keep[0], "method": one, "allocation": allocation, "compensate": compensate, "form": form}
+            check_arguments({**asked, "round_to": rounded(round_to), "memory_limit": memory_limit})
         own = recipe if len(seeds) == 1 else replace(recipe, seed=None)  # then every run brings its own
         results = run(
             recipe.model(), _calibration(recipe, seeds), keep, methods=methods, seeds=seeds, jobs=jobs,
@@ -105,7 +108,7 @@ def sweep(
     if as_json:
         typer.echo(_texts(found)[0])
         return
-    console = Console(highlight=False)
+    console = console_of()
     console.print(found.to_table())
     console.print(f"written to {out}")
 

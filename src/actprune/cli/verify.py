@@ -27,8 +27,10 @@ def verify(
     """
     from actprune.artifacts.checkpoint import load, proved_folder
     from actprune.cli.recipe import load_recipe
+    from actprune.cli.runs import read_run
 
     with redirect_stdout(sys.stderr):
+        read_run(run)  # before the recipe trains a model, perhaps
         model, inputs = load_recipe(spec, data=data).network()
         small = load(run, model, inputs)
         proof = proved_folder(run, model, small, inputs)

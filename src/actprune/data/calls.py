@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments, by_name, call_arguments
 from actprune.graph.program import Program
+from actprune.graph.rebuilt import name_of
 
 Forward = Callable[[Any, Any], Any]
 """`forward(model, batch)` calls the model on a batch; actprune notes what the model is called with."""
@@ -101,7 +102,7 @@ def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     named = by_name(model, args)
     if named is None or named.keys() & kwargs.keys():
         raise DataError(
-            f"forward= calls the model in a way that {type(model).__name__}.forward can't be captured with.",
+            f"forward= calls the model in a way that {name_of(model)}.forward can't be captured with.",
             expected=f"each argument of forward{inspect.signature(model.forward)} once",
             got=f"{len(args)} arguments by position, and {', '.join(kwargs)}",
             where="forward",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from actprune.errors import DataError
+from actprune.graph.rebuilt import name_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """`(args, kwargs)` of a call."""
@@ -30,7 +31,7 @@ def call_arguments(model: nn.Module, inputs: Any) -> Arguments:
             kwargs = {name: value for name, value in inputs.items() if name in parameters}
         if not kwargs:
             raise DataError(
-                f"No key of the batch is an argument of {type(model).__name__}.forward.",
+                f"No key of the batch is an argument of {name_of(model)}.forward.",
                 expected=f"keys among {', '.join(parameters)}",
                 got=", ".join(map(str, inputs)),
                 where="batch",

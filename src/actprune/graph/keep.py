@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actprune.errors import UnsupportedModelError
+from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
 
 
@@ -132,7 +133,7 @@ def copied_by(how: Callable[[nn.Module], nn.Module], model: nn.Module, where: st
         return how(model)
     except Exception as error:  # whatever a user's __deepcopy__ or a handle of the system raises
         raise UnsupportedModelError(
-            f"{type(model).__name__} can't be copied.",
+            f"{name_of(model)} can't be copied.",
             expected="a model that copy.deepcopy takes",
             got=f"{type(error).__name__}: {error}",
             where=where,

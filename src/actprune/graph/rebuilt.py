@@ -24,6 +24,11 @@ PATH = "actprune_path"
 class Rebuilt(nn.Module):
     """The base class of such models."""
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     @abstractmethod
     def rebuilt(self, plan: Any, tensors: Mapping[str, Tensor]) -> Rebuilt:
         """The smaller model.
@@ -43,3 +48,8 @@ class Rebuilt(nn.Module):
     def written(self, graph: Graph) -> Sizes:
         """The numbers in the description that no tensor has, and what the captured `graph` says of them."""
         return Sizes()
+
+
+def name_of(model: nn.Module) -> str:
+    """What messages call a model: the name of its class, or of the one that it stands for."""
+    return model.called if isinstance(model, Rebuilt) else type(model).__name__

@@ -6,6 +6,7 @@ modes, hooks, buffers, cached attributes, random state.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
-from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import Refused, Traced
 
@@ -71,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
     tensors = [value for value in flat if isinstance(value, Tensor)]
     if not tensors:
         raise CaptureError(
-            f"{type(model).__name__} was given no tensor to be captured with.",
+            f"{name_of(model)} was given no tensor to be captured with.",
             expected="a tensor, a tuple of tensors or a dict of tensors",
             got=type(example_inputs).__name__,
             where="example_inputs",
@@ -113,7 +114,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         out_spec=traced.out_spec,
         example=tuple(flat),
         batch_size=int(batch),
-        model_name=type(model).__name__,
+        model_name=name_of(model),
         architecture=architecture(model.state_dict()),
         sizes=_sizes(model, traced, graph),
         subgraphs={node.name: node.meta["subgraph"] for node in graph.nodes if node.op == "get_attr"},
@@ -177,7 +178,7 @@ def check_ready(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
             raise CaptureError(
-                f"{type(model).__name__} can't be cut: it holds TorchScript.",
+                f"{name_of(model)} can't be cut: it holds TorchScript.",
                 expected="modules of Python classes",
                 got=f"{type(module).__name__} of {module.original_name}",
                 where=path or "model",
@@ -186,7 +187,7 @@ def check_ready(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise CaptureError(
-                f"{type(model).__name__} has a lazy layer that was never called.",
+                f"{name_of(model)} has a lazy layer that was never called.",
                 expected="parameters with shapes",
                 got=f"{name} is uninitialised",
                 where="model",
@@ -232,7 +233,7 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
     said = [_first_line(error) for error in reasons.values()]
     also = [f"{name}: {line}" for name, line in zip(reasons, said, strict=True) if line != said[-1]]
     return CaptureError(
-        f"{type(model).__name__} could not be captured.",
+        f"{name_of(model)} could not be captured.",
         expected="a forward pass that runs on these inputs",
         got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
         where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
@@ -241,7 +242,11 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
     )
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Of a terminal, which Keras puts into its messages."""
+
+
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()] or [""]
     line = lines[1].strip() if lines[0].startswith("Exception encountered when calling") and lines[1:] else lines[0]
     return line[:300] if isinstance(error, Refused) else f"{type(error).__name__}: {line[:300]}"

@@ -29,7 +29,16 @@ def keras_on_torch() -> Any:
             where="keras",
             hint="pip install 'actprune[keras]'",
         )
-    import keras
+    try:
+        import keras
+    except ImportError as error:  # of the backend that is asked for
+        raise UnsupportedModelError(
+            "Keras can't be imported.",
+            expected="KERAS_BACKEND=torch",
+            got=f"{type(error).__name__}: {error}",
+            where="keras",
+            hint="start the process with KERAS_BACKEND=torch",
+        ) from error
 
     if keras.backend.backend() != "torch":
         raise UnsupportedModelError(

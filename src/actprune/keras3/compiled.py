@@ -26,8 +26,12 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
         again["optimizer"] = type(optimizer).from_config(optimizer.get_config())
     new.compile(**again)
     if optimizer is not None and optimizer.built:
-        new.optimizer.build(new.trainable_variables)
-        _take_state(new.optimizer, optimizer, cut)
+        # what it was built for, which what trains by now need not be
+        places = {id(variable): i for i, variable in enumerate(old.variables)}
+        trained = [places.get(id(variable)) for variable in optimizer._trainable_variables]
+        if None not in trained:
+            new.optimizer.build([new.variables[place] for place in trained])
+            _take_state(new.optimizer, optimizer, cut)
 
 
 def _own(keras: Any, value: Any) -> Any:
@@ -42,11 +46,14 @@ def _own(keras: Any, value: Any) -> Any:
 @torch.no_grad()
 def _take_state(new: Any, old: Any, cut: Slicer) -> None:
     """Moments of the weights are cut like the weights; counters are taken over; what has another shape starts anew."""
-    trained = old._trainable_variables
     slots: dict[int, Any] = {}
-    for held in vars(old).values():
-        if isinstance(held, list) and len(held) == len(trained):
-            slots |= {id(slot): v for slot, v in zip(held, trained, strict=True) if slot is not None}
+    inside = old
+    while inside is not None:  # one that scales the loss holds another one, whose moments they are
+        trained = inside._trainable_variables
+        for held in vars(inside).values():
+            if isinstance(held, list) and len(held) == len(trained):
+                slots |= {id(slot): v for slot, v in zip(held, trained, strict=True) if slot is not None}
+        inside = getattr(inside, "inner_optimizer", None)
     for made, was in zip(new.variables, old.variables, strict=True):
         value = was.value.detach()
         variable = slots.get(id(was))

@@ -44,6 +44,14 @@ class Batches:
                     hint="name the entries like the Input layers of the model",
                 )
             inputs: Any = {name: _tensor(value, self.dtypes[name]) for name, value in known.items()}
+        elif isinstance(x, tuple | list) and len(x) != len(self.dtypes):
+            raise DataError(
+                f"A calibration batch has another number of inputs than {self.model.name}.",
+                expected=f"{len(self.dtypes)}: {', '.join(self.dtypes)}",
+                got=f"{len(x)}",
+                where="calibration",
+                hint="pass arrays, one for each input, in the order of model.inputs",
+            )
         elif isinstance(x, tuple | list):
             inputs = tuple(_tensor(value, dtype) for value, dtype in zip(x, self.dtypes.values(), strict=True))
         else:
@@ -53,6 +61,17 @@ class Batches:
 
 def _batches(data: Any, inputs: int) -> Iterable[Any]:
     keras = keras_on_torch()
+    if hasattr(data, "to_numpy") and hasattr(data, "iloc"):  # a table of pandas, which `fit` takes as well
+        data = data.to_numpy()
+    iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    if isinstance(data, str | bytes | np.generic) or not iterable:
+        raise DataError(
+            "This is no calibration data.",
+            expected="arrays, (x, y), a dict of arrays, or an iterable of batches",
+            got=repr(data)[:100],
+            where="calibration",
+            hint="pass what fit takes; numpy.load(path)[name] reads an array of an .npz",
+        )
     if isinstance(data, keras.utils.PyDataset):
         return (data[i] for i in range(data.num_batches or 1 << 62))
     several = inputs > 1 and isinstance(data, tuple) and any(_are_arrays(one, inputs) for one in data[:1])

@@ -19,6 +19,7 @@ def load_keras(path: str | Path) -> Any:
         UnsupportedModelError: Keras isn't installed, or doesn't compute with torch.
     """
     keras = keras_on_torch()
+    _check_there(path)
     try:
         return keras.models.load_model(path, safe_mode=True)
     except Exception as error:  # whatever Keras and the zip reader raise on a file
@@ -41,6 +42,7 @@ def load_npz(path: str | Path) -> Any:
     Raises:
         ArtifactError: it is missing, damaged or holds pickled objects.
     """
+    _check_there(path)
     try:
         with np.load(path, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
@@ -56,3 +58,14 @@ def load_npz(path: str | Path) -> Any:
         if x in arrays:
             return (arrays[x], arrays[y]) if y in arrays else arrays[x]
     return arrays
+
+
+def _check_there(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise ArtifactError(
+            f"There is no file {Path(path).name}.",
+            expected="a file",
+            got="a folder" if Path(path).is_dir() else "nothing of that name",
+            where=str(path),
+            hint=f"the working folder is {Path.cwd()}",
+        )

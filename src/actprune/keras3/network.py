@@ -33,6 +33,10 @@ class KerasNetwork(Rebuilt):
     model: Any
     places: list[Placed]
 
+    @property
+    def called(self) -> str:
+        return f"{type(self.model).__name__} {self.model.name!r}"
+
     def __init__(self, model: Any, like: KerasNetwork | None = None) -> None:
         """
         Args:

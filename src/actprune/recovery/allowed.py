@@ -56,7 +56,7 @@ def check_settings(training: Any, allowed: Mapping[str, Allowed]) -> None:
                 expected=values.words,
                 got=repr(value),
                 where=f"{type(training).__name__}({name}=…)",
-                hint="leave it out for the default",
+                hint="see the docstring of the class",
             )
 
 

@@ -13,9 +13,12 @@ from actprune.errors import DataError
 def distillation(outputs: Any, wanted: Any, temperature: float, classes: bool = True) -> Tensor:
     """T² · KL at temperature T for matrices of logits, mean squared error for anything else.
 
+    Of outputs that are an object with `logits`, as those of transformers, these are compared.
+
     Args:
         classes: whether a matrix of outputs is one of logits; targets that are class numbers say so.
     """
+    outputs, wanted = (getattr(out, "logits", out) for out in (outputs, wanted))
     if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
         raise DataError(
             "Distillation needs outputs that are one tensor.",

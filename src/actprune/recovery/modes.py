@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from actprune.errors import DataError
 from actprune.graph.keep import kept_modes
-from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.rebuilt import Rebuilt, name_of
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def nothing_to_train(model: nn.Module, doing: str, where: str, argument: str) ->
     return DataError(
         f"There is nothing to {doing}.",
         expected="a model with at least one parameter that requires gradients",
-        got=f"{type(model).__name__} without one",
+        got=f"{name_of(model)} without one",
         where=where,
         hint=f"call model.requires_grad_(True) before pruning, or leave {argument} out",
     )

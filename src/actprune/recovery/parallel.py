@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from actprune.artifacts.files import content_digest
 from actprune.distributed import Ranks, joined
 from actprune.errors import DataError
+from actprune.recovery.batches import samples
 
 T = TypeVar("T")
 
@@ -156,21 +157,6 @@ def group_of(model: nn.Module, ranks: Ranks) -> Any:
 
 
 # ---- shares of batches
-
-
-def samples(batch: Any) -> int:
-    """How many samples a batch (inputs, targets, …) has: rows of its targets, or else of its inputs."""
-    for held in (batch[1], batch):
-        sizes = [x.shape[0] for x in pytree.tree_leaves(held) if isinstance(x, Tensor) and x.dim()]
-        if sizes:
-            return sizes[0]
-    raise DataError(
-        "It can't be told how many samples a fine-tune batch has.",
-        expected="(inputs, targets) with a tensor whose first dimension counts the samples",
-        got=f"{type(batch).__name__} of {', '.join(type(held).__name__ for held in batch)}",
-        where="SGD.loader",
-        hint="several processes share out batches, and accumulate= weighs them, by their samples",
-    )
 
 
 def check_same_batch(batch: Any, ranks: Ranks) -> None:

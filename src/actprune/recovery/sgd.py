@@ -22,13 +22,18 @@ from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import content_digest
 from actprune.distributed import ALONE, Ranks
+from actprune.errors import DataError
+from actprune.graph.keep import kept_buffers, preserved
 from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, one_of, or_none
+from actprune.recovery.batches import check_batch, outputs_of, targets_of
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.checkpoint import Checkpoint
 from actprune.recovery.distillation import distillation
 from actprune.recovery.modes import evaluating, nothing_to_train, training
 from actprune.recovery.parallel import STRATEGIES, across, training_by
-from actprune.recovery.steps import Epoch, Fit, Losses, Schedule
+from actprune.recovery.place import to
+from actprune.recovery.steps import Epoch, Fit, Losses, Schedule, empty
+from actprune.recovery.streams import put_states, states
 
 PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "bf16": torch.bfloat16}
 """What outputs are computed in, under autocast."""
@@ -39,6 +44,8 @@ _TOLD = (
 """The settings that make the steps of a fine-tune the same ones."""
 
 _ALLOWED: dict[str, Allowed] = {
+    "loader": Allowed(lambda x: hasattr(x, "__iter__") or hasattr(x, "__getitem__"), "an iterable of batches"),
+    "loss": Allowed(callable, "a function (outputs, targets) → scalar"),
     "lr": at_least(0, Real, Tensor),
     "epochs": at_least(0, Integral),
     "momentum": at_least(0, Real),
@@ -74,7 +81,8 @@ class SGD:
     every batch, and all come to what one would (docs/scaling.md). Every rank calls it, with the same model and loader.
 
     Attributes:
-        loader: batches (inputs, targets), iterated once per epoch; what a generator gives is kept for all epochs.
+        loader: batches (inputs, targets), or dicts with "labels", iterated once per epoch; what a generator gives is
+            kept for all epochs.
         loss: (outputs, targets) → scalar, a mean over the samples, for example `F.cross_entropy`.
         lr: peak learning rate; 0.1 to 0.5 times the rate of the original training is usual.
         epochs: passes over the loader.
@@ -85,7 +93,8 @@ class SGD:
         dropout: whether dropout stays on. A cut network has little to spare: off by default.
         batchnorm: re-estimate the running statistics at the end.
         clip: largest gradient norm; None for no limit.
-        forward: (model, batch) → outputs, where `model(batch[0])` is not right. Targets are `batch[1]`.
+        forward: (model, batch) → outputs, where `model(batch[0])`, or `model(**batch)` of a dict, is not right. Targets
+            are `batch[1]`, or `batch["labels"]`.
         accumulate: so many batches of the loader make one step, which is that of one batch of all their samples.
         precision: "bf16" for outputs computed under autocast to bfloat16; losses and weights stay as they are.
         strategy: of several processes: "ddp", each holds the model, or "fsdp", parameters, gradients and momentum are
@@ -163,6 +172,38 @@ class SGD:
                 across(next(model.parameters()).device, fit)
         return model
 
+    def check_on(self, model: nn.Module) -> None:
+        """Take a batch of the loader through the model and the loss, without a step and without a trace.
+
+        Raises:
+            DataError: one of them can't do it; the message says which.
+        """
+        if isinstance(self.loader, Iterator) or not isinstance(self.loader, Iterable):
+            return  # a generator is used up once
+        drawn = states(self.loader)
+        try:
+            batch = next(iter(self.loader), None)
+        finally:
+            put_states(self.loader, drawn)
+        if batch is None:
+            raise empty()
+        check_batch(batch)
+        with preserved(model), kept_buffers(model), torch.enable_grad():
+            model.eval()
+            batch = to(batch, next(model.parameters()).device)
+            try:
+                outputs = self._precise(model, batch)
+            except Exception as error:  # whatever the user's forward raises
+                raise _fails("The model does not run on a batch of the fine-tune.", error, "loader") from error
+            try:
+                loss = self.loss(outputs, targets_of(batch))
+            except Exception as error:
+                raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise _fails("The loss is no scalar.", loss, "loss")
+            if self.distill:
+                self._distillation(outputs, outputs, targets_of(batch))
+
     def told(self) -> dict[str, Any]:
         """What was asked for, but for the data, the place of the checkpoint and the way of sharing out the work."""
         return {name: getattr(self, name) for name in (*_TOLD, "loss", "batchnorm", "forward")}
@@ -211,7 +252,7 @@ class SGD:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
 
     def _outputs(self, model: nn.Module, batch: Any) -> Any:
-        return self.forward(model, batch) if self.forward is not None else model(batch[0])
+        return self.forward(model, batch) if self.forward is not None else outputs_of(model, batch)
 
     def _precise(self, model: nn.Module, batch: Any) -> Any:
         """Outputs in the precision that was asked for; they are float32 then."""
@@ -224,13 +265,26 @@ class SGD:
 
     def _loss(self, teacher: nn.Module | None, model: nn.Module, batch: Any) -> Tensor:
         outputs = self._precise(model, batch)
-        loss = self.loss(outputs, batch[1])
+        loss = self.loss(outputs, targets_of(batch))
         if teacher is None:
             return loss
         with torch.no_grad():
             wanted = self._precise(teacher, batch)
-        classes = isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
-        return (1 - self.distill) * loss + self.distill * distillation(outputs, wanted, self.temperature, classes)
+        return (1 - self.distill) * loss + self.distill * self._distillation(outputs, wanted, targets_of(batch))
+
+    def _distillation(self, outputs: Any, wanted: Any, targets: Any) -> Tensor:
+        classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+        return distillation(outputs, wanted, self.temperature, classes)
+
+
+def _fails(problem: str, found: Any, where: str) -> DataError:
+    return DataError(
+        problem,
+        expected="(outputs as the model returns them, targets) → a scalar tensor, of every batch of the loader",
+        got=f"{type(found).__name__}: {str(found)[:300]}",
+        where=f"SGD({where}=…)",
+        hint="forward=lambda model, batch: … says how to get the outputs, for example model(batch[0]).logits",
+    )
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

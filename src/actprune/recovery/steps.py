@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from actprune.errors import DataError
 from actprune.graph.keep import apart
+from actprune.recovery.batches import check_batch
 from actprune.recovery.checkpoint import Begun, Checkpoint
 from actprune.recovery.parallel import Training, check_same_batch
 from actprune.recovery.place import to
@@ -74,7 +75,7 @@ class Fit:
             begun.epoch, begun.within, begun.drawn = begun.epoch + 1, 0, {}
         self.optimizer.zero_grad(set_to_none=True)
         if begun.done == 0:
-            raise _empty()
+            raise empty()
 
     def _batches(self, begun: Begun) -> Iterator[list[Any]]:
         """Those of every step that is left of an epoch; every rank draws them as rank 0 does."""
@@ -86,7 +87,7 @@ class Fit:
                 done -= 1
                 continue
             for batch in group:
-                _check_pair(batch)
+                check_batch(batch)
             if begun.within == 0:
                 check_same_batch(group[0], self.trained.ranks)
             yield group
@@ -108,20 +109,8 @@ class Fit:
         return loss
 
 
-def _check_pair(batch: Any) -> None:
-    """A tensor alone would pass for a pair: its first sample for the inputs, its second for the targets."""
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return
-    raise DataError(
-        "A fine-tune batch has no targets.",
-        expected="(inputs, targets)",
-        got=f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__,
-        where="SGD.loader",
-        hint="pass a loader of pairs, or a function of your own as finetune",
-    )
-
-
-def _empty() -> DataError:
+def empty() -> DataError:
+    """Of a loader without a batch."""
     return DataError(
         "The fine-tune loader is empty.",
         expected="at least one batch (inputs, targets)",

@@ -21,6 +21,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import leaves, size
 from actprune.axes.groups import Group
 from actprune.axes.site import Dims, Site
+from actprune.errors import DataError
 from actprune.graph.program import Program
 
 SCHEMA = "actprune.inspection/1"
@@ -153,6 +154,14 @@ class Inspection:
 
 def inspect(graph: Graph) -> Inspection:
     """What can be cut in a captured model, what that would take with it, and why the rest can't be cut."""
+    if not isinstance(graph, Graph):
+        raise DataError(
+            "This is no captured graph.",
+            expected="what actprune.capture(model, example_inputs) gives",
+            got=type(graph).__name__,
+            where="inspect",
+            hint="inspect(capture(model, x)), with a batch x of the model's inputs",
+        )
     program = graph.program
     params = {name: graph.tensor_axes[name] for name in program.tensors if name in program.parameters}
     keys = {group.key for group in graph.groups}

@@ -24,6 +24,7 @@ from actprune.axes.twins import OPS
 from actprune.graph.program import named_as, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
+from actprune.surgery.batch_sizes import BatchSizes, batch_sizes
 from actprune.surgery.signature import calling
 from actprune.surgery.slicing import sliced, tensor_slots
 
@@ -76,6 +77,7 @@ class _Builder:
         self.paths: dict[str, str] = {}
         self.batch: tuple[int, Any] | None = None
         self.given: Mapping[str, Tensor] | None = None
+        self.numbers: BatchSizes | None = None
 
     def build(self, inside: Sequence[str] | None = None) -> GraphModule:
         """The module; one that returns the results of the calls `inside`, too, is called with flat inputs."""
@@ -85,6 +87,8 @@ class _Builder:
         if (found := self.captured.batch) is not None:  # its size is read from an input when the module runs
             name, axis = found
             self.batch = axis.key, self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
+            if self.given is None:
+                self.numbers = batch_sizes(self.model, self.program)
         for node in self.program.nodes:
             if node.op == "placeholder" and node not in self.values:
                 self.values[node] = self._held(self.program.bindings[node.name])
@@ -151,12 +155,24 @@ class _Builder:
             resized, arguments = found(self, node, named_as(target, node))
             target = OPS.get(resized, resized)
             arguments = map_arg(arguments, lambda n: self.values.get(n, n))
+            arguments = self._sized(arguments, node, lambda call: named_as(call.target, call))
             schema = target._schema.arguments
             args = tuple(arguments[a.name] for a in schema if not a.kwarg_only)
             kwargs = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
+        else:
+            args, kwargs = self._sized(args, node, lambda n: n.args), self._sized(kwargs, node, lambda n: n.kwargs)
         made = self.graph.call_function(target, cast("Any", args), cast("Any", kwargs))
         made.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
         return made
+
+    def _sized(self, made: Any, node: Node, arguments: Callable[[Node], Any]) -> Any:
+        """With the numbers that are batch sizes, beyond what the axes tell."""
+        other = self.numbers.others.get(node.name) if self.numbers is not None else None
+        if self.numbers is None or self.batch is None or other is None:
+            return made
+        return self.numbers.followed(
+            made, arguments(node), arguments(other), self.batch[1], self.graph.call_function
+        )  # fmt: skip
 
     # -- sizes, for the table below ----------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import copied, copied_by, preserved, refresh, unless_failed
 from actprune.graph.program import architecture
-from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.hints import hint_for
 from actprune.mapped import alongside, is_mapped, let_go
 from actprune.plan import Plan
@@ -104,7 +104,7 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
 def _rebuilt(model: Rebuilt, plan: Plan, overrides: Mapping[str, Tensor], inplace: bool) -> nn.Module:
     if inplace:
         raise UnsupportedModelError(
-            f"{type(model).__name__} can't be changed in place.",
+            f"{name_of(model)} can't be changed in place.",
             expected="inplace=False",
             got="inplace=True",
             where="cut",
@@ -171,7 +171,7 @@ def _replacement(old: Tensor, source: Tensor, indices: Iterable[Indices | None])
 def _check_fits(model: nn.Module, plan: Plan, overrides: Mapping[str, Tensor]) -> None:
     slots = tensor_slots(model)
     if architecture(model.state_dict()) != plan.architecture:
-        raise _misfit(plan, f"{type(model).__name__} with other ones")
+        raise _misfit(plan, f"{name_of(model)} with other ones")
     for name, axes in plan.dims.items():
         if name not in slots or tuple(map(size, axes)) != tuple(_held(slots[name]).shape):
             raise _misfit(plan, f"axes of sizes {tuple(map(size, axes))} for {name}")
