@@ -10,7 +10,15 @@ from typing import Any
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import CURVE_SAMPLES, FITTED, MEASURE_SAMPLES, affordable, change_samples, starts
+from actprune.allocation.effort import (
+    CURVE_SAMPLES,
+    FITTED,
+    MEASURE_SAMPLES,
+    affordable,
+    change_samples,
+    is_small,
+    starts,
+)
 from actprune.allocation.improve import improve
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
@@ -208,7 +216,8 @@ def _by_sensitivity(
     graph, samples = space.graph, measured.samples
     rounds, trials = affordable(graph, samples) if effort is None else effort
     tried = starts(graph, samples) if effort is None else rounds
-    widths = best_start(space, guide, measured.curves, measured.around, tried)
+    more = tried if effort is None and is_small(graph, samples) else 0
+    widths = best_start(space, guide, measured.curves, measured.around, tried, more)
     return improve(space, widths, measured.curves, measured.around, rounds, trials)
 
 
