@@ -43,7 +43,7 @@ def _letters(term: str, rank: int) -> Letters:
 def bilinear(call: Call) -> Dims:
     """input1 (…, I), input2 (…, J), weight (O, I, J), bias (O,) → (…, O)."""
     operands = [call["input1"], call["input2"], call["weight"]]
-    batch = _batch(len(call.shape()) - 1)
+    batch = batch_letters(len(call.shape()) - 1)
     result = contract(call, operands, [[*batch, "i"], [*batch, "j"], ["o", "i", "j"]], [*batch, "o"])
     if call["bias"] is not None:
         call.unify(call.axes(call["bias"])[0], result[-1])
@@ -88,7 +88,7 @@ def inner(call: Call) -> Dims:
 @rule("aten.linalg_vecdot")
 def vecdot(call: Call) -> Dims:
     rank = len(call.shape()) + 1
-    letters = _batch(rank)
+    letters = batch_letters(rank)
     d = int(call["dim"]) % rank
     operands = [call["x"], call["y"]]
     terms = [letters[rank - len(call.shape(own)) :] for own in operands]
@@ -134,7 +134,8 @@ def _meeting(call: Call, a: Dims, b: Dims) -> Dims:
     return tuple(y if size(x) == 1 else x for x, y in zip(a, b, strict=True))
 
 
-def _batch(count: int) -> Letters:
+def batch_letters(count: int) -> Letters:
+    """Letters for dimensions that broadcast, counted from the last one on."""
     return ["." * n for n in range(count, 0, -1)]
 
 

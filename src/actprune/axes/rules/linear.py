@@ -6,6 +6,7 @@ from typing import Any
 
 from actprune.axes.expr import ONE, Axis, size
 from actprune.axes.inference import Call, rule
+from actprune.axes.rules.einsum import batch_letters, contract
 from actprune.axes.site import Dims
 
 
@@ -38,8 +39,16 @@ def addmm(call: Call) -> Dims:
 
 @rule("aten.mm", "aten.matmul", "aten.bmm", "aten.linalg_matmul")
 def matmul(call: Call) -> Dims:
-    """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`."""
-    return _contract(call, call.values[0], call.values[1], None)
+    """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`.
+
+    A parameter on the right with dimensions before its last two holds a matrix for each member of an ensemble.
+    """
+    left, right = call.values[:2]
+    a, b = len(call.shape(left)), len(call.shape(right))
+    if a > 1 and b > 2 and call.inference.stored.find(right) is not None:
+        terms = [[*batch_letters(a - 2), "n", "k"], [*batch_letters(b - 2), "k", "m"]]
+        return contract(call, [left, right], terms, [*batch_letters(max(a, b) - 2), "n", "m"])
+    return _contract(call, left, right, None)
 
 
 @rule("aten._sparse_mm")
