@@ -92,3 +92,28 @@ def test_it_is_called_like_the_class() -> None:
     assert str(inspect.signature(small.forward)) == "(x, *, mask, use_cache=False)"
     assert not small(x, mask=torch.zeros(2))["out"].any()
     assert str(inspect.signature(graph_of(model, x).forward)) == "(x, *, use_cache=False)"
+
+
+class Indexed(nn.Module):
+    """Sizes that are the batch's, though no tensor of samples gave them: an index of all samples, a mask for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.table = nn.Buffer(torch.randn(1, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        masks = self.table.expand(n, -1, -1)[torch.arange(n), 2]
+        return self.b(torch.relu(self.a(x))) * masks.sum(1, keepdim=True) + torch.arange(2 * n + 1).sum() / n
+
+
+def test_batch_sizes_that_no_axis_tells() -> None:
+    model, x = Indexed().eval(), torch.randn(4, 6)
+    small = graph_of(model, x)
+    graph = capture(model, x)
+    whole = as_graph(model, graph, make_plan(graph, {group.name: tuple(range(group.width)) for group in graph.groups}))
+    for size in (1, 4, 9):
+        more = torch.randn(size, 6)
+        torch.testing.assert_close(whole(more), model(more))
+        assert small(more).shape == (size, 3)

@@ -620,3 +620,43 @@ def test_labels_of_several_outputs_and_inputs_in_pairs() -> None:
         result = actprune.prune(model, data, keep="units=50%", method="flap")
         assert result.proof.passed
         assert result.report.calibration["samples"] == 64
+
+
+@pytest.mark.parametrize("frozen", ["after", "before"])
+def test_layers_that_are_frozen_after_they_have_trained(frozen: str) -> None:
+    """The optimizer knows the variables of the time when the model was compiled."""
+    model = _model((6,), kl.Dense(8, activation="relu", name="a"), kl.Dense(3, name="b"))
+    x, y = np.random.default_rng(0).random((32, 6), "float32"), np.zeros((32, 3), "float32")
+    model.get_layer("a").trainable = frozen == "after"
+    model.compile("adam", "mse")
+    model.fit(x, y, epochs=1, verbose=0)
+    model.get_layer("a").trainable = frozen == "before"
+    small = actprune.prune(model, x, keep="macs=60%", method="l2").model
+    assert small.optimizer.iterations == model.optimizer.iterations
+    known = {variable.path for variable in small.optimizer._trainable_variables}
+    assert len(known) == len(model.optimizer._trainable_variables)
+
+
+def test_moments_behind_a_scaled_loss_are_cut() -> None:
+    model = _model((6,), kl.Dense(8, activation="relu"), kl.Dense(3))
+    x, y = np.random.default_rng(0).random((32, 6), "float32"), np.ones((32, 3), "float32")
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+    model.fit(x, y, epochs=1, verbose=0)
+    small = actprune.prune(model, x, keep="macs=60%", method="l2").model
+    moments = small.optimizer.inner_optimizer._momentums
+    assert tuple(moments[0].shape) == tuple(small.trainable_variables[0].shape) and float(abs(moments[0].numpy()).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "no calibration data"),
+        ("x.npz", "no calibration data"),
+        ([tuple(np.zeros((4, 2), "float32") for _ in range(3))], "another number of inputs"),
+    ],
+)
+def test_what_is_no_calibration_data(data: Any, words: str) -> None:
+    given = [keras.Input((2,)), keras.Input((2,))]
+    model = keras.Model(given, kl.Dense(2)(kl.Dense(4)(kl.concatenate(given))))
+    with pytest.raises(DataError, match=words):
+        actprune.prune(model, [data] if isinstance(data, list) else data, keep="macs=60%", method="l2")

@@ -155,3 +155,18 @@ def test_a_decoder_that_forward_calls(hub: ModuleType, how: str) -> None:
     }
     result = ap.prune(made(hub, "llama"), tokens(), keep="units=50%", method="flap", forward=calls[how])
     assert result.proof.passed
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Mixtral"])
+def test_a_configuration_without_the_size_of_its_heads(hub: ModuleType, tmp_path: Path, kind: str) -> None:
+    """Its class computes it from two other numbers; told, it may be any."""
+    torch.manual_seed(0)
+    config = getattr(hub, f"{kind}Config")(**SIZES, num_key_value_heads=2)
+    assert getattr(config, "head_dim", None) is None
+    model = getattr(hub, f"{kind}ForCausalLM")(config).eval()
+    result = ap.prune(model, tokens(), keep="units=60%", method="l2", equal_widths=True)
+    loaded = type(model).from_pretrained(result.save_pretrained(tmp_path / "hf")).eval()
+    assert loaded.config.head_dim == 4 and loaded.config.num_attention_heads < 4
+    with torch.no_grad():
+        expected, found = (net.eval()(**tokens()[0]).logits for net in (result.model, loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -17,8 +17,9 @@ import actprune as ap
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import COSTS, cost
 from actprune.allocation.sensitivity import Curve
-from actprune.allocation.solve import solve_from
+from actprune.allocation.solve import solve, solve_from
 from actprune.allocation.space import make_space
+from actprune.allocation.starts import best_start
 from actprune.errors import BudgetError, DataError
 from actprune.proof.compare import relative_error
 from actprune.recovery.batchnorm import reestimate_batchnorm
@@ -233,3 +234,125 @@ def test_numbers_of_folds_and_resamples() -> None:
     stats = ap.collect(graph, batches)
     with pytest.raises(ap.PlanError, match="resample"):
         ap.confidence(graph, stats, ap.guide(graph, stats), {"fc1": 4}, resamples=0)
+
+
+class Outputs(dict[str, Tensor]):
+    """As those of transformers: an object with `logits`, and with a loss where there are labels."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Outputs:
+        logits = self.b(torch.relu(self.a(x)))
+        return (
+            Outputs(logits=logits) if labels is None else Outputs(loss=F.cross_entropy(logits, labels), logits=logits)
+        )
+
+
+def labelled() -> list[dict[str, Tensor]]:
+    return [{"x": torch.randn(8, 6), "labels": torch.randint(3, (8,))} for _ in range(4)]
+
+
+def test_a_fine_tune_on_dicts_with_labels() -> None:
+    model, batches = Classifier(), labelled()
+    train = ap.SGD(batches, lambda outputs, labels: outputs.loss, lr=0.05, epochs=2)
+    result = ap.prune(model, batches, keep="macs=60%", method="l2", finetune=train)
+    assert result.report.finetuned is not None and result.before_finetune is not None
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"loss": F.cross_entropy}, "loss can't be taken"),
+        ({"loss": lambda outputs, labels: outputs.logits}, "no scalar"),
+        ({"loss": F.cross_entropy, "forward": lambda model, batch: model(batch["y"])}, "does not run"),
+    ],
+)
+def test_a_fine_tune_that_can_not_run_is_told_before_the_work(how: dict[str, Any], words: str) -> None:
+    stages: list[str] = []
+    with pytest.raises(DataError, match=words):
+        ap.prune(
+            Classifier(), labelled(), keep="macs=60%", method="l2", finetune=ap.SGD(labelled(), **how),
+            progress=lambda stage, done, total: stages.append(stage),
+        )  # fmt: skip
+    assert set(stages) == {"capture"}
+
+
+def test_a_loss_beside_the_outputs_is_not_compared() -> None:
+    torch.manual_seed(0)
+    model, batches = Classifier(), labelled()
+    with_labels, without = (
+        ap.prune(model, data, keep="macs=60%", method="l2").report.calibration["distance"]
+        for data in (batches, [{"x": batch["x"]} for batch in batches])
+    )
+    assert with_labels == without
+
+
+class Ensemble(nn.Module):
+    """Five small networks at once: their matrices in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.b1 = nn.Parameter(torch.randn(5, 6, 16)), nn.Parameter(torch.randn(5, 1, 16))
+        self.w2 = nn.Parameter(torch.randn(5, 16, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(torch.relu(x @ self.w1 + self.b1), self.w2).mean(0)
+
+
+def test_matrices_of_an_ensemble_are_cut() -> None:
+    result = ap.prune(Ensemble(), torch.randn(64, 6), keep="macs=50%")
+    assert result.proof.passed and result.model.w1.shape[2] == result.model.w2.shape[1] < 16
+
+
+class Speech(nn.Module):
+    """Masks parts of its input in training mode, by NumPy's random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.idle = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            drawn = torch.from_numpy(np.random.permutation(6)[:3])
+            x = x.index_copy(1, drawn, self.idle[drawn].expand(len(x), -1))
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_branches_of_training_that_draw_at_random_are_proved() -> None:
+    assert ap.prune(Speech(), [torch.randn(8, 6) for _ in range(3)], keep="macs=50%", method="l2").proof.passed
+
+
+def test_inspect_wants_a_graph() -> None:
+    with pytest.raises(DataError, match="no captured graph"):
+        ap.inspect(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", ["Attention", len])
+def test_a_hint_wants_a_class(cls: Any) -> None:
+    with pytest.raises(TypeError, match="class of modules"):
+        ap.hint(cls)
+
+
+def test_groups_that_one_layer_reads_are_tried_whole_as_well() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    graph = ap.capture(model, torch.randn(4, 6))
+    found, space = ap.guide(graph, None, method="l2"), make_space(graph, Budget("macs", 0.3))
+    curves = {name: Curve(o, tuple(1 - k / o[-1] for k in o), {}) for name, o in space.options.items()}
+    plain = solve(space, found, curves)
+
+    def around(widths: Any) -> Any:
+        return lambda changed: 0.5 if widths["0"] == 16 else 1.0
+
+    assert plain["0"] < 16 and best_start(space, found, curves, around, 8) == plain
+    best = best_start(space, found, curves, around, 8, 8)
+    assert best["0"] == 16 and space.fits(best)
