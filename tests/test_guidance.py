@@ -32,8 +32,9 @@ from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
 from actprune.stats import patches
-from actprune.stats.collect import Stats, collect
+from actprune.stats.collect import collect
 from actprune.stats.moments import moments
+from actprune.stats.statistics import Stats
 from nets import NETS, build
 
 Array = NDArray[np.float64]

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import actprune
 from actprune.allocation.cost import cost
+from actprune.axes.call import RULES
 from actprune.axes.capture import capture
-from actprune.axes.inference import RULES
 from actprune.cli.inputs import make_inputs, parse_inputs
 from actprune.cli.main import app, main
 from actprune.errors import ActpruneError, ArtifactError, CaptureError, PlanError

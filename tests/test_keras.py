@@ -644,7 +644,10 @@ def test_moments_behind_a_scaled_loss_are_cut() -> None:
     model.fit(x, y, epochs=1, verbose=0)
     small = actprune.prune(model, x, keep="macs=60%", method="l2").model
     moments = small.optimizer.inner_optimizer._momentums
-    assert tuple(moments[0].shape) == tuple(small.trainable_variables[0].shape) and float(abs(moments[0].numpy()).sum()) > 0
+    assert (
+        tuple(moments[0].shape) == tuple(small.trainable_variables[0].shape)
+        and float(abs(moments[0].numpy()).sum()) > 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,10 @@ from actprune.guidance.thinet import removals
 from actprune.methods import COMPENSATIONS, METHODS
 from actprune.plan import make_plan
 from actprune.stats import maps as mapping
-from actprune.stats.collect import Stats, collect
+from actprune.stats.collect import collect
 from actprune.stats.maps import independence, places, ranks
 from actprune.stats.measures import MEASURES
+from actprune.stats.statistics import Stats
 from nets import build
 
 Array = NDArray[np.float64]

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from actprune.allocation.budget import parse
 from actprune.allocation.space import make_space
+from actprune.axes.call import RULES
 from actprune.axes.capture import Graph, capture
-from actprune.axes.inference import RULES
 from actprune.axes.rules.elementwise import BROADCASTING, UNARY
 from actprune.axes.rules.spectral import FFT
 from actprune.errors import PlanError

@@ -39,8 +39,8 @@ from actprune.guidance.lasso import contribution_gram, lasso_path
 from actprune.guidance.problem import problems
 from actprune.plan import Plan
 from actprune.rewrite import zero_columns
-from actprune.stats.collect import Stats
 from actprune.stats.sparsity import sparsity
+from actprune.stats.statistics import Stats
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = (ROOT / "docs" / "seed.md").read_text("utf-8")

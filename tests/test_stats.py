@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from actprune.axes.capture import Graph, capture
 from actprune.errors import ArtifactError, DataError
 from actprune.stats import room
-from actprune.stats.collect import Stats, collect, merge_stats
+from actprune.stats.collect import collect
 from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
+from actprune.stats.statistics import Stats, merge_stats
 from nets import NETS, build
 
 Array = NDArray[np.float64]

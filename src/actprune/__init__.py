@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from actprune.result import Result
     from actprune.rewrite import Rewrite
     from actprune.shards import open_weights
-    from actprune.stats.collect import Stats, collect
+    from actprune.stats.collect import collect
+    from actprune.stats.statistics import Stats
     from actprune.surgery.graph_form import as_graph
     from actprune.surgery.slicing import cut
     from actprune.sweeping import sweep
@@ -82,7 +83,7 @@ _HOMES = {
     "Rewrite": "rewrite",
     "SGD": "recovery.sgd",
     "Shorter": "depth.shorten",
-    "Stats": "stats.collect",
+    "Stats": "stats.statistics",
     "UnsupportedModelError": "errors",
     "allocate": "allocation.allocate",
     "as_graph": "surgery.graph_form",

@@ -31,8 +31,9 @@ from actprune.mapped import any_mapped
 from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
-from actprune.stats.collect import Stats, collect
+from actprune.stats.collect import collect
 from actprune.stats.gradients import wants_labels
+from actprune.stats.statistics import Stats
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from actprune.latency.bench import Bench
 from actprune.mapped import any_mapped
 from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
-from actprune.stats.collect import Stats
 from actprune.stats.room import folds_on_disk, folds_within
+from actprune.stats.statistics import Stats
 
 FORMS = {
     "class": "The network is of the class that was given.",

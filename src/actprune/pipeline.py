@@ -42,8 +42,8 @@ from actprune.recovery.sgd import SGD
 from actprune.result import Result
 from actprune.settings import Evaluate, Progress, Settings
 from actprune.stages import Run
-from actprune.stats.collect import Stats
 from actprune.stats.gradients import Loss
+from actprune.stats.statistics import Stats
 from actprune.surgery.slicing import cut
 
 

@@ -26,7 +26,7 @@ from actprune.report.groups import group_rows
 from actprune.report.measure import command, state_bytes, versions
 from actprune.report.record import Report, Stage
 from actprune.settings import Settings
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 RESAMPLES, QUICK_GUIDE = 5, 4.0
 """For `confidence="auto"`: so many resamples, where the guide took at most so many seconds."""

@@ -20,7 +20,7 @@ from actprune.proof.check import Proof
 from actprune.report.card import card
 from actprune.report.record import Report
 from actprune.rewrite import Rewrite
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 @dataclass(frozen=True, eq=False)

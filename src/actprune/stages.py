@@ -20,7 +20,7 @@ from actprune.looking import Captured, Looking
 from actprune.plan import Plan
 from actprune.result import Result
 from actprune.settings import Settings
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 @dataclass(frozen=True, eq=False)

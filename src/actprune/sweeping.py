@@ -33,7 +33,7 @@ from actprune.report.record import Report
 from actprune.result import Result
 from actprune.settings import Settings
 from actprune.stages import Run
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from actprune.guidance.guide import GroupGuide
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite
 from actprune.shards import open_weights, write_tensors
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 SCHEMA = "actprune.journal/1"
 

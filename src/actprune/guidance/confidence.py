@@ -15,7 +15,7 @@ from actprune.axes.capture import Graph
 from actprune.errors import PlanError
 from actprune.guidance.guide import Guide
 from actprune.guidance.ranking import guide
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 RESAMPLES = 10
 

@@ -24,9 +24,9 @@ from actprune.axes.groups import Group
 from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped, let_go
-from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments, Spread, merge_all
 from actprune.stats.patches import has_rows, output_dim, weight_matrix
+from actprune.stats.statistics import Stats
 
 LARGE = 2048
 """Columns of a matrix that is inverted by products."""

@@ -21,8 +21,8 @@ from actprune.guidance.scores import ABSOLUTE, SCALES, SCORES, filter_norm, miss
 from actprune.guidance.thinet import removals
 from actprune.mapped import let_go
 from actprune.methods import method as preset
-from actprune.stats.collect import Stats
 from actprune.stats.room import JUDGED_COLUMNS
+from actprune.stats.statistics import Stats
 
 NATURAL = 0.01
 """The natural width is the smallest whose held-out refit error is at most this share of the output variance."""

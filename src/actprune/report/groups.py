@@ -11,7 +11,7 @@ from actprune.plan import Plan
 from actprune.report.maps import correlation, places
 from actprune.report.record import CURVE_POINTS, MOST_MAPS, MOST_UNITS, GroupRow, Sureness, Units
 from actprune.stats.activation import Activation
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 def group_rows(

@@ -10,7 +10,7 @@ from actprune.axes.groups import Group
 from actprune.guidance.problem import measured, unit_columns
 from actprune.mapped import let_go
 from actprune.report.record import MAP_PLACES, MAP_UNITS, Correlation, Places
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 def correlation(graph: Graph, stats: Stats, group: Group) -> Correlation | None:

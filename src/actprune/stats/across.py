@@ -11,7 +11,7 @@ from torch import Tensor
 from actprune.data.samples import Calibration
 from actprune.distributed import Ranks
 from actprune.errors import DataError
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 from actprune.stats.store import Flat, flat, raised
 
 SHARE, LEAST, MOST = "positive", "least", "most"

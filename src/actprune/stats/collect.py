@@ -7,95 +7,24 @@ For each group: the activation values of its units.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from math import ceil
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import positions
-from actprune.axes.groups import Group
-from actprune.axes.site import Site
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
 from actprune.errors import DataError
-from actprune.graph.program import place
 from actprune.graph.room import calls_until, held_bytes
 from actprune.graph.run import run, run_by_layers
-from actprune.mapped import alongside, any_mapped, let_go
+from actprune.mapped import any_mapped
 from actprune.memory import MemoryLimit, limit_bytes
-from actprune.stats.activation import Activation, activation_of
+from actprune.stats.collector import Collector
 from actprune.stats.gradients import Loss
-from actprune.stats.maps import batch_key
 from actprune.stats.measures import Measures
-from actprune.stats.moments import Moments, Spread, absorb, merge, merge_all, moments, spread
-from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows, source_of
-from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
 from actprune.stats.room import FOLDS, folds_on_disk, folds_within, last_read, statistics_bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Stats:
-    """Activation statistics of a captured model. Mergeable: `merge_stats(a, b)` equals one pass over both.
-
-    Attributes:
-        sites: name of a consumer (`Site.name`) → moments of its input rows, one per fold.
-        units: group name → activation values of its units.
-        layers: consumer node → moments of (mean input, mean output) per sample, for the seed's own
-            correlation of a layer's input with its output.
-        maps: group name → mean and deviations at each place of the layer's map (n, positions), where its
-            consumer is a convolution.
-        samples: number of samples seen.
-        measures: name of a measure → group name → its values per unit (n,), one per sample or batch ("fisher": name of
-            a consumer → per output); only those that were asked for, see `actprune.stats.measures`.
-    """
-
-    sites: Mapping[str, tuple[Moments, ...]] = field(repr=False)
-    units: Mapping[str, Activation] = field(repr=False)
-    layers: Mapping[str, Moments] = field(repr=False)
-    maps: Mapping[str, Spread] = field(repr=False)
-    samples: int
-    measures: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, "dict[str, Spread]"], repr=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file that `Stats.load` reads."""
-        from actprune.stats.store import save_stats  # it needs this class
-
-        save_stats(self, path)
-
-    @staticmethod
-    def load(path: str | Path) -> Stats:
-        """Read what `save` wrote; `ArtifactError` where it can't be."""
-        from actprune.stats.store import load_stats
-
-        return load_stats(path)
-
-    def merge(self, other: Stats) -> Stats:
-        """The statistics of both sets of samples together."""
-        return merge_stats(self, other)
-
-    def moments(self, node: str) -> Moments:
-        """All folds of a consumer together."""
-        return merge_all(self.sites[node])
-
-    def correlation(self, node: str) -> Tensor:
-        """(p, p) correlation between the input columns of a consumer; zero where a column is constant."""
-        found = self.moments(node)
-        covariance = found.covariance
-        scale = torch.where(found.varies, covariance.diagonal().rsqrt(), 0.0)
-        return covariance * scale[:, None] * scale[None, :]
-
-    def input_output_correlation(self, node: str) -> float:
-        """The seed's correlation: a layer's mean input against its mean output, over the samples."""
-        c = self.layers[node].covariance
-        scale = float((c[0, 0] * c[1, 1]).clamp_min(0).sqrt())
-        return float(c[0, 1]) / scale if scale > 0 else 0.0
+from actprune.stats.statistics import Stats
 
 
 def collect(
@@ -143,7 +72,7 @@ def collect(
     limit = limit_bytes(memory_limit)
     large = any_mapped(graph.program.tensors.values())
     room = folds_on_disk(graph, folds) if large else folds_within(graph, folds, limit)
-    collector = _Collector(graph, room, total or data.samples, first)
+    collector = Collector(graph, room, total or data.samples, first)
     if large and not others.found:
         _by_layers(collector, data, limit)
         return collector.result({})
@@ -159,7 +88,7 @@ def collect(
     return collector.result(others.found)
 
 
-def _by_layers(collector: _Collector, data: Calibration, limit: int) -> None:
+def _by_layers(collector: Collector, data: Calibration, limit: int) -> None:
     """One pass, all batches through one layer after another: as many of them at a time as there is room for."""
     graph, size = collector.graph, collector.graph.program.batch_size
     last = last_read(graph)
@@ -175,208 +104,3 @@ def _by_layers(collector: _Collector, data: Calibration, limit: int) -> None:
 
         run_by_layers(graph.program, data.batches[start : start + at_once], observe, last, collector.put_aside)
     collector.samples = data.samples
-
-
-def merge_stats(a: Stats, b: Stats) -> Stats:
-    """The statistics of both sets of samples together.
-
-    Raises:
-        DataError: they are not of the same capture and number of folds.
-    """
-    _check_same_form(a, b)
-    return Stats(
-        sites={node: tuple(map(merge, a.sites[node], b.sites[node])) for node in a.sites},
-        units={name: a.units[name].merge(b.units[name]) for name in a.units},
-        layers={node: merge(a.layers[node], b.layers[node]) for node in a.layers},
-        maps={name: a.maps[name].merge(b.maps[name]) for name in a.maps},
-        samples=a.samples + b.samples,
-        measures={
-            measure: {name: own.merge(b.measures[measure][name]) for name, own in of_groups.items()}
-            for measure, of_groups in a.measures.items()
-        },
-    )
-
-
-def _check_same_form(a: Stats, b: Stats) -> None:
-    """Silently leaving out a fold or a consumer would bias every later choice."""
-    first, second = ({node: (len(s.sites[node]), s.sites[node][0].mean.numel()) for node in s.sites} for s in (a, b))
-    differing = sorted(node for node in first.keys() | second.keys() if first.get(node) != second.get(node))
-    taken, others = ({(m, name) for m in s.measures for name in s.measures[m]} for s in (a, b))
-    if differing or a.units.keys() != b.units.keys() or taken != others:
-        node = differing[0] if differing else ""
-        raise DataError(
-            "The statistics can't be merged.",
-            expected=f"the same consumers and groups, with (folds, columns) = {first.get(node, 'none')}",
-            got=str(second.get(node, "none")) if node else "other groups or measures",
-            where=f"merge_stats, {node or 'groups'}",
-            hint="collect both with the same model, example inputs, folds=, measures= and memory_limit=",
-        )
-
-
-class _Collector:
-    """The observer of one pass."""
-
-    def __init__(self, graph: Graph, folds: Mapping[str, int], total: int, first: int) -> None:
-        self.graph, self.folds, self.total, self.first = graph, folds, total, first
-        self.sites: dict[str, list[Moments]] = {}
-        self.units: dict[str, Activation] = {}
-        self.layers: dict[str, Moments] = {}
-        self.maps: dict[str, Spread] = {}
-        self.samples = 0
-        self._sites = {site.name: site for site in graph.sites if site.kind in (*LAYERS, "recurrent")}
-        self._consumers = {site for group in graph.groups for site in group.consumers}
-        self._batch = batch_key(graph)
-        self._first: dict[str, list[Group]] = {}
-        for group in graph.groups:
-            # some are called in training mode only
-            reader = next((site for site in group.consumers if self._sites.get(site.name) == site), None)
-            if reader is not None:
-                self._first.setdefault(reader.name, []).append(group)
-
-    def result(self, measures: Mapping[str, Mapping[str, Spread]]) -> Stats:
-        return Stats(
-            sites={node: tuple(parts) for node, parts in self.sites.items()},
-            units=self.units,
-            layers=self.layers,
-            maps=self.maps,
-            samples=self.samples,
-            measures=measures,
-        )
-
-    def __call__(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
-        if is_recurrent(node):
-            self._steps(node, args, value)
-            return
-        site = self._sites.get(node.name)
-        if site is None:
-            return
-        source = source_of(node)
-        x = args[source]
-        if not bool(torch.isfinite(value).all()):
-            raise _not_finite(node, x, value)
-        if site not in self._consumers:
-            return
-        if x.dim() == 1:  # one row, that of a single sample
-            x, value = x[None], value[None]
-        dim, numbers = self._numbers(site, node.args[source], x)
-        by_sample = x.movedim(dim, 0)
-        means = [_sample_means(y, numbers) for y in (by_sample, value.movedim(dim, 0))]
-        self.layers[node.name] = merge(self.layers.get(node.name), moments(torch.stack(means, 1)))
-        weight = self.graph.program.tensors[site.weight]
-        if site.name in self.folds:
-            places = self._places(site, weight, value.movedim(dim, 0))
-            self._rows(node.name, input_rows(site, node, by_sample, weight, places), numbers)
-        for group in self._first.get(node.name, ()):
-            self._units(group, site, x)
-
-    def _places(self, site: Site, weight: Tensor, value: Tensor) -> Places:
-        """The positions of a map whose patches count: they overlap, so that a few of many say as much."""
-        if site.kind == "linear":
-            return EVERYWHERE
-        positions = value[0, 0].numel()
-        rows = most_rows(weight.numel() // weight.shape[site.out_dim])
-        return drawn_places(positions, ceil(rows / self.total))
-
-    def _steps(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
-        """Of a recurrent call: the rows of each of its weights are the steps of every sample."""
-        if not bool(torch.isfinite(value if isinstance(value, Tensor) else value[0]).all()):
-            raise _not_finite(node, args[0], value if isinstance(value, Tensor) else value[0])
-        run = unroll(node, args)
-        dim, there = batch_dim(node), run.there
-        numbers = torch.arange(len(run.x)) if dim is None else self._sample_of(node.args[0], dim, len(run.x))
-        for part, x, states, hidden in run.steps():
-            for which, rows in part.reads(x, states, hidden):
-                held = part.nodes[which]
-                site = self._sites.get(f"{node.name}:{self.graph.program.bindings.get(held.name)}") if held else None
-                if site is None or site not in self._consumers:
-                    continue
-                if site.name in self.folds:
-                    self._rows(site.name, rows, numbers.to(rows.device), there)
-                for group in self._first.get(site.name, ()):
-                    self._units(group, site, rows if there is None else rows[there])
-
-    def _sample_of(self, source: Any, dim: int, count: int) -> Tensor:
-        """(count,) the sample of each index of a dimension; the indices themselves where it holds no samples."""
-        if self.graph.program.batch_size == 1:
-            return torch.zeros(count, dtype=torch.long)
-        dims = self.graph.node_axes.get(source.name, ())
-        axis = dims[dim] if dim < len(dims) else ()
-        numbers = np.full(1, -1) if isinstance(axis, tuple) else positions(axis, self._batch)
-        return torch.as_tensor(numbers) if (numbers >= 0).all() else torch.arange(count)
-
-    def _numbers(self, site: Site, source: Any, x: Tensor) -> tuple[int, Tensor]:
-        """The dimension of x that holds the samples, and the sample of each of its indices.
-
-        The first one as a rule, but attention may put positions first, and windows of one sample share a dimension
-        with the samples. Where x holds no samples (a table of positions, say), its first indices count as such.
-        """
-        if self.graph.program.batch_size == 1:
-            return 0, torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        dims = self.graph.node_axes.get(source.name, ())
-        last = 1 if "conv" in site.kind else x.dim() - 1
-        for d, axis in enumerate(dims[:last]):
-            numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
-            if (numbers >= 0).all():
-                return d, torch.as_tensor(numbers, device=x.device)
-        return 0, torch.arange(x.shape[0], device=x.device)
-
-    def _rows(self, name: str, rows: Tensor, numbers: Tensor, there: Tensor | None = None) -> None:
-        """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one.
-
-        Args:
-            there: (indices, positions) which of them count; None: all.
-        """
-        folds = self.folds[name]
-        fold = (numbers + self.first + self.samples) % folds
-        known = self.sites.get(name, [None] * folds)
-        chosen = (fold == f if there is None else (fold == f)[:, None] & there for f in range(folds))
-        self.sites[name] = [absorb(own, _flat(rows[which])) for own, which in zip(known, chosen, strict=True)]
-
-    def put_aside(self, node: Node) -> None:
-        """What is known of a call whose weight lies in a file, into a file as well."""
-        tensors = self.graph.program.tensors
-        for name in {node.name, *(s for s in self.sites if s.startswith(f"{node.name}:"))} & self.sites.keys():
-            weight = tensors[self._sites[name].weight]
-            found = [replace(own, scatter=alongside(own.scatter, weight)) for own in self.sites[name]]
-            self.sites[name] = list(found)
-            let_go(own.scatter for own in found)
-
-    def _units(self, group: Group, site: Site, x: Tensor) -> None:
-        axis = site.in_axis(self.graph.tensor_axes[site.weight])
-        unit = torch.as_tensor(positions(axis, group.key), device=x.device)
-        channel_last = site.kind in ("linear", "recurrent")
-        values = x.reshape(-1, x.shape[-1]).T if channel_last else x.transpose(0, 1).flatten(1)
-        if unit.numel() != values.shape[0]:  # a grouped convolution: its weight names the channels of one group
-            unit = unit.repeat(values.shape[0] // unit.numel())
-        held = unit >= 0
-        if not channel_last and bool(held.all()) and x.shape[1] == group.width:
-            _add(self.maps, group.name, spread(x.flatten(2)))
-        _add(self.units, group.name, activation_of(values[held].double(), unit[held], group.width))
-
-
-def _flat(rows: Tensor) -> Tensor:
-    """(rows, columns) of (indices, positions, columns)."""
-    return rows.reshape(-1, rows.shape[-1])
-
-
-def _add(known: dict[str, Any], name: str, found: Any) -> None:
-    known[name] = known[name].merge(found) if name in known else found
-
-
-def _sample_means(x: Tensor, numbers: Tensor) -> Tensor:
-    """(samples,) mean over everything that belongs to a sample, of x (indices, …) and the sample of each index."""
-    own = x.reshape(x.shape[0], -1).mean(1, dtype=torch.float64)
-    counts = torch.bincount(numbers)
-    return torch.zeros(counts.numel(), dtype=own.dtype, device=own.device).index_add_(0, numbers, own) / counts
-
-
-def _not_finite(node: Node, x: Tensor, value: Tensor) -> DataError:
-    """The input decides who is to blame: what came before, or this layer."""
-    side, found = ("input", x) if not bool(torch.isfinite(x).all()) else ("output", value)
-    return DataError(
-        "Activations are not finite.",
-        expected="finite values in every layer",
-        got=f"{'NaN' if bool(torch.isnan(found).any()) else 'infinite'} values in the {side} of this layer",
-        where=place(node),
-        hint="look for NaN or infinite entries in the calibration data and in the weights up to this layer",
-    )

@@ -12,8 +12,8 @@ from torch import Tensor
 from actprune.errors import ArtifactError
 from actprune.shards import open_weights, write_tensors
 from actprune.stats.activation import Activation
-from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments, Spread
+from actprune.stats.statistics import Stats
 
 SCHEMA = "actprune.stats/1"
 

@@ -6,7 +6,7 @@ the values depend on the place (a range) or on chance, they would not be the sam
 
 from __future__ import annotations
 
-from actprune.axes.inference import Call, rule
+from actprune.axes.call import Call, rule
 from actprune.axes.site import Dims
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, Axis, product, size
-from actprune.axes.inference import Call, rule
 from actprune.axes.rules.elementwise import broadcast_with
 from actprune.axes.rules.shape import ones_before
 from actprune.axes.site import Dims

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actprune.axes.inference import Call, NotCovered, rule
+from actprune.axes.call import Call, NotCovered, rule
 from actprune.axes.site import Dims
 
 ALIGNMENT = 16

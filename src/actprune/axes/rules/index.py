@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from actprune.axes.call import Call, NotCovered, rule
 from actprune.axes.expr import size
-from actprune.axes.inference import Call, NotCovered, rule
 from actprune.axes.rules.elementwise import broadcast_axes, broadcast_with
 from actprune.axes.site import Dims
 from actprune.graph.program import op_name, shape

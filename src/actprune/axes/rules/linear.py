@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, Axis, size
-from actprune.axes.inference import Call, rule
 from actprune.axes.rules.einsum import batch_letters, contract
 from actprune.axes.site import Dims
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, Axis, size
-from actprune.axes.inference import Call, rule
 from actprune.axes.site import Dims
 
 

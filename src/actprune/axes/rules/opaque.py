@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from actprune.axes.inference import Call, rule
+from actprune.axes.call import Call, rule
 from actprune.axes.site import Dims
 
 LOSSES = """

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from actprune.axes.call import Call, NotCovered, rule
 from actprune.axes.expr import concat, size
-from actprune.axes.inference import Call, NotCovered, rule
 from actprune.axes.rules.shape import ones_before
 from actprune.axes.site import Dims
 

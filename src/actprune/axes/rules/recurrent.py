@@ -11,8 +11,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import Axis, concat, size
-from actprune.axes.inference import Call, rule
 from actprune.axes.site import Dims
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, size
-from actprune.axes.inference import Call, rule
 from actprune.axes.rules.elementwise import broadcast_axes
 from actprune.axes.site import Dims
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import size
-from actprune.axes.inference import Call, rule
 from actprune.axes.site import Dims
 
 FFT = "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft".split()

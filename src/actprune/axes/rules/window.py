@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+from actprune.axes.call import Call, rule
 from actprune.axes.expr import product, size
-from actprune.axes.inference import Call, rule
 from actprune.axes.site import Dims
 
 

@@ -9,7 +9,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.problem import inverse_of, problems
 from actprune.guidance.scores.parts import activation_of, given
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 def mean(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:

@@ -11,7 +11,7 @@ from actprune.axes.expr import leaves
 from actprune.axes.groups import Group
 from actprune.graph.program import named_arguments, op_name
 from actprune.guidance.scores.parts import per_unit
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 def bn_scale(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:

@@ -11,9 +11,9 @@ from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.problem import measured, unit_columns
 from actprune.guidance.scores.parts import activation_of, given, per_unit
-from actprune.stats.collect import Stats
 from actprune.stats.moments import Moments
 from actprune.stats.patches import weight_matrix
+from actprune.stats.statistics import Stats
 
 
 def flap(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.scores.parts import per_unit
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 def filter_norm(graph: Graph, group: Group, order: int) -> Tensor:

@@ -13,7 +13,7 @@ from actprune.axes.groups import Group
 from actprune.axes.site import Site
 from actprune.errors import PlanError
 from actprune.stats.activation import Activation
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 Score = Callable[[Graph, Stats | None, Group, int], Tensor | None]
 """(graph, stats, group, seed) → (n,) float64, larger = more important; None where the criterion says nothing of the

@@ -7,7 +7,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.scores.parts import measure_of
-from actprune.stats.collect import Stats
+from actprune.stats.statistics import Stats
 
 
 def taylor(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:
