@@ -23,7 +23,8 @@ from torch import Tensor
 
 import actprune as ap
 from actprune.data.take import fit
-from actprune.distributed import Ranks, joined
+from actprune.distributed import Ranks
+from actprune.joining import joined
 from actprune.latency import bench
 from actprune.stats.across import collect_across
 from actprune.stats.store import flat

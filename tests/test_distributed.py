@@ -15,7 +15,8 @@ from torch import Tensor
 
 import actprune as ap
 import ranks as worker
-from actprune.distributed import ALONE, Ranks, joined, launched
+from actprune.distributed import ALONE, Ranks
+from actprune.joining import joined, launched
 from nets import build
 
 HERE = Path(__file__).parent

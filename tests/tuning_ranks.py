@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import actprune as ap
 from actprune import pulse
 from actprune.artifacts.weights import write_weights
-from actprune.distributed import launched
+from actprune.joining import launched
 from actprune.latency import bench
 from nets import build
 

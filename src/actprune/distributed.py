@@ -13,13 +13,10 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +44,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _WATCHED: ContextVar[bool] = ContextVar("watched", default=False)
 """Whether work goes on that a pulse tells of: it also tells of what is done `together` within."""
 
-_SOLO: ContextVar[bool] = ContextVar("solo", default=False)
+SOLO: ContextVar[bool] = ContextVar("solo", default=False)
 """Whether rank 0 does something alone, so that nothing within may wait for the others."""
 
 _LED = re.compile(r"^\[\S+:\d+\] ")
@@ -109,7 +106,7 @@ class Ranks:
         def own() -> T | None:
             if not self.first:
                 return None
-            with _told(_SOLO):
+            with _told(SOLO):
                 return work()
 
         return own() if self.world == 1 else self.together(own)
@@ -173,7 +170,8 @@ class Ranks:
         """What is said where a rank does not answer."""
         return DistributedError(
             "Another process of the run is gone, or does not answer.",
-            expected=f"{self.world} processes that all do the same, and answer within {_seconds():g} s ({TIMEOUT})",
+            expected=f"{self.world} processes that all do the same, and answer within "
+            f"{seconds_to_answer():g} s ({TIMEOUT})",
             got=_LED.sub("", got.strip().partition("\n")[0]).partition(". ")[0][:300],
             where=f"rank {self.rank} of {self.world}",
             hint=f"look for what the other processes wrote at their end; {RESUME}",
@@ -239,73 +237,13 @@ def _told(what: ContextVar[bool]) -> Iterator[None]:
         what.reset(before)
 
 
-def launched() -> tuple[int, int]:
-    """Rank and number of processes, as an initialised group or torchrun's environment says; 0 and 1 without, and in
-    what rank 0 does by itself."""
-    if _SOLO.get():
-        return 0, 1
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    if all(name in os.environ for name in LAUNCHED):
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return 0, 1
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-@contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """The processes of this run: those of an initialised group, or those that torchrun started; else this one alone.
-
-    Args:
-        device: where the model is. A group that is made here, and destroyed at the end, is gloo, and nccl for CUDA
-            where every process of this machine has a device of its own.
-
-    Raises:
-        DistributedError: not all of them are there within the time-out.
-    """
-    rank, world = launched()
-    if world == 1:
-        yield ALONE
-        return
-    own, said = not dist.is_initialized(), sys.excepthook  # which torch wraps with every group
-    ranks = Ranks(rank, world)
-    timeout = timedelta(seconds=_seconds())
-    if own:
-        ranks._answered(lambda: _init(_backend(device), ranks, timeout))
-    made: list[Any] = []
-    try:
-        ranks._answered(lambda: made.append(dist.new_group(backend="gloo", timeout=timeout)))
-        yield Ranks(rank, world, made[0])
-    finally:
-        if own:
-            dist.destroy_process_group()
-            sys.excepthook = said
-        elif made:
-            with suppress(ValueError):  # it has gone with the group that it was made in
-                dist.destroy_process_group(made[0])
-
-
-def _init(backend: str, ranks: Ranks, timeout: timedelta) -> None:
-    """Groups that are made and destroyed one after the other meet in one store, which stays, each under a name of its
-    own: so none takes the addresses of one before for its own."""
-    from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
-
-    if not _STORE:
-        _STORE.append(next(rendezvous("env://", timeout=timeout))[0])
-    store = PrefixStore(f"actprune {next(_GROUPS)}", _STORE[0])
-    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
-
-
-_STORE: list[Any] = []
-_GROUPS = count()
-
-
-def _backend(device: torch.device) -> str:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    enough = device.type == "cuda" and dist.is_nccl_available() and here <= torch.cuda.device_count()
-    return "cpu:gloo,cuda:nccl" if enough else "gloo"
-
-
-def _seconds() -> float:
+def seconds_to_answer() -> float:
+    """How long a process waits for the others."""
     given = os.environ.get(TIMEOUT, str(SECONDS))
     try:
         seconds = float(given)
@@ -320,8 +258,3 @@ def _seconds() -> float:
             hint=f"leave it out for {SECONDS:g} s",
         )
     return seconds
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from actprune.distributed import Ranks, joined
+from actprune.distributed import Ranks
 from actprune.graph.keep import copied
 from actprune.graph.trace import preserved
+from actprune.joining import joined
 from actprune.recovery.sgd import recording
 from actprune.recovery.steps import Losses, trained_network
 from actprune.report.record import Report

@@ -15,16 +15,19 @@ from torch import nn
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
+from actprune.arguments import settings_of
 from actprune.artifacts.checkpoint import check_output
 from actprune.axes.capture import capture
 from actprune.composing import save_composed
 from actprune.errors import BudgetError, DataError
+from actprune.graph.keep import undisturbed
 from actprune.keeping import given_digests
 from actprune.keras3.backend import is_keras
-from actprune.pipeline import arguments_of, on_disk, pruned, ranks_of, settings_of, undisturbed
+from actprune.pipeline import arguments_of, pruned, ranks_of
 from actprune.plan import Plan
 from actprune.report.record import Report
 from actprune.result import Result
+from actprune.run_folder import on_disk
 from actprune.sweeping import Asked, Finished, is_there, read_finished, samples_for
 
 FINAL = "final"

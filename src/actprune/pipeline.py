@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from actprune.allocation.budget import Keep
-from actprune.allocation.cost import Cost, cost
-from actprune.artifacts.checkpoint import check_output
-from actprune.artifacts.folder import PLAN
-from actprune.artifacts.journal import SUFFIX, Journal, journal_of
+from actprune.allocation.cost import cost
+from actprune.arguments import as_network, settings_of
 from actprune.data.calls import Forward
 from actprune.distance import Distance
-from actprune.distributed import ALONE, Ranks, joined
-from actprune.errors import ArtifactError, DataError
-from actprune.forms import FORMS
-from actprune.graph.rebuilt import name_of
-from actprune.graph.trace import check_ready, preserved
-from actprune.keras3.backend import is_keras
-from actprune.keras3.bridge import as_batches, check_keras, keras_result, on_network, training_of
+from actprune.distributed import Ranks
+from actprune.graph.keep import undisturbed
+from actprune.in_place import check_replaceable, not_in_place
+from actprune.joining import joined
+from actprune.keras3.bridge import keras_result
 from actprune.keras3.network import KerasNetwork
 from actprune.latency.bench import Latency
 from actprune.latency.table import measure_latency
-from actprune.mapped import any_mapped
 from actprune.memory import MemoryLimit
-from actprune.methods import ALLOCATIONS, COMPENSATIONS, Method, known
-from actprune.methods import method as preset
 from actprune.plan import Plan
+from actprune.prediction import Prediction
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
-from actprune.settings import Evaluate, Progress, Settings
+from actprune.run_folder import check_unfinished, on_disk, open_journal
+from actprune.settings import Evaluate, Progress
 from actprune.stages import Run
 from actprune.stats.gradients import Loss
 from actprune.stats.statistics import Stats
@@ -144,7 +136,7 @@ def prune(
             says what was expected, what was given, where, and what to do.
         EquivalenceError: the proof failed; nothing is returned or changed.
     """
-    return pruned(_as_network(locals()))  # the arguments: nothing else has a name yet
+    return pruned(as_network(locals()))  # the arguments: nothing else has a name yet
 
 
 def pruned(given: Mapping[str, Any], known_stats: Stats | None = None, teacher: nn.Module | None = None) -> Result:
@@ -156,15 +148,15 @@ def pruned(given: Mapping[str, Any], known_stats: Stats | None = None, teacher: 
     """
     save_to, resume, inplace = given["save_to"], given["resume"], given["inplace"]
     if inplace and given["form"] != "class":
-        raise _not_in_place(given["form"])
-    with ranks_of(given) as ranks, _journal(ranks, save_to, resume) as journal:
+        raise not_in_place(given["form"])
+    with ranks_of(given) as ranks, open_journal(ranks, save_to, resume) as journal:
         job = Run(given["model"], settings_of(given, journal, ranks), known_stats, teacher=teacher)
         begun = resume and journal is not None and journal.folder.exists()
-        on_disk(ranks, save_to, lambda path: _check_unfinished(path, resume, begun))
+        on_disk(ranks, save_to, lambda path: check_unfinished(path, resume, begun))
         with undisturbed(job.model):
             result = returned(job(given["calibration"], given["calibration_size"], given["forward"]))
         if inplace:
-            ranks.together(lambda: _check_replaceable(result))
+            ranks.together(lambda: check_replaceable(result))
         on_disk(ranks, save_to, lambda path: result.save(path, overwrite=begun and path.exists()))
         if journal is not None:
             journal.remove()
@@ -184,7 +176,7 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
         arguments: those of `prune`, of which `recover`, `finetune`, `inplace`, `save_to` and `resume` are not used.
     """
     given = arguments_of(model, calibration, arguments)
-    with ranks_of(given) as ranks, _journal(ranks, None, False) as journal:
+    with ranks_of(given) as ranks, open_journal(ranks, None, False) as journal:
         job = Run(given["model"], settings_of(given, journal, ranks))
 
         with undisturbed(job.model):
@@ -199,71 +191,16 @@ def predict(model: nn.Module, calibration: Iterable[Any], **arguments: Any) -> P
             return Prediction(plan, before, after, *ranks.from_first(milliseconds))
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a plan would leave.
-
-    Attributes:
-        before, after: costs of the dense and of the cut network, exact.
-        before_ms, after_ms: milliseconds of a forward pass, of measured ops.
-    """
-
-    plan: Plan
-    before: Cost
-    after: Cost
-    before_ms: float
-    after_ms: float
-
-    def to_data(self) -> dict[str, Any]:
-        """JSON values."""
-        dense = {**asdict(self.before), "latency_ms": self.before_ms}
-        groups = {
-            name: {"before": group.width, "after": len(group.kept), "kept": list(group.kept)}
-            for name, group in self.plan.groups.items()
-        }
-        return {"dense": dense, "pruned": {**asdict(self.after), "latency_ms": self.after_ms}, "groups": groups}
-
-
 def arguments_of(model: nn.Module, calibration: Iterable[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """With the defaults of `prune`; `TypeError` where it has no argument of such a name."""
     bound = inspect.signature(prune).bind(model, calibration, **arguments)
     bound.apply_defaults()
-    return _as_network(bound.arguments)
+    return as_network(bound.arguments)
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Refuse whatever can be told to be wrong of the arguments of `prune` before there is a model."""
     settings_of(arguments_of(nn.Identity(), (), arguments)).budget()
-
-
-def _as_network(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `prune` as the engine takes them: for a Keras model its network, and what is given that one."""
-    model = given["model"]
-    if not is_keras(model):
-        check_ready(model)
-        _check_weights(model)
-        return given
-    check_keras(given["form"], given["inplace"])
-    data = given["calibration"]
-    return {
-        **given,
-        "model": KerasNetwork(model),
-        "calibration": as_batches(data, model) if given["forward"] is None else data,
-        "evaluate": on_network(given["evaluate"]),
-        "finetune": training_of(given["finetune"]),
-    }
-
-
-def _check_weights(model: nn.Module) -> None:
-    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-    if empty is not None:
-        raise DataError(
-            f"{name_of(model)} has no weights.",
-            expected="parameters with values",
-            got=f"{empty} on the meta device",
-            where="model",
-            hint="load the weights first; actprune.open_pretrained opens a folder without reading them",
-        )
 
 
 def returned(result: Result) -> Result:
@@ -275,113 +212,3 @@ def ranks_of(given: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
     """The processes of the run, see `actprune.distributed`."""
     device = next((p.device for p in given["model"].parameters()), torch.device("cpu"))
     return joined(device)
-
-
-@contextmanager
-def _journal(ranks: Ranks, save_to: str | Path | None, resume: bool) -> Iterator[Journal | None]:
-    """That of the run folder; what passes between several processes needs one as well, which nobody keeps."""
-    if save_to is not None and ranks.first:
-        yield journal_of(save_to, resume)
-    elif ranks.world == 1:
-        yield None
-    else:
-        with TemporaryDirectory(prefix="actprune-") as scratch:
-            yield Journal(Path(scratch) / "stages", False)
-
-
-def on_disk(ranks: Ranks, save_to: str | Path | None, work: Callable[[Path], Any]) -> None:
-    """What rank 0 has to do in the run folder, if there shall be one; it fails on all ranks."""
-    ranks.together(lambda: work(Path(save_to)) if save_to is not None and ranks.first else None)
-
-
-def _check_unfinished(path: Path, resume: bool, begun: bool) -> None:
-    """That the folder can be written. One that is whole is only replaced by the run that was interrupted behind it."""
-    if resume and not begun and (path / PLAN).exists():
-        raise ArtifactError(
-            "The run in this folder is finished.",
-            expected=f"the stages of an interrupted run, in {path.name}{SUFFIX}",
-            got="a run folder",
-            where=str(path),
-            hint="read it with actprune.load (actprune report, actprune verify), or choose another folder",
-        )
-    check_output(path, overwrite=begun and path.exists())
-
-
-def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks: Ranks = ALONE) -> Settings:
-    """The arguments of `prune`, checked as far as can be told from each alone."""
-    budgeted = given["keep"] is not None or given["max_drop"] is not None
-    protect, name = given["protect"], given["method"]
-    checked = {
-        "method": _checked_method(name, _allocation(given), given["compensate"], budgeted),
-        "name": name,
-        "protect": tuple((protect,) if isinstance(protect, str) else protect),
-        "form": known(given["form"], FORMS, "form"),
-        "journal": journal,
-        "ranks": ranks,
-        "progress": given["progress"] if ranks.first else None,
-    }
-    chosen: dict[str, Any] = {key.name: checked.get(key.name, given.get(key.name)) for key in fields(Settings)}
-    return Settings(**chosen)
-
-
-def _allocation(given: Mapping[str, Any]) -> str | None:
-    """Of a model that lies in files no width is tried by running it, unless that is asked for: the method's own
-    sensitivity would read all of it for every candidate."""
-    large = any_mapped(given["model"].parameters())
-    if given["allocation"] is None and large and preset(given["method"]).allocation != "natural":
-        return "uniform"
-    return given["allocation"]
-
-
-def _checked_method(name: str, allocation: str | None, compensate: str | None, budgeted: bool) -> Method:
-    chosen = preset(name)
-    if chosen.allocation == "natural" and budgeted:  # natural widths know of no budget
-        chosen = replace(chosen, allocation="uniform")
-    if allocation is not None:
-        chosen = replace(chosen, allocation=known(allocation, ALLOCATIONS, "allocation"))
-    if compensate is not None:
-        chosen = replace(chosen, compensate=known(compensate, COMPENSATIONS, "compensation"))
-    return chosen
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back the model's modes and every global random state, whatever the user's own functions do. Gradients can be
-    taken inside, also where the caller is in inference mode."""
-    held, numbers = random.getstate(), np.random.get_state()
-    try:
-        with preserved(model), torch.inference_mode(False):
-            yield
-    finally:
-        random.setstate(held)
-        np.random.set_state(numbers)
-
-
-def _not_in_place(form: str) -> DataError:
-    return DataError(
-        "A graph is a module of its own: it can't take the place of the model.",
-        expected='form="class" with inplace=True',
-        got=f"form={form!r}",
-        where="prune(form=…, inplace=True)",
-        hint="leave inplace out, and use the model that prune returns",
-    )
-
-
-def _check_replaceable(result: Result) -> None:
-    """That the fine-tuned weights fit into the caller's own model, once it is cut."""
-    cut_model = result.before_finetune or result.model
-    expected, got = map(_shapes, (cut_model, result.model))
-    if expected != got:
-        name = next(iter(expected.items() ^ got.items()))[0]
-        raise DataError(
-            "The fine-tuned model can't replace the caller's.",
-            expected=f"{name} of shape {expected[name]}" if name in expected else f"no tensor named {name}",
-            got=f"shape {got[name]}" if name in got else "no such tensor",
-            where="finetune, with inplace=True",
-            hint="let finetune train the model that it is given and return None, or leave inplace out",
-        )
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of a state dict, which may hold extra state besides."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}

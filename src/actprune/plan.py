@@ -13,13 +13,14 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, leaves, left_of, size
 from actprune.errors import PlanError
+from actprune.json_fields import array_in, field_of, malformed, names_in, object_in, shown, text_in, whole_in
 from actprune.repair.edits import Edits
 from actprune.repair.solve import repair
 
@@ -126,7 +127,7 @@ class Plan:
             data = json.loads(text)
             return _read_plan(data, where)
         except (ValueError, RecursionError) as error:  # also numbers too long for Python
-            raise _malformed(where, "JSON", f"{type(error).__name__}: {error}") from error
+            raise malformed(where, "JSON", f"{type(error).__name__}: {error}") from error
 
 
 def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> Plan:
@@ -224,41 +225,41 @@ def _axis_data(axis: Axis) -> Any:
 
 
 def _read_plan(data: Any, where: str) -> Plan:
-    fields = _object(data, where) if isinstance(data, dict) else dict[str, Any]()
+    fields = object_in(data, where) if isinstance(data, dict) else dict[str, Any]()
     if fields.get("schema") != SCHEMA:
-        raise _malformed(where, f'"schema": "{SCHEMA}"', f'"schema": {_shown(fields.get("schema"))}')
+        raise malformed(where, f'"schema": "{SCHEMA}"', f'"schema": {shown(fields.get("schema"))}')
     groups = {
-        name: _read_group(name, entry, where) for name, entry in _object(*_field(fields, "groups", where)).items()
+        name: _read_group(name, entry, where) for name, entry in object_in(*field_of(fields, "groups", where)).items()
     }
     widths = {group.key: group.width for group in groups.values()}
     if len(widths) < len(groups):
-        raise _malformed(f"{where}: groups", "a key of its own for every group", "a key that occurs twice")
-    dims = _object(*_field(fields, "dims", where))
-    aliases = _object(*_field(fields, "aliases", where))
+        raise malformed(f"{where}: groups", "a key of its own for every group", "a key that occurs twice")
+    dims = object_in(*field_of(fields, "dims", where))
+    aliases = object_in(*field_of(fields, "aliases", where))
     return Plan(
         groups=groups,
         dims={name: _read_dims(name, axes, widths, where) for name, axes in dims.items()},
-        aliases={name: tuple(_read_names(names, f"{where}: aliases/{name}")) for name, names in aliases.items()},
-        architecture=_text(*_field(fields, "architecture", where)),
-        model=_text(*_field(fields, "model", where)),
-        edits=_read_edits(*_field(fields, "edits", where)),
-        note=_object(*_field(fields, "note", where)),
+        aliases={name: tuple(names_in(names, f"{where}: aliases/{name}")) for name, names in aliases.items()},
+        architecture=text_in(*field_of(fields, "architecture", where)),
+        model=text_in(*field_of(fields, "model", where)),
+        edits=_read_edits(*field_of(fields, "edits", where)),
+        note=object_in(*field_of(fields, "note", where)),
     )
 
 
 def _read_edits(data: Any, where: str) -> Edits:
     try:
-        return Edits.from_data(_object(data, where))
+        return Edits.from_data(object_in(data, where))
     except (ValueError, KeyError, TypeError) as error:
-        raise _malformed(where, "the edits that Plan.to_json writes", f"{type(error).__name__}: {error}") from error
+        raise malformed(where, "the edits that Plan.to_json writes", f"{type(error).__name__}: {error}") from error
 
 
 def _read_group(name: str, data: Any, where: str) -> GroupPlan:
     place = f"{where}: groups/{name}"
-    entry = _object(data, place)
-    key, width = (_whole(*_field(entry, field_name, place, "/")) for field_name in ("key", "width"))
-    kept, kept_place = _field(entry, "kept", place, "/")
-    units = tuple(_whole(unit, f"{kept_place}/{i}") for i, unit in enumerate(_array(kept, kept_place)))
+    entry = object_in(data, place)
+    key, width = (whole_in(*field_of(entry, field_name, place, "/")) for field_name in ("key", "width"))
+    kept, kept_place = field_of(entry, "kept", place, "/")
+    units = tuple(whole_in(unit, f"{kept_place}/{i}") for i, unit in enumerate(array_in(kept, kept_place)))
     return _checked(name, GroupPlan(key, width, units), where)
 
 
@@ -266,78 +267,28 @@ def _read_dims(name: str, data: Any, widths: Mapping[int, int], where: str) -> t
     place = f"{where}: dims/{name}"
     axes = tuple(_read_axes(data, widths, place))
     if any(leaf.size < 0 for axis in axes for leaf in leaves(axis)):
-        raise _malformed(place, "sizes of no less than nothing", f"a dimension of {name} of an impossible size")
+        raise malformed(place, "sizes of no less than nothing", f"a dimension of {name} of an impossible size")
     return axes
 
 
 def _read_axes(data: Any, widths: Mapping[int, int], where: str) -> list[Axis]:
-    return [_read_axis(axis, widths, f"{where}/{i}") for i, axis in enumerate(_array(data, where))]
+    return [_read_axis(axis, widths, f"{where}/{i}") for i, axis in enumerate(array_in(data, where))]
 
 
 def _read_axis(data: Any, widths: Mapping[int, int], where: str) -> Axis:
     if isinstance(data, dict):
-        entry = _object(data, where)
+        entry = object_in(data, where)
         kind = next(iter(entry), "")
         if len(entry) != 1 or kind not in ("product", "concat"):
-            raise _malformed(where, '{"product": […]} or {"concat": […]}', json.dumps(list(entry)))
+            raise malformed(where, '{"product": […]} or {"concat": […]}', json.dumps(list(entry)))
         parts = tuple(_read_axes(entry[kind], widths, f"{where}/{kind}"))
         if len(parts) < 2:
-            raise _malformed(f"{where}/{kind}", "two axes or more", str(len(parts)))
+            raise malformed(f"{where}/{kind}", "two axes or more", str(len(parts)))
         return Product(parts) if kind == "product" else Concat(parts)
-    pair = _array(data, where)
+    pair = array_in(data, where)
     if len(pair) != 2:
-        raise _malformed(where, "[size, key]", _shown(pair))
-    units, key = (_whole(number, f"{where}/{i}") for i, number in enumerate(pair))
+        raise malformed(where, "[size, key]", shown(pair))
+    units, key = (whole_in(number, f"{where}/{i}") for i, number in enumerate(pair))
     if widths.get(key, units) != units:
-        raise _malformed(where, f"a size of {widths[key]}, as its group has", str(units))
+        raise malformed(where, f"a size of {widths[key]}, as its group has", str(units))
     return Leaf(units, key)
-
-
-def _read_names(data: Any, where: str) -> list[str]:
-    return [_text(name, f"{where}/{i}") for i, name in enumerate(_array(data, where))]
-
-
-def _field(entry: dict[str, Any], name: str, where: str, separator: str = ": ") -> tuple[Any, str]:
-    """A field of an object, and the place of it."""
-    if name not in entry:
-        got = f"only {', '.join(sorted(entry))}" if entry else "none"
-        raise _malformed(where, f'the fields that Plan.to_json writes, "{name}" among them', got)
-    return entry[name], f"{where}{separator}{name}"
-
-
-def _object(data: Any, where: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise _malformed(where, "an object", _shown(data))
-    return cast("dict[str, Any]", data)
-
-
-def _array(data: Any, where: str) -> list[Any]:
-    if not isinstance(data, list):
-        raise _malformed(where, "an array", _shown(data))
-    return cast("list[Any]", data)
-
-
-def _text(data: Any, where: str) -> str:
-    if not isinstance(data, str):
-        raise _malformed(where, "a text", _shown(data))
-    return data
-
-
-def _whole(data: Any, where: str) -> int:
-    if not isinstance(data, int) or isinstance(data, bool):
-        raise _malformed(where, "a whole number", _shown(data))
-    return data
-
-
-def _shown(data: Any) -> str:
-    return json.dumps(data)[:100]
-
-
-def _malformed(where: str, expected: str, got: str) -> PlanError:
-    return PlanError(
-        "The plan can't be read.",
-        expected=expected,
-        got=got,
-        where=where if len(where) <= 500 else f"{where[:500]}…",
-        hint="restore the file, or make a new plan with actprune.prune",
-    )

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from actprune.allocation.budget import Keep, read_keep
+from actprune.arguments import settings_of
 from actprune.artifacts.checkpoint import check_output
 from actprune.artifacts.files import read_text
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, file_of
@@ -20,13 +21,14 @@ from actprune.artifacts.journal import journal_of
 from actprune.artifacts.plan_file import read_plan
 from actprune.data.samples import Samples
 from actprune.data.take import take
-from actprune.distributed import launched
 from actprune.errors import ArtifactError, BudgetError, DataError, DistributedError
+from actprune.graph.keep import undisturbed
+from actprune.joining import launched
 from actprune.keeping import given_digests, request_of
 from actprune.keras3.backend import is_keras
 from actprune.keras3.bridge import as_batches, load
 from actprune.looking import labelled
-from actprune.pipeline import arguments_of, pruned, returned, settings_of, undisturbed
+from actprune.pipeline import arguments_of, pruned, returned
 from actprune.plan import Plan
 from actprune.report.reading import read_report
 from actprune.report.record import Report

@@ -36,8 +36,8 @@ def finetune(
     from actprune.cli.console import console as console_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import read_run
-    from actprune.distributed import launched
     from actprune.finetuning import finetuned
+    from actprune.joining import launched
     from actprune.keras3.bridge import MODEL, on_network, training_of
     from actprune.keras3.network import KerasNetwork
     from actprune.report.table import metric, tables

@@ -73,7 +73,7 @@ def prune(
     from actprune.cli.console import console as console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
-    from actprune.distributed import launched
+    from actprune.joining import launched
     from actprune.pipeline import check_arguments, predict
     from actprune.report.table import prediction_table, tables
 
@@ -114,8 +114,8 @@ def prune(
 def _run(model: Any, samples: Any, rounds: int, out: Path, arguments: dict[str, Any]) -> tuple[Report, Path]:
     """The report of the run, and the folder of the network that it ends with."""
     from actprune.cli.runs import read_run
-    from actprune.distributed import launched
     from actprune.iterating import FINAL, prune_in_rounds
+    from actprune.joining import launched
     from actprune.pipeline import prune as run
 
     if rounds == 1:

@@ -45,6 +45,19 @@ def forked_random() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put back the model's modes and every global random state, whatever the user's own functions do. Gradients can be
+    taken inside, also where the caller is in inference mode."""
+    held, numbers = random.getstate(), np.random.get_state()
+    try:
+        with preserved(model), torch.inference_mode(False):
+            yield
+    finally:
+        random.setstate(held)
+        np.random.set_state(numbers)
+
+
 def seed_all(seed: int) -> None:
     """Begin the random state of Python, NumPy and torch anew."""
     random.seed(seed)

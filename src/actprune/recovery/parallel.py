@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import content_digest
-from actprune.distributed import Ranks, joined
+from actprune.distributed import Ranks
 from actprune.errors import DataError
+from actprune.joining import joined
 from actprune.recovery.batches import samples
 
 T = TypeVar("T")
