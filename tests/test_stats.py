@@ -502,7 +502,7 @@ def test_merged_statistics_equal_one_pass(net: str) -> None:
 
 def test_large_maps_give_as_many_rows_as_their_columns_need(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same positions of every map, so that parts which know of the whole merge to it."""
-    monkeypatch.setattr("actprune.stats.collect.most_rows", lambda columns: 40)
+    monkeypatch.setattr("actprune.stats.collector.most_rows", lambda columns: 40)
     torch.manual_seed(0)
     model, x = Two(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3)), torch.randn(20, 3, 8, 7)
     graph = capture(model.double(), x[:5].double())

@@ -117,7 +117,9 @@ def _diverged(told: Told) -> Iterator[str]:
 
 
 def _one_batch(told: Told) -> Iterator[str]:
-    if len(told.data.batches) == 1:
+    record = told.attempt.rewrite.record
+    judged = told.settings.method.allocation == "sensitivity" or told.settings.recover is not None
+    if len(told.data.batches) == 1 and (judged or record.keys() & {"batchnorm", "blocks", "logits"}):
         yield (
             "All calibration samples came as one batch, so that none could be held out: what is said of held-out ones "
             "is said of these. Several smaller batches can be told apart."

@@ -134,7 +134,7 @@ class Settings:
         return {
             "method": self.name, "compensate": self.method.compensate, "allocation": self.method.allocation,
             "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
-            "max_drop": self.max_drop, "evaluate": _told(self.evaluate),
+            "max_drop": self.max_drop, "evaluate": self.evaluate is not None,
             "recover": _told(vars(self.recover)) if self.recover else None, "finetune": _told(self.finetune),
             "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": self.round_to,
             "equal_widths": self.equal_widths, "memory_limit": limit_bytes(self.memory_limit),
