@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import sys
 import types
 import weakref
@@ -26,6 +25,7 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from actprune.graph.frames import definer, holder_of, is_torchs, owner_of, span_of
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.size_arguments import given_sizes
 from actprune.graph.traced_attributes import (
@@ -221,7 +221,7 @@ class Recorder(TorchFunctionMode):
 
     def note_equal(self, difference: Expr) -> None:
         """Two numbers that the user's class found to be equal (`assert x.shape[1] == self.channels`)."""
-        if _is_torchs(sys._getframe(2)):
+        if is_torchs(sys._getframe(2)):
             return
         place = self._place()
         if place.module not in self._hinted:
@@ -230,18 +230,18 @@ class Recorder(TorchFunctionMode):
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
         inner: FrameType = sys._getframe(3)
-        while _is_torchs(inner) and inner.f_back is not None:
+        while is_torchs(inner) and inner.f_back is not None:
             inner = inner.f_back  # a function of torch's own that is written in Python, such as `torch.split`
-        span, frame = _span(inner), _definer(inner)
+        span, frame = span_of(inner), definer(inner)
         code, between = frame.f_code, list[FrameType]()
-        while (owner := _owner(frame)) is None:
+        while (owner := owner_of(frame)) is None:
             between.append(frame)
             if frame.f_back is None:
                 return Place(None, code, (), span)
-            frame = _definer(frame.f_back)
+            frame = definer(frame.f_back)
         path = self._paths.get(id(vars(owner)))  # the tracer's stand-ins share their module's attributes
         callers = [frame, *reversed(between)]
-        holder, first = next(((name, i) for i, f in enumerate(callers) if (name := _holder(owner, f))), (None, 0))
+        holder, first = next(((name, i) for i, f in enumerate(callers) if (name := holder_of(owner, f))), (None, 0))
         return Place(path, code, tuple(f.f_code for f in callers[first:-1]), span, holder)
 
     def result(self, graph: Graph) -> Sizes:
@@ -274,56 +274,12 @@ class Recorder(TorchFunctionMode):
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
 
 
-def _definer(frame: FrameType) -> FrameType:
-    """A comprehension, or a function that is defined in place, is part of the function around it."""
-    while frame.f_back and frame.f_code in frame.f_back.f_code.co_consts:
-        frame = frame.f_back
-    return frame
-
-
-def _holder(owner: nn.Module, frame: FrameType) -> str | None:
-    """The attribute of a module that holds the function, or the plain object whose method, a frame runs."""
-    for name, value in vars(owner).items():
-        if isinstance(value, types.FunctionType) and inspect.unwrap(value).__code__ is frame.f_code:
-            return name
-    own = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
-    if own is None or isinstance(own, nn.Module | Tensor | int | float | str | type):
-        return None
-    return next((name for name, value in vars(owner).items() if value is own), None)
-
-
-def _is_torchs(frame: FrameType) -> bool:
-    return "/torch/" in frame.f_code.co_filename and _owner(frame) is None
-
-
-def _owner(frame: FrameType) -> nn.Module | None:
-    """The module whose method a frame runs, whatever the method calls it."""
-    code = frame.f_code
-    first = code.co_varnames[0] if code.co_argcount else ""
-    owner = frame.f_locals.get("self" if "self" in frame.f_locals else first)
-    if not isinstance(owner, nn.Module) or "self" in frame.f_locals:
-        return owner if isinstance(owner, nn.Module) else None
-    method = inspect.getattr_static(type(owner), code.co_name, None)  # a plain function may be given a module as well
-    return owner if getattr(inspect.unwrap(method), "__code__", None) is code else None
-
-
 def _renamed(expr: Expr, named: Any) -> Expr:
     if isinstance(expr, int | float):
         return expr
     if expr[0] == "shape":
         return ("shape", named(expr[1]), expr[2])
     return expr if expr[0] == "attr" else (expr[0], _renamed(expr[1], named), _renamed(expr[2], named))
-
-
-def _span(frame: FrameType) -> tuple[int, int, int, int]:
-    return _spans(frame.f_code)[frame.f_lasti // 2]
-
-
-@functools.cache
-def _spans(code: CodeType) -> list[tuple[int, int, int, int]]:
-    """Where each instruction stands; a layer's forward asks for every call in it, once per layer."""
-    known = ((p if p is not None else -1 for p in positions) for positions in code.co_positions())
-    return [(line, column, end, end_column) for line, end, column, end_column in known]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,54 @@
+"""Frames of running code: which class, module and place in a source they belong to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from types import CodeType, FrameType
+
+from torch import Tensor, nn
+
+
+def definer(frame: FrameType) -> FrameType:
+    """A comprehension, or a function that is defined in place, is part of the function around it."""
+    while frame.f_back and frame.f_code in frame.f_back.f_code.co_consts:
+        frame = frame.f_back
+    return frame
+
+
+def holder_of(owner: nn.Module, frame: FrameType) -> str | None:
+    """The attribute of a module that holds the function, or the plain object whose method, a frame runs."""
+    for name, value in vars(owner).items():
+        if isinstance(value, types.FunctionType) and inspect.unwrap(value).__code__ is frame.f_code:
+            return name
+    own = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+    if own is None or isinstance(own, nn.Module | Tensor | int | float | str | type):
+        return None
+    return next((name for name, value in vars(owner).items() if value is own), None)
+
+
+def is_torchs(frame: FrameType) -> bool:
+    return "/torch/" in frame.f_code.co_filename and owner_of(frame) is None
+
+
+def owner_of(frame: FrameType) -> nn.Module | None:
+    """The module whose method a frame runs, whatever the method calls it."""
+    code = frame.f_code
+    first = code.co_varnames[0] if code.co_argcount else ""
+    owner = frame.f_locals.get("self" if "self" in frame.f_locals else first)
+    if not isinstance(owner, nn.Module) or "self" in frame.f_locals:
+        return owner if isinstance(owner, nn.Module) else None
+    method = inspect.getattr_static(type(owner), code.co_name, None)  # a plain function may be given a module as well
+    return owner if getattr(inspect.unwrap(method), "__code__", None) is code else None
+
+
+def span_of(frame: FrameType) -> tuple[int, int, int, int]:
+    return _spans(frame.f_code)[frame.f_lasti // 2]
+
+
+@functools.cache
+def _spans(code: CodeType) -> list[tuple[int, int, int, int]]:
+    """Where each instruction stands; a layer's forward asks for every call in it, once per layer."""
+    known = ((p if p is not None else -1 for p in positions) for positions in code.co_positions())
+    return [(line, column, end, end_column) for line, end, column, end_column in known]
