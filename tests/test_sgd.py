@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import actprune
 from actprune.errors import DataError
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.distillation import distillation
+from actprune.recovery.modes import training
 from actprune.recovery.sgd import SGD
+from nets import build
 
 
 def says(error: DataError, *words: str) -> None:
@@ -383,3 +386,51 @@ def test_networks_without_norms_are_not_run_again() -> None:
     model = nn.Linear(4, 3)
     reestimate_batchnorm(model, (lambda m, batch: seen.append(1), batches(3), torch.device("cpu")))
     assert seen == []
+
+
+class Dropping(nn.Module):
+    """Everything that drops at random, but `nn.Dropout`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 6, num_layers=2, dropout=0.5, batch_first=True)
+        self.mha = nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+        self.noise, self.out = DropPath(), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, _ = self.rnn(x[:, None].expand(-1, 3, -1))
+        h = self.mha(h, h, h)[0]
+        h = F.scaled_dot_product_attention(h, h, h, dropout_p=0.5 if self.training else 0.0)
+        return self.out(F.dropout(self.noise(h.mean(1)), 0.5, self.training))
+
+
+class DropPath(nn.Module):
+    """As in timm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rand(len(x), 1).gt(0.5) if self.training else x
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_in_functions_and_layers_is_off_as_well(dropout: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Dropping(), torch.randn(8, 4)
+    with torch.no_grad(), training(model, dropout):
+        first, second = model(x), model(x)
+    assert torch.equal(first, second) is not dropout
+    assert model.rnn.dropout == model.mha.dropout == 0.5 and model.noise.training
+
+
+def test_a_fine_tune_is_of_the_seed_alone() -> None:
+    """Whatever was drawn before, and whether or not the stages are kept."""
+
+    def tuned(drawn: int, **how: Any) -> torch.Tensor:
+        torch.manual_seed(drawn)
+        net, x = build("chain")
+        torch.manual_seed(drawn)
+        data = torch.utils.data.TensorDataset(x.repeat(8, 1), torch.arange(8 * len(x)) % 3)
+        loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
+        train = SGD(loader, F.cross_entropy, lr=0.1, epochs=1, dropout=True)
+        return actprune.prune(net, [x], keep="macs=60%", method="l2", finetune=train, **how).model.fc3.weight
+
+    assert torch.equal(tuned(1), tuned(2)) and not torch.equal(tuned(1), tuned(1, seed=3))

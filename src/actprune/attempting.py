@@ -104,12 +104,16 @@ class Attempting:
 
     def _share(self, asked: Budget | Amount | None) -> Budget | None:
         """An amount as a share of what the dense network takes."""
-
-        def milliseconds() -> float:
-            return self.ledger.keeping.of_first("milliseconds", NUMBER, lambda: self.captured.milliseconds)
-
         with self.ledger.stage("allocate"):
-            return None if asked is None else share_of(asked, self.graph, milliseconds)
+            return None if asked is None else share_of(asked, self.graph, self._milliseconds)
+
+    def _milliseconds(self) -> float:
+        """Of the dense network; measured once, and kept for the run that goes on."""
+        ledger, bench = self.ledger, self.captured.bench
+        if ledger.milliseconds is None:
+            made = ledger.keeping.of_first("milliseconds", NUMBER, lambda: bench.models([self.model])[0])
+            ledger.milliseconds = made
+        return ledger.milliseconds
 
     def _report(self, attempt: Attempt, budget: Budget | None) -> Report:
         """What rank 0 says of the run; it alone has measured."""
@@ -151,6 +155,7 @@ class Attempting:
                     tuned, self.losses = training.finetuned(attempt.final, self.losses)
             except DivergedError as error:  # what was proved before it is not thrown away
                 warnings.warn(str(error), stacklevel=2)
+                self.losses = []
                 return replace(attempt, diverged=error.got)
             with ledger.stage("evaluate"):
                 attempt = self._better(attempt, "fine-tune", tuned)

@@ -231,15 +231,16 @@ def _divergences(dense: Outputs, cut: Outputs, kind: str, dtype: torch.dtype = t
 
 
 def tensor_outputs(program: Program) -> list[Node]:
-    """The outputs that are compared, in order: tensors, but for scalars (a loss) beside others."""
-    found = [out for out in program.outputs if isinstance(out, Node) and isinstance(out.meta.get("val"), Tensor)]
-    return [out for out in found if shape(out)] or found
+    """The outputs that are compared, in order: tensors, but for scalars (a loss) beside others of floats."""
+    nodes = [out for out in program.outputs if isinstance(out, Node)]
+    return [nodes[i] for i in _compared([out.meta.get("val") for out in nodes])]
 
 
-def _compared(outputs: Outputs) -> list[int]:
+def _compared(outputs: Sequence[Any]) -> list[int]:
     """The places of these among all."""
     tensors = [i for i, out in enumerate(outputs) if isinstance(out, Tensor)]
-    return [i for i in tensors if outputs[i].dim()] or tensors
+    several = [i for i in tensors if outputs[i].dim()]
+    return several if any(is_float(outputs[i]) for i in several) else tensors
 
 
 def _check_classes(program: Program) -> None:

@@ -21,6 +21,7 @@ class Ledger:
         given: digests of the model and of the data, where there is a journal.
         seconds: stage → time.
         frozen: how many cuts have failed; stages after one have other names than those before it.
+        milliseconds: of the dense network, once they were measured.
         ranking, turn: of a sweep, what tells its guides apart, and the stages from allocation on.
     """
 
@@ -30,6 +31,7 @@ class Ledger:
     frozen: int = 0
     ranking: str = ""
     turn: str = ""
+    milliseconds: float | None = None
 
     @property
     def keeping(self) -> Keeping:
@@ -59,11 +61,10 @@ class Ledger:
     def stage(self, name: str) -> Iterator[None]:
         """Around a stage, or a part of one."""
         self.settings.tell(name, 0, 1)
-        if self.settings.journal is not None:  # a stage must not depend on which stages ran before it in this process
-            seed_all(self.settings.seed)
+        seed_all(self.settings.seed)  # a stage must not depend on what ran before it in this process
         started = time.perf_counter()
         try:
             yield
         finally:  # a cut that fails has taken its time as well
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-            self.settings.tell(name, 1, 1)
+        self.settings.tell(name, 1, 1)

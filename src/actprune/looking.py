@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,11 +54,6 @@ class Captured:
     @property
     def graph(self) -> Graph:
         return self.form.graph
-
-    @cached_property
-    def milliseconds(self) -> float:
-        """Of the dense network, measured once."""
-        return self.bench.models([self.model])[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,8 @@ class Reporting:
             after.macs / max(before.macs, 1), latencies[self.model], latencies[final],
         )  # fmt: skip
 
+        trained = self.settings.finetune is not None and attempt.diverged is None
+
         def stage(model: nn.Module, metric: float | None, costs: Cost) -> Stage:
             return Stage(metric, costs.params, costs.macs, state_bytes(model), latencies[model])
 
@@ -87,7 +89,7 @@ class Reporting:
             dense=stage(self.model, dense, before),
             pruned=stage(small, attempt.metric, after),
             recovered=stage(attempt.recovered, attempt.recovered_metric, after) if attempt.recovered else None,
-            finetuned=stage(final, attempt.final_metric, after) if self.settings.finetune is not None else None,
+            finetuned=stage(final, attempt.final_metric, after) if trained else None,
             groups=group_rows(self.graph, self.guide, self.stats, plan, self._sure(plan)),
             proof=asdict(attempt.proof),
             rounds=tuple(asdict(one) for one in attempt.decided.rounds),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from functools import partial
+from numbers import Integral, Real
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.correct import check_drop, checked
+from actprune.artifacts.files import content_digest
 from actprune.artifacts.journal import Journal
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks
@@ -179,6 +181,12 @@ def _told(value: Any) -> Any:
         return _told(value.told())
     if isinstance(value, Tensor | np.generic):
         return value.tolist()
+    if isinstance(value, partial):
+        return [_told(part) for part in (value.func, *value.args, value.keywords)]
+    if isinstance(value, nn.Module):
+        return [repr(value), content_digest(value.state_dict().items())]
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return float(value)
     if callable(value):
         kind = value if hasattr(value, "__qualname__") else type(value)
         return f"{kind.__module__}.{kind.__qualname__}"

@@ -127,14 +127,21 @@ def journal_of(folder: str | Path, resume: bool) -> Journal:
 def _check_same(found: Any, asked: Mapping[str, Any], path: Path) -> None:
     known = found if isinstance(found, dict) else {}
     for key, value in asked.items():
-        if known.get(key) != value:
+        before = known.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):  # what of it differs
+            before, value = _differing(before, value), _differing(value, before)
+        if before != value:
             raise ArtifactError(
                 "The unfinished run is another one.",
-                expected=f"{key}={json.dumps(known.get(key))[:100]}, as when it began",
+                expected=f"{key}={json.dumps(before)[:100]}, as when it began",
                 got=f"{key}={json.dumps(value)[:100]}",
                 where=str(path),
                 hint=f"give the same model, data and settings as then, or {ANEW}",
             )
+
+
+def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in own.items() if key not in other or other[key] != value}
 
 
 def _json(path: Path) -> Any:

@@ -20,7 +20,7 @@ def compare(
 
     Example: actprune compare runs/half runs/third
     """
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.cli.runs import read_run
     from actprune.report.comparison import compared, comparison_tables
 

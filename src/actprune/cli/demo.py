@@ -81,7 +81,7 @@ def demo(
 
 
 def _show(outcome: Outcome) -> None:
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.report.table import tables
 
     console = console_of()

@@ -33,7 +33,7 @@ def finetune(
     Example: actprune finetune runs/half recipe.py --out runs/half-tuned
     """
     from actprune.artifacts.checkpoint import check_output, load, save
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import read_run
     from actprune.finetuning import finetuned

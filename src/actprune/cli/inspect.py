@@ -75,7 +75,7 @@ def _show(found: Inspection, as_json: bool) -> None:
     if as_json:
         typer.echo(found.to_json())
         return
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.report.table import inspection_tables
 
     console_of().print(inspection_tables(found))

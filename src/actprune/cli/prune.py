@@ -70,7 +70,7 @@ def prune(
     Example: actprune prune lenet.keras --data mnist.npz --keep macs=50% --out runs/keras
     """
     from actprune.artifacts.folder import check_output
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.joining import launched

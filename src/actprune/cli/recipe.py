@@ -96,14 +96,35 @@ class Recipe:
         from actprune.recovery.sgd import SGD
 
         own = self.functions.get(name)
+        if own is not None:
+            self._check_arguments(name)
         return own if own is None or isinstance(own, SGD) else lambda *args: self._call(name, *args)
 
     def _call(self, name: str, *args: Any) -> Any:
         from actprune.graph.keep import seed_all
 
+        self._check_arguments(name)
         if self.seed is not None:
             seed_all(self.seed)
         return self.functions[name](*args)
+
+    def _check_arguments(self, name: str) -> None:
+        """That a function can be called as those of recipes are."""
+        function, given = self.functions[name], ("model",) if name in ("evaluate", "finetune") else ()
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # a function without one
+            return
+        try:
+            signature.bind(*given)
+        except TypeError as error:
+            raise CaptureError(
+                f"The recipe's {name}() takes other arguments.",
+                expected=f"{name}({', '.join(given)})",
+                got=f"{name}{signature}: {error}",
+                where=self.text,
+                hint="give further arguments defaults",
+            ) from error
 
 
 def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
@@ -133,7 +154,6 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
     if hasattr(functions.get("model"), "state_dict") and not isinstance(functions["model"], type):
         made = functions["model"]  # the model itself
         functions["model"] = lambda: made
-    _check_arguments(text, functions)
     if "model" not in functions:
         others = [name for name in vars(module) if not name.startswith("_")]
         near = difflib.get_close_matches("model", others, 1)
@@ -145,24 +165,6 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
             hint=f"did you mean {near[0]!r}?" if near else f"name one model in it: {text}:name",
         )
     return Recipe(text, seed, functions)
-
-
-def _check_arguments(text: str, functions: dict[str, Callable[..., Any]]) -> None:
-    """That the functions can be called as recipes are."""
-    for name, function in functions.items():
-        given = ("model",) if name in ("evaluate", "finetune") else ()
-        try:
-            inspect.signature(function).bind(*given)
-        except TypeError as error:
-            raise CaptureError(
-                f"The recipe's {name}() takes other arguments.",
-                expected=f"{name}({', '.join(given)})",
-                got=f"{name}{inspect.signature(function)}: {error}",
-                where=text,
-                hint="give further arguments defaults",
-            ) from error
-        except ValueError:  # a function without a signature
-            continue
 
 
 def _keras_recipe(text: str, seed: int, data: Path | None) -> Recipe:

@@ -37,7 +37,7 @@ def shorten(
 
     Example: actprune shorten recipe.py --keep blocks=75% --out depth.json
     """
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts

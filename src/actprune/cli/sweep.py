@@ -71,7 +71,7 @@ def sweep(
     """
     _check_different(keep)
     methods, seeds = method or ["sgd-ap"], seed or [0]
-    from actprune.cli.console import console as console_of
+    from actprune.cli.console import console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts

@@ -35,7 +35,7 @@ class KerasNetwork(Rebuilt):
 
     @property
     def called(self) -> str:
-        return f"{type(self.model).__name__} {self.model.name!r}"
+        return type(self.model).__name__
 
     def __init__(self, model: Any, like: KerasNetwork | None = None) -> None:
         """

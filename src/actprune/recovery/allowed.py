@@ -8,6 +8,8 @@ from math import isnan
 from numbers import Integral, Real
 from typing import Any
 
+from torch import Tensor
+
 from actprune.errors import DataError
 
 
@@ -61,6 +63,8 @@ def check_settings(training: Any, allowed: Mapping[str, Allowed]) -> None:
 
 
 def _is_one(value: Any, kinds: tuple[type, ...]) -> bool:
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds == (Integral,)):
         return False
-    return not isinstance(value, Real) or not isnan(value)
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not isnan(float(value))
+    return not isnan(value)

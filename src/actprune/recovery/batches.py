@@ -42,6 +42,10 @@ def outputs_of(model: nn.Module, batch: Any) -> Any:
     return model(batch[0])
 
 
+def _parts(batch: Any) -> Any:
+    return cast("Mapping[str, Any]", batch).values() if isinstance(batch, Mapping) else batch
+
+
 def samples(batch: Any) -> int:
     """How many samples a batch has: rows of its targets, or else of its inputs."""
     for held in (targets_of(batch), batch):
@@ -51,7 +55,7 @@ def samples(batch: Any) -> int:
     raise DataError(
         "It can't be told how many samples a fine-tune batch has.",
         expected="(inputs, targets) with a tensor whose first dimension counts the samples",
-        got=f"{type(batch).__name__} of {', '.join(type(held).__name__ for held in batch)}",
+        got=f"{type(batch).__name__} of {', '.join(type(held).__name__ for held in _parts(batch))}",
         where="SGD.loader",
         hint="several processes share out batches, and accumulate= weighs them, by their samples",
     )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 
 from actprune.errors import DataError
 from actprune.graph.keep import kept_modes
@@ -24,12 +29,64 @@ def training(model: nn.Module, dropout: bool) -> Iterator[None]:
         model.train()
         for module in frozen:
             module.training = False
-        for module in () if dropout else model.modules():
-            if isinstance(module, _DropoutNd):
-                module.eval()
-            elif isinstance(module, Rebuilt):
-                stack.enter_context(module.without_dropout())
+        if not dropout:
+            stack.enter_context(_without_dropout(model))
         yield
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout modules, those of torch and of others, are in eval mode, recurrent layers and attention drop nothing, and
+    neither do calls of torch's functions."""
+    rates: list[tuple[nn.Module, float]] = []
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, Rebuilt):
+                stack.enter_context(module.without_dropout())
+            elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+                rates.append((module, module.dropout))
+                vars(module)["dropout"] = 0.0
+            elif isinstance(module, _DropoutNd) or _drops(module):
+                module.training = False
+        stack.enter_context(_NothingDropped())
+        try:
+            yield
+        finally:
+            for module, rate in rates:
+                vars(module)["dropout"] = rate
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module is a dropout by its name (`DropPath`, `DropBlock2d`, `StochasticDepth`), and holds nothing that
+    could be of another use."""
+    name = type(module).__name__.lower()
+    holds = any(True for _ in chain(module.parameters(), module.buffers(), module.children()))
+    return not holds and (name.startswith("drop") or name == "stochasticdepth")
+
+
+_DROPPING = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+    torch.dropout, torch.dropout_, torch.alpha_dropout, torch.alpha_dropout_,
+    torch.feature_dropout, torch.feature_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_,
+}  # fmt: skip
+
+_RATE = 4
+"""Place of `dropout_p` among the arguments of `F.scaled_dot_product_attention`."""
+
+
+class _NothingDropped(TorchFunctionMode):
+    """Within it, torch's dropouts give back what they are given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func in _DROPPING:
+            return args[0] if args else given["input"]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > _RATE:
+                args = (*args[:_RATE], 0.0, *args[_RATE + 1 :])
+            elif "dropout_p" in given:
+                given["dropout_p"] = 0.0
+        return func(*args, **given)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
+    if isinstance(value, Tensor):  # what was made in inference mode is copied, for gradients are taken past it
+        return (value.clone() if value.is_inference() else value).to(device)
     if isinstance(value, Mapping):
         return {key: to(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):

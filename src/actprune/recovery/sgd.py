@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from actprune.artifacts.files import content_digest
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
-from actprune.graph.keep import kept_buffers, preserved
+from actprune.graph.keep import apart, kept_buffers
 from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, one_of, or_none
 from actprune.recovery.batches import check_batch, outputs_of, targets_of
 from actprune.recovery.batchnorm import reestimate_batchnorm
@@ -173,13 +174,20 @@ class SGD:
         return model
 
     def check_on(self, model: nn.Module) -> None:
-        """Take a batch of the loader through the model and the loss, without a step and without a trace.
+        """Take a batch of the loader through the model and the loss, in training mode and without a step.
+
+        Only lists, tuples and data loaders over a data set are looked into, which give the same batches again: the
+        random state that they draw from is put back.
 
         Raises:
             DataError: one of them can't do it; the message says which.
         """
-        if isinstance(self.loader, Iterator) or not isinstance(self.loader, Iterable):
-            return  # a generator is used up once
+        if isinstance(self.loader, Dataset) and not isinstance(self.loader, IterableDataset):
+            raise _fails("A Dataset gives samples, not batches.", self.loader, "loader")
+        if self.epochs == 0 or not _repeats(self.loader):
+            return
+        if not any(p.requires_grad for p in model.parameters()):
+            raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
         drawn = states(self.loader)
         try:
             batch = next(iter(self.loader), None)
@@ -188,21 +196,25 @@ class SGD:
         if batch is None:
             raise empty()
         check_batch(batch)
-        with preserved(model), kept_buffers(model), torch.enable_grad():
-            model.eval()
-            batch = to(batch, next(model.parameters()).device)
-            try:
-                outputs = self._precise(model, batch)
-            except Exception as error:  # whatever the user's forward raises
-                raise _fails("The model does not run on a batch of the fine-tune.", error, "loader") from error
-            try:
-                loss = self.loss(outputs, targets_of(batch))
-            except Exception as error:
-                raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise _fails("The loss is no scalar.", loss, "loss")
-            if self.distill:
-                self._distillation(outputs, outputs, targets_of(batch))
+        batch = to(batch, next(model.parameters()).device)
+        with apart(0), kept_buffers(model), training(model, self.dropout), torch.enable_grad():
+            self._try(model, batch)
+
+    def _try(self, model: nn.Module, batch: Any) -> None:
+        try:
+            outputs = self._precise(model, batch)
+        except Exception as error:  # whatever the user's forward raises
+            raise _fails("The model does not run on a batch of the fine-tune.", error, "loader") from error
+        try:
+            loss = self.loss(outputs, targets_of(batch))
+        except Exception as error:
+            raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise _fails("The loss is no scalar.", loss, "loss")
+        if not loss.requires_grad:
+            raise _fails("The loss has no gradient.", loss, "loss")
+        if self.distill:
+            self._distillation(outputs, outputs, targets_of(batch))
 
     def told(self) -> dict[str, Any]:
         """What was asked for, but for the data, the place of the checkpoint and the way of sharing out the work."""
@@ -275,6 +287,13 @@ class SGD:
     def _distillation(self, outputs: Any, wanted: Any, targets: Any) -> Tensor:
         classes = isinstance(targets, Tensor) and not targets.is_floating_point()
         return distillation(outputs, wanted, self.temperature, classes)
+
+
+def _repeats(loader: Any) -> bool:
+    """Whether a loader gives its batches again, and nothing but its random state moves by that."""
+    if isinstance(loader, DataLoader):
+        return not isinstance(loader.dataset, IterableDataset)
+    return isinstance(loader, list | tuple)
 
 
 def _fails(problem: str, found: Any, where: str) -> DataError:

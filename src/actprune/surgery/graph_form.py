@@ -167,12 +167,11 @@ class _Builder:
 
     def _sized(self, made: Any, node: Node, arguments: Callable[[Node], Any]) -> Any:
         """With the numbers that are batch sizes, beyond what the axes tell."""
-        other = self.numbers.others.get(node.name) if self.numbers is not None else None
-        if self.numbers is None or self.batch is None or other is None:
+        others = self.numbers.others.get(node.name) if self.numbers is not None else None
+        if self.numbers is None or self.batch is None or others is None:
             return made
-        return self.numbers.followed(
-            made, arguments(node), arguments(other), self.batch[1], self.graph.call_function
-        )  # fmt: skip
+        seen = tuple(map(arguments, others))
+        return self.numbers.followed(made, arguments(node), seen, self.batch[1], self.graph.call_function)
 
     # -- sizes, for the table below ----------------------------------------------------------------
 

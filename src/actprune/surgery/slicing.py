@@ -128,7 +128,8 @@ def sliced(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
     for dim, index in enumerate(indices):
         if index is not None:
             result = result.index_select(dim, torch.as_tensor(index, device=result.device))
-    return result.clone(memory_format=torch.contiguous_format)
+    plain = result.layout == torch.strided
+    return result.clone(memory_format=torch.contiguous_format) if plain else result.clone()
 
 
 def tensor_slots(model: nn.Module) -> Mapping[str, Slot]:

@@ -31,7 +31,7 @@ BROADCASTING = """
 """.split()
 
 
-@rule(*(f"aten.{name}" for name in UNARY))
+@rule(*(f"aten.{name}" for name in UNARY), "aten.fake_quantize_per_tensor_affine")
 def unary(call: Call) -> Dims:
     return call.axes(call.values[0])
 
