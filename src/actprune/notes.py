@@ -154,6 +154,19 @@ def _room(told: Told) -> Iterator[str]:
         yield f"By the memory limit, {fewer} {of} had statistics in fewer folds, and {none} had none."
 
 
+def _products(told: Told) -> Iterator[str]:
+    """Readers whose weights are no matrix: those of an ensemble, of experts, of an `einsum`."""
+    plan = told.attempt.decided.plan.groups
+    cut = [group for group in told.graph.groups if len(plan[group.name].kept) < group.width]
+    blind = [g.name for g in cut if g.consumers and all(site.kind == "product" for site in g.consumers)]
+    if blind and told.settings.method.statistics:
+        more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
+        yield (
+            f"What reads {', '.join(blind[:3])}{more} is a product with several matrices at once (einsum, bmm): those "
+            "units were ranked by weights alone, and the products are not refitted. One linear layer for each is."
+        )
+
+
 def _approximate(told: Told) -> Iterator[str]:
     guide = told.guide
     wide = sum("greedy" in own.orders and by_blocks(guide.problems[name]) for name, own in guide.groups.items())
@@ -221,6 +234,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
-    _form, _left_over, _one_batch, _not_reached, _budget, _worse, _diverged, _recovery, _processes, _room, _approximate,
-    _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
+    _form, _left_over, _one_batch, _not_reached, _budget, _worse, _diverged, _recovery, _processes, _room, _products,
+    _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
 )  # fmt: skip

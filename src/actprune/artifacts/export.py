@@ -43,7 +43,8 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
         raise _failed(place, f"a name that ends in {' or '.join(FORMATS)}", repr(place.suffix), "choose one of them")
     plain = copy.deepcopy(model).eval()
     args, kwargs = call_arguments(plain, example_inputs)
-    kwargs = dict(kwargs)
+    # of a graph, torch.export takes them in the order of the graph's inputs, whatever their names
+    kwargs = {name: kwargs[name] for name in inspect.signature(plain.forward).parameters if name in kwargs} | kwargs
     if "use_cache" in kwargs and hasattr(plain, "config"):  # torch.export has no shapes for what **kwargs takes
         plain.config.use_cache = kwargs.pop("use_cache")  # pyright: ignore[reportAttributeAccessIssue]
     write, run = FORMATS[place.suffix]

@@ -43,7 +43,8 @@ def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None
 
     Returns:
         A module that is called like `model`, with the model's names for its tensors. Any batch size will do where the
-        capture had two samples or more.
+        capture had two samples or more. `torch.export` takes the arguments of a graph in the order of its `forward`,
+        whatever their names: give them in that order, all of them.
     """
     return _Builder(model, graph, plan, rewrite).build()
 
