@@ -745,6 +745,7 @@ case("rot90", kind="maps", last=False)(lambda m, x: x.rot90(1, (2, 3)))
 case("meshgrid", kind="rows")(lambda m, x: torch.meshgrid(x[:, :1].sum(1), x.sum(0), indexing="ij")[1])
 case("broadcast_tensors", parts=VECTOR)(lambda m, x: torch.broadcast_tensors(x[:1], m.v, x)[1] + x)
 case("glu")(lambda m, x: F.glu(x, 1))
+case("fake_quantize_per_tensor_affine")(lambda m, x: torch.fake_quantize_per_tensor_affine(x, 0.05, 3, -128, 127))
 
 # -- windows and shuffles
 
