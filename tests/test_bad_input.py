@@ -233,6 +233,7 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         DataError, lambda model, folder: ap.SGD([], nn.functional.cross_entropy, lr=-1.0), ("got: -1.0", "SGD(lr=…)"),
     ),
     "a seed that is no number": (DataError, prune(seed="a"), ("got: 'a'", "prune(seed=…)")),
+    "a seed below zero": (DataError, prune(seed=-1), ("got: -1", "prune(seed=…)")),
     "half a sample": (DataError, prune(calibration_size=10.5), ("whole number", "got: 10.5")),
     "a data set of single samples": (
         DataError, prune(calibration=TensorDataset(images())), ("samples, not batches", "DataLoader(dataset"),

@@ -107,10 +107,10 @@ class Settings:
                 where="prune(latency=…)",
                 hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
             )
-        if not isinstance(self.seed, Integral):
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 1 << 32:  # what NumPy takes
             raise DataError(
                 "seed is no number that random draws could start from.",
-                expected="a whole number",
+                expected="a whole number from 0 to 2³² − 1",
                 got=repr(self.seed),
                 where="prune(seed=…)",
                 hint="leave it out for 0",
