@@ -279,3 +279,10 @@ def test_a_fine_tune_that_is_data_is_given_as_it_is(tmp_path: Path) -> None:
     evaluate = recipe.optional("evaluate")
     assert isinstance(recipe.optional("finetune"), SGD) and evaluate is not None and evaluate(None) == 1.0
     assert recipe.optional("calibration") is None
+
+
+def test_a_folder_of_several_runs_is_told_from_a_run(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "several" / "final").mkdir(parents=True)
+    (tmp_path / "several" / "final" / "plan.json").write_text("{}")
+    code, _, err = run("report", "several")
+    assert code == 1 and "run folders in it: final" in err and "name one of them" in err

@@ -357,3 +357,9 @@ def test_groups_that_one_layer_reads_are_tried_whole_as_well() -> None:
     assert plain["0"] < 16 and best_start(space, found, curves, around, 8) == plain
     best = best_start(space, found, curves, around, 8, 8)
     assert best["0"] == 16 and space.fits(best)
+
+
+def test_a_drop_that_forbids_nothing_is_told() -> None:
+    model, batches = chain()
+    notes = ap.prune(model, batches, max_drop=5, evaluate=lambda net: 0.9, method="l2").report.notes
+    assert any("forbids nothing" in note for note in notes)

@@ -42,6 +42,7 @@ class Told:
 
     Attributes:
         macs: share of the dense network's that is left.
+        dense: metric of the dense network, where there is one.
         dense_ms, final_ms: milliseconds of the dense network and of the one that is returned, if they were measured.
     """
 
@@ -57,6 +58,7 @@ class Told:
     macs: float
     dense_ms: float | None
     final_ms: float | None
+    dense: float | None
 
     @property
     def graph(self) -> Graph:
@@ -87,6 +89,16 @@ def _budget(told: Told) -> Iterator[str]:
     reached = told.attempt.decided.plan.note.get("budget")
     if drop is not None and reached != str(budget):
         yield f"{budget} would lose more than max_drop={drop:g}: {reached}."
+
+
+def _drop(told: Told) -> Iterator[str]:
+    """A drop in points, where the metric is a share, forbids nothing."""
+    drop, dense = told.settings.max_drop, told.dense
+    if drop is not None and dense is not None and 0 < dense <= drop:
+        yield (
+            f"max_drop={drop:g} is as much as the dense network's metric ({dense:.4g}): it forbids nothing. A drop is "
+            "in units of the metric: 0.005 is half a point of an accuracy from 0 to 1."
+        )
 
 
 def _left_over(told: Told) -> Iterator[str]:
@@ -234,6 +246,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
-    _form, _left_over, _one_batch, _not_reached, _budget, _worse, _diverged, _recovery, _processes, _room, _products,
-    _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
+    _form, _left_over, _one_batch, _not_reached, _budget, _drop, _worse, _diverged, _recovery, _processes, _room,
+    _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
 )  # fmt: skip

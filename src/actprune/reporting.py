@@ -72,7 +72,7 @@ class Reporting:
 
         told = Told(
             self.model, self.settings, self.form, self.guide, self.stats, self.data, self.bench, attempt, budget,
-            after.macs / max(before.macs, 1), latencies[self.model], latencies[final],
+            after.macs / max(before.macs, 1), latencies[self.model], latencies[final], dense,
         )  # fmt: skip
 
         trained = self.settings.finetune is not None and attempt.diverged is None

@@ -37,6 +37,12 @@ def read_run(folder: Path) -> RunFolder:
     if not folder.is_dir():
         got = "a file" if folder.is_file() else "nothing"
         raise unreadable(folder, f"a run folder with {PLAN} and {REPORT}", got, "pass the --out of actprune prune")
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{PLAN}"))
+    if inner and not (folder / PLAN).exists():  # of several rounds, or of a sweep
+        got = f"run folders in it: {', '.join(inner[:8])}"
+        raise unreadable(
+            folder, f"a run folder with {PLAN} and {REPORT}", got, f"name one of them: {folder / inner[0]}"
+        )
     plan = read_plan(file_of(folder, PLAN))
     path = file_of(folder, REPORT)
     return RunFolder(folder, plan, read_report(read_text(path, REPORT_BYTES, AGAIN), str(path)))
