@@ -17,11 +17,12 @@ from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.journal import DECIDED, NUMBER, REWRITE
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
+from actprune.captured import Captured, Ranked
 from actprune.deciding import Deciding, FailedCutError
 from actprune.errors import EquivalenceError, PlanError
 from actprune.forms import Form
 from actprune.ledger import Ledger
-from actprune.looking import Captured, Looking, Ranked
+from actprune.looking import Looking
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.trial import at_fault
@@ -117,11 +118,11 @@ class Attempting:
 
     def _report(self, attempt: Attempt, budget: Budget | None) -> Report:
         """What rank 0 says of the run; it alone has measured."""
-        ranks, captured, ranked = self.settings.ranks, self.captured, self.ranked
+        ranks = self.settings.ranks
         with self.ledger.stage("report"):
             reporting = Reporting(
-                self.model, self.settings, captured.form, ranked.guide, ranked.stats, captured.data, captured.bench,
-                self.ledger.seconds, self.losses, self.ledger.request(self.looking.settings),
+                self.settings, self.captured, self.ranked, self.ledger.seconds, self.losses,
+                self.ledger.request(self.looking.settings),
             )  # fmt: skip
             if ranks.world == 1:
                 return reporting(attempt, budget, self.dense)

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from actprune.distributed import Ranks
-from actprune.graph.keep import copied
-from actprune.graph.trace import preserved
+from actprune.graph.keep import copied, preserved
 from actprune.joining import joined
 from actprune.recovery.sgd import recording
 from actprune.recovery.steps import Losses, trained_network

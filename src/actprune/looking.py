@@ -11,13 +11,14 @@ from torch.utils import _pytree as pytree
 
 from actprune.artifacts.journal import GUIDE, STATISTICS
 from actprune.axes.capture import Graph
+from actprune.captured import Captured, Ranked
 from actprune.compensation.room import check_room
 from actprune.data.calls import Forward
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import fit, take
-from actprune.distance import Distance, choose, objective, resolve
+from actprune.distance import choose, objective, resolve
 from actprune.errors import DataError
-from actprune.forms import Form, capture_form
+from actprune.forms import capture_form
 from actprune.graph.digest import digest
 from actprune.graph.rebuilt import name_of
 from actprune.graph.run import run
@@ -33,43 +34,6 @@ from actprune.stats.across import collect_across
 from actprune.stats.collect import collect
 from actprune.stats.gradients import wants_labels
 from actprune.stats.statistics import Stats
-
-
-@dataclass(frozen=True, eq=False)
-class Captured:
-    """A model as the engine sees it, and the samples in its batch size.
-
-    Attributes:
-        inputs: a batch.
-        distance: of outputs; what "auto" stands for on these samples.
-    """
-
-    model: nn.Module
-    form: Form
-    inputs: Any
-    data: Calibration
-    bench: Bench
-    distance: str | Distance
-
-    @property
-    def graph(self) -> Graph:
-        return self.form.graph
-
-
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """What the groups are ranked by, and what plans are proved on.
-
-    Attributes:
-        proving: a graph, captured on few samples, and these.
-        gathered: the statistics that any run of a sweep needs.
-        stats: those of them that this method has asked for; None: it ranks by weights.
-    """
-
-    proving: tuple[Graph, Any]
-    gathered: Stats | None
-    stats: Stats | None
-    guide: Guide
 
 
 @dataclass(frozen=True, eq=False)

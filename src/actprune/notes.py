@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
-
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
-from actprune.data.samples import Calibration
-from actprune.forms import Form
+from actprune.captured import Captured, Ranked
 from actprune.graph.program import op_name
 from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.blocks import by_blocks
-from actprune.guidance.guide import Guide
-from actprune.latency.bench import Bench
 from actprune.mapped import any_mapped
 from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
 from actprune.stats.room import folds_on_disk, folds_within
-from actprune.stats.statistics import Stats
 
 FORMS = {
     "class": "The network is of the class that was given.",
@@ -46,13 +40,9 @@ class Told:
         dense_ms, final_ms: milliseconds of the dense network and of the one that is returned, if they were measured.
     """
 
-    model: nn.Module
     settings: Settings
-    form: Form
-    guide: Guide
-    stats: Stats | None
-    data: Calibration
-    bench: Bench
+    captured: Captured
+    ranked: Ranked
     attempt: Attempt
     budget: Budget | None
     macs: float
@@ -62,7 +52,7 @@ class Told:
 
     @property
     def graph(self) -> Graph:
-        return self.form.graph
+        return self.captured.graph
 
 
 def notes(told: Told) -> tuple[str, ...]:
@@ -77,7 +67,7 @@ def of_latency(budget: Budget | None) -> bool:
 
 def _form(told: Told) -> Iterator[str]:
     if told.settings.form != "class":
-        yield FORMS[told.form.name]
+        yield FORMS[told.captured.form.name]
 
 
 def _budget(told: Told) -> Iterator[str]:
@@ -102,8 +92,8 @@ def _drop(told: Told) -> Iterator[str]:
 
 
 def _left_over(told: Told) -> Iterator[str]:
-    if told.data.left_over:
-        yield f"{told.data.left_over} calibration samples did not fill a batch and were not used."
+    if told.captured.data.left_over:
+        yield f"{told.captured.data.left_over} calibration samples did not fill a batch and were not used."
 
 
 def _not_reached(told: Told) -> Iterator[str]:
@@ -131,7 +121,7 @@ def _diverged(told: Told) -> Iterator[str]:
 def _one_batch(told: Told) -> Iterator[str]:
     record = told.attempt.rewrite.record
     judged = told.settings.method.allocation == "sensitivity" or told.settings.recover is not None
-    if len(told.data.batches) == 1 and (judged or record.keys() & {"batchnorm", "blocks", "logits"}):
+    if len(told.captured.data.batches) == 1 and (judged or record.keys() & {"batchnorm", "blocks", "logits"}):
         yield (
             "All calibration samples came as one batch, so that none could be held out: what is said of held-out ones "
             "is said of these. Several smaller batches can be told apart."
@@ -155,10 +145,10 @@ def _processes(told: Told) -> Iterator[str]:
 
 def _room(told: Told) -> Iterator[str]:
     """What the memory limit took from the statistics."""
-    if told.stats is None:
+    if told.ranked.stats is None:
         return
-    whole = folds_on_disk if any_mapped(told.model.parameters()) else folds_within
-    wanted, found = whole(told.graph), {name: len(parts) for name, parts in told.stats.sites.items()}
+    whole = folds_on_disk if any_mapped(told.captured.model.parameters()) else folds_within
+    wanted, found = whole(told.graph), {name: len(parts) for name, parts in told.ranked.stats.sites.items()}
     fewer = sum(0 < found.get(name, 0) < count for name, count in wanted.items())
     none = len(wanted.keys() - found.keys())
     if fewer or none:
@@ -180,16 +170,16 @@ def _products(told: Told) -> Iterator[str]:
 
 
 def _approximate(told: Told) -> Iterator[str]:
-    guide = told.guide
+    guide = told.ranked.guide
     wide = sum("greedy" in own.orders and by_blocks(guide.problems[name]) for name, own in guide.groups.items())
-    if wide and told.stats is not None:
+    if wide and told.ranked.stats is not None:
         yield f"The greedy order of {wide} wide groups is approximate: units were removed several at a time."
 
 
 def _fewer_samples(told: Told) -> Iterator[str]:
-    used = told.attempt.rewrite.record.get("samples", told.data.samples)
-    if used < told.data.samples:
-        yield f"Refits used {used} of {told.data.samples} calibration samples, by the memory limit."
+    used = told.attempt.rewrite.record.get("samples", told.captured.data.samples)
+    if used < told.captured.data.samples:
+        yield f"Refits used {used} of {told.captured.data.samples} calibration samples, by the memory limit."
 
 
 def _not_refitted(told: Told) -> Iterator[str]:
@@ -230,13 +220,13 @@ def _speed(told: Told) -> Iterator[str]:
     """What is to be said of the shares of the dense latency and MACs that were reached."""
     if told.final_ms is None or told.dense_ms is None:
         return
-    latency, about = told.final_ms / told.dense_ms, told.bench.about()
+    latency, about = told.final_ms / told.dense_ms, told.captured.bench.about()
     where = f"batches of {about['batch_size']} on {about['device']} with {about['threads']} threads"
     if of_latency(told.budget):
         yield f"Latency is {latency:.1%} of the dense network's ({where})."
     elif told.macs < 1 and latency > min(SLOW * told.macs, NO_FASTER):
         norms = any(op_name(node).startswith("aten.batch_norm") for node in told.graph.program.nodes)
-        foldable = norms and not isinstance(told.model, Rebuilt)
+        foldable = norms and not isinstance(told.captured.model, Rebuilt)
         folds = ", and result.fold() takes BatchNorm out of the way" if foldable else ""
         yield (
             f"Fewer MACs, but hardly faster: MACs are {told.macs:.0%} of the dense network's, latency is {latency:.0%} "

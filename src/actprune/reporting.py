@@ -11,13 +11,10 @@ from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.cost import Cost, cost
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
-from actprune.data.samples import Calibration
+from actprune.captured import Captured, Ranked
 from actprune.errors import PlanError
-from actprune.forms import Form
 from actprune.graph.rebuilt import name_of
 from actprune.guidance.confidence import Confidence, confidence
-from actprune.guidance.guide import Guide
-from actprune.latency.bench import Bench
 from actprune.mapped import any_mapped
 from actprune.memory import peak_bytes
 from actprune.notes import Told, notes, of_latency
@@ -26,7 +23,6 @@ from actprune.report.groups import group_rows
 from actprune.report.measure import command, state_bytes, versions
 from actprune.report.record import Report, Stage
 from actprune.settings import Settings
-from actprune.stats.statistics import Stats
 
 RESAMPLES, QUICK_GUIDE = 5, 4.0
 """For `confidence="auto"`: so many resamples, where the guide took at most so many seconds."""
@@ -43,20 +39,16 @@ class Reporting:
         request: see `Report.request`.
     """
 
-    model: nn.Module
     settings: Settings
-    form: Form
-    guide: Guide
-    stats: Stats | None
-    data: Calibration
-    bench: Bench
+    captured: Captured
+    ranked: Ranked
     seconds: Mapping[str, float]
     losses: Sequence[Sequence[float]]
     request: str | None = None
 
     @property
     def graph(self) -> Graph:
-        return self.form.graph
+        return self.captured.graph
 
     def __call__(self, attempt: Attempt, budget: Budget | None, dense: float | None) -> Report:
         """The report.
@@ -67,35 +59,34 @@ class Reporting:
         """
         plan, small, final = attempt.decided.plan, attempt.small, attempt.final
         before, after = cost(self.graph), cost(self.graph, plan.widths)
-        timed = [self.model, small, *([attempt.recovered] if attempt.recovered else []), final]
+        timed = [self.captured.model, small, *([attempt.recovered] if attempt.recovered else []), final]
         latencies = self._latencies(timed, budget)
 
         told = Told(
-            self.model, self.settings, self.form, self.guide, self.stats, self.data, self.bench, attempt, budget,
-            after.macs / max(before.macs, 1), latencies[self.model], latencies[final], dense,
+            self.settings, self.captured, self.ranked, attempt, budget, after.macs / max(before.macs, 1),
+            latencies[self.captured.model], latencies[final], dense,
         )  # fmt: skip
-
         trained = self.settings.finetune is not None and attempt.diverged is None
 
         def stage(model: nn.Module, metric: float | None, costs: Cost) -> Stage:
             return Stage(metric, costs.params, costs.macs, state_bytes(model), latencies[model])
 
         return Report(
-            model=name_of(self.model),
+            model=name_of(self.captured.model),
             method=self.settings.name,
             allocation=str(plan.note.get("allocation")),
             compensation=self.settings.method.compensate or "none",
             budget=self._goal(budget),
-            dense=stage(self.model, dense, before),
+            dense=stage(self.captured.model, dense, before),
             pruned=stage(small, attempt.metric, after),
             recovered=stage(attempt.recovered, attempt.recovered_metric, after) if attempt.recovered else None,
             finetuned=stage(final, attempt.final_metric, after) if trained else None,
-            groups=group_rows(self.graph, self.guide, self.stats, plan, self._sure(plan)),
+            groups=group_rows(self.graph, self.ranked.guide, self.ranked.stats, plan, self._sure(plan)),
             proof=asdict(attempt.proof),
             rounds=tuple(asdict(one) for one in attempt.decided.rounds),
             calibration={
-                "samples": self.data.samples,
-                "left_over": self.data.left_over,
+                "samples": self.captured.data.samples,
+                "left_over": self.captured.data.left_over,
                 "batch_size": self.graph.program.batch_size,
                 "distance": how if isinstance(how := self.settings.distance, str) else "a function",
             },
@@ -103,7 +94,7 @@ class Reporting:
             seconds={name: round(value, 3) for name, value in self.seconds.items()},
             versions=versions(),
             notes=notes(told),
-            latency=self.bench.about(),
+            latency=self.captured.bench.about(),
             losses=tuple((int(step), loss) for step, loss in self.losses),
             command=command(),
             peak_bytes=peak_bytes(),
@@ -119,7 +110,9 @@ class Reporting:
         if resamples == 0:
             return {}
         try:
-            return confidence(self.graph, self.stats, self.guide, plan.widths, resamples=resamples, seed=asked.seed)
+            return confidence(
+                self.graph, self.ranked.stats, self.ranked.guide, plan.widths, resamples=resamples, seed=asked.seed
+            )
         except PlanError:  # a ranking by weights alone, or a single fold
             return {}
 
@@ -127,9 +120,9 @@ class Reporting:
         """Milliseconds of every network, the dense one first; for longer where a budget was made of it. None of
         networks that lie in files: a forward pass would measure the disk."""
         each = list(dict.fromkeys(models))
-        if any_mapped(self.model.parameters()) and not of_latency(budget):
+        if any_mapped(self.captured.model.parameters()) and not of_latency(budget):
             return dict.fromkeys(each)
-        return dict(zip(each, self.bench.models(each, quick=not of_latency(budget)), strict=True))
+        return dict(zip(each, self.captured.bench.models(each, quick=not of_latency(budget)), strict=True))
 
     def _goal(self, budget: Budget | None) -> str | None:
         """What was asked for, in one line."""

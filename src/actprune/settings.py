@@ -19,7 +19,7 @@ from actprune.artifacts.journal import Journal
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import BudgetError, DataError
-from actprune.graph.trace import preserved
+from actprune.graph.keep import preserved
 from actprune.latency.bench import Latency
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.methods import Method

@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 
 from actprune.attempting import Attempting
+from actprune.captured import Captured
 from actprune.data.calls import Forward
 from actprune.data.samples import Samples
 from actprune.ledger import Ledger
-from actprune.looking import Captured, Looking
+from actprune.looking import Looking
 from actprune.plan import Plan
 from actprune.result import Result
 from actprune.settings import Settings

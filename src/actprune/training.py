@@ -13,8 +13,7 @@ from actprune.artifacts.journal import TRAINED, Trained
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.errors import DataError
-from actprune.graph.keep import copied
-from actprune.graph.trace import preserved
+from actprune.graph.keep import copied, preserved
 from actprune.keeping import Keeping
 from actprune.plan import Plan
 from actprune.recovery.distill import Distill, Recovered

@@ -43,11 +43,8 @@ def cost(graph: Graph, widths: Mapping[str, int] | None = None) -> Cost:
     Args:
         widths: group name → number of units.
     """
-    table, given = _table(graph), widths or {}
-    sizes = table.dense.copy()
-    for name, width in given.items():
-        if name in table.places:
-            sizes[table.places[name]] = width
+    table = _table(graph)
+    sizes = table.sizes(widths or {})
     macs, params, held = (table.factors @ sizes[table.products].prod(1)).tolist()
     return Cost(macs=round(macs / graph.program.batch_size), params=round(params), bytes=round(held))
 
@@ -57,10 +54,7 @@ def costs_along(
 ) -> Array:
     """(options,) one cost, of the networks in which these groups have each of the widths and the others those given."""
     table = _table(graph)
-    sizes = table.dense.copy()
-    for group, width in widths.items():
-        if group in table.places:
-            sizes[table.places[group]] = width
+    sizes = table.sizes(widths)
     varied = np.isin(table.products, [table.places[group] for group in names])
     others, degrees = np.where(varied, 1.0, sizes[table.products]).prod(1), varied.sum(1)
     weighed = table.factors[COSTS.index(name)] * others
@@ -90,6 +84,14 @@ class _Table:
     dense: Array
     products: np.ndarray[Any, np.dtype[np.intp]]
     factors: Array
+
+    def sizes(self, widths: Mapping[str, int]) -> Array:
+        """(groups + 1,) the same with these widths."""
+        found = self.dense.copy()
+        for name, width in widths.items():
+            if name in self.places:
+                found[self.places[name]] = width
+        return found
 
 
 _TABLES: WeakKeyDictionary[Graph, _Table] = WeakKeyDictionary()

@@ -160,17 +160,22 @@ def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
         ) from error
 
 
-def _check_batches(calibration: Any) -> None:
-    """Refuse what holds single samples, and inputs and labels that are whole."""
-    if isinstance(calibration, Dataset) and not isinstance(calibration, IterableDataset):
+def check_gives_batches(data: Any, where: str) -> None:
+    """Refuse a data set of single samples."""
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise DataError(
             "A Dataset gives samples, not batches.",
             expected="an iterable of batches",
-            got=type(calibration).__name__,
-            where="calibration",
+            got=type(data).__name__,
+            where=where,
             hint="wrap it: DataLoader(dataset, batch_size=32), or DataLoader(dataset, batch_size=None) where its items "
             "are batches",
         )
+
+
+def _check_batches(calibration: Any) -> None:
+    """Refuse what holds single samples, and inputs and labels that are whole."""
+    check_gives_batches(calibration, "calibration")
     if isinstance(calibration, tuple | list) and len(calibration) == 2:
         x, y = map(_tensor, calibration)
         tensors = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 0 and y.dim() > 0

@@ -46,16 +46,23 @@ def forked_random() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def kept_random() -> Iterator[None]:
+    """Put back the random state of Python and NumPy as well, also after an error."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with forked_random():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back the model's modes and every global random state, whatever the user's own functions do. Gradients can be
     taken inside, also where the caller is in inference mode."""
-    held, numbers = random.getstate(), np.random.get_state()
-    try:
-        with preserved(model), torch.inference_mode(False):
-            yield
-    finally:
-        random.setstate(held)
-        np.random.set_state(numbers)
+    with kept_random(), kept_modes(model), torch.inference_mode(False):
+        yield
 
 
 def seed_all(seed: int) -> None:
@@ -68,14 +75,9 @@ def seed_all(seed: int) -> None:
 @contextlib.contextmanager
 def apart(*seed: int) -> Iterator[None]:
     """Random numbers by a seed of several numbers; the streams outside go on afterwards as if nothing were drawn."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with forked_random():
-            seed_all(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4]))
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    with kept_random():
+        seed_all(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4]))
+        yield
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from actprune.graph.canonical import make_canonical
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
-from actprune.graph.keep import apart, kept_buffers, kept_modes, preserved, refresh
+from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names
 from actprune.graph.program import Program, architecture, op_name
 from actprune.graph.purify import make_pure
@@ -33,7 +33,7 @@ from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import Refused, Traced
 
-__all__ = ["call_arguments", "check_ready", "kept_buffers", "preserved", "trace"]
+__all__ = ["call_arguments", "check_ready", "trace"]
 
 _NOISE = {
     "aten.alias.default",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.errors import BudgetError
+from actprune.graph.keep import preserved
 from actprune.graph.program import Program
-from actprune.graph.trace import preserved
 from actprune.latency.timing import call_ms, side_by_side
 
 QUICK_SECONDS = 0.2

@@ -19,10 +19,11 @@ from torch.utils import _pytree as pytree
 from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph, capture
 from actprune.errors import CaptureError, EquivalenceError, PlanError
+from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.lift import lift
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
-from actprune.graph.trace import call_arguments, kept_buffers, preserved
+from actprune.graph.trace import call_arguments
 from actprune.mapped import letting_go
 from actprune.plan import Plan
 from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error

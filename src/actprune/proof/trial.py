@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.errors import PlanError
-from actprune.graph.keep import copied
+from actprune.graph.keep import copied, kept_buffers, preserved
 from actprune.graph.program import holds_samples
-from actprune.graph.trace import call_arguments, kept_buffers, preserved
+from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify

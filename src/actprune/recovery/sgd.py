@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from actprune.artifacts.files import content_digest
+from actprune.data.gather import check_gives_batches
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.graph.keep import apart, kept_buffers
@@ -152,15 +153,14 @@ class SGD:
             The same model, in the modes that it came in.
 
         Raises:
-            DataError: an empty loader, batches without targets, nothing to train, a loss that
-                is not finite, or processes whose loaders give different batches.
+            DataError: an empty loader, batches without targets, nothing to train, a loss that is not finite, or
+                processes whose loaders give different batches.
             ArtifactError: the checkpoint can't be written or read, or is that of another fine-tune.
             DistributedError: another process has failed, is gone, or has another model or other settings.
         """
         if self.epochs == 0:
             return model
-        if not any(p.requires_grad for p in model.parameters()):
-            raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
+        _check_trains(model)
         losses = _RECORD.get() if losses is None else losses
 
         def fit(ranks: Ranks) -> None:
@@ -182,12 +182,10 @@ class SGD:
         Raises:
             DataError: one of them can't do it; the message says which.
         """
-        if isinstance(self.loader, Dataset) and not isinstance(self.loader, IterableDataset):
-            raise _fails("A Dataset gives samples, not batches.", self.loader, "loader")
+        check_gives_batches(self.loader, "SGD(loader=…)")
         if self.epochs == 0 or not _repeats(self.loader):
             return
-        if not any(p.requires_grad for p in model.parameters()):
-            raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
+        _check_trains(model)
         drawn = states(self.loader)
         try:
             batch = next(iter(self.loader), None)
@@ -287,6 +285,11 @@ class SGD:
     def _distillation(self, outputs: Any, wanted: Any, targets: Any) -> Tensor:
         classes = isinstance(targets, Tensor) and not targets.is_floating_point()
         return distillation(outputs, wanted, self.temperature, classes)
+
+
+def _check_trains(model: nn.Module) -> None:
+    if not any(p.requires_grad for p in model.parameters()):
+        raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
 
 
 def _repeats(loader: Any) -> bool:
