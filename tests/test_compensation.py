@@ -971,17 +971,18 @@ def test_candidates_without_room_for_equations(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Experts(nn.Module):
-    """Their hidden units are read by a product, which has no refit."""
+    """Their hidden units are read by a product of three operands, which has no refit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.into, self.head = nn.Linear(6, 12), nn.Linear(12, 4)
         self.up, self.down = (nn.Parameter(torch.randn(3, 12, 12) * 0.3) for _ in range(2))
+        self.share = nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.into(x))
         inner = F.relu(torch.einsum("bd,edh->beh", x, self.up))
-        return self.head(x + torch.einsum("beh,ehd->bd", inner, self.down))
+        return self.head(x + torch.einsum("beh,ehd,e->bd", inner, self.down, self.share))
 
 
 class Attending(nn.Module):

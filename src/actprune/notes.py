@@ -157,15 +157,15 @@ def _room(told: Told) -> Iterator[str]:
 
 
 def _products(told: Told) -> Iterator[str]:
-    """Readers whose weights are no matrix: those of an ensemble, of experts, of an `einsum`."""
+    """Readers that are no layer for each of their matrices: an `einsum` of three operands, a bilinear form."""
     plan = told.attempt.decided.plan.groups
     cut = [group for group in told.graph.groups if len(plan[group.name].kept) < group.width]
     blind = [g.name for g in cut if g.consumers and all(site.kind == "product" for site in g.consumers)]
     if blind and told.settings.method.statistics:
         more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
         yield (
-            f"What reads {', '.join(blind[:3])}{more} is a product with several matrices at once (einsum, bmm): those "
-            "units were ranked by weights alone, and the products are not refitted. One linear layer for each is."
+            f"What reads {', '.join(blind[:3])}{more} is a product of a form that no layer has (three operands, a "
+            "bilinear form): those units were ranked by weights alone, and the products are not refitted."
         )
 
 

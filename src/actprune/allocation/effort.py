@@ -12,7 +12,7 @@ from actprune.allocation.sensitivity import FRACTIONS
 from actprune.axes.capture import Graph
 from actprune.axes.site import Site
 from actprune.graph.program import shape
-from actprune.stats.patches import QUICK_ROWS, has_rows, most_rows
+from actprune.stats.patches import QUICK_ROWS, most_rows, row_names
 
 MEASURE_SAMPLES = 2048
 """Calibration samples that candidates are refitted and compared on while widths are decided."""
@@ -107,7 +107,8 @@ def _positions(graph: Graph, call: Node, site: Site) -> int:
     if site.kind == "recurrent":
         value = call.meta["val"]
         return prod((value if isinstance(value, Tensor) else value[0]).shape[:-1]) // graph.program.batch_size
-    return prod(shape(call)) // (graph.program.tensors[site.weight].shape[site.out_dim] * graph.program.batch_size)
+    weight = graph.program.tensors[site.weight]
+    return prod(shape(call)) // (site.outputs(weight) * site.matrices(weight) * graph.program.batch_size)
 
 
 def _refit_work(graph: Graph, samples: int) -> int:
@@ -116,8 +117,6 @@ def _refit_work(graph: Graph, samples: int) -> int:
     total = 0
     for site in {site for group in graph.groups for site in group.consumers if site.node in calls}:
         weight = graph.program.tensors[site.weight]
-        if has_rows(site, weight):
-            columns = weight.numel() // weight.shape[site.out_dim]
-            rows = samples * _positions(graph, calls[site.node], site)
-            total += min(rows, most_rows(columns, QUICK_ROWS)) * columns**2
+        columns, rows = site.columns(weight), samples * _positions(graph, calls[site.node], site)
+        total += len(row_names(site, weight)) * min(rows, most_rows(columns, QUICK_ROWS)) * columns**2
     return total

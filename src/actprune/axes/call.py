@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch.fx import Node
 
 from actprune.axes.expr import Axis, leaves
-from actprune.axes.site import Dims, Mixing, Site, Term
+from actprune.axes.site import Dims, Form, Mixing, Site, Term
 from actprune.axes.twins import TWINS
 from actprune.graph.program import module_path, named_arguments, op_name, place, shape
 
@@ -118,9 +119,10 @@ class Call:
         Args:
             source: the input and the dimension of it that is contracted; needed for a weight that may be computed.
         """
-        found, merged = self.inference.stored.find(weight), ()
-        if found is None and (joined := self.inference.stored.joined(weight, in_dim)) is not None:
-            found, merged = joined[:2], joined[2]
+        found, merged, parted = self.inference.stored.find(weight), (), ()
+        if found is None and (joined := self.inference.stored.joined(weight)) is not None:
+            name, runs = joined
+            found, merged, parted = (name, [run[0] for run in runs]), runs[in_dim][1:], runs[out_dim][1:]
         kind, reads = (kind, True) if found is not None else ("computed", False)
         found = found or self.made_of(weight, out_dim)
         if found is None and (maker := self.inference.maker(weight, self.axes(weight)[out_dim])) is not None:
@@ -134,7 +136,7 @@ class Call:
         if found is None:
             return
         name, order = found
-        held = self.inference.stored.find(bias)
+        held = self.inference.stored.find(bias) or self.inference.stored.flattened(bias)
         self.inference.sites.append(
             Site(
                 self.node.name,
@@ -148,8 +150,24 @@ class Call:
                 reads,
                 tuple(order) if order != sorted(order) else (),
                 merged,
+                parted,
             )
         )
+
+    def stacked(self, weight: Any, ins: Sequence[int], outs: Sequence[int], stack: Sequence[int], form: Form) -> None:
+        """Note that this call is a product for each matrix of a parameter, see `Form`; all are dimensions of `weight`
+        as it reaches this call."""
+        found = self.inference.stored.find(weight)
+        if found is None:
+            raise NotCovered("the weight is computed")
+        name, order = found
+        (first, *merged), (out, *parted) = sorted(order[d] for d in ins), sorted(order[d] for d in outs)
+        self.inference.sites.append(
+            Site(
+                self.node.name, module_path(self.node), "stacked", name, None, first, out, merged=tuple(merged),
+                parted=tuple(parted), form=replace(form, stack=tuple(order[d] for d in stack)),
+            )
+        )  # fmt: skip
 
     def made_of(self, weight: Any, out_dim: int) -> tuple[str, list[int]] | None:
         """The tensor of the state dict that a weight is computed from, if its outputs are one of that tensor's dims."""

@@ -73,7 +73,7 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
                     members[leaf.key].append(Member(name, d))
             for leaf in _squared(axis):  # one index would belong to two units of it
                 algebra.freeze(leaf, f"stands twice in a dimension of {name}")
-    producers = _by_leaf((site, tensors[site.weight][site.out_dim]) for site in sites)
+    producers = _by_leaf((site, site.out_axis(tensors[site.weight])) for site in sites)
     consumers = _by_leaf((site, site.in_axis(tensors[site.weight])) for site in sites if site.reads)
     mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
     normalized = _leaves_of(inference, inference.normalized)
@@ -99,8 +99,17 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
             name = made[0].module or made[0].weight
             carried = tuple(members[key]), tuple(made), tuple(read)
             groups.append(Group(name, key, leaf.size, kind, *carried, multiples.get(key, 1)))
-    groups.sort(key=lambda group: (order[group.producers[0]], group.key))
+    groups.sort(key=lambda group: (order[group.producers[0]], _place(tensors, group)))
     return tuple(_with_unique_names(groups))
+
+
+def _place(tensors: Mapping[str, tuple[Axis, ...]], group: Group) -> int:
+    """Where a group stands among those of its first producer: heads in front of their dimensions, where both are
+    dimensions of its weight; else in the order in which they were found."""
+    made = group.producers[0]
+    if not made.parted:
+        return group.key
+    return [leaf.key for leaf in leaves(made.out_axis(tensors[made.weight]))].index(group.key)
 
 
 def _multiples(inference: Inference) -> dict[int, int]:

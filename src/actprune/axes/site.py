@@ -16,6 +16,33 @@ Dims: TypeAlias = tuple[Axis, ...]
 """The axes of one tensor, one per dimension."""
 
 
+Split: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""The dimensions of an operand of a product that number the matrices (-1: it has none such), those of its rows, and
+those that are contracted or made."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a product with several matrices at once, as those of an ensemble's members, is one product for each.
+
+    Attributes:
+        source: name of the activation.
+        stack: the weight's dimensions that number the matrices.
+        given, made: of the activation and of the result.
+        ends: name of what tells where the rows of each matrix end, where they are sorted by it (mixtures of experts);
+            "" where every matrix has the same number.
+        bias: what is added to the result afterwards, one number for each output of each matrix: its name and its
+            dimensions, those that number the matrices before those of the outputs.
+    """
+
+    source: str
+    stack: tuple[int, ...]
+    given: Split
+    made: Split
+    ends: str = ""
+    bias: tuple[str, tuple[int, ...]] | None = None
+
+
 @dataclass(frozen=True)
 class Site:
     """A contraction of an activation with a parameter: where a group is consumed, and where one is made.
@@ -23,15 +50,18 @@ class Site:
     Attributes:
         node: name of the ATen call.
         module: path of the module it was called in.
-        kind: "linear", "conv", "conv_transpose", "recurrent", "product" (an einsum, a bilinear form), "embedding" or
-            "computed" (its weight is made of `weight` in the forward pass, as in weight normalisation).
+        kind: "linear", "conv", "conv_transpose", "recurrent", "stacked" (several matrices at once), "product" (any
+            other einsum, a bilinear form), "embedding" or "computed" (its weight is made of `weight` in the forward
+            pass, as in weight normalisation).
         weight, bias: tensor names; `bias` is None where there is none.
-        in_dim, out_dim: the weight's dimensions that are contracted, and kept; where several are contracted as one,
-            the first of them.
+        in_dim, out_dim: the weight's dimensions that are contracted, and kept; where several are so as one, the first
+            of them.
         groups: number of groups of a grouped convolution.
         order: which dimension of the stored weight each one is of what the call is given; () where they are the same.
         merged: dimensions that follow `in_dim` and are contracted with it as one, as the heads and the head size in
             front of the projection behind an attention.
+        parted: dimensions that follow `out_dim` and are made with it as one, as those of a projection in front of it.
+        form: of a "stacked" one, how it is several products.
         reads: whether zero columns in `in_dim` take units away. An embedding only makes units; what a computed
             weight reads is masked.
     """
@@ -47,19 +77,42 @@ class Site:
     reads: bool = True
     order: tuple[int, ...] = ()
     merged: tuple[int, ...] = ()
+    parted: tuple[int, ...] = ()
+    form: Form | None = None
 
     @property
     def in_dims(self) -> tuple[int, ...]:
         """All dimensions of the weight that are contracted."""
         return (self.in_dim, *self.merged)
 
+    @property
+    def out_dims(self) -> tuple[int, ...]:
+        """All dimensions of the weight that are kept."""
+        return (self.out_dim, *self.parted)
+
     def in_axis(self, axes: Sequence[Axis]) -> Axis:
         """What is contracted, of the axes of the weight."""
         return product(axes[d] for d in self.in_dims) if self.merged else axes[self.in_dim]
 
+    def out_axis(self, axes: Sequence[Axis]) -> Axis:
+        """What is made, of the axes of the weight."""
+        return product(axes[d] for d in self.out_dims) if self.parted else axes[self.out_dim]
+
     def inputs(self, weight: Tensor) -> int:
         """How many inputs the weight has; a convolution has a kernel for each."""
         return prod(weight.shape[d] for d in self.in_dims)
+
+    def outputs(self, weight: Tensor) -> int:
+        """How many outputs the weight has."""
+        return prod(weight.shape[d] for d in self.out_dims)
+
+    def columns(self, weight: Tensor) -> int:
+        """How many numbers the weight has for each output."""
+        return weight.numel() // (self.outputs(weight) * self.matrices(weight))
+
+    def matrices(self, weight: Tensor) -> int:
+        """How many matrices the weight holds, each for inputs of its own."""
+        return 1 if self.form is None else prod(weight.shape[d] for d in self.form.stack)
 
     @property
     def name(self) -> str:

@@ -45,28 +45,31 @@ class StoredTensors:
         wide, narrow = ([d for d, n in enumerate(before) if (n > 1) is is_wide] for is_wide in (True, False))
         return below[0], [below[1][wide.pop(0) if n > 1 else narrow.pop(0)] for n in after]
 
-    def joined(self, value: Any, dim: int) -> tuple[str, list[int], tuple[int, ...]] | None:
-        """A matrix whose dimension `dim` is all dimensions but the last of a stored tensor, as one.
+    def joined(self, value: Any) -> tuple[str, list[tuple[int, ...]]] | None:
+        """A matrix each of whose two dimensions is several of a stored tensor, one behind the other, as one.
 
-        So `canonical` has a projection that contracts heads and their size at once.
+        So `canonical` has a projection that contracts heads and their size at once, and one that makes them.
 
         Returns:
-            (name of the tensor, its dimension for each of the matrix: the first of the joined ones and the last,
-            the others that are joined), or None.
+            (name of the tensor, its dimensions for each of the matrix), or None.
         """
         if not isinstance(value, Node) or len(shape(value)) != 2:
             return None
         turned = _turned(value)
         if turned is not None:
-            below = self.joined(value.args[0], turned[dim])
-            return None if below is None else (below[0], [below[1][d] for d in turned], below[2])
-        found = self.find(value.args[0]) if op_name(value).startswith("aten.reshape.") and dim == 0 else None
+            below = self.joined(value.args[0])
+            return None if below is None else (below[0], [below[1][d] for d in turned])
+        found = self.find(value.args[0]) if op_name(value).startswith("aten.reshape.") else None
         if found is None or found[1] != sorted(found[1]):
             return None
-        *before, last = shape(value.args[0])
-        if len(before) < 2 or shape(value) != (prod(before), last):
-            return None
-        return found[0], [0, len(before)], tuple(range(1, len(before)))
+        sizes = shape(value.args[0])
+        first = next((k for k in range(1, len(sizes)) if (prod(sizes[:k]), prod(sizes[k:])) == shape(value)), None)
+        return None if first is None else (found[0], [tuple(range(first)), tuple(range(first, len(sizes)))])
+
+    def flattened(self, value: Any) -> tuple[str, list[int]] | None:
+        """A stored tensor that `value` is as one vector: the bias of such a projection."""
+        reshape = isinstance(value, Node) and op_name(value).startswith("aten.reshape.") and len(shape(value)) == 1
+        return self.find(value.args[0]) if reshape else None
 
     def made_of(self, value: Any) -> tuple[str, list[int]] | None:
         """The tensor of the state dict that a value may be computed from, entry by entry, as `find` gives it.

@@ -110,8 +110,8 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
     calls = _between(walk.nodes, masks, walk.placeholders, result)
     if path.partner in calls:
         return None
-    outputs = kept_indices(axes[reader.weight][reader.out_dim], walk.kept)
-    residuals = prod(shape(result)) * len(outputs) // tensors[reader.weight].shape[reader.out_dim]
+    outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.kept)
+    residuals = prod(shape(result)) * len(outputs) // reader.outputs(tensors[reader.weight])
     return Block(
         reader, tuple(outputs), tuple(calls), result, path,
         min(places[site.node] for site in chosen), places[node.name] + 1, masks, *_effort(walk.graph, calls), residuals,
@@ -126,13 +126,13 @@ def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor
     """
     tensors = walk.graph.program.tensors
     weight = tensors[site.weight].detach()
-    kept = kept_indices(walk.graph.tensor_axes[site.weight][site.out_dim], walk.kept)
-    rows = torch.zeros(weight.shape[site.out_dim], dtype=weight.dtype, device=weight.device)
+    kept = kept_indices(site.out_axis(walk.graph.tensor_axes[site.weight]), walk.kept)
+    rows = torch.zeros(site.outputs(weight), dtype=weight.dtype, device=weight.device)
     rows[torch.as_tensor(kept, device=rows.device)] = 1
-    shaped = rows.view([n if d == site.out_dim else 1 for d, n in enumerate(weight.shape)])
+    shaped = rows.view([n if d in site.out_dims else 1 for d, n in enumerate(weight.shape)])
     columns = column_mask(walk.graph, site, walk.kept, weight)
     name = _bias(walk, site, node, behind)
-    bias = {} if name is None else {name: rows.to(tensors[name].dtype)}
+    bias = {} if name is None else {name: rows.to(tensors[name].dtype).view(tensors[name].shape)}
     return {site.weight: torch.ones_like(weight) * shaped * columns, **bias}
 
 
@@ -174,7 +174,7 @@ def _effort(graph: Graph, calls: Iterable[Node]) -> tuple[int, int]:
         values += results
         if site is not None:
             weight = graph.program.tensors[site.weight]
-            macs += weight.numel() * results // weight.shape[site.out_dim]
+            macs += site.columns(weight) * results
         elif op_name(node).startswith("aten.scaled_dot_product_attention."):
             query, key = node.args[:2]
             weights = prod(shape(query)[:-1]) * shape(key)[-2]

@@ -36,8 +36,9 @@ class Slot:
     ) -> None:
         """Set the bias of these outputs; what it was before, in a norm's mean too, does not count."""
         own = program.tensors[self.name].detach()
-        new = overrides.get(self.name, own).double().clone()
-        new[outputs] = bias if self.sign > 0 else own.double()[outputs] - bias
+        new = overrides.get(self.name, own).double().clone(memory_format=torch.contiguous_format)
+        flat, old = new.view(-1), own.double().reshape(-1)
+        flat[outputs] = bias if self.sign > 0 else old[outputs] - bias
         overrides[self.name] = new.to(own.dtype)
 
 
@@ -78,8 +79,7 @@ class Equations:
 
 def numbers_of(site: Site, weight: Tensor) -> int:
     """How many numbers the equations of a consumer over all of its columns take."""
-    outputs = weight.shape[site.out_dim]
-    columns = weight.numel() // outputs
+    outputs, columns = site.outputs(weight), site.columns(weight)
     return folds_of(columns) * columns * (columns + outputs)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from actprune.compensation.ridge import MAX_CHOSEN, Normal, absorbed
 from actprune.compensation.rows import InputRows, contracted
-from actprune.stats.moments import Moments
+from actprune.stats.moments import Centred, Moments
 
 FOLDS = 3
 
@@ -17,6 +17,14 @@ FOLDS = 3
 def folds_of(columns: int) -> int:
     """λ is not chosen where there are too many columns."""
     return FOLDS if columns <= MAX_CHOSEN else 1
+
+
+class Rows(Protocol):
+    """Input rows of one layer."""
+
+    def __call__(self) -> Iterable[Centred]:
+        """(n · positions, columns) of every batch."""
+        ...
 
 
 class Dealer:
@@ -29,7 +37,7 @@ class Dealer:
     def __init__(self) -> None:
         self.last: tuple[Any, Moments] | None = None
 
-    def __call__(self, rows: InputRows, targets: Sequence[Tensor], columns: int) -> list[Normal]:
+    def __call__(self, rows: Rows, targets: Sequence[Tensor], columns: int) -> list[Normal]:
         """Normal equations of the samples, dealt to the folds whole: the positions of one sample are alike.
 
         By batch where there are many, by position where there are few samples. All to one where there are too many
@@ -59,13 +67,13 @@ class Dealer:
             self.last = key, found[0].inner
         return found
 
-    def _known(self, rows: InputRows) -> Moments | None:
+    def _known(self, rows: Rows) -> Moments | None:
         """The moments of these inputs, where the consumer before had the same: queries, keys and values, say."""
         known, self.last = self.last, None
         return known[1] if known is not None and known[0] == self._key(rows) else None
 
     @staticmethod
-    def _key(rows: InputRows) -> Any:
-        if rows.site.kind != "linear":
+    def _key(rows: Rows) -> Any:
+        if not isinstance(rows, InputRows) or rows.site.kind != "linear":
             return None
         return contracted(rows.node), rows.stride, tuple(rows.units.tolist())

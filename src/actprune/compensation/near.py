@@ -72,7 +72,7 @@ class Near:
         self.overrides = zero_columns(graph, plan, Rewrite(self.base))
         self.settings: Settings | None = None
         self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
-        self.refitted = {site.weight for site in graph.sites if site.kind in (*LAYERS, "recurrent")}
+        self.refitted = {site.weight for site in graph.sites if site.kind in (*LAYERS, "recurrent", "stacked")}
         self.equations: Mapping[str, Equations] = {}
         self.shared: set[str] = set()
         self.ridges: dict[tuple[str, int, int], float] | None = None if rounds else {}  # small networks have the time

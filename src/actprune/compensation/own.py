@@ -55,7 +55,7 @@ def exclusive(placeholders: Sequence[Node], reader: Node | None) -> bool:
 def has_plain_bias(program: Program, site: Site) -> bool:
     """Whether the bias of a layer, if there is one, is one number for each output."""
     held = None if site.bias is None else program.tensors[site.bias]
-    return held is None or held.shape == (program.tensors[site.weight].shape[site.out_dim],)
+    return held is None or held.shape == tuple(program.tensors[site.weight].shape[d] for d in site.out_dims)
 
 
 def is_plain(node: Node) -> bool:

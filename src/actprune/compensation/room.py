@@ -34,7 +34,7 @@ def _of_layers(graph: Graph) -> Iterator[int]:
     for site in (site for site in graph.sites if site.kind in LAYERS):
         weight = graph.program.tensors[site.weight]
         if has_rows(site, weight):
-            outputs = weight.shape[site.out_dim]
+            outputs = site.outputs(weight)
             columns = weight.numel() // outputs
             refit = 28 * columns**2 + 12 * outputs * columns + 32 * min(SOLVED, outputs * columns)
             ranking = 40 * columns**2 + 24 * min(outputs, columns) * columns

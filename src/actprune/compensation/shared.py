@@ -102,7 +102,7 @@ def _shared(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, list[Site]]:
             is_plain(nodes[site.node]) and has_rows(site, weight) and has_plain_bias(graph.program, site)
             for site in sites
         )
-        forms = {(site.kind, site.in_dims, site.out_dim, site.order) for site in sites}
+        forms = {(site.kind, site.in_dims, site.out_dims, site.order) for site in sites}
         return len(calls) > 1 and plain and len(forms) == 1 and {c.name for c in calls_of(placeholders[name])} == calls
 
     return {name: sites for name, sites in found.items() if alike(name, sites)}
@@ -127,5 +127,5 @@ def _equations(
     stride = stride_of(site, streams.dense(node)[0], streams.count, most_rows(columns, rows))
     targets = thinned(site, streams.dense(node), stride)
     if slot is None and site.bias is not None:
-        targets = [t - graph.program.tensors[site.bias].detach() for t in targets]
+        targets = [t - graph.program.tensors[site.bias].detach().reshape(-1) for t in targets]
     return dealer(InputRows(streams, site, node, weight, units, stride, 0), targets, columns)

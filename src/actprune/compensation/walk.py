@@ -25,6 +25,7 @@ from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged_all,
 from actprune.compensation.ridge_map import ridge_map
 from actprune.compensation.rows import InputRows, columns_of, contracted, stride_of
 from actprune.compensation.schedule import Path, Schedule
+from actprune.compensation.stacked import Stacked
 from actprune.compensation.streams import Streams
 from actprune.mapped import alongside, any_mapped
 from actprune.plan import Plan
@@ -37,10 +38,12 @@ from actprune.stats.patches import (
     columns_per_input,
     has_grouped_rows,
     has_rows,
+    has_stacked_rows,
     most_rows,
     output_rows,
     weight_matrix,
 )
+from actprune.stats.stacked import stacked_form
 
 SOLVED = 1 << 24
 """Weights that are solved for at once: a vocabulary has many outputs."""
@@ -103,10 +106,10 @@ class Walk:
         self.zeroed = set(streams.overrides if lost is None else lost)
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.readers = {site for group in graph.groups for site in group.consumers}
-        self.steps: dict[str, list[Site]] = {}
+        self.several: dict[str, list[Site]] = {}
         for site in graph.sites if settings.method == "least_squares" else ():
-            if site.kind == "recurrent":
-                self.steps.setdefault(site.node, []).append(site)
+            if site.kind in ("recurrent", "stacked"):
+                self.several.setdefault(site.node, []).append(site)
         self.place, self.last = start, self._last_place(start)
         self.settled: set[str] = set()
         self.record: dict[str, dict[str, Any]] = {}
@@ -141,13 +144,14 @@ class Walk:
         if last and self.sparing and node.name in self.sites:
             self._last(self.sites[node.name], node)
             return
-        site, steps = self.sites.get(node.name), self.steps.get(node.name)
-        if site is None and steps is None:
+        site, several = self.sites.get(node.name), self.several.get(node.name)
+        if site is None and several is None:
             self.streams.step(node)
             return
         self.streams.step_dense(node)
-        if steps is not None:
-            self._refit_steps(steps, node)
+        if several is not None:
+            refit = self._refit_stacked if several[0].kind == "stacked" else self._refit_steps
+            refit(several, node)
         elif site is not None and self._wanted(site, node, self.paths[node]):
             self._refit(site, node, self.paths[node])
         self.streams.step_cut(node)
@@ -167,7 +171,7 @@ class Walk:
 
     def _sites_of(self, node: Node) -> list[Site]:
         site = self.sites.get(node.name)
-        return self.steps.get(node.name, []) if site is None else [site]
+        return self.several.get(node.name, []) if site is None else [site]
 
     def _may_be_asked(self, site: Site) -> bool:
         return self.settings.everything or site.weight in self.zeroed
@@ -196,6 +200,20 @@ class Walk:
         scope = Scope(self.graph, self.streams, self.kept, wanted, free, rounds, settings.rows, not quick)
         if any(map(wanted, sites)):
             self.record |= refit_recurrent(scope, node, sites)
+
+    def _refit_stacked(self, sites: Sequence[Site], node: Node) -> None:
+        """The matrices of a product with several."""
+        (site,) = sites
+        form, weight = stacked_form(site), self.graph.program.tensors[site.weight]
+        source = next(value for value in node.all_input_nodes if value.name == form.source)
+        differs = self.settings.everything and not form.ends and self.streams.differs(source)
+        alone = exclusive(self.placeholders.get(site.weight, ()), node)
+        if alone and (differs or site.weight in self.zeroed) and has_stacked_rows(site, weight):
+            quick = self.settings.rows < ROWS
+            product = Stacked(
+                self.graph, self.streams, site, node, self.kept, self.placeholders, self.settings.rows, quick
+            )
+            self.record |= product.refit()
 
     def _wanted(self, site: Site, node: Node, path: Path) -> bool:
         alone = exclusive(self.placeholders.get(site.weight, ()), node)
@@ -236,7 +254,7 @@ class Walk:
         collects = self._collects(site)
         seen = torch.arange(site.inputs(weight), device=weight.device) if collects else units
         stride = self._stride(site, node, len(seen) * each)
-        every = torch.equal(outputs, torch.arange(weight.shape[site.out_dim], device=outputs.device))
+        every = torch.equal(outputs, torch.arange(site.outputs(weight), device=outputs.device))
         aim = Aim(self.streams, site, node, path, self.sparing)
         made = aim.targets(None if slot is not None else self._bias(site), stride)
         targets = made if every else aim.of_batches(lambda i: made[i][..., outputs])
@@ -300,8 +318,8 @@ class Walk:
     def _outputs(self, site: Site, weight: Tensor) -> Tensor:
         """The rows of the weight matrix that stay: what is cut itself needs no fit, unless it may come back."""
         if self.settings.collects:
-            return torch.arange(weight.shape[site.out_dim], device=weight.device)
-        kept = kept_indices(self.graph.tensor_axes[site.weight][site.out_dim], self.kept)
+            return torch.arange(site.outputs(weight), device=weight.device)
+        kept = kept_indices(site.out_axis(self.graph.tensor_axes[site.weight]), self.kept)
         return torch.as_tensor(kept, device=weight.device)
 
     def _stride(self, site: Site, node: Node, columns: int) -> int:
@@ -327,10 +345,10 @@ class Walk:
         self.record[site.node] = {"module": site.module, "bias": True}
 
     def _bias(self, site: Site) -> Tensor | None:
-        """The bias of a layer, as it is now."""
+        """(o,) the bias of a layer, as it is now."""
         if site.bias is None:
             return None
-        return self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach()
+        return self.overrides.get(site.bias, self.graph.program.tensors[site.bias]).detach().reshape(-1)
 
     def slot(self, site: Site, node: Node) -> Slot | None:
         """Where the bias of a layer is; None where there is no place for one."""

@@ -12,6 +12,7 @@ Nothing is merged that computes another function: weights keep their names, shap
 from __future__ import annotations
 
 from math import prod
+from string import ascii_letters
 from typing import Any, cast
 
 import torch
@@ -91,26 +92,53 @@ def _with_other(node: Node, own: Node) -> Any:
 
 
 def _projection_as_matrix(graph: Graph, node: Node, weights: set[str]) -> None:
-    """`einsum("btcd,cde->bte", x, w)` → x @ w with c and d as one, which is a linear layer like any other."""
+    """`einsum("btcd,cde->bte", x, w)` → x @ w with c and d as one, which is a linear layer like any other; and
+    `einsum("btc,cde->btde", x, w)` → x @ w with d and e as one, which are two again afterwards."""
     if not is_call(node, "aten.einsum."):
         return
     given = named_arguments(node)
-    operands, (left, arrow, result) = given["tensors"], str(given["equation"]).replace(" ", "").partition("->")
-    if len(operands) != 2 or not arrow or "." in left or operands[1].name not in weights:
+    operands, equation = given["tensors"], _spelled(str(given["equation"]), [len(shape(x)) for x in given["tensors"]])
+    held = [i for i, operand in enumerate(operands) if operand.name in weights]
+    if len(operands) != 2 or len(held) != 1 or equation is None:
         return
-    of_x, of_weight = left.split(",")
-    summed, out = of_weight[:-1], of_weight[-1]
-    batch = of_x.removesuffix(summed)
-    if not summed or batch + summed != of_x or batch + out != result or len(set(of_x + out)) != len(of_x) + 1:
+    terms, result = equation
+    x, weight = operands[1 - held[0]], operands[held[0]]
+    of_x, of_weight = terms[1 - held[0]], terms[held[0]]
+    summed, made = (
+        "".join(letter for letter in of_weight if letter not in others and letter in own)
+        for own, others in ((of_x, result), (result, of_x))
+    )
+    batch = "".join(letter for letter in result if letter not in made)
+    as_one = of_weight in (summed + made, made + summed) and sorted(batch + summed) == sorted(of_x)
+    if not (as_one and summed and made and batch) or any(len(set(term)) < len(term) for term in (*terms, result)):
         return
-    x, weight = operands
-    columns = prod(shape(weight)[:-1])
-    if shape(x)[len(batch) :] != shape(weight)[:-1] or not batch:
+    sizes = {**dict(zip(result, shape(node), strict=True)), **dict(zip(of_weight, shape(weight), strict=True))}
+    if [sizes[letter] for letter in of_x] != list(shape(x)):
         return
+    before, ins, outs = (tuple(sizes[letter] for letter in letters) for letters in (batch, summed, made))
     with graph.inserting_before(node):
-        flat = reshaped(graph, x, (*shape(x)[: len(batch)], columns), node)
-        matrix = reshaped(graph, weight, (columns, shape(weight)[-1]), node)
-        node.replace_all_uses_with(make_call(graph, ATEN.matmul.default, (flat, matrix), node, node.meta["val"]))
+        first = permuted(graph, x, [of_x.index(letter) for letter in batch + summed])
+        flat = reshaped(graph, first, (*before, prod(ins)), node)
+        if of_weight == summed + made:
+            matrix = reshaped(graph, weight, (prod(ins), prod(outs)), node)
+        else:
+            matrix = permuted(graph, reshaped(graph, weight, (prod(outs), prod(ins)), node), (1, 0))
+        value = flat.meta["val"].new_empty((*before, prod(outs)), dtype=node.meta["val"].dtype)
+        product = make_call(graph, ATEN.matmul.default, (flat, matrix), node, value)
+        parted = reshaped(graph, product, (*before, *outs), node)
+        node.replace_all_uses_with(permuted(graph, parted, [(batch + made).index(letter) for letter in result]))
+
+
+def _spelled(equation: str, ranks: list[int]) -> tuple[list[str], str] | None:
+    """The letters of each operand and of the result, with letters of its own for what "..." stands for; None where the
+    result is not told, or one operand alone has dots."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    counts = {rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t}
+    if not arrow or len(counts) > 1:
+        return None
+    free = [letter for letter in ascii_letters if letter not in equation][: max(counts, default=0)]
+    return [term.replace("...", "".join(free)) for term in terms], result.replace("...", "".join(free))
 
 
 # -- biases ----------------------------------------------------------------------------------------
@@ -121,6 +149,8 @@ def _bias_in_one_call(graph: Graph, node: Node, weights: set[str]) -> None:
     if not is_call(node, "aten.add.Tensor"):
         return
     for made in _pair(node):
+        if is_call(made, "aten.reshape.") and _bias_of_several(graph, node, cast("Node", made), weights):
+            return
         found = _vector(_with_other(node, made), weights) if isinstance(made, Node) else None
         if found is None or shape(made) != shape(node) or len(made.users) != 1:
             continue
@@ -133,6 +163,25 @@ def _bias_in_one_call(graph: Graph, node: Node, weights: set[str]) -> None:
             with graph.inserting_before(node):
                 node.replace_all_uses_with(permuted(graph, _biased(graph, layer, bias), order))
             return
+
+
+def _bias_of_several(graph: Graph, node: Node, made: Node, weights: set[str]) -> bool:
+    """`reshape(x @ w) + b` with b (d, e), or with dimensions of size 1 before, → `reshape(linear(x, wᵀ, b as one))`."""
+    layer, bias = cast("Node", made.args[0]), _with_other(node, made)
+    held = bias.args[0] if is_call(bias, *_RESHAPES) else bias
+    if not isinstance(held, Node) or held.name not in weights or shape(made) != shape(node):
+        return False
+    outs = shape(held)
+    ends = shape(made)[-len(outs) :] == outs and shape(bias) == (1,) * (len(shape(bias)) - len(outs)) + outs
+    whole = shape(layer)[:-1] + outs == shape(made) and _output_dim(layer, weights) == len(shape(layer)) - 1
+    if not (outs and ends and whole) or {len(layer.users), len(made.users)} != {1}:
+        return False
+    with graph.inserting_before(node):
+        flat = reshaped(graph, held, (prod(outs),), node)
+        if not _suits(layer, flat):
+            return False
+        node.replace_all_uses_with(reshaped(graph, _biased(graph, layer, flat), shape(node), node))
+    return True
 
 
 def _output_dim(layer: Node, weights: set[str]) -> int | None:

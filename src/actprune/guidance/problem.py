@@ -25,7 +25,7 @@ from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped, let_go
 from actprune.stats.moments import Moments, Spread, merge_all
-from actprune.stats.patches import has_rows, output_dim, weight_matrix
+from actprune.stats.patches import LAYERS, matrices_by_name, output_dim, row_names
 from actprune.stats.statistics import Stats
 
 LARGE = 2048
@@ -119,29 +119,38 @@ class Problem:
         return self if torch.equal(rows, self.rows) else self.with_rows(rows)
 
 
-def measured(graph: Graph, stats: Stats, group: Group) -> list[Site]:
-    """The consumers of `group` that have moments of their rows; those that only training mode calls have none."""
-    known = {site for site in graph.sites if site.name in stats.sites}
-    return [s for s in group.consumers if s in known and has_rows(s, graph.program.tensors[s.weight])]
+def measured(graph: Graph, stats: Stats, group: Group) -> dict[Site, list[str]]:
+    """The consumers of `group` → what the moments of their rows are known by: one name, or one for each matrix.
+
+    Those that only training mode calls have none, nor has a matrix whose rows no sample had.
+    """
+    seen = {name for name, folds in stats.sites.items() if any(fold.count for fold in folds)}
+    found = {
+        site: [name for name in row_names(site, graph.program.tensors[site.weight]) if name in seen]
+        for site in group.consumers
+        if site in graph.sites
+    }
+    return {site: names for site, names in found.items() if names}
 
 
 def problems(graph: Graph, stats: Stats, group: Group, weights: str | None = None) -> tuple[Problem, ...]:
-    """One Problem per consumer of `group` that has statistics.
+    """One Problem per consumer of `group` that has statistics; for each matrix of one with several.
 
     Args:
         weights: the measure that weighs the outputs ("fisher", see `actprune.stats.gradients`) instead of the norms.
     """
     found: list[Problem] = []
     nodes = {node.name: node for node in graph.program.nodes}
-    sites = measured(graph, stats, group)
-    for site in sites:
-        matrix = weight_matrix(site, graph.program.tensors[site.weight].detach())
+    parts = [(site, name) for site, names in measured(graph, stats, group).items() for name in names]
+    held = {site: matrices_by_name(site, graph.program.tensors[site.weight].detach()) for site, _ in parts}
+    for site, name in parts:
+        matrix = held[site][name]
         columns = unit_columns(graph, site, group, matrix.shape[1])
-        folds = tuple(_on_cpu(fold) for fold in stats.sites[site.name] if fold.count)
-        gain = None if site.kind == "recurrent" else output_gain(graph, nodes[site.node])
+        folds = tuple(_on_cpu(fold) for fold in stats.sites[name] if fold.count)
+        gain = output_gain(graph, nodes[site.node]) if site.kind in LAYERS else None
         rows = torch.ones(len(matrix), dtype=torch.float64) if gain is None else gain**2
         found.append(Problem(matrix, folds, columns, rows, _made(graph, site)))
-    return tuple(found) if weights is None else _weighed(found, [stats.measures[weights].get(s.name) for s in sites])
+    return tuple(found) if weights is None else _weighed(found, [stats.measures[weights].get(n) for _, n in parts])
 
 
 def _weighed(group: Sequence[Problem], known: Sequence[Spread | None]) -> tuple[Problem, ...]:
@@ -156,7 +165,7 @@ def _weighed(group: Sequence[Problem], known: Sequence[Spread | None]) -> tuple[
 
 def _made(graph: Graph, site: Site) -> dict[str, Tensor]:
     """The groups whose units are outputs of a consumer."""
-    axis = graph.tensor_axes[site.weight][site.out_dim]
+    axis = site.out_axis(graph.tensor_axes[site.weight])
     makers = [group for group in graph.groups if site in group.producers]
     return {group.name: torch.as_tensor(positions(axis, group.key)) for group in makers}
 

@@ -206,10 +206,8 @@ def _natural_width(
 def _filter_guide(graph: Graph, group: Group, threshold: float) -> GroupGuide:
     """The seed's filter pruning: a unit is worth as many weights as its filters keep at or above the threshold."""
     surviving = torch.zeros(group.width, dtype=torch.float64)
-    for site in group.producers:
-        surviving += per_unit(
-            graph, group, site.weight, site.out_dim, lambda rows: (rows.abs() >= threshold).double().sum(1)
-        )
+    for site, dim in ((made, dim) for made in group.producers for dim in made.out_dims):
+        surviving += per_unit(graph, group, site.weight, dim, lambda rows: (rows.abs() >= threshold).double().sum(1))
     norm = filter_norm(graph, group, 2)
     order = tuple(sorted(range(group.width), key=lambda u: (-float(surviving[u]), -float(norm[u]))))
     natural = max(1, int((surviving > 0).sum()))

@@ -69,7 +69,8 @@ def _scale(place: Placed, field: str, sources: Sequence[str], nodes: dict[str, l
     head = place.layer.get_config()[field]
     name: Expr = ("attr", place.path, (field,))
     for node in (node for source in sources for node in nodes.get(f"{place.path}.{source}", [])):
-        if op_name(node).startswith("aten.einsum."):
+        made = op_name(node).startswith(("aten.einsum.", "aten.reshape."))  # one product, or a matrix's parted again
+        if made and len(shape(node)) > 2 and shape(node)[-1] == head:
             yield _use(place.layer, head, name, ("size", node.name, len(shape(node)) - 1), "einsum", 0)
     scale: Expr = ("/", 1.0, ("**", name, 0.5))
     for node in nodes.get(place.path, []):

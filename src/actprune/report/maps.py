@@ -15,12 +15,13 @@ from actprune.stats.statistics import Stats
 
 def correlation(graph: Graph, stats: Stats, group: Group) -> Correlation | None:
     """Between units, in the middle of the kernel where they meet a convolution; None where nothing was measured."""
-    sites = measured(graph, stats, group)
-    if not sites:
+    readers = measured(graph, stats, group)
+    if not readers:
         return None
-    found = stats.correlation(sites[0].name).cpu()
-    let_go(fold.scatter for fold in stats.sites[sites[0].name])
-    columns = unit_columns(graph, sites[0], group, found.shape[0])
+    site, (name, *_) = next(iter(readers.items()))
+    found = stats.correlation(name).cpu()
+    let_go(fold.scatter for fold in stats.sites[name])
+    columns = unit_columns(graph, site, group, found.shape[0])
     units = _some(group.width, MAP_UNITS)
     own = columns[units, columns.shape[1] // 2]
     square = (100 * found[own][:, own]).round().clamp(-100, 100).int()

@@ -22,8 +22,9 @@ from actprune.mapped import alongside, let_go
 from actprune.stats.activation import Activation, activation_of
 from actprune.stats.maps import batch_key
 from actprune.stats.moments import Moments, Spread, absorb, merge, moments, spread
-from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows, source_of
+from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows, row_names, source_of
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
+from actprune.stats.stacked import given_rows, operands_of, stacked_form, units_last
 from actprune.stats.statistics import Stats
 
 
@@ -37,7 +38,7 @@ class Collector:
         self.layers: dict[str, Moments] = {}
         self.maps: dict[str, Spread] = {}
         self.samples = 0
-        self._sites = {site.name: site for site in graph.sites if site.kind in (*LAYERS, "recurrent")}
+        self._sites = {site.name: site for site in graph.sites if site.kind in (*LAYERS, "recurrent", "stacked")}
         self._consumers = {site for group in graph.groups for site in group.consumers}
         self._batch = batch_key(graph)
         self._first: dict[str, list[Group]] = {}
@@ -62,6 +63,9 @@ class Collector:
             self._steps(node, args, value)
             return
         site = self._sites.get(node.name)
+        if site is not None and site.kind == "stacked":
+            self._matrices(site, node, args, value)
+            return
         if site is None:
             return
         source = source_of(node)
@@ -88,8 +92,26 @@ class Collector:
         if site.kind == "linear":
             return EVERYWHERE
         positions = value[0, 0].numel()
-        rows = most_rows(weight.numel() // weight.shape[site.out_dim])
+        rows = most_rows(site.columns(weight))
         return drawn_places(positions, ceil(rows / self.total))
+
+    def _matrices(self, site: Site, node: Node, args: tuple[Any, ...], value: Tensor) -> None:
+        """Of a product with several matrices: the rows of each are those that it is multiplied with."""
+        x, ends = operands_of(site, node, args)
+        if not bool(torch.isfinite(value).all()):
+            raise _not_finite(node, x, value)
+        if site not in self._consumers:
+            return
+        weight = self.graph.program.tensors[site.weight]
+        first, numbers = self._first_rows(site, x)
+        for number, name in enumerate(row_names(site, weight)):
+            if name in self.folds:
+                rows, whose = given_rows(site, weight, x, number, ends, first), numbers
+                if ends is not None:  # whose row is whose is not known there: they are dealt one by one
+                    rows, whose = rows.transpose(0, 1), torch.arange(rows.shape[1], device=x.device)
+                self._rows(name, rows, whose)
+        for group in self._first.get(node.name, ()):
+            self._units(group, site, x)
 
     def _steps(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
         """Of a recurrent call: the rows of each of its weights are the steps of every sample."""
@@ -134,6 +156,20 @@ class Collector:
                 return d, torch.as_tensor(numbers, device=x.device)
         return 0, torch.arange(x.shape[0], device=x.device)
 
+    def _first_rows(self, site: Site, x: Tensor) -> tuple[int | None, Tensor]:
+        """Of the dimensions of rows, the one that holds the samples, else the first; and the sample of each index."""
+        form = stacked_form(site)
+        dims = self.graph.node_axes.get(form.source, ())
+        for d in form.given[1] if self.graph.program.batch_size > 1 else ():
+            axis = dims[d] if d < len(dims) else ()
+            numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
+            if (numbers >= 0).all():
+                return d, torch.as_tensor(numbers, device=x.device)
+        first = form.given[1][0] if form.given[1] else None
+        count = 1 if first is None else x.shape[first]
+        whole = torch.arange(count) if self.graph.program.batch_size > 1 else torch.zeros(count, dtype=torch.long)
+        return first, whole.to(x.device)
+
     def _rows(self, name: str, rows: Tensor, numbers: Tensor, there: Tensor | None = None) -> None:
         """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one.
 
@@ -149,8 +185,9 @@ class Collector:
     def put_aside(self, node: Node) -> None:
         """What is known of a call whose weight lies in a file, into a file as well."""
         tensors = self.graph.program.tensors
-        for name in {node.name, *(s for s in self.sites if s.startswith(f"{node.name}:"))} & self.sites.keys():
-            weight = tensors[self._sites[name].weight]
+        parts = (f"{node.name}:", f"{node.name}#")
+        for name in {node.name, *(s for s in self.sites if s.startswith(parts))} & self.sites.keys():
+            weight = tensors[self._sites[name.partition("#")[0]].weight]
             found = [replace(own, scatter=alongside(own.scatter, weight)) for own in self.sites[name]]
             self.sites[name] = list(found)
             let_go(own.scatter for own in found)
@@ -158,7 +195,9 @@ class Collector:
     def _units(self, group: Group, site: Site, x: Tensor) -> None:
         axis = site.in_axis(self.graph.tensor_axes[site.weight])
         unit = torch.as_tensor(positions(axis, group.key), device=x.device)
-        channel_last = site.kind in ("linear", "recurrent")
+        if site.kind == "stacked":
+            x = units_last(site, x)
+        channel_last = site.kind in ("linear", "recurrent", "stacked")
         values = x.reshape(-1, x.shape[-1]).T if channel_last else x.transpose(0, 1).flatten(1)
         if unit.numel() != values.shape[0]:  # a grouped convolution: its weight names the channels of one group
             unit = unit.repeat(values.shape[0] // unit.numel())

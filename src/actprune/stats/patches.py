@@ -12,6 +12,7 @@ from torch.fx import Node
 from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped
+from actprune.stats.stacked import matrices, name_of
 
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
@@ -52,19 +53,38 @@ def as_called(site: Site, weight: Tensor) -> Tensor:
 
 def columns_per_input(site: Site, weight: Tensor) -> int:
     """Columns of the weight matrix that an index of the weight's input dimension has: the size of a kernel."""
-    return weight.numel() // (weight.shape[site.out_dim] * site.inputs(weight))
+    return site.columns(weight) // site.inputs(weight)
 
 
 def has_rows(site: Site, weight: Tensor) -> bool:
     """Whether the consumer's output is one matrix product of rows with its whole weight."""
-    columns = weight.numel() // weight.shape[site.out_dim]
     most = MAX_ALONE if is_mapped(weight) else MAX_COLUMNS
-    return columns <= most and site.kind in (*LAYERS, "recurrent") and site.groups == 1
+    return site.columns(weight) <= most and site.kind in (*LAYERS, "recurrent") and site.groups == 1
+
+
+def has_stacked_rows(site: Site, weight: Tensor) -> bool:
+    """Whether that holds for each of the matrices of a weight with what belongs to it."""
+    return site.kind == "stacked" and site.columns(weight) <= MAX_COLUMNS
+
+
+def row_names(site: Site, weight: Tensor) -> list[str]:
+    """What the statistics of a consumer's rows are known by: one name as a rule, one for each matrix where there are
+    several, none where it has no rows or is too wide."""
+    if has_stacked_rows(site, weight):
+        return [name_of(site, number) for number in range(site.matrices(weight))]
+    return [site.name] if has_rows(site, weight) else []
+
+
+def matrices_by_name(site: Site, weight: Tensor) -> dict[str, Tensor]:
+    """The same names → (outputs, columns) the matrix of each."""
+    names = row_names(site, weight)
+    held = matrices(site, weight) if site.kind == "stacked" else [weight_matrix(site, weight)] if names else []
+    return dict(zip(names, held, strict=False))
 
 
 def has_grouped_rows(site: Site, weight: Tensor) -> bool:
     """Whether that holds for each group of a convolution with its own channels and outputs."""
-    return site.kind == "conv" and site.groups > 1 and weight.numel() // weight.shape[site.out_dim] <= MAX_COLUMNS
+    return site.kind == "conv" and site.groups > 1 and site.columns(weight) <= MAX_COLUMNS
 
 
 Places: TypeAlias = slice | Tensor
@@ -139,7 +159,7 @@ def _by_sample(x: Tensor) -> Tensor:
 def weight_matrix(site: Site, weight: Tensor) -> Tensor:
     """(outputs, columns): a convolution's columns are grouped by input channel."""
     if site.kind == "linear":
-        return weight if site.out_dim == 0 else weight.flatten(0, -2).T
+        return weight.permute(*site.out_dims, *site.in_dims).reshape(site.outputs(weight), -1)
     weight = as_called(site, weight)
     return _turned(weight).flatten(1) if site.kind == "conv_transpose" else weight.flatten(1)
 
@@ -147,7 +167,9 @@ def weight_matrix(site: Site, weight: Tensor) -> Tensor:
 def as_weight(site: Site, matrix: Tensor, like: Tensor) -> Tensor:
     """The inverse of `weight_matrix`."""
     if site.kind == "linear":
-        return (matrix if site.out_dim == 0 else matrix.T).reshape(like.shape).to(like.dtype)
+        order = (*site.out_dims, *site.in_dims)
+        parts = matrix.reshape([like.shape[d] for d in order])
+        return parts.permute(*(order.index(d) for d in range(like.dim()))).contiguous().to(like.dtype)
     called = as_called(site, like)
     if site.kind == "conv_transpose":
         matrix = _turned(matrix.reshape(_turned(called).shape))

@@ -8,7 +8,7 @@ from math import inf
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.stats.patches import has_rows
+from actprune.stats.patches import row_names
 
 FOLDS = 5
 WIDE = 1024
@@ -63,11 +63,11 @@ def last_read(graph: Graph) -> Node | None:
 
 
 def _columns(graph: Graph) -> dict[str, int]:
-    """Name of every consumer with rows → its columns."""
+    """What the statistics of every consumer with rows are known by → its columns."""
     tensors = graph.program.tensors
     return {
-        site.name: tensors[site.weight].numel() // tensors[site.weight].shape[site.out_dim]
-        for group in graph.groups
-        for site in group.consumers
-        if site in graph.sites and has_rows(site, tensors[site.weight])
+        name: site.columns(tensors[site.weight])
+        for site in dict.fromkeys(site for group in graph.groups for site in group.consumers)
+        if site in graph.sites
+        for name in row_names(site, tensors[site.weight])
     }

@@ -12,6 +12,7 @@ from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, Axis, product, size
 from actprune.axes.rules.elementwise import broadcast_with
 from actprune.axes.rules.shape import ones_before
+from actprune.axes.rules.stacked import stacked
 from actprune.axes.site import Dims
 
 Letters = list[str]
@@ -44,7 +45,7 @@ def bilinear(call: Call) -> Dims:
     """input1 (…, I), input2 (…, J), weight (O, I, J), bias (O,) → (…, O)."""
     operands = [call["input1"], call["input2"], call["weight"]]
     batch = batch_letters(len(call.shape()) - 1)
-    result = contract(call, operands, [[*batch, "i"], [*batch, "j"], ["o", "i", "j"]], [*batch, "o"])
+    result = contract(call, operands, [[*batch, "i"], [*batch, "j"], ["o", "i", "j"]], [*batch, "o"], plain=False)
     if call["bias"] is not None:
         call.unify(call.axes(call["bias"])[0], result[-1])
     return result
@@ -55,7 +56,8 @@ def added_product(call: Call) -> Dims:
     """self, broadcast, + batch1 (B, N, K) @ batch2 (B, K, M), which `addbmm` sums over B."""
     result = ["n", "m"] if "addbmm" in str(call.node.target).replace("baddbmm", "") else ["b", "n", "m"]
     terms = [["b", "n", "k"], ["b", "k", "m"]]
-    return broadcast_with(call, contract(call, [call["batch1"], call["batch2"]], terms, result), call["self"])
+    product = contract(call, [call["batch1"], call["batch2"]], terms, result, plain=False)
+    return broadcast_with(call, product, call["self"])
 
 
 @rule("aten.mv", "aten.addmv")
@@ -63,7 +65,7 @@ def matrix_vector(call: Call) -> Dims:
     """(self (N,) or a number, +) matrix (N, K) @ vector (K,) → (N,)."""
     added = call["mat"] is not None
     matrix = call["mat"] if added else call["self"]
-    dims = contract(call, [matrix, call["vec"]], [["n", "k"], ["k"]], ["n"])
+    dims = contract(call, [matrix, call["vec"]], [["n", "k"], ["k"]], ["n"], plain=not added)
     return broadcast_with(call, dims, call["self"]) if added else dims
 
 
@@ -139,7 +141,7 @@ def batch_letters(count: int) -> Letters:
     return ["." * n for n in range(count, 0, -1)]
 
 
-def contract(call: Call, operands: Sequence[Any], terms: list[Letters], result: Letters) -> Dims:
+def contract(call: Call, operands: Sequence[Any], terms: list[Letters], result: Letters, plain: bool = True) -> Dims:
     """Sum over every letter that isn't in `result`, of the product of the operands.
 
     A parameter that is summed over and gives the result a letter of its own is read like a layer's weight, whatever
@@ -148,6 +150,7 @@ def contract(call: Call, operands: Sequence[Any], terms: list[Letters], result: 
     Args:
         terms: the letters of each operand; a size of 1 broadcasts.
         result: the letters of the result.
+        plain: the call adds nothing to the product.
     """
     axis: dict[str, Axis] = {}
     for operand, letters in zip(operands, terms, strict=True):
@@ -159,8 +162,9 @@ def contract(call: Call, operands: Sequence[Any], terms: list[Letters], result: 
                 call.unify(known, own)
             if letters.count(letter) > 1:
                 call.freeze(own, "taken on a diagonal")
+    read = stacked(call, operands, terms, result) if plain else ()
     for letter in axis:
-        if letter not in result and size(axis[letter]) > 1:
+        if letter not in result and letter not in read and size(axis[letter]) > 1:
             _sum(call, operands, terms, result, letter)
     if len(operands) > 1:
         call.macs(axis.values())

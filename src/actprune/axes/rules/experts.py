@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch.fx import Node
+
 from actprune.axes.call import Call, NotCovered, rule
-from actprune.axes.site import Dims
+from actprune.axes.site import Dims, Form
 
 ALIGNMENT = 16
 """Bytes: the kernel demands that rows begin at multiples of it, in both operands."""
@@ -16,7 +18,7 @@ def grouped_product(call: Call) -> Dims:
     What stands in a row of memory, K or N, keeps a size that fills 16 bytes: also where the captured graph holds a
     fallback that would not mind, since the class calls the kernel where it can.
     """
-    rows, weight, *_ = call.values
+    rows, weight, ends, *_ = call.values
     source, held = call.axes(rows), call.axes(weight)
     if len(source) != 2 or len(held) != 3:
         raise NotCovered("blocks of another form")
@@ -29,6 +31,9 @@ def grouped_product(call: Call) -> Dims:
         tensor = value.meta["val"]
         in_row = min((-2, -1), key=tensor.stride().__getitem__)
         call.aligns(axes[in_row], ALIGNMENT // tensor.element_size())
-    call.site("product", weight, call["bias"], in_dim=1, out_dim=2, source=(rows, -1))
+    if call["bias"] is None and call.inference.stored.find(weight) is not None and isinstance(ends, Node):
+        call.stacked(weight, [1], [2], [0], Form(rows.name, (), *[((-1,), (0,), (1,))] * 2, ends=ends.name))
+    else:
+        call.site("product", weight, call["bias"], in_dim=1, out_dim=2, source=(rows, -1))
     call.macs([source[0], held[1], held[2]])
     return (source[0], held[2])

@@ -12,7 +12,7 @@ from actprune.axes.groups import Group
 from actprune.guidance.problem import measured, unit_columns
 from actprune.guidance.scores.parts import activation_of, given, per_unit
 from actprune.stats.moments import Moments
-from actprune.stats.patches import weight_matrix
+from actprune.stats.patches import matrices_by_name
 from actprune.stats.statistics import Stats
 
 
@@ -80,12 +80,13 @@ def _columns(
         by_column: (weight (o, p), moments of the rows) → (p,).
         by_unit: weights (size, …) → (size,), to be multiplied with `size(mean, deviation)` of the unit.
     """
-    sites, unit = measured(graph, given(stats), group), activation_of(stats, group)
+    found, unit = measured(graph, given(stats), group), activation_of(stats, group)
     for site in group.consumers:
-        if site in sites:
-            matrix = weight_matrix(site, graph.program.tensors[site.weight].detach()).double().cpu()
-            scores = by_column(matrix, given(stats).moments(site.name))
-            yield scores[unit_columns(graph, site, group, matrix.shape[1])]
+        if site in found:
+            held = matrices_by_name(site, graph.program.tensors[site.weight].detach())
+            for name in found[site]:
+                scores = by_column(held[name].double().cpu(), given(stats).moments(name))
+                yield scores[unit_columns(graph, site, group, held[name].shape[1])]
         elif unit is not None:
             weights = sum(per_unit(graph, group, site.weight, dim, by_unit) for dim in site.in_dims)
             yield (weights * size(unit.signed.mean.cpu(), unit.signed.std.cpu()))[:, None]

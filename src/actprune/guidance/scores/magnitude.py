@@ -14,8 +14,8 @@ from actprune.stats.statistics import Stats
 def filter_norm(graph: Graph, group: Group, order: int) -> Tensor:
     """(n,) Lᵖ norm of the producers' filters (Li et al. 2017, Pruning Filters for Efficient ConvNets, §3.1)."""
     total = torch.zeros(group.width, dtype=torch.float64)
-    for site in group.producers:
-        total += per_unit(graph, group, site.weight, site.out_dim, lambda rows: rows.abs().pow(order).sum(1))
+    for site, dim in ((made, dim) for made in group.producers for dim in made.out_dims):
+        total += per_unit(graph, group, site.weight, dim, lambda rows: rows.abs().pow(order).sum(1))
     return total.pow(1 / order)
 
 

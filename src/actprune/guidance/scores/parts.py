@@ -37,8 +37,9 @@ _AT_ONCE = 2**18
 
 def unit_filters(graph: Graph, group: Group, site: Site) -> Tensor:
     """(n, weights) everything in a producer's weight that makes each unit, as one vector per unit."""
-    rows = graph.program.tensors[site.weight].detach().double().cpu().movedim(site.out_dim, 0).flatten(1)
-    unit = torch.as_tensor(positions(graph.tensor_axes[site.weight][site.out_dim], group.key))
+    weight, outs = graph.program.tensors[site.weight].detach().double().cpu(), site.out_dims
+    rows = weight.movedim(outs, tuple(range(len(outs)))).reshape(site.outputs(weight), -1)
+    unit = torch.as_tensor(positions(site.out_axis(graph.tensor_axes[site.weight]), group.key))
     order = torch.argsort(unit, stable=True)
     return rows[order[unit[order] >= 0]].reshape(group.width, -1)
 

@@ -1,0 +1,127 @@
+"""The refit of a product with several matrices at once: one least-squares problem for each of them.
+
+Where the rows are sorted by matrix, as those of experts, both networks may sort them otherwise; then the inputs are the
+dense network's too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices, kept_indices
+from actprune.axes.site import Site
+from actprune.compensation.folds import Dealer
+from actprune.compensation.own import exclusive
+from actprune.compensation.ridge import choose_ridge, merged_all, solve, usual_ridge
+from actprune.compensation.rows import places_of
+from actprune.compensation.streams import Streams
+from actprune.mapped import alongside
+from actprune.stats.moments import Centred, centred
+from actprune.stats.patches import most_rows
+from actprune.stats.stacked import given_rows, made_rows, matrices, name_of, operands_of, stacked_form, with_matrices
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """One such product in both networks.
+
+    Attributes:
+        kept: leaf key → kept units.
+        placeholders: tensor name → what stands for it.
+        rows: per column that are used at most.
+        quick: λ is the usual one.
+    """
+
+    graph: Graph
+    streams: Streams
+    site: Site
+    node: Node
+    kept: Mapping[int, Indices]
+    placeholders: Mapping[str, list[Node]]
+    rows: int
+    quick: bool
+
+    def refit(self) -> dict[str, dict[str, Any]]:
+        """Put the new weight, and the bias behind it, among the overrides of the streams; what was done, by matrix."""
+        streams, site = self.streams, self.site
+        weight = self.graph.program.tensors[site.weight].detach()
+        axes = self.graph.tensor_axes[site.weight]
+        columns, outputs = (
+            torch.as_tensor(kept_indices(axis, self.kept), device=weight.device)
+            for axis in (site.in_axis(axes), site.out_axis(axes))
+        )
+        full = matrices(site, streams.overrides.get(site.weight, weight)).clone()
+        added, dealer = self._added(full), Dealer()
+        bias = None if added is None else streams.tensor(added[0]).double().clone()
+        record: dict[str, dict[str, Any]] = {}
+        for number in range(len(full) if len(outputs) else 0):
+            targets = [self._made(i, number)[..., outputs] for i in range(streams.count)]
+            stride = max(1, min(sum(t.shape[0] * t.shape[1] for t in targets) // most_rows(len(columns), self.rows),
+                                max(t.shape[1] for t in targets)))  # fmt: skip
+            rows = _Rows(self, number, columns, stride)
+            folds = dealer(rows, [t[:, places_of(i, stride)] for i, t in enumerate(targets)], len(columns))
+            if not folds:
+                continue  # no sample came by
+            start = full[number][outputs][:, columns].double()
+            size = usual_ridge() if self.quick else choose_ridge(folds, start, bias is not None)
+            every = merged_all(folds)
+            fit = solve(every, start, size, bias is not None)
+            full[number][outputs[:, None], columns] = fit.weight.to(full.dtype)
+            if bias is not None and added is not None:
+                bias.view(-1)[added[1][number][outputs]] += fit.bias
+            record[name_of(site, number)] = {
+                "module": site.module, "ridge": size, "rows": every.inner.count, "columns": len(columns),
+            }  # fmt: skip
+        streams.overrides[site.weight] = alongside(with_matrices(site, full, weight), weight)
+        if bias is not None and added is not None:
+            streams.overrides[added[0]] = bias.to(self.graph.program.tensors[added[0]].dtype)
+        return record
+
+    def given(self, i: int, number: int) -> Tensor:
+        """(n, positions, inputs) of batch i, in the network that is cut."""
+        cut = not stacked_form(self.site).ends
+        x, ends = operands_of(self.site, self.node, self.streams.given(self.node, i, cut)[0])
+        return given_rows(self.site, self.graph.program.tensors[self.site.weight], x, number, ends)
+
+    def _made(self, i: int, number: int) -> Tensor:
+        """(n, positions, outputs) of batch i, in the dense one."""
+        ends = operands_of(self.site, self.node, self.streams.given(self.node, i, False)[0])[1]
+        weight = self.graph.program.tensors[self.site.weight]
+        return made_rows(self.site, weight, self.streams.output(self.node, i), number, ends)
+
+    def _added(self, full: Tensor) -> tuple[str, Tensor] | None:
+        """The bias behind the product, and (matrices, outputs) which of its entries each output has; None without one
+        that may change."""
+        found = stacked_form(self.site).bias
+        if found is None or not exclusive(self.placeholders.get(found[0], ()), next(iter(self.node.users))):
+            return None
+        name, dims = found
+        held = self.graph.program.tensors[name]
+        rest = [d for d in range(held.dim()) if d not in dims]
+        return name, torch.arange(held.numel()).view(held.shape).permute(*dims, *rest).reshape(full.shape[:2])
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The inputs of one matrix, batch by batch: what a `Dealer` deals to folds."""
+
+    product: Stacked
+    number: int
+    units: Tensor
+    stride: int
+
+    @property
+    def site(self) -> Site:
+        return self.product.site
+
+    def __call__(self) -> Iterator[Centred]:
+        for i in range(self.product.streams.count):
+            rows = self.product.given(i, self.number)[:, places_of(i, self.stride)][..., self.units]
+            yield centred(rows.flatten(0, 1))
