@@ -14,7 +14,6 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.gauss_newton import PROBES
-from actprune.compensation.own import exclusive
 from actprune.compensation.schedule import Path
 from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
@@ -82,7 +81,7 @@ def find_blocks(walk: Walk) -> list[Block]:
     """One for every reader with cut groups of its own that linear layers or convolutions alone make, front to back."""
     makers: dict[Site, dict[Site, None]] = {}
     for group in walk.graph.groups:
-        cut = len(walk.kept.get(group.key, range(group.width))) < group.width
+        cut = len(walk.state.kept.get(group.key, range(group.width))) < group.width
         plain = all(site.kind in LAYERS for site in (*group.producers, *group.consumers))
         if cut and plain and group.producers and len(group.consumers) == 1:
             makers.setdefault(group.consumers[0], {}).update(dict.fromkeys(group.producers))
@@ -97,7 +96,7 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
     def free(site: Site) -> bool:
         node = walk.nodes[places[site.node]]
         floats = tensors[site.weight].dtype in (torch.float32, torch.float64)
-        return floats and exclusive(walk.placeholders.get(site.weight, ()), node)
+        return floats and walk.state.owns(site.weight, node)
 
     chosen = [site for site in makers if site.weight != reader.weight and free(site)]
     if not chosen or not free(reader):
@@ -107,10 +106,10 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
     for site in (*chosen, reader):
         masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site is not reader)
     result = path.norm or node
-    calls = _between(walk.nodes, masks, walk.placeholders, result)
+    calls = _between(walk.nodes, masks, walk.state.placeholders, result)
     if path.partner in calls:
         return None
-    outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.kept)
+    outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.state.kept)
     residuals = prod(shape(result)) * len(outputs) // reader.outputs(tensors[reader.weight])
     return Block(
         reader, tuple(outputs), tuple(calls), result, path,
@@ -126,11 +125,11 @@ def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor
     """
     tensors = walk.graph.program.tensors
     weight = tensors[site.weight].detach()
-    kept = kept_indices(site.out_axis(walk.graph.tensor_axes[site.weight]), walk.kept)
+    kept = kept_indices(site.out_axis(walk.graph.tensor_axes[site.weight]), walk.state.kept)
     rows = torch.zeros(site.outputs(weight), dtype=weight.dtype, device=weight.device)
     rows[torch.as_tensor(kept, device=rows.device)] = 1
     shaped = rows.view([n if d in site.out_dims else 1 for d, n in enumerate(weight.shape)])
-    columns = column_mask(walk.graph, site, walk.kept, weight)
+    columns = column_mask(walk.graph, site, walk.state.kept, weight)
     name = _bias(walk, site, node, behind)
     bias = {} if name is None else {name: rows.to(tensors[name].dtype).view(tensors[name].shape)}
     return {site.weight: torch.ones_like(weight) * shaped * columns, **bias}
@@ -145,7 +144,7 @@ def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:
         return None
     bias = named_arguments(norm)["bias"]  # a running mean would do the same, but has no derivative
     name = walk.graph.program.bindings.get(bias.name) if isinstance(bias, Node) else None
-    return name if name is not None and exclusive(walk.placeholders[name], norm) else None
+    return name if name is not None and walk.state.owns(name, norm) else None
 
 
 def _between(

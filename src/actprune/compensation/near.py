@@ -18,8 +18,9 @@ from actprune.axes.expr import Indices
 from actprune.compensation.equations import Equations, refit_from
 from actprune.compensation.schedule import schedule
 from actprune.compensation.shared import refit_shared, shared_equations
+from actprune.compensation.state import Settings
 from actprune.compensation.streams import Streams
-from actprune.compensation.walk import Settings, Walk
+from actprune.compensation.walk import Walk
 from actprune.data.samples import Calibration
 from actprune.distance import Outputs
 from actprune.graph.program import Batch

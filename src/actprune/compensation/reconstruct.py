@@ -41,7 +41,7 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     Args:
         room: bytes that the derivatives of a block may take.
     """
-    if any(map(writes, walk.nodes)) or walk.sparing:
+    if any(map(writes, walk.nodes)) or walk.state.sparing:
         return {}
     blocks = find_blocks(walk)
     batches, rounds = affordable(blocks, walk.graph.program.batch_size, walk.streams.count, room)
@@ -59,7 +59,7 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     held = evenly(count, count - batches)
     fitted = [i for i in range(count) if i not in held]
     refit = walk.branch()
-    refit.settings = replace(walk.settings, rounds=0)  # the walk itself refits the reader once more
+    refit.state.settings = replace(walk.state.settings, rounds=0)  # the walk itself refits the reader once more
     refit.advance(block.stop)
     run = _Run(walk, block, evenly(walk.streams.count, count), refit.overrides)
     first = run.loss(held)
@@ -87,7 +87,7 @@ class _Run:
         for node in walk.nodes[block.start : walk.nodes.index(block.result) + 1]:
             self.streams.step_dense(node)
             self.streams.step_cut(node)
-        self.placeholders = {name: walk.placeholders[name] for name in block.masks}
+        self.placeholders = {name: walk.state.placeholders[name] for name in block.masks}
 
     def step(self, fitted: Sequence[int], held: Sequence[int], loss: float) -> float:
         """One step on some batches, as large as is best for the held-out ones; none where that does not help.

@@ -23,8 +23,9 @@ from actprune.compensation.logits import nearer_logits
 from actprune.compensation.reconstruct import reconstruct
 from actprune.compensation.schedule import schedule
 from actprune.compensation.shared import refit_shared, shared_equations
+from actprune.compensation.state import Settings
 from actprune.compensation.streams import Streams
-from actprune.compensation.walk import Settings, Walk
+from actprune.compensation.walk import Walk
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
 from actprune.distance import Distance, choose, resolve

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from actprune.axes.capture import Graph
+from actprune.compensation.layer import SOLVED
 from actprune.compensation.schedule import refitted_calls
-from actprune.compensation.walk import SOLVED
 from actprune.errors import DataError
 from actprune.graph.room import held_bytes
 from actprune.mapped import any_mapped

@@ -6,7 +6,7 @@ dense network's too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,63 +14,62 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.capture import Graph
-from actprune.axes.expr import Indices, kept_indices
+from actprune.axes.expr import kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.folds import Dealer
-from actprune.compensation.own import exclusive
 from actprune.compensation.ridge import choose_ridge, merged_all, solve, usual_ridge
 from actprune.compensation.rows import places_of
-from actprune.compensation.streams import Streams
+from actprune.compensation.state import State
 from actprune.mapped import alongside
 from actprune.stats.moments import Centred, centred
-from actprune.stats.patches import most_rows
+from actprune.stats.patches import ROWS, has_stacked_rows, most_rows
 from actprune.stats.stacked import given_rows, made_rows, matrices, name_of, operands_of, stacked_form, with_matrices
 
 
-@dataclass(frozen=True, eq=False)
-class Stacked:
-    """One such product in both networks.
+def refit_stacked(state: State, site: Site, node: Node) -> dict[str, dict[str, Any]]:
+    """Refit the matrices of a call that the dense stream has run, where they lose columns or get other inputs; the
+    overrides of the streams change.
 
-    Attributes:
-        kept: leaf key → kept units.
-        placeholders: tensor name → what stands for it.
-        rows: per column that are used at most.
-        quick: λ is the usual one.
+    Returns:
+        name of a matrix → what was done.
     """
+    form = stacked_form(site)
+    source = next(value for value in node.all_input_nodes if value.name == form.source)
+    differs = state.settings.everything and not form.ends and state.streams.differs(source)
+    wanted = (differs or site.weight in state.zeroed) and has_stacked_rows(site, state.tensor(site.weight))
+    return _Stacked(state, site, node).refit() if wanted and state.owns(site.weight, node) else {}
 
-    graph: Graph
-    streams: Streams
+
+@dataclass(frozen=True, eq=False)
+class _Stacked:
+    """One such call in both networks."""
+
+    state: State
     site: Site
     node: Node
-    kept: Mapping[int, Indices]
-    placeholders: Mapping[str, list[Node]]
-    rows: int
-    quick: bool
 
     def refit(self) -> dict[str, dict[str, Any]]:
-        """Put the new weight, and the bias behind it, among the overrides of the streams; what was done, by matrix."""
-        streams, site = self.streams, self.site
-        weight = self.graph.program.tensors[site.weight].detach()
-        axes = self.graph.tensor_axes[site.weight]
+        """Put the new weight, and the bias behind it, among the overrides; what was done, by matrix."""
+        state, streams, site = self.state, self.state.streams, self.site
+        weight, axes = state.tensor(site.weight), state.graph.tensor_axes[site.weight]
         columns, outputs = (
-            torch.as_tensor(kept_indices(axis, self.kept), device=weight.device)
+            torch.as_tensor(kept_indices(axis, state.kept), device=weight.device)
             for axis in (site.in_axis(axes), site.out_axis(axes))
         )
         full = matrices(site, streams.overrides.get(site.weight, weight)).clone()
         added, dealer = self._added(full), Dealer()
         bias = None if added is None else streams.tensor(added[0]).double().clone()
-        record: dict[str, dict[str, Any]] = {}
+        record, quick = dict[str, dict[str, Any]](), state.settings.rows < ROWS
         for number in range(len(full) if len(outputs) else 0):
             targets = [self._made(i, number)[..., outputs] for i in range(streams.count)]
-            stride = max(1, min(sum(t.shape[0] * t.shape[1] for t in targets) // most_rows(len(columns), self.rows),
-                                max(t.shape[1] for t in targets)))  # fmt: skip
+            positions, count = max(t.shape[1] for t in targets), sum(t.shape[0] * t.shape[1] for t in targets)
+            stride = max(1, min(count // most_rows(len(columns), state.settings.rows), positions))
             rows = _Rows(self, number, columns, stride)
             folds = dealer(rows, [t[:, places_of(i, stride)] for i, t in enumerate(targets)], len(columns))
             if not folds:
                 continue  # no sample came by
             start = full[number][outputs][:, columns].double()
-            size = usual_ridge() if self.quick else choose_ridge(folds, start, bias is not None)
+            size = usual_ridge() if quick else choose_ridge(folds, start, bias is not None)
             every = merged_all(folds)
             fit = solve(every, start, size, bias is not None)
             full[number][outputs[:, None], columns] = fit.weight.to(full.dtype)
@@ -81,29 +80,30 @@ class Stacked:
             }  # fmt: skip
         streams.overrides[site.weight] = alongside(with_matrices(site, full, weight), weight)
         if bias is not None and added is not None:
-            streams.overrides[added[0]] = bias.to(self.graph.program.tensors[added[0]].dtype)
+            streams.overrides[added[0]] = bias.to(state.tensor(added[0]).dtype)
         return record
 
     def given(self, i: int, number: int) -> Tensor:
         """(n, positions, inputs) of batch i, in the network that is cut."""
-        cut = not stacked_form(self.site).ends
-        x, ends = operands_of(self.site, self.node, self.streams.given(self.node, i, cut)[0])
-        return given_rows(self.site, self.graph.program.tensors[self.site.weight], x, number, ends)
+        x, ends = self._operands(i, cut=not stacked_form(self.site).ends)
+        return given_rows(self.site, self.state.tensor(self.site.weight), x, number, ends)
 
     def _made(self, i: int, number: int) -> Tensor:
         """(n, positions, outputs) of batch i, in the dense one."""
-        ends = operands_of(self.site, self.node, self.streams.given(self.node, i, False)[0])[1]
-        weight = self.graph.program.tensors[self.site.weight]
-        return made_rows(self.site, weight, self.streams.output(self.node, i), number, ends)
+        made, ends = self.state.streams.output(self.node, i), self._operands(i, cut=False)[1]
+        return made_rows(self.site, self.state.tensor(self.site.weight), made, number, ends)
+
+    def _operands(self, i: int, cut: bool) -> tuple[Tensor, Tensor | None]:
+        return operands_of(self.site, self.node, self.state.streams.given(self.node, i, cut)[0])
 
     def _added(self, full: Tensor) -> tuple[str, Tensor] | None:
         """The bias behind the product, and (matrices, outputs) which of its entries each output has; None without one
         that may change."""
         found = stacked_form(self.site).bias
-        if found is None or not exclusive(self.placeholders.get(found[0], ()), next(iter(self.node.users))):
+        if found is None or not self.state.owns(found[0], next(iter(self.node.users))):
             return None
         name, dims = found
-        held = self.graph.program.tensors[name]
+        held = self.state.tensor(name)
         rest = [d for d in range(held.dim()) if d not in dims]
         return name, torch.arange(held.numel()).view(held.shape).permute(*dims, *rest).reshape(full.shape[:2])
 
@@ -112,7 +112,7 @@ class Stacked:
 class _Rows:
     """The inputs of one matrix, batch by batch: what a `Dealer` deals to folds."""
 
-    product: Stacked
+    product: _Stacked
     number: int
     units: Tensor
     stride: int
@@ -122,6 +122,6 @@ class _Rows:
         return self.product.site
 
     def __call__(self) -> Iterator[Centred]:
-        for i in range(self.product.streams.count):
+        for i in range(self.product.state.streams.count):
             rows = self.product.given(i, self.number)[:, places_of(i, self.stride)][..., self.units]
             yield centred(rows.flatten(0, 1))
