@@ -56,7 +56,7 @@ class Dealer:
             if not few:
                 parts[i % count] = absorbed(parts[i % count], x, t.flatten(0, 1))
                 continue
-            x = (x.rows + x.mean.to(x.rows.dtype)).view(len(t), -1, x.rows.shape[1])
+            x = (x.rows + x.mean.to(x.rows.dtype)).view(*t.shape[:2], x.rows.shape[1])
             x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)
             for f in range(count):
                 own = slice((f - seen) % count, None, count)

@@ -85,8 +85,16 @@ class Layer:
         return slot_of(self.state, self.site, self.node, self.path)
 
     @cached_property
+    def _strays(self) -> bool:
+        """Whether both networks give it rows of different tokens: then it is fitted within the dense one."""
+        return self.state.strays(contracted(self.node))
+
+    @cached_property
     def _aim(self) -> Aim:
-        return Aim(self.state.streams, self.site, self.node, self.path, self.state.sparing)
+        path = self.path
+        if self._strays:
+            path = replace(path, partner=None, rectified=path.rectified and path.partner is None)
+        return Aim(self.state.streams, self.site, self.node, path, self.state.sparing)
 
     def _fit(self, group: int) -> None:
         """Refit the outputs of one group of a convolution; all outputs of any other layer."""
@@ -103,22 +111,26 @@ class Layer:
         every = torch.equal(outputs, torch.arange(site.outputs(weight), device=outputs.device))
         made = self._aim.targets(None if slot is not None else self._bias(), stride)
         targets = made if every else self._aim.of_batches(lambda i: made[i][..., outputs])
-        rows = InputRows(state.streams, site, node, weight, seen, stride, group)
+        source = contracted(node)
+        inputs = state.streams.dense(source) if self._strays else state.streams.cut(source)
+        rows = InputRows(inputs, site, node, weight, seen, stride, group)
         folds = state.dealer(rows, targets, len(seen) * each)
+        if not folds:
+            return  # no sample came by
 
         def start() -> Tensor:
             return full[outputs][:, columns].double()
 
         if collects:
             found = state.equations[site.weight] = Equations(site, folds, slot)
-            if len(columns) == full.shape[1] and not state.streams.differs(contracted(node)):
+            if len(columns) == full.shape[1] and not state.streams.differs(source):
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
             size, equations = found.ridge(columns, start()), part(found.folds[0], columns)
         else:
             key = site.node, group, len(columns).bit_length()  # widths near each other
             size, equations = self._ridge(key, folds, start), merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
-        if self.path.rectified and state.settings.rounds and not collects:
+        if self._aim.path.rectified and state.settings.rounds and not collects:
             wanted = self._aim.rectified(targets, stride, outputs)
             fit = ridge.fit(equations.outer, start())
             fit = rectified_fit(rows, wanted, ridge, fit, start(), state.settings.rounds)
@@ -164,8 +176,13 @@ class Layer:
     def _restore_mean(self) -> None:
         """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
         state, site = self.state, self.site
-        if self._slot is None:
-            left = "has no bias of its own, nor a BatchNorm behind it"
+        if self._slot is None or self._strays:
+            none = self._slot is None
+            left = (
+                "has no bias of its own, nor a BatchNorm behind it"
+                if none
+                else "is given other rows by the cut network"
+            )
             state.record[site.node] = {"module": site.module, "left": left}
             return
         targets = self._aim.targets(None)

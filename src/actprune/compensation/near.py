@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices
+from actprune.axes.picked import picking
 from actprune.compensation.equations import Equations, refit_from
 from actprune.compensation.schedule import schedule
 from actprune.compensation.shared import refit_shared, shared_equations
@@ -87,7 +88,7 @@ class Near:
             self.settings = Settings(method, True, rounds, rows, room if solved and not rounds else 0)
             zeroed = {name: own for name, own in shared.items() if name in self.overrides}
             self.overrides |= refit_shared(graph, zeroed, self.kept, self.base, {})
-            streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides)
+            streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides, picking(graph))
             walk = Walk(graph, plan, self.order, streams, self.settings, ridges=self.ridges)
             walk.run()
             self.overrides, self.equations = walk.overrides, shared | walk.equations
@@ -182,11 +183,12 @@ class _Shared:
         twice: bool = False,
     ) -> None:
         self.program, self.batches, self.nodes = graph.program, batches, nodes
+        self.picking = picking(graph)
         self.overrides, self.twice = overrides, twice
         self._restart()
 
     def _restart(self) -> None:
-        self.place, self.streams = 0, Streams(self.program, self.batches, self.nodes, self.overrides)
+        self.place, self.streams = 0, Streams(self.program, self.batches, self.nodes, self.overrides, self.picking)
 
     def fork(self, place: int, overrides: Mapping[str, Tensor]) -> tuple[Streams, int]:
         """A run with these overrides, and how many calls it has been through: `place` where it may start there."""

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from actprune.axes.capture import Graph
+from actprune.axes.picked import picking
 from actprune.compensation.batchnorm import reestimate, running_statistics
 from actprune.compensation.logits import nearer_logits
 from actprune.compensation.reconstruct import reconstruct
@@ -99,7 +100,7 @@ def compensate(
             room = limit_bytes(memory_limit) // (4 * 8)  # a quarter of it, in float64
             shared = shared_equations(graph, data.batches, order.nodes, rows, room, overrides)
             overrides |= refit_shared(graph, shared, kept_units(graph, plan), base or {}, together)
-        streams = Streams(graph.program, data.batches, order.nodes, overrides)
+        streams = Streams(graph.program, data.batches, order.nodes, overrides, picking(graph))
         overrides.clear()  # they are the streams' alone: what a refit replaces is let go of
         walk = Walk(graph, plan, order, streams, settings)
         if name == "reconstruct":

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.site import Site
-from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
 from actprune.stats.moments import Centred, centred
 from actprune.stats.patches import EVERYWHERE, input_rows, output_rows
@@ -19,22 +18,21 @@ HELD = 64_000_000
 
 
 class InputRows:
-    """Input columns of a consumer in the cut stream, batch by batch, as often as they are asked for.
+    """Input columns of a consumer, batch by batch, as often as they are asked for.
 
     Args:
+        inputs: what the consumer is given, per batch.
         units: the input channels whose columns are wanted.
         stride: every how many-th position of a map is wanted.
         group: which group of a grouped convolution.
     """
 
     def __init__(
-        self, streams: Streams, site: Site, node: Node, weight: Tensor, units: Tensor, stride: int, group: int
+        self, inputs: list[Tensor], site: Site, node: Node, weight: Tensor, units: Tensor, stride: int, group: int
     ) -> None:
         self.site, self.node, self.weight = site, node, weight
         self.units, self.stride = units, stride
-        self.inputs: list[Tensor] = streams.cut(contracted(node))
-        if site.groups > 1:
-            self.inputs = [x.chunk(site.groups, 1)[group] for x in self.inputs]
+        self.inputs = inputs if site.groups == 1 else [x.chunk(site.groups, 1)[group] for x in inputs]
         self.held: list[Centred] = []
 
     def __call__(self) -> Iterator[Centred]:

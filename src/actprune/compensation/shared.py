@@ -22,7 +22,7 @@ from actprune.compensation.equations import Equations, Slot, numbers_of, refit_f
 from actprune.compensation.folds import Dealer
 from actprune.compensation.own import calls_of, has_plain_bias, is_plain, placeholders_of
 from actprune.compensation.ridge import Normal, merged
-from actprune.compensation.rows import InputRows, stride_of, thinned
+from actprune.compensation.rows import InputRows, contracted, stride_of, thinned
 from actprune.compensation.streams import Streams
 from actprune.graph.program import Batch
 from actprune.stats.patches import LAYERS, columns_per_input, has_rows, most_rows
@@ -128,4 +128,4 @@ def _equations(
     targets = thinned(site, streams.dense(node), stride)
     if slot is None and site.bias is not None:
         targets = [t - graph.program.tensors[site.bias].detach().reshape(-1) for t in targets]
-    return dealer(InputRows(streams, site, node, weight, units, stride, 0), targets, columns)
+    return dealer(InputRows(streams.dense(contracted(node)), site, node, weight, units, stride, 0), targets, columns)

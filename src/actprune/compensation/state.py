@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices
+from actprune.axes.picked import keys_of, picking
 from actprune.axes.site import Site
 from actprune.compensation.equations import Equations, numbers_of
 from actprune.compensation.folds import Dealer
@@ -70,6 +71,16 @@ class State:
     def placeholders(self) -> dict[str, list[Node]]:
         """Tensor name → what stands for it."""
         return placeholders_of(self.graph.program)
+
+    @cached_property
+    def picking(self) -> dict[Node, frozenset[int]]:
+        """The calls that pick rows by the data → the axes that count these rows."""
+        return picking(self.graph)
+
+    def strays(self, value: Node) -> bool:
+        """Whether the rows of a value are other ones in the cut network."""
+        strayed = self.streams.strayed
+        return bool(strayed) and not keys_of(self.graph, value).isdisjoint(strayed)
 
     @cached_property
     def sparing(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import arguments, bound_values, call
@@ -26,6 +27,11 @@ class Streams:
 
     Attributes:
         overrides: tensor name → what the cut stream uses instead; changes are seen from the next node on.
+        strayed: of the calls that pick rows by the data, the axes that count the rows of those which picked others in
+            the cut stream.
+
+    Args:
+        picking: these calls and axes, see `actprune.axes.picked`.
     """
 
     def __init__(
@@ -34,8 +40,10 @@ class Streams:
         batches: Sequence[Batch],
         order: Sequence[Node],
         overrides: Mapping[str, Tensor] | None = None,
+        picking: Mapping[Node, frozenset[int]] | None = None,
     ) -> None:
         self.program = program
+        self.strayed, self._picking = frozenset[int](), picking or {}
         self.count = len(batches)
         self.overrides: dict[str, Tensor] = dict(overrides or {})
         self._dense: dict[Node, Values] = {}
@@ -89,6 +97,8 @@ class Streams:
         """Run one call in both streams, and forget what nothing reads any more."""
         self.step_dense(node)
         self.step_cut(node)
+        if node in self._picking and self._picks_others(node):
+            self.strayed |= self._picking[node]
         self.forget(node)
 
     def step_one(self, node: Node) -> None:
@@ -136,6 +146,13 @@ class Streams:
         for source in node.all_input_nodes if cut else ():
             self._renew(source)
         return arguments(node, {s: self.now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
+
+    def _picks_others(self, node: Node) -> bool:
+        """Whether the two results of a call are other ones on some batch."""
+        if not self.differs(node):
+            return False
+        pairs = zip(*(pytree.tree_leaves(values[node]) for values in (self._dense, self._cut)), strict=True)
+        return not all(a.shape == b.shape and bool((a == b).all()) for a, b in pairs)
 
     def _renew(self, node: Node) -> None:
         """Compute again what is made of weights alone, such as a transposed one, where a refit has changed them."""

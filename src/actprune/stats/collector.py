@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -84,14 +84,14 @@ class Collector:
         if site.name in self.folds:
             places = self._places(site, weight, value.movedim(dim, 0))
             self._rows(node.name, input_rows(site, node, by_sample, weight, places), numbers)
-        for group in self._first.get(node.name, ()):
+        for group in self._first.get(node.name, ()) if x.numel() else ():
             self._units(group, site, x)
 
     def _places(self, site: Site, weight: Tensor, value: Tensor) -> Places:
         """The positions of a map whose patches count: they overlap, so that a few of many say as much."""
         if site.kind == "linear":
             return EVERYWHERE
-        positions = value[0, 0].numel()
+        positions = prod(value.shape[2:])
         rows = most_rows(site.columns(weight))
         return drawn_places(positions, ceil(rows / self.total))
 
@@ -218,7 +218,7 @@ def _add(known: dict[str, Any], name: str, found: Any) -> None:
 
 def _sample_means(x: Tensor, numbers: Tensor) -> Tensor:
     """(samples,) mean over everything that belongs to a sample, of x (indices, …) and the sample of each index."""
-    own = x.reshape(x.shape[0], -1).mean(1, dtype=torch.float64)
+    own = x.flatten(1).mean(1, dtype=torch.float64)
     counts = torch.bincount(numbers)
     return torch.zeros(counts.numel(), dtype=own.dtype, device=own.device).index_add_(0, numbers, own) / counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -141,7 +142,8 @@ def input_rows(
         sizes = x.shape[2 : 2 + count]
         numbers = torch.arange(sizes.numel())[places].to(x.device)
         x = x[:, :, *torch.unravel_index(numbers, sizes)].transpose(1, 2)
-    return x.reshape(x.shape[0], -1, (weight.shape[site.in_dim] if units is None else len(units)) * kernel.numel())
+    columns = (weight.shape[site.in_dim] if units is None else len(units)) * kernel.numel()
+    return x.reshape(x.shape[0], x.shape[1:].numel() // columns, columns)  # there may be no samples
 
 
 def output_rows(site: Site, y: Tensor, places: Places = EVERYWHERE) -> Tensor:
@@ -153,7 +155,7 @@ def output_rows(site: Site, y: Tensor, places: Places = EVERYWHERE) -> Tensor:
 
 def _by_sample(x: Tensor) -> Tensor:
     """(N, …, I) or a single row (I,) → (N, positions, I)."""
-    return x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
+    return x.reshape(x.shape[0] if x.dim() > 1 else 1, prod(x.shape[1:-1]), x.shape[-1])
 
 
 def weight_matrix(site: Site, weight: Tensor) -> Tensor:
