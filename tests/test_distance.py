@@ -81,6 +81,25 @@ def test_a_logit_for_every_word(classes: int, kind: str) -> None:
     assert choose(found)(dense, [(out[0] + torch.arange(classes),) for out in dense]) > 1e-3
 
 
+class Translating(nn.Module):
+    """Gives what its encoder has made as well, as the encoder-decoders of Hugging Face do."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.both, self.words = both, nn.Embedding(11, 4)
+        self.encode, self.other, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 11)
+
+    def forward(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        read = self.encode(self.words(words))
+        return self.head(read.tanh()), read if self.both else self.other(self.words(words))
+
+
+@pytest.mark.parametrize(("both", "kind"), [(True, "logits"), (False, "values")])
+def test_what_logits_are_computed_from_is_no_output_of_its_own(both: bool, kind: str) -> None:
+    found = trace(Translating(both).eval(), torch.randint(11, (5, 3)))
+    assert output_kind(found) == kind
+
+
 def ending(size: float) -> nn.Module:
     torch.manual_seed(0)
     model = Ends(same)

@@ -116,14 +116,20 @@ def _compares_values(kind: str, distance: str) -> bool:
 
 
 def output_kind(program: Program) -> str:
-    """What the one output is, told by its last op: "probabilities", "log_probabilities", "logits" or "values"."""
+    """What the one output is, told by its last op: "probabilities", "log_probabilities", "logits" or "values".
+
+    Beside a logit for every word of a vocabulary, outputs that it is computed from (what an encoder has made of the
+    text, keys and values, hidden states) do not count as outputs.
+    """
     outputs = tensor_outputs(program)
-    if len(outputs) != 1:
+    if not outputs:
         return "values"
     last = _unscaled(outputs[0])
     name, shape = op_name(last), tuple(outputs[0].meta["val"].shape)
     if len(shape) > 2 and shape[-1] in _vocabularies(program) and name.startswith("aten.linear"):
-        return "logits"
+        return "logits" if set(outputs[1:]) <= _before(outputs[0]) else "values"
+    if len(outputs) != 1:
+        return "values"
     if "softmax" in name and last is outputs[0] and len(shape) > 1 and shape[-1] > 1:
         if named_arguments(last).get("dim") not in (-1, len(shape) - 1):
             return "values"
@@ -131,6 +137,16 @@ def output_kind(program: Program) -> str:
     if len(shape) != 2 or shape[1] < 2:
         return "values"
     return "logits" if name.startswith(("aten.linear", "aten.addmm", "aten.flatten", "aten.view")) else "values"
+
+
+def _before(node: Node) -> set[Node]:
+    """All that a value is computed from."""
+    found, waiting = set[Node](), [node]
+    while waiting:
+        sources = set(waiting.pop().all_input_nodes) - found
+        found |= sources
+        waiting += sources
+    return found
 
 
 _SCALES = ("aten.mul.", "aten.div.", "aten.tanh.", "aten.to.", "aten._to_copy.")

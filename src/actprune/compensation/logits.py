@@ -174,7 +174,7 @@ def find_head(graph: Graph, plan: Plan) -> Head | None:
     program, kind = graph.program, output_kind(graph.program)
     if kind == "values" or any_mapped(program.tensors.values()):
         return None
-    (node,) = tensor_outputs(program)
+    node = tensor_outputs(program)[0]
     if kind != "logits":
         node = node.all_input_nodes[0]  # of a softmax
     site = next((site for site in graph.sites if site.node == node.name and site.kind == "linear"), None)
