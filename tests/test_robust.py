@@ -363,3 +363,27 @@ def test_a_drop_that_forbids_nothing_is_told() -> None:
     model, batches = chain()
     notes = ap.prune(model, batches, max_drop=5, evaluate=lambda net: 0.9, method="l2").report.notes
     assert any("forbids nothing" in note for note in notes)
+
+
+class Normed(nn.Module):
+    """Most of it lies between layer norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.small, self.out = (
+            nn.Linear(6, 64),
+            nn.LayerNorm(64),
+            nn.Linear(64, 4),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.small(self.norm(self.into(x)))))
+
+
+def test_a_budget_out_of_reach_names_what_would_free_it() -> None:
+    with pytest.raises(BudgetError, match="norms=True cuts what norms") as told:
+        ap.prune(Normed(), torch.randn(32, 6), keep="params=20%", method="l2")
+    assert "protect less" not in str(told.value) and "round_to" not in str(told.value)
+    with pytest.raises(BudgetError, match="lower round_to"):
+        ap.prune(Normed(), torch.randn(32, 6), keep="params=20%", method="l2", round_to=2)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from actprune.allocation.cost import cost
+from actprune.axes.account import over_norms
 from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
 from actprune.errors import CaptureError, PlanError, UnsupportedModelError
@@ -118,9 +119,9 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = Fals
 
 def _what_helps(graph: Graph, form: str, norms: bool) -> str:
     """Settings with which something could be cut."""
-    over_norms = any(reason.startswith(("normalised over", "reduced by")) for reason in graph.frozen.values())
+    normed = any(map(over_norms, graph.frozen.values()))
     ways = ['form="graph" for the captured graph in place of the class'] if form == "class" and graph.groups else []
-    ways += ["norms=True to cut what norms and means run over"] if over_norms and not norms else []
+    ways += ["norms=True to cut what norms and means run over"] if normed and not norms else []
     return f"try {' or '.join(ways)}; " if ways else ""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import COSTS, Array, cost, costs_along
+from actprune.axes.account import over_norms
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import BudgetError, PlanError
@@ -131,7 +132,7 @@ def make_space(
     space = Space(graph, options, budget, latency, tied)
     within = budget.cost == "units" or budget.keep == 1  # the whole network is, also where narrow ones seem slower
     if not within and not space.fits(space.narrowest):
-        raise _out_of_reach(space)
+        raise _out_of_reach(space, _what_frees(graph, bool(untouched), round_to))
     return space
 
 
@@ -164,7 +165,19 @@ def _widths(graph: Graph, group: Group, budget: Budget, round_to: int) -> tuple[
     return (*range(step, group.width, step), group.width)
 
 
-def _out_of_reach(space: Space) -> BudgetError:
+def _what_frees(graph: Graph, protected: bool, round_to: int) -> str:
+    """What lets a network become narrower, of all that keeps it wide."""
+    ways = {
+        "ask for more": True,
+        "protect less": protected,
+        "lower round_to": round_to > 1,
+        "norms=True cuts what norms and means run over": any(map(over_norms, graph.frozen.values())),
+    }
+    told = "; ".join(way for way, helps in ways.items() if helps)
+    return f"{told}; print(graph.account()) says why the rest can't be cut"
+
+
+def _out_of_reach(space: Space, ways: str) -> BudgetError:
     """What is said where even the narrowest network costs more than the budget."""
     budget, least = space.budget, space.least * space.cost({})
     if budget.cost == "latency" and space.least >= 1:
@@ -181,7 +194,7 @@ def _out_of_reach(space: Space) -> BudgetError:
         expected=f"at least {budget.cost}={share}%, the cost with one step of every group left: {least:,.6g}",
         got=str(budget),
         where="keep",
-        hint="ask for more, protect less, or lower round_to",
+        hint=ways,
     )
 
 

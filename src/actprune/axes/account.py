@@ -11,6 +11,11 @@ from actprune.axes.groups import Group
 from actprune.axes.site import Dims
 
 
+def over_norms(reason: str) -> bool:
+    """Whether an axis is frozen because a norm or a mean runs over it, which `norms=True` cuts."""
+    return reason.startswith(("normalised over", "reduced by"))
+
+
 @dataclass(frozen=True)
 class Entry:
     """One dimension of one tensor.
