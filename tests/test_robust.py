@@ -333,6 +333,24 @@ def test_branches_of_training_that_draw_at_random_are_proved() -> None:
     assert ap.prune(Speech(), [torch.randn(8, 6) for _ in range(3)], keep="macs=50%", method="l2").proof.passed
 
 
+class Dropping(nn.Module):
+    """Drops at random in eval mode too: inside, in its attention, and in its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(torch.relu(self.a(x)), 0.3, True)
+        h = F.scaled_dot_product_attention(h[:, None], h[:, None], h[:, None], dropout_p=0.3)[:, 0]
+        return F.dropout(self.b(h) + 0.1 * torch.randn(len(x), 1), 0.3, True)
+
+
+def test_dropout_that_is_on_in_eval_mode_is_proved() -> None:
+    proof = ap.prune(Dropping(), [torch.randn(8, 6) for _ in range(3)], keep="macs=50%", method="l2").proof
+    assert proof.passed and proof.eager_error < 1e-6
+
+
 def test_inspect_wants_a_graph() -> None:
     with pytest.raises(DataError, match="no captured graph"):
         ap.inspect(nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.overrides import TorchFunctionMode
 
 from actprune.errors import DataError
+from actprune.graph.dropping import NothingDropped
 from actprune.graph.keep import kept_modes
 from actprune.graph.rebuilt import Rebuilt, name_of
 
@@ -48,7 +45,7 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
                 vars(module)["dropout"] = 0.0
             elif isinstance(module, _DropoutNd) or _drops(module):
                 module.training = False
-        stack.enter_context(_NothingDropped())
+        stack.enter_context(NothingDropped())
         try:
             yield
         finally:
@@ -62,31 +59,6 @@ def _drops(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     holds = any(True for _ in chain(module.parameters(), module.buffers(), module.children()))
     return not holds and (name.startswith("drop") or name == "stochasticdepth")
-
-
-_DROPPING = {
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
-    torch.dropout, torch.dropout_, torch.alpha_dropout, torch.alpha_dropout_,
-    torch.feature_dropout, torch.feature_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_,
-}  # fmt: skip
-
-_RATE = 4
-"""Place of `dropout_p` among the arguments of `F.scaled_dot_product_attention`."""
-
-
-class _NothingDropped(TorchFunctionMode):
-    """Within it, torch's dropouts give back what they are given."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        if func in _DROPPING:
-            return args[0] if args else given["input"]
-        if func is F.scaled_dot_product_attention:
-            if len(args) > _RATE:
-                args = (*args[:_RATE], 0.0, *args[_RATE + 1 :])
-            elif "dropout_p" in given:
-                given["dropout_p"] = 0.0
-        return func(*args, **given)
 
 
 @contextmanager
