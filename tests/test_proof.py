@@ -205,8 +205,13 @@ def faulty(
     assert str(proof).startswith(f"FAILED ({proof.failure})")
     with pytest.raises(EquivalenceError) as caught:
         verify(model, small, plan, inputs, rewrite=rewrite, graph=graph)
-    assert caught.value.where == proof.failure
-    assert caught.value.expected and caught.value.got and caught.value.hint
+    error = caught.value
+    assert proof.failure in (error.where, error.got)
+    assert error.expected and error.got and error.hint
+    figures = (proof.real_error, proof.redrawn_error, proof.eager_error)
+    assert error.got == proof.failure or error.got in [
+        f"relative error {figure:.3g} of the outputs" for figure in figures
+    ]
     return proof
 
 
@@ -379,6 +384,29 @@ def test_an_eager_model_that_is_not_its_own_graph() -> None:
         proof.failure == "the eager cut model against its own graph"
     )
     assert proof.eager_error > 1e-3
+
+
+def test_a_failure_is_told_with_its_own_figures() -> None:
+    model, inputs = build("chain")
+    plan = make_plan(capture(model, inputs), HALF)
+
+    def message(fault: Callable[[Any], Any]) -> EquivalenceError:
+        small = cut(model, plan)
+        with torch.no_grad():
+            fault(small)
+        with pytest.raises(EquivalenceError) as caught:
+            verify(model, small, plan, inputs)
+        return caught.value
+
+    def aside(small: Any) -> None:
+        small.fc2.register_forward_hook(lambda module, args, out: out * (1 if torch.compiler.is_exporting() else 2))
+
+    eager, sliced, shaped = map(
+        message, (aside, reverse_columns("fc2"), lambda small: setattr(small.fc2, "in_features", 9))
+    )
+    assert "0.0001" in str(eager.expected) and float(str(eager.got).split()[2]) > 1e-2
+    assert "1e-09" in str(sliced.expected) and " at fc2, " in str(sliced.where)
+    assert shaped.got == "fc2.in_features is 9, its tensors say 4" and "shapes" in str(shaped.expected)
 
 
 def test_an_eager_model_that_breaks() -> None:

@@ -60,7 +60,8 @@ def prove(
         if not error <= TOLERANCE:
             raise _unequal(plan, f"a relative error of {error:.3g} on {what}")
     if failure is not None:
-        raise _unequal(plan, f"a relative error of {eager:.3g} between {failure}")
+        finite = eager < float("inf")
+        raise _unequal(plan, f"a relative error of {eager:.3g} between {failure}" if finite else failure)
     if (failure := _decoding(net, small, inputs)) is not None:
         raise _unequal(plan, f"{failure}, when a token is made from the cache of those before")
     measured, seconds = cost(graph), time.perf_counter() - started

@@ -37,6 +37,9 @@ from actprune.surgery.slicing import sliced
 EAGER_TOLERANCE = 1e-4
 """The same between the eager cut model and its own graph, in the model's precision."""
 
+_EQUAL = f"relative error up to {TOLERANCE:g} in float64"
+_SHAPES = "the shapes that the plan predicts, and modules that say the same"
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -92,7 +95,8 @@ def verify(
         check: raise when the proof fails; otherwise return a Proof that says so.
 
     Raises:
-        EquivalenceError: some check failed; the message names the first node that differs.
+        EquivalenceError: some check failed; the message says which, with its figures, and names the first node that
+            differs.
         PlanError: the plan is for another model.
     """
     started = time.perf_counter()
@@ -108,7 +112,8 @@ def verify(
     batch = dense.program.flatten(*call_arguments(model, inputs))
     base = rewrite.tensors if rewrite is not None else {}
     found = _Found()
-    found.note(_wrong_structure(model, small, plan) or _wrong_bystander(dense, small, plan, base))
+    found.note(_wrong_structure(model, small, plan), _SHAPES)
+    found.note(_wrong_bystander(dense, small, plan, base), "tensors that the plan slices, and no others changed")
     if found.failure is None:
         _compare_graphs(found, dense, small, plan, inputs, batch, base, seed)
     proof = Proof(
@@ -125,9 +130,9 @@ def verify(
     if check and proof.failure is not None:
         raise EquivalenceError(
             f"The cut {plan.model} does not compute what the plan promises.",
-            expected=f"relative error below {TOLERANCE:g} in float64, predicted shapes, parameters and MACs",
-            got=f"max relative error {proof.max_rel_error:.3g}",
-            where=proof.failure,
+            expected=found.expected,
+            got=found.got,
+            where=found.where,
             hint="protect the groups of that module and plan again; if no module of yours writes down a size "
             "that the cut changes, please report this",
         )
@@ -136,7 +141,7 @@ def verify(
 
 @dataclass
 class _Found:
-    """The figures of a proof as they are found; the first failure stays."""
+    """The figures of a proof as they are found; the first failure stays, with what a message says of it."""
 
     real_error: float = float("inf")
     redrawn_error: float = float("inf")
@@ -144,9 +149,18 @@ class _Found:
     params: int = 0
     macs: int = 0
     failure: str | None = None
+    expected: str = ""
+    got: str = ""
+    where: str = ""
 
-    def note(self, failure: str | None) -> None:
-        self.failure = self.failure or failure
+    def note(self, failure: str | None, expected: str, error: float = float("inf")) -> None:
+        """What a check found: a text that tells all of it, or one that tells the place of a finite `error`."""
+        if self.failure is not None or failure is None:
+            return
+        self.failure, self.expected = failure, expected
+        self.got, self.where = failure, "verify"
+        if error < float("inf"):
+            self.got, self.where = f"relative error {error:.3g} of the outputs", failure
 
 
 def _compare_graphs(
@@ -163,14 +177,15 @@ def _compare_graphs(
     try:
         after = capture(small, inputs)
     except CaptureError as error:
-        found.note(f"the cut model can't be captured: {error.got}")
+        found.note(f"the cut model can't be captured: {error.got}", "a class that runs at its new sizes")
         return
     measured = cost(after)
     found.params, found.macs = measured.params, measured.macs
-    found.note(_wrong_cost(dense, plan, measured))
+    found.note(_wrong_cost(dense, plan, measured), "the parameters and MACs that the plan predicts")
     real = Sides(dense, plan, pruned_reference(dense, plan, base), after.program, {}, batch, "real weights")
     found.real_error, failure = compare(real)
-    found.note(failure or misshapen(real))
+    found.note(failure, _EQUAL, found.real_error)
+    found.note(misshapen(real) if failure is None else None, _SHAPES)
     drawn = redrawn(dense.program, base, seed)
     found.redrawn_error, failure = compare(
         replace(
@@ -181,11 +196,11 @@ def _compare_graphs(
         ),
         varied=True,
     )
-    found.note(failure)
+    found.note(failure, _EQUAL, found.redrawn_error)
     if dense.training is not None and found.failure is None:
-        found.note(_wrong_training(dense, after, plan, drawn, base, batch))
+        found.note(_wrong_training(dense, after, plan, drawn, base, batch), _EQUAL)
     found.eager_error, failure = eager_against_graph(small, after.program, inputs, batch)
-    found.note(failure)
+    found.note(failure, f"relative error up to {EAGER_TOLERANCE:g}, in the model's own precision", found.eager_error)
 
 
 def _wrong_structure(model: nn.Module, small: nn.Module, plan: Plan) -> str | None:
