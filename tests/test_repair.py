@@ -371,6 +371,23 @@ def test_every_group_is_cut_and_proved(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
+def test_a_cut_class_is_cut_again(name: str) -> None:
+    """Sizes in the source that became numbers can become smaller numbers."""
+    build, inputs = NETS[name]
+    model, x = build().eval(), inputs()
+    graph = capture(model, x)
+    plan = make_plan(
+        graph, {g.name: range([n for n in [*g.widths, g.width] if n < g.width or n == 1][-1]) for g in graph.groups}
+    )
+    small = cut(model, plan)
+    left = {group.name for group in capture(small, x).groups}
+    if plan.edits.sources:
+        assert left >= {name for name, group in plan.groups.items() if len(group.kept) > 1}
+    smaller, _ = less(small, x, seed=1)
+    assert type(copy.deepcopy(smaller)) is type(smaller)
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_the_cut_class_is_a_class_as_before(name: str) -> None:
     """Other batch sizes, training, deep copies; and the dense model is what it was."""
     build, inputs = NETS[name]
@@ -796,3 +813,17 @@ def test_an_edited_class_can_be_pickled_and_cut_again() -> None:
         other = pickle.loads(pickle.dumps(model))
         assert type(other) is type(model) is type(copy.deepcopy(model)) is not Written
         assert torch.equal(other(x), model(x))
+
+
+def test_a_size_in_the_source_is_edited_twice() -> None:
+    torch.manual_seed(0)
+    model, x = Written().eval(), torch.randn(8, 6)
+    for count, written in ((6, "8"), (3, "6")):
+        graph = capture(model, x)
+        plan = make_plan(graph, {graph.groups[0].name: range(count)})
+        assert [(edit.text, edit.value) for edit in plan.edits.sources] == [(written, count)]
+        small = cut(model, Plan.from_json(plan.to_json()))
+        assert verify(model, small, plan, x, graph=graph).passed
+        other = pickle.loads(pickle.dumps(small))
+        assert type(other) is type(small) and torch.equal(other(x), small(x))
+        model = small

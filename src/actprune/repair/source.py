@@ -35,9 +35,25 @@ class Source:
     digest: str
 
 
+_EDITED: dict[CodeType, tuple[Source, CodeType]] = {}
+"""Of a function that was edited before, in no file: its source, and the code that it was made of."""
+
+
+def note_edited(code: CodeType, source: Source, of: CodeType) -> None:
+    """`code` was compiled from `source`, which is that of `of` with numbers in some places."""
+    _EDITED[code] = source, _written(of)
+
+
+def _written(code: CodeType) -> CodeType:
+    """The code that stands in a file."""
+    return _EDITED[code][1] if code in _EDITED else code
+
+
 @cache
 def source_of(code: CodeType) -> Source | None:
     """None where the source isn't available, or is not a plain function's or a lambda's."""
+    if code in _EDITED:
+        return _EDITED[code][0]
     if code.co_name == "<lambda>":
         return _source_of_lambda(code)
     try:
@@ -77,7 +93,11 @@ def _source_of_lambda(code: CodeType) -> Source | None:
 
 @cache
 def calls_by_name(caller: CodeType, callee: CodeType) -> bool:
-    """Whether a function finds another one by its name: among its globals, or in a library that these name."""
+    """Whether a function finds another one by its name: among its globals, or in a library that these name.
+
+    One that was edited stands in the other's place among the globals of a copy, which no module shows.
+    """
+    callee = _written(callee)
     space = vars(inspect.getmodule(caller) or object)
     libraries = [space[name] for name in caller.co_names if isinstance(space.get(name), ModuleType)]
     held = [space.get(callee.co_name), *(getattr(library, callee.co_name, None) for library in libraries)]

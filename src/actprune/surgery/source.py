@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import copyreg
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from torch import nn
 
 from actprune.errors import PlanError
 from actprune.repair.edits import SourceEdit
-from actprune.repair.source import Source, source_of
+from actprune.repair.source import Source, note_edited, source_of
 from actprune.surgery.modules import submodule
 
 
@@ -88,6 +89,8 @@ def _subclass(cls: type, asked: tuple[SourceEdit, ...]) -> type:
 
     def __reduce_ex__(own: Any, protocol: Any) -> Any:
         how, given, *rest = super(made, own).__reduce_ex__(max(protocol, 2))
+        if how is _made_again:  # of a class that was edited before
+            return (_made_again, (first, steps, given[-1]), *rest)
         plain = how is getattr(copyreg, "__newobj__")  # noqa: B009  # a name that a class would mangle
         return (_made_again, (first, steps, given[1:]), *rest) if plain else (how, given, *rest)
 
@@ -153,6 +156,7 @@ def _recompiled(function: FunctionType, edits: Sequence[SourceEdit], overlay: di
     if source is None or any(edit.digest != source.digest for edit in edits):
         raise _changed(function, function.__name__, "another source than the plan was made for")
     tree = _Replace(edits).visit(_bare(source))
+    edited = replace(source, tree=copy.deepcopy(tree), indent=0, digest=_edited_digest(source, edits))
     ast.increment_lineno(tree, source.first - 1)
     free = function.__code__.co_freevars
     if free:  # `super()` needs the cell of its class: the definition is put into a function that has these variables
@@ -167,8 +171,16 @@ def _recompiled(function: FunctionType, edits: Sequence[SourceEdit], overlay: di
     if free:
         made = made(*(cell.cell_contents for cell in function.__closure__ or ()))
     inner = made.__func__ if isinstance(made, staticmethod | classmethod) else made
-    _dressed(inspect.unwrap(inner), function)
+    plain = inspect.unwrap(inner)
+    note_edited(plain.__code__, edited, of=function.__code__)  # or it could not be edited again
+    _dressed(plain, function)
     return made
+
+
+def _edited_digest(source: Source, edits: Sequence[SourceEdit]) -> str:
+    """Tells a source that was edited from every other one, by what was done to it."""
+    done = sorted((edit.line, edit.column, edit.text, edit.value, edit.was) for edit in edits)
+    return hashlib.sha256(f"{source.digest}{done}".encode()).hexdigest()
 
 
 def _bare(source: Source) -> ast.FunctionDef:
