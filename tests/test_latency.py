@@ -16,6 +16,7 @@ from actprune.allocation.budget import Budget
 from actprune.allocation.rounding import best_multiple
 from actprune.axes.capture import Graph
 from actprune.errors import ActpruneError, BudgetError, DataError
+from actprune.latency.bench import Bench
 from actprune.latency.calls import grid
 from actprune.latency.timing import side_by_side
 from nets import NETS, build
@@ -63,6 +64,21 @@ def captured(name: str, batch: int = 4) -> tuple[nn.Module, Graph]:
 
 
 # ---- timing
+
+
+def test_hooks_that_watch_are_not_timed_and_hooks_that_compute_are() -> None:
+    seen: list[str] = []
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2)).eval()
+    pre, normed = dict(model[0]._forward_pre_hooks), model[0]._forward_pre_hooks
+    model[2].register_forward_hook(lambda module, args, out: seen.append("watched"))
+    bench = Bench(ap.capture(model, torch.randn(3, 4)).program)
+    seen.clear()
+    assert bench.models([model], quick=True)[0] > 0
+    assert len(seen) == 1 and len(model[2]._forward_hooks) == 1 and dict(normed) == pre
+    model[2].register_forward_hook(lambda module, args, out: (seen.append("changed"), 2 * out)[1])
+    bench.models([model], quick=True)
+    assert seen.count("changed") > 10
+    assert [hook.__name__ for hook in model[2]._forward_hooks.values()] == ["<lambda>"] * 2
 
 
 def test_calls_are_timed_in_turns() -> None:

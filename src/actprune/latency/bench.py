@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from actprune.errors import BudgetError
 from actprune.graph.keep import preserved
 from actprune.graph.program import Program
+from actprune.latency.hooks import unwatched
 from actprune.latency.timing import call_ms, side_by_side
 
 QUICK_SECONDS = 0.2
@@ -92,7 +93,8 @@ class Bench:
         return self.setting.batch or self.program.batch_size
 
     def models(self, models: Sequence[nn.Module], *, quick: bool = False) -> list[float]:
-        """Milliseconds of one forward pass of each, in eval mode without gradients, timed in turns.
+        """Milliseconds of one forward pass of each, in eval mode without gradients, timed in turns; without the user's
+        hooks that only watch (see `unwatched`).
 
         Args:
             quick: for figures that nothing is decided by.
@@ -106,6 +108,8 @@ class Bench:
             stack.enter_context(torch.no_grad())
             seconds = QUICK_SECONDS if quick else 100 * self.setting.seconds
             calls = [partial(m, *args, **kwargs) for m in placed]
+            for model, call in zip(placed, calls, strict=True):
+                stack.enter_context(unwatched(model, call))
             return side_by_side(calls, seconds, self.device, least=1 if quick else 3)
 
     def op(self, key: Any, make: Callable[[], Callable[[], Any]]) -> float | None:
