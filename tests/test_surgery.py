@@ -183,6 +183,15 @@ def test_flags_dtypes_and_marks_stay() -> None:
     assert isinstance(small.bn.running_mean, Tensor) and not isinstance(small.bn.running_mean, nn.Parameter)
 
 
+def test_kernels_stay_channels_last() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model, x = model.to(memory_format=torch.channels_last), torch.randn(2, 3, 8, 8)
+    plan = make_plan(capture(model, x), {"0": [0, 2, 5]})
+    for rewrite in (None, Rewrite({"2.weight": torch.ones(4, 8, 3, 3)})):
+        for layer in (smaller(model, plan, rewrite)[0], smaller(model, plan, rewrite)[2]):
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last) and not layer.weight.is_contiguous()
+
+
 def test_strided_complex_and_whole_tensors() -> None:
     class Kinds(nn.Module):
         def __init__(self) -> None:

@@ -161,12 +161,23 @@ def _own_files(slots: Mapping[str, Slot], holders: Mapping[int, list[str]]) -> I
 
 
 def _replacement(old: Tensor, source: Tensor, indices: Iterable[Indices | None]) -> Tensor:
-    new = alongside(sliced(source, indices).to(old.device, old.dtype), old)
+    values = sliced(source, indices).to(old.device, old.dtype)
+    if (layout := _channels_last(old)) is not None:
+        values = values.contiguous(memory_format=layout)
+    new = alongside(values, old)
     let_go([source, new])
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         vars(new).update(vars(old))  # marks that an optimizer or a trainer has put on it
     return new
+
+
+def _channels_last(tensor: Tensor) -> torch.memory_format | None:
+    """The layout of a kernel whose channels lie last in memory; None of every other tensor."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if layout is None or tensor.layout != torch.strided or tensor.is_contiguous():
+        return None
+    return layout if tensor.is_contiguous(memory_format=layout) else None
 
 
 def _check_fits(model: nn.Module, plan: Plan, overrides: Mapping[str, Tensor]) -> None:
