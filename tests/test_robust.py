@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from actprune.allocation.sensitivity import Curve
 from actprune.allocation.solve import solve, solve_from
 from actprune.allocation.space import make_space
 from actprune.allocation.starts import best_start
-from actprune.errors import BudgetError, DataError
+from actprune.errors import BudgetError, CaptureError, DataError
 from actprune.proof.compare import relative_error
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from nets import build
@@ -349,6 +350,26 @@ class Dropping(nn.Module):
 def test_dropout_that_is_on_in_eval_mode_is_proved() -> None:
     proof = ap.prune(Dropping(), [torch.randn(8, 6) for _ in range(3)], keep="macs=50%", method="l2").proof
     assert proof.passed and proof.eager_error < 1e-6
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Any, y: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x + y)))
+
+
+def test_inputs_that_lack_one_or_are_no_tensors_are_told() -> None:
+    pairs = [[torch.randn(8, 6), torch.randn(8, 6)] for _ in range(3)]
+    with pytest.raises(CaptureError, match=r"forward=lambda model, batch: model\(\*batch\)"):
+        ap.prune(Sum(), pairs, keep="macs=50%", method="l2")
+    batches = [SimpleNamespace(x=x) for x, _ in pairs]
+    with pytest.raises(DataError, match="has to be called with tensors, tuples or dicts"):
+        ap.prune(Sum(), batches, keep="macs=50%", method="l2", forward=lambda model, batch: model(batch))
+    forward = lambda model, batch: model(*batch)  # noqa: E731
+    assert ap.prune(Sum(), pairs, keep="macs=50%", method="l2", forward=forward).proof.passed
 
 
 def test_inspect_wants_a_graph() -> None:

@@ -107,7 +107,8 @@ def prune(
         latency: a `Latency`: the device and the batch size whose milliseconds are meant, in a budget and in the report.
             Without it, those of the calibration batches where the model is.
         calibration_size: samples taken from `calibration`, once.
-        forward: `forward(model, batch)`, where a batch isn't called as above.
+        forward: `forward(model, batch)`, where a batch isn't called as above. Only the arguments of its call of the
+            model are noted; what it returns is ignored: `model(**batch).logits` says the same as `model(**batch)`.
         distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
         threshold: for method "filter".
         loss: for the methods "taylor" and "sgd-ap-fisher": (outputs as the model returns them, labels) → scalar, the

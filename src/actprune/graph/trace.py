@@ -237,10 +237,18 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
         expected="a forward pass that runs on these inputs",
         got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
         where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
-        hint="check that the model runs on these inputs, of the type that its weights have; if it does, "
-        "capture the part of it that computes on tensors",
+        hint=_MORE_INPUTS if any("missing" in line and "argument" in line for line in said) else _OTHER_INPUTS,
     )
 
+
+_MORE_INPUTS = (
+    "give every input: of a batch [a, b] the first alone is taken, for b may be labels; several are a dict of "
+    "arguments, a tuple in the first place, ((a, b), labels), or forward=lambda model, batch: model(*batch)"
+)
+_OTHER_INPUTS = (
+    "check that the model runs on these inputs, of the type that its weights have; if it does, "
+    "capture the part of it that computes on tensors"
+)
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Of a terminal, which Keras puts into its messages."""
