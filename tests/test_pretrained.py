@@ -98,6 +98,19 @@ def test_what_no_configuration_says_is_told(hub: ModuleType, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_family_that_stock_transformers_can_not_load_cut(hub: ModuleType, tmp_path: Path, equal: bool) -> None:
+    torch.manual_seed(0)
+    model = hub.BloomForCausalLM(hub.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=4)).eval()
+    group = "transformer.h.0.mlp.dense_h_to_4h"
+    how: dict[str, Any] = {"keep": "units=50%", "equal_widths": True} if equal else {"keep": {group: 8}}
+    result = ap.prune(model, tokens(), method="l2", **how)
+    with pytest.raises(ap.ArtifactError, match="No configuration") as caught:
+        result.save_pretrained(tmp_path / "hf")
+    assert ("none of its groups" in str(caught.value.hint)) == equal
+    assert ("equal_widths" in str(caught.value.hint)) != equal and "actprune.load" in str(caught.value.hint)
+
+
 def test_a_model_of_another_house(hub: ModuleType, tmp_path: Path) -> None:
     model, x = build("chain")
     result = ap.prune(model, [x, x], keep="units=50%", method="l2")

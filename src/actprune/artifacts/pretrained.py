@@ -318,6 +318,10 @@ def _no_configuration(
         "prune with equal_widths=True (--equal-widths), and if that was done protect what the configuration has "
         f"no number for{named}; or "
     )
+    if cut and patterns.keys() >= {f"'{role(group)}'" for group in plan.groups} and _equal(plan):
+        widths = (
+            f"no cut of a {cls} can be loaded by stock transformers, for none of its groups has a number of its own; "
+        )
     return ArtifactError(
         f"No configuration of {cls} has these widths, so stock transformers could not load them.",
         expected=f"tensors as a configuration makes them: {name} of {given} in the nearest one",
@@ -325,6 +329,14 @@ def _no_configuration(
         where=str(path),
         hint=f"{widths if cut else ''}{instead}",
     )
+
+
+def _equal(plan: Plan) -> bool:
+    """Whether the groups of one role have one width."""
+    widths: dict[str, set[int]] = {}
+    for name, group in plan.groups.items():
+        widths.setdefault(role(name), set()).add(len(group.kept))
+    return all(len(found) == 1 for found in widths.values())
 
 
 def _failed(path: Path, expected: str, got: str, hint: str) -> ArtifactError:
