@@ -14,6 +14,7 @@ what all classes have in common.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import log, prod
 from typing import Any, TypeAlias
 
@@ -87,6 +88,12 @@ def choose(program: Program, distance: str | Distance = "auto") -> Distance:
     return lambda dense, cut: divergence(dense, cut, kind)
 
 
+def judge(program: Program, distance: str | Distance = "auto") -> Distance:
+    """`choose` for outputs in which padding is NaN; a function of the user's own gets zeros there, in both alike."""
+    chosen = choose(program, distance)
+    return partial(_blank, chosen) if callable(distance) else chosen
+
+
 def objective(program: Program, distance: str | Distance = "auto") -> Objective:
     """What to train by so that `choose(program, distance)` falls; for a callable, what "auto" compares.
 
@@ -107,7 +114,7 @@ def unit(program: Program, distance: str | Distance, dense: Outputs) -> float:
     kind = output_kind(program)
     if _compares_values(kind, "auto" if callable(distance) else distance):
         return 1.0
-    rows = _rows(dense)
+    rows = _told(dense, dense)[0]
     return float(objective(program, distance)((rows,), (rows.mean(0, keepdim=True).expand_as(rows),)))
 
 
@@ -169,7 +176,7 @@ def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "lo
     """Mean KL(dense ‖ cut) in nats at temperature 4, from logits, or from probabilities through their logarithm."""
     total, count = 0.0, 0
     for pair in zip(dense, cut, strict=True):
-        rows = [_rows(out) for out in pair]
+        rows = _told(*pair)
         some = max(CHUNK // max(rows[0].shape[-1], 1), 1)  # a vocabulary times a text, in float64, is large
         for a, b in zip(*(r.split(some) for r in rows), strict=True):
             total += float(_divergences((a,), (b,), kind).sum())
@@ -229,7 +236,7 @@ def _check_slopes(program: Program) -> None:
 
 
 def _bounded(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
-    """Both without the places where the dense one is infinite (moves that are masked out): they say nothing."""
+    """Both without the places where the dense one is infinite (moves that are masked out) or NaN (padding)."""
     there = dense.isfinite()
     return (dense, cut) if bool(there.all()) else (dense.where(there, 0.0), cut.where(there, 0.0))
 
@@ -242,7 +249,7 @@ def _scale(values: Tensor) -> float:
 
 def _divergences(dense: Outputs, cut: Outputs, kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
     """(rows,) KL(dense ‖ cut) in nats at temperature 4."""
-    p, q = (F.log_softmax(_logits(out, kind, dtype) / TEMPERATURE, -1) for out in (dense, cut))
+    p, q = (F.log_softmax(_logits(rows, kind, dtype) / TEMPERATURE, -1) for rows in _told(dense, cut))
     return (p.exp() * (p - q)).sum(-1)
 
 
@@ -273,10 +280,32 @@ def _check_classes(program: Program) -> None:
         )
 
 
-def _logits(outputs: Outputs, kind: str, dtype: torch.dtype) -> Tensor:
-    """(rows, classes) of the first tensor output."""
-    values = _rows(outputs).to(dtype).clamp_min(_LEAST)
+def _logits(rows: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """(rows, classes) of rows of outputs."""
+    values = rows.to(dtype).clamp_min(_LEAST)
     return values.clamp_min(1e-12).log() if kind == "probabilities" else values
+
+
+def _blank(distance: Distance, dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
+    padded = [[isinstance(a, Tensor) and is_float(a) and bool(a.isnan().any()) for a in outputs] for outputs in dense]
+    if not any(map(any, padded)):
+        return distance(dense, cut)
+    return distance(
+        *(
+            [
+                tuple(x.where(~a.isnan(), 0) if blank else x for x, a, blank in zip(*each, strict=True))
+                for each in zip(outputs, dense, padded, strict=True)
+            ]
+            for outputs in (dense, cut)
+        )
+    )
+
+
+def _told(dense: Outputs, cut: Outputs) -> list[Tensor]:
+    """(rows, classes) of both, but for padding: it is NaN in the dense ones."""
+    rows = [_rows(out) for out in (dense, cut)]
+    padded = rows[0][:, 0].isnan()
+    return [own[~padded] for own in rows] if bool(padded.any()) else rows
 
 
 def _rows(outputs: Outputs) -> Tensor:

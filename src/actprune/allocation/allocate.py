@@ -27,14 +27,14 @@ from actprune.allocation.starts import best_start
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
-from actprune.distance import Distance, Outputs, choose, resolve
+from actprune.distance import Distance, Outputs, judge, resolve
 from actprune.errors import BudgetError, DataError
-from actprune.graph.run import run_all
 from actprune.guidance.guide import Guide
 from actprune.latency.table import LatencyTable
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
+from actprune.stats.padding import Padding
 
 OutputsOf = Callable[[Plan, int], list[Outputs]]
 """(plan, number of batches) → the candidate's outputs on so many batches of the samples that are compared on."""
@@ -171,16 +171,16 @@ def measure_all(
             hint='pass calibration=…, or choose allocation="uniform"',
         )
     data = fit(graph.program, calibration)
-    how = choose(graph.program, resolve(graph.program, distance, data))
+    how, padding = judge(graph.program, resolve(graph.program, distance, data)), Padding(graph)
 
     def outputs(plan: Plan, batches: int) -> list[Outputs]:
         if rewrite is None:
             candidate = zero_columns(graph, plan)
         else:
             candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
-        return run_all(graph.program, data.batches[:batches], candidate)
+        return padding.outputs(data.batches[:batches], candidate)
 
-    dense = run_all(graph.program, data.batches)
+    dense = padding.outputs(data.batches)
 
     def comparing(batches: int) -> Around:
         """Networks are compared on all samples, single changes of one on the first batches."""

@@ -15,6 +15,7 @@ from actprune.compensation.rectified import Rectified
 from actprune.compensation.rows import places_of, thinned
 from actprune.compensation.schedule import Path
 from actprune.compensation.streams import Streams
+from actprune.stats.padding import counted
 from actprune.stats.patches import output_rows
 
 SMALL_GAIN = 1e-3
@@ -77,18 +78,21 @@ class Aim:
         each = Each(self.streams.count, make)
         return each if self.sparing else list(each)
 
-    def rectified(self, targets: Sequence[Tensor], stride: int, outputs: Tensor) -> list[Rectified]:
+    def rectified(
+        self, targets: Sequence[Tensor], stride: int, outputs: Tensor, there: Sequence[Tensor | None]
+    ) -> list[Rectified]:
         """The targets with where the dense ReLU is off; the ReLU's input is gain · y + shift + partner.
 
         Args:
             outputs: those that the targets are of.
+            there: (n, positions) of every batch, which of these count; None: all.
         """
         inputs = thinned(self.site, self._relu_inputs(), stride)
         inverse = self._inverse_gain(inputs[0])[outputs]
         sign = torch.where(inverse >= 0, 1.0, -1.0)
         found: list[Rectified] = []
-        for v, t in zip(inputs, targets, strict=True):
-            v, t = v[..., outputs].flatten(0, 1), t.flatten(0, 1)
+        for v, t, which in zip(inputs, targets, there, strict=True):
+            v, t = counted(v[..., outputs], which), counted(t, which)
             found.append(Rectified(t, (v <= 0) & (inverse != 0), t - v * inverse, sign))
         return found
 

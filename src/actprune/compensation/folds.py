@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from actprune.compensation.ridge import MAX_CHOSEN, Normal, absorbed
 from actprune.compensation.rows import InputRows, contracted
 from actprune.stats.moments import Centred, Moments
+from actprune.stats.padding import counted
 
 FOLDS = 3
 
@@ -22,8 +24,13 @@ def folds_of(columns: int) -> int:
 class Rows(Protocol):
     """Input rows of one layer."""
 
+    @property
+    def there(self) -> Sequence[Tensor | None]:
+        """(n, positions) of every batch, which of these count; None: all."""
+        ...
+
     def __call__(self) -> Iterable[Centred]:
-        """(n · positions, columns) of every batch."""
+        """(rows, columns) of every batch: those that count."""
         ...
 
 
@@ -49,12 +56,21 @@ class Dealer:
         alone = few and sum(map(len, targets)) < 2 * FOLDS
         known = self._known(rows) if count == 1 and not alone else None
         seen = 0
-        for i, (x, t) in enumerate(zip(rows(), targets, strict=True)):
+        for i, (x, t, there) in enumerate(zip(rows(), targets, rows.there, strict=True)):
             if count == 1 and not alone:  # without folds there is nothing to be dealt
-                parts[0] = absorbed(parts[0], x, t.flatten(0, 1), known)
+                parts[0] = absorbed(parts[0], x, counted(t, there), known)
                 continue
             if not few:
-                parts[i % count] = absorbed(parts[i % count], x, t.flatten(0, 1))
+                parts[i % count] = absorbed(parts[i % count], x, counted(t, there))
+                continue
+            if there is not None:
+                numbers = torch.arange(there.shape[alone], device=there.device)
+                whose = (numbers if alone else numbers[:, None]).expand(there.shape)[there]
+                own_rows = x.rows + x.mean.to(x.rows.dtype)
+                for f in range(count):
+                    own = (whose + seen) % count == f
+                    parts[f] = absorbed(parts[f], own_rows[own], t[there][own])
+                seen += there.shape[alone]
                 continue
             x = (x.rows + x.mean.to(x.rows.dtype)).view(*t.shape[:2], x.rows.shape[1])
             x, t = (x.transpose(0, 1), t.transpose(0, 1)) if alone else (x, t)

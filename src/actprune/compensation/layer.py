@@ -19,11 +19,12 @@ from actprune.compensation.own import has_plain_bias
 from actprune.compensation.rectified import rectified_fit
 from actprune.compensation.ridge import Normal, Ridge, choose_ridge, merged_all, usual_ridge
 from actprune.compensation.ridge_map import ridge_map
-from actprune.compensation.rows import InputRows, columns_of, contracted, stride_of
+from actprune.compensation.rows import InputRows, columns_of, contracted, rows_there, stride_of, thinned_there
 from actprune.compensation.schedule import Path
 from actprune.compensation.state import State
 from actprune.mapped import alongside
 from actprune.stats.moments import Moments
+from actprune.stats.padding import along
 from actprune.stats.patches import (
     as_weight,
     columns_per_input,
@@ -64,7 +65,7 @@ class Layer:
         """Put the new weight and bias among the overrides of the streams."""
         state, site, weight = self.state, self.site, self._weight
         if state.settings.method == "ridge_map":
-            inputs = state.streams.dense(contracted(self.node))
+            inputs = self._dense_inputs()
             found, state.record[site.node] = ridge_map(state.graph, site, inputs, state.kept)
             if found is not None:
                 state.overrides[site.weight] = found
@@ -75,6 +76,21 @@ class Layer:
             return
         for group in range(site.groups):
             self._fit(group)
+
+    def _dense_inputs(self) -> list[Tensor]:
+        """What the layer gets in the dense network; of a batch with padding what counts, as positions of one sample."""
+        state, source, found = self.state, contracted(self.node), list[Tensor]()
+        for x, batch in zip(state.streams.dense(source), state.streams.batches, strict=True):
+            units = 1 if "conv" in self.site.kind else x.dim() - 1
+            there = along(state.padding.of(source.name, batch), x, units)
+            found.append(x if there is None else x.movedim(units, 0)[:, there.squeeze(units)].T[None])
+            if there is not None and "conv" in self.site.kind:
+                found[-1] = found[-1].transpose(1, 2)
+        return found
+
+    @cached_property
+    def _there(self) -> list[Tensor | None]:
+        return rows_there(self.state.padding, self.state.streams, self.site, self.node)
 
     @property
     def _weight(self) -> Tensor:
@@ -111,9 +127,9 @@ class Layer:
         every = torch.equal(outputs, torch.arange(site.outputs(weight), device=outputs.device))
         made = self._aim.targets(None if slot is not None else self._bias(), stride)
         targets = made if every else self._aim.of_batches(lambda i: made[i][..., outputs])
-        source = contracted(node)
+        source, there = contracted(node), thinned_there(self._there, stride)
         inputs = state.streams.dense(source) if self._strays else state.streams.cut(source)
-        rows = InputRows(inputs, site, node, weight, seen, stride, group)
+        rows = InputRows(inputs, site, node, weight, seen, stride, group, there)
         folds = state.dealer(rows, targets, len(seen) * each)
         if not folds:
             return  # no sample came by
@@ -131,7 +147,7 @@ class Layer:
             size, equations = self._ridge(key, folds, start), merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if self._aim.path.rectified and state.settings.rounds and not collects:
-            wanted = self._aim.rectified(targets, stride, outputs)
+            wanted = self._aim.rectified(targets, stride, outputs, there)
             fit = ridge.fit(equations.outer, start())
             fit = rectified_fit(rows, wanted, ridge, fit, start(), state.settings.rounds)
             full[outputs[:, None], columns], bias = fit.weight.to(full.dtype), fit.bias
@@ -167,7 +183,7 @@ class Layer:
     def _stride(self, columns: int) -> int:
         """Every how many-th position of a map is used."""
         streams, wanted = self.state.streams, most_rows(columns, self.state.settings.rows)
-        return stride_of(self.site, streams.output(self.node, 0), streams.count, wanted)
+        return stride_of(self.site, streams.output(self.node, 0), self._there, wanted)
 
     def _bias(self) -> Tensor | None:
         """(o,) the bias, as it is now."""
@@ -187,10 +203,12 @@ class Layer:
             return
         targets = self._aim.targets(None)
         total = torch.zeros(targets[0].shape[-1], dtype=torch.float64, device=targets[0].device)
-        count = sum(t.shape[0] * t.shape[1] for t in targets)
+        count = 0
         state.streams.step_cut(self.node)
-        for y, t in zip(state.streams.cut(self.node), targets, strict=True):
-            total += (t.double() - output_rows(site, y).double()).sum((0, 1))
+        for y, t, which in zip(state.streams.cut(self.node), targets, self._there, strict=True):
+            apart = t.double() - output_rows(site, y).double()
+            total += apart.sum((0, 1)) if which is None else apart[which].sum(0)
+            count += t.shape[0] * t.shape[1] if which is None else int(which.sum())
         now = self._bias()
         self._slot.put(state.overrides, state.graph.program, total / count + (0.0 if now is None else now.double()))
         state.record[site.node] = {"module": site.module, "bias": True}

@@ -38,6 +38,7 @@ from actprune.graph.run import run
 from actprune.mapped import any_mapped
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
+from actprune.stats.padding import Padding
 from actprune.stats.patches import as_weight, weight_matrix
 
 SIZES = (100.0, 10.0, 1.0, 0.1, 0.01)
@@ -147,6 +148,8 @@ def nearer_logits(
     if min(most, head.rows(data.samples)) < FEWEST * head.unknowns:
         return {}, {}
     x, logits, held = _seen(graph, head, data, overrides, most)
+    if len(x) < FEWEST * head.unknowns:
+        return {}, {}
     factor = _factor(x)
     if factor is None or not (told or head.certain or _shift(logits) < SHIFT):
         return {}, {}
@@ -199,16 +202,20 @@ def _seen(
     """(rows, columns + a 1 for the bias) inputs, (rows, classes) dense logits, (rows,) held out or not.
 
     Args:
-        most: of all rows, evenly.
+        most: of all rows that are no padding, evenly.
     """
-    source, total = contracted(head.node), head.rows(data.samples)
-    each, step = total // len(data.batches), -(-total // most)
+    source, each = contracted(head.node), head.rows(data.samples) // len(data.batches)
+    padding, seen = Padding(graph), 0
+    there = [padding.rows(head.site, head.node, batch) for batch in data.batches]
+    numbers = [torch.arange(each) if own is None else own.flatten().nonzero()[:, 0].cpu() for own in there]
+    step = -(-sum(map(len, numbers)) // most)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for i, batch in enumerate(data.batches):
-        which = torch.arange(-i * each % step, each, step)
+    for i, (batch, own) in enumerate(zip(data.batches, numbers, strict=True)):
+        which = own[-seen % step :: step]
         x = _value(graph, batch, source, overrides).flatten(0, -2)[which][:, head.columns].double()
         t = _value(graph, batch, head.node, {}).flatten(0, -2)[which].double()
         parts.append((x, t, (i * each + which) // head.rows(1)))
+        seen += len(own)
     x, t, samples = (torch.cat(list(values)) for values in zip(*parts, strict=True))
     if head.bias is not None:
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)

@@ -27,6 +27,7 @@ from actprune.distance import Outputs
 from actprune.graph.program import Batch
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, kept_units, readers, zero_columns
+from actprune.stats.padding import Padding
 from actprune.stats.patches import LAYERS, QUICK_ROWS
 
 COLLECTED = 250_000_000
@@ -93,7 +94,7 @@ class Near:
             walk.run()
             self.overrides, self.equations = walk.overrides, shared | walk.equations
         self.fitted = _Shared(graph, fitted.batches, self.order.nodes, self.overrides, twice=True)
-        self.held = held
+        self.held, self.padding = held, Padding(graph)
         self.runs: dict[int, _Shared] = {}
 
     def __call__(self, plan: Plan, batches: int | None = None) -> list[Outputs]:
@@ -117,7 +118,7 @@ class Near:
             run.step_one(node)
         returned = self.graph.program.outputs
         values = [run.cut(out) if isinstance(out, Node) else [out] * run.count for out in returned]
-        return list(zip(*values, strict=True))
+        return [self.padding.marked(*pair) for pair in zip(zip(*values, strict=True), run.batches, strict=True)]
 
     def _run_on(self, batches: int) -> _Shared:
         """This network's run on the first batches that candidates are compared on."""

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actprune.compensation.blocks import STEPS, Block, affordable, find_blocks
 from actprune.compensation.gauss_newton import best_size, gauss_newton
+from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
@@ -87,6 +88,8 @@ class _Run:
         for node in walk.nodes[block.start : walk.nodes.index(block.result) + 1]:
             self.streams.step_dense(node)
             self.streams.step_cut(node)
+        reader = next(node for node in block.calls if node.name == block.reader.node)
+        self.there = rows_there(walk.state.padding, self.streams, block.reader, reader)
         self.placeholders = {name: walk.state.placeholders[name] for name in block.masks}
 
     def step(self, fitted: Sequence[int], held: Sequence[int], loss: float) -> float:
@@ -122,7 +125,7 @@ class _Run:
         }
 
     def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
-        """What is left of the dense network's sum; in front of a ReLU, what that lets through."""
+        """What is left of the dense network's sum; in front of a ReLU, what that lets through; nothing of padding."""
         values: dict[Node, Any] = {}
         for name, value in self._changed(at).items():
             values |= dict.fromkeys(self.placeholders[name], value)
@@ -130,9 +133,9 @@ class _Run:
             given = {s: values[s] if s in values else self.streams.now(s, i) for s in node.all_input_nodes}
             values[node] = call(node, *arguments(node, given))
         found, target = self._sum(values[self.block.result], i, cut=True), self._target(i)
-        if self.block.path.rectified:
-            return torch.where(target > 0, found - target, found.relu())
-        return found - target
+        left = torch.where(target > 0, found - target, found.relu()) if self.block.path.rectified else found - target
+        there = self.there[i]
+        return left if there is None else left.where(there[..., None], 0)
 
     def _target(self, i: int) -> Tensor:
         return self._sum(self.streams.dense(self.block.result)[i], i, cut=False)

@@ -29,12 +29,12 @@ from actprune.compensation.streams import Streams
 from actprune.compensation.walk import Walk
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
-from actprune.distance import Distance, choose, resolve
-from actprune.graph.run import run_all
+from actprune.distance import Distance, judge, resolve
 from actprune.memory import limit_bytes
 from actprune.methods import COMPENSATIONS, known, quickly
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units, zero_columns
+from actprune.stats.padding import Padding
 from actprune.stats.patches import ROWS
 
 ROUNDS = 8
@@ -110,8 +110,7 @@ def compensate(
     whole = name == "reconstruct"
     how = resolve(graph.program, distance, data) if norms or whole else distance
     if norms:
-        judge = choose(graph.program, how)
-        overrides = _with_batchnorm(graph, data, overrides, record, judge, batchnorm is True)
+        overrides = _with_batchnorm(graph, data, overrides, record, judge(graph.program, how), batchnorm is True)
     if whole and how == "kl":
         room, told = limit_bytes(memory_limit) // 4, distance == "kl" and not judged
         found, record["logits"] = nearer_logits(graph, plan, data, overrides, room, told=told)
@@ -136,8 +135,9 @@ def _with_batchnorm(
     found = reestimate(graph.program, fitted.batches, overrides)
     if not found:
         return overrides
-    dense = run_all(graph.program, held.batches)
-    before = distance(dense, run_all(graph.program, held.batches, overrides))
-    after = distance(dense, run_all(graph.program, held.batches, {**overrides, **found}))
+    padding = Padding(graph)
+    dense = padding.outputs(held.batches)
+    before = distance(dense, padding.outputs(held.batches, overrides))
+    after = distance(dense, padding.outputs(held.batches, {**overrides, **found}))
     record["batchnorm"] = {"distance_before": before, "distance_after": after, "kept": always or after < before}
     return {**overrides, **found} if always or after < before else overrides

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.site import Site
+from actprune.compensation.streams import Streams
 from actprune.graph.program import named_arguments
 from actprune.stats.moments import Centred, centred
+from actprune.stats.padding import Padding, counted
 from actprune.stats.patches import EVERYWHERE, input_rows, output_rows
 
 HELD = 64_000_000
@@ -25,25 +27,34 @@ class InputRows:
         units: the input channels whose columns are wanted.
         stride: every how many-th position of a map is wanted.
         group: which group of a grouped convolution.
+        there: (n, positions) of every batch, which of these count; None: all.
     """
 
     def __init__(
-        self, inputs: list[Tensor], site: Site, node: Node, weight: Tensor, units: Tensor, stride: int, group: int
+        self,
+        inputs: list[Tensor],
+        site: Site,
+        node: Node,
+        weight: Tensor,
+        units: Tensor,
+        stride: int,
+        group: int,
+        there: Sequence[Tensor | None],
     ) -> None:
         self.site, self.node, self.weight = site, node, weight
-        self.units, self.stride = units, stride
+        self.units, self.stride, self.there = units, stride, there
         self.inputs = inputs if site.groups == 1 else [x.chunk(site.groups, 1)[group] for x in inputs]
         self.held: list[Centred] = []
 
     def __call__(self) -> Iterator[Centred]:
-        """(n · positions, columns) of every batch."""
+        """(rows, columns) of every batch: those that count."""
         if self.held:
             yield from self.held
             return
         keep = False
         for i, x in enumerate(self.inputs):
             rows = input_rows(self.site, self.node, x, self.weight, places_of(i, self.stride), self.units)
-            found = centred(rows.flatten(0, 1))
+            found = centred(counted(rows, self.there[i]))
             keep = rows.numel() * len(self.inputs) <= HELD if i == 0 else keep
             if keep:
                 self.held.append(found)
@@ -60,14 +71,26 @@ def thinned(site: Site, values: Iterable[Tensor], stride: int) -> list[Tensor]:
     return [output_rows(site, value, places_of(i, stride)) for i, value in enumerate(values)]
 
 
-def stride_of(site: Site, value: Tensor, batches: int, wanted: int) -> int:
+def stride_of(site: Site, value: Tensor, there: Sequence[Tensor | None], wanted: int) -> int:
     """Every how many-th position of a map gives so many rows as are wanted.
 
     Args:
         value: a call's result on one of the batches.
+        there: see `rows_there`.
     """
     samples, positions = output_rows(site, value).shape[:2]
-    return max(1, min(samples * positions * batches // wanted, positions))
+    rows = sum(samples * positions if own is None else int(own.sum()) for own in there)
+    return max(1, min(rows // wanted, positions))
+
+
+def rows_there(padding: Padding, streams: Streams, site: Site, node: Node) -> list[Tensor | None]:
+    """Per batch (n, positions) which rows of a call's results count; None: all."""
+    return [padding.rows(site, node, batch) for batch in streams.batches]
+
+
+def thinned_there(there: Iterable[Tensor | None], stride: int) -> list[Tensor | None]:
+    """The same for every stride-th position."""
+    return [None if own is None else own[:, places_of(i, stride)] for i, own in enumerate(there)]
 
 
 def places_of(i: int, stride: int) -> slice:

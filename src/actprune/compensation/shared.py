@@ -22,9 +22,10 @@ from actprune.compensation.equations import Equations, Slot, numbers_of, refit_f
 from actprune.compensation.folds import Dealer
 from actprune.compensation.own import calls_of, has_plain_bias, is_plain, placeholders_of
 from actprune.compensation.ridge import Normal, merged
-from actprune.compensation.rows import InputRows, contracted, stride_of, thinned
+from actprune.compensation.rows import InputRows, contracted, rows_there, stride_of, thinned, thinned_there
 from actprune.compensation.streams import Streams
 from actprune.graph.program import Batch
+from actprune.stats.padding import Padding
 from actprune.stats.patches import LAYERS, columns_per_input, has_rows, most_rows
 
 
@@ -124,8 +125,10 @@ def _equations(
     weight = graph.program.tensors[site.weight].detach()
     units = torch.arange(site.inputs(weight), device=weight.device)
     columns = len(units) * columns_per_input(site, weight)
-    stride = stride_of(site, streams.dense(node)[0], streams.count, most_rows(columns, rows))
+    there = rows_there(Padding(graph), streams, site, node)
+    stride = stride_of(site, streams.dense(node)[0], there, most_rows(columns, rows))
     targets = thinned(site, streams.dense(node), stride)
     if slot is None and site.bias is not None:
         targets = [t - graph.program.tensors[site.bias].detach().reshape(-1) for t in targets]
-    return dealer(InputRows(streams.dense(contracted(node)), site, node, weight, units, stride, 0), targets, columns)
+    inputs, which = streams.dense(contracted(node)), thinned_there(there, stride)
+    return dealer(InputRows(inputs, site, node, weight, units, stride, 0, which), targets, columns)

@@ -6,7 +6,7 @@ dense network's too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from actprune.compensation.rows import places_of
 from actprune.compensation.state import State
 from actprune.mapped import alongside
 from actprune.stats.moments import Centred, centred
+from actprune.stats.padding import counted
 from actprune.stats.patches import ROWS, has_stacked_rows, most_rows
 from actprune.stats.stacked import given_rows, made_rows, matrices, name_of, operands_of, stacked_form, with_matrices
 
@@ -64,7 +65,7 @@ class _Stacked:
             targets = [self._made(i, number)[..., outputs] for i in range(streams.count)]
             positions, count = max(t.shape[1] for t in targets), sum(t.shape[0] * t.shape[1] for t in targets)
             stride = max(1, min(count // most_rows(len(columns), state.settings.rows), positions))
-            rows = _Rows(self, number, columns, stride)
+            rows = _Rows(self, number, columns, stride, [self._there(i, number, stride) for i in range(streams.count)])
             folds = dealer(rows, [t[:, places_of(i, stride)] for i, t in enumerate(targets)], len(columns))
             if not folds:
                 continue  # no sample came by
@@ -93,6 +94,14 @@ class _Stacked:
         made, ends = self.state.streams.output(self.node, i), self._operands(i, cut=False)[1]
         return made_rows(self.site, self.state.tensor(self.site.weight), made, number, ends)
 
+    def _there(self, i: int, number: int, stride: int) -> Tensor | None:
+        """(n, positions) which of these count; None: all."""
+        state, x = self.state, self._operands(i, cut=False)[0]
+        there = state.padding.given(self.site, x, state.streams.batches[i])
+        if there is None:
+            return None
+        return given_rows(self.site, state.tensor(self.site.weight), there, number, None)[:, places_of(i, stride), 0]
+
     def _operands(self, i: int, cut: bool) -> tuple[Tensor, Tensor | None]:
         return operands_of(self.site, self.node, self.state.streams.given(self.node, i, cut)[0])
 
@@ -116,6 +125,7 @@ class _Rows:
     number: int
     units: Tensor
     stride: int
+    there: Sequence[Tensor | None]
 
     @property
     def site(self) -> Site:
@@ -124,4 +134,4 @@ class _Rows:
     def __call__(self) -> Iterator[Centred]:
         for i in range(self.product.state.streams.count):
             rows = self.product.given(i, self.number)[:, places_of(i, self.stride)][..., self.units]
-            yield centred(rows.flatten(0, 1))
+            yield centred(counted(rows, self.there[i]))

@@ -20,6 +20,7 @@ from actprune.compensation.folds import Dealer
 from actprune.compensation.own import exclusive, placeholders_of
 from actprune.compensation.streams import Streams
 from actprune.mapped import any_mapped
+from actprune.stats.padding import Padding
 from actprune.stats.patches import ROWS, has_rows
 
 
@@ -81,6 +82,11 @@ class State:
         """Whether the rows of a value are other ones in the cut network."""
         strayed = self.streams.strayed
         return bool(strayed) and not keys_of(self.graph, value).isdisjoint(strayed)
+
+    @cached_property
+    def padding(self) -> Padding:
+        """What its masks tell."""
+        return Padding(self.graph)
 
     @cached_property
     def sparing(self) -> bool:

@@ -27,6 +27,7 @@ class Streams:
 
     Attributes:
         overrides: tensor name → what the cut stream uses instead; changes are seen from the next node on.
+        batches: the flat inputs.
         strayed: of the calls that pick rows by the data, the axes that count the rows of those which picked others in
             the cut stream.
 
@@ -42,7 +43,7 @@ class Streams:
         overrides: Mapping[str, Tensor] | None = None,
         picking: Mapping[Node, frozenset[int]] | None = None,
     ) -> None:
-        self.program = program
+        self.program, self.batches = program, list(batches)
         self.strayed, self._picking = frozenset[int](), picking or {}
         self.count = len(batches)
         self.overrides: dict[str, Tensor] = dict(overrides or {})
@@ -79,6 +80,7 @@ class Streams:
         """The same on some of the batches."""
         other = self.fork(overrides)
         other.count, other._made = len(numbers), {}
+        other.batches = [self.batches[i] for i in numbers]
         other._dense = {node: [values[i] for i in numbers] for node, values in self._dense.items()}
         other._cut = {node: [values[i] for i in numbers] for node, values in self._cut.items()}
         return other

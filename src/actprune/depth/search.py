@@ -45,12 +45,14 @@ class Search:
     Attributes:
         net: a twin of the dense network, in eval mode.
         calls: the calibration batches.
+        marked: their outputs, in which padding does not count.
         sizes: container → number of its items; one of them stays in each.
         tell: (blocks tried in this step, of how many).
     """
 
     net: nn.Module = field(repr=False)
     calls: Sequence[Arguments] = field(repr=False)
+    marked: Callable[[Sequence[Outputs]], list[Outputs]] = field(repr=False)
     distance: Distance = field(repr=False)
     sizes: Mapping[str, int] = field(repr=False)
     tell: Callable[[int, int], None] = field(repr=False)
@@ -86,7 +88,7 @@ class Search:
                 where="calibration",
                 hint="look at the data, and at the network's precision",
             )
-        return found
+        return self.marked(found)
 
 
 def removable(blocks: Sequence[Block], gone: Sequence[Block], sizes: Mapping[str, int]) -> list[Block]:

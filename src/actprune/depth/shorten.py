@@ -26,12 +26,13 @@ from actprune.depth.plan import DepthPlan, make_depth_plan
 from actprune.depth.proof import prove
 from actprune.depth.search import Removal, Search, removable
 from actprune.depth.surgery import twin_of
-from actprune.distance import Distance, choose, resolve
+from actprune.distance import Distance, Outputs, judge, resolve
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.trace import call_arguments
 from actprune.plan import Plan
 from actprune.proof.check import Proof
+from actprune.stats.padding import Padding
 
 SIZE = 128
 """Calibration samples: every one is run once for every block that is tried."""
@@ -171,8 +172,12 @@ def _search(
     calls = [pytree.tree_unflatten(list(batch), graph.program.in_spec) for batch in data.batches]
     sizes = {path: len(container._modules) for path, container in containers(net)}
     tell = progress or (lambda stage, done, total: None)
-    how = choose(graph.program, resolve(graph.program, distance, data))
-    return Search(net, calls, how, sizes, lambda done, total: tell("depth", done, total))
+    how, padding = judge(graph.program, resolve(graph.program, distance, data)), Padding(graph)
+
+    def marked(outputs: Sequence[Outputs]) -> list[Outputs]:
+        return [padding.marked(*pair) for pair in zip(outputs, data.batches, strict=True)]
+
+    return Search(net, calls, marked, how, sizes, lambda done, total: tell("depth", done, total))
 
 
 def _most(free: Sequence[Block], sizes: Mapping[str, int]) -> int:

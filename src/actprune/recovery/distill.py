@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.distance import Distance, Objective, Outputs, batch_error, choose, objective, resolve, unit
+from actprune.distance import Distance, Objective, Outputs, batch_error, judge, objective, resolve, unit
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.plan import Plan
@@ -31,6 +31,7 @@ from actprune.recovery.features import Features, called, features
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
 from actprune.recovery.relative import RelativeSteps
+from actprune.stats.padding import Padding
 
 Augment = Callable[[Any], Any]
 """A batched input tensor → one of the same shape, for example shifted and flipped at random."""
@@ -106,24 +107,25 @@ class Distill:
         """
         fitted, held = data.holdout(self.holdout)
         how = resolve(program, "auto" if callable(distance) else distance, held)
-        judge, loss = choose(program, distance if callable(distance) else how), objective(program, how)
+        far, loss = judge(program, distance if callable(distance) else how), objective(program, how)
+        padding = None if graph is None else Padding(graph)
         trained = _trained(model)
         optimizer = RelativeSteps(trained, outputs_last=isinstance(model, Rebuilt))
         batches = _batches(program, fitted, self.batch_size, seed)
         every = max(1, self.steps // self.checks)
 
         with evaluating(model, differentiable=True), evaluating(dense):
-            wanted = _outputs_of(dense, program, held)
+            wanted = _outputs_of(dense, program, held, padding)
 
             inside = None
             if graph is not None and plan is not None and self.features:
                 inside = features(graph, plan, dense, model, next(_batches(program, fitted, self.batch_size, seed)))
-            towards = _Aim(program, dense, model, loss, inside, self.features, partial(unit, program, how))
+            towards = _Aim(program, dense, model, loss, padding, inside, self.features, partial(unit, program, how))
 
             def state(values: list[Tensor], step: int) -> _State:
                 """The network with these values, which it has then."""
                 _put(trained, values)
-                return _State(judge(wanted, _outputs_of(model, program, held)), step, values)
+                return _State(far(wanted, _outputs_of(model, program, held, padding)), step, values)
 
             best, peak, average = state(_copies(trained), 0), self.lr, _Average(trained)
             first = best.distance
@@ -153,6 +155,7 @@ class _Aim:
     """What a step brings down: the error of the outputs, and of values inside where there are some.
 
     Attributes:
+        padding: what does not count.
         share: what the latter count.
         unit: outputs of the dense network → what the loss would be if a network gave their mean for every sample: 1 on
             the scale of relative errors. It is taken from the first batch.
@@ -162,6 +165,7 @@ class _Aim:
     dense: nn.Module
     small: nn.Module
     loss: Objective
+    padding: Padding | None
     inside: Features | None
     share: float
     unit: Callable[[Outputs], float]
@@ -170,16 +174,25 @@ class _Aim:
     def __call__(self, batch: Batch) -> Tensor:
         if self.inside is None:
             with torch.no_grad():
-                target = called(self.dense, self.program, batch)
+                target = _marked(self.padding, called(self.dense, self.program, batch), batch)
             with torch.enable_grad():
-                return self.loss(target, called(self.small, self.program, batch))
+                return self.loss(target, _marked(self.padding, called(self.small, self.program, batch), batch))
         with torch.no_grad():
-            target, wanted = self.inside.wanted(batch)
+            target, wanted = self._of_both(*self.inside.wanted(batch), batch)
         if self.weight is None:
-            self.weight = self.share * self.unit(tuple(target))
+            self.weight = self.share * self.unit(target)
         with torch.enable_grad():
-            outputs, values = self.inside.found(batch)
-            return self.loss(tuple(target), tuple(outputs)) + self.weight * batch_error(tuple(wanted), tuple(values))
+            outputs, values = self._of_both(*self.inside.found(batch), batch)
+            return self.loss(target, outputs) + self.weight * batch_error(wanted, values)
+
+    def _of_both(self, outputs: Sequence[Any], values: Sequence[Tensor], batch: Batch) -> tuple[Outputs, Outputs]:
+        """Outputs and values without padding."""
+        if self.padding is None or self.inside is None:
+            return tuple(outputs), tuple(values)
+        return (
+            self.padding.marked(tuple(outputs), batch),
+            self.padding.marked_values(self.inside.names, values, batch),
+        )
 
 
 @dataclass(frozen=True)
@@ -267,9 +280,13 @@ def _augmented(program: Program, batch: Batch, augment: Augment | None) -> Batch
     return tuple(augment(x) if program.is_batched(i) else x for i, x in enumerate(batch))
 
 
-def _outputs_of(network: nn.Module, program: Program, data: Calibration) -> list[Outputs]:
+def _outputs_of(network: nn.Module, program: Program, data: Calibration, padding: Padding | None) -> list[Outputs]:
     with torch.no_grad():
-        return [called(network, program, batch) for batch in data.batches]
+        return [_marked(padding, called(network, program, batch), batch) for batch in data.batches]
+
+
+def _marked(padding: Padding | None, outputs: Outputs, batch: Batch) -> Outputs:
+    return outputs if padding is None else padding.marked(outputs, batch)
 
 
 @torch.no_grad()

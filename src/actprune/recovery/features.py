@@ -47,11 +47,13 @@ class Features:
     Attributes:
         dense, small: flat inputs → flat outputs, then the values.
         left: what is left of each value.
+        names: of the calls that give them.
     """
 
     dense: GraphModule
     small: GraphModule
     left: Sequence[Left]
+    names: Sequence[str]
 
     def wanted(self, batch: Batch) -> tuple[list[Any], list[Tensor]]:
         """Outputs of the dense network, and its values where the small one has some."""
@@ -83,7 +85,7 @@ def features(graph: Graph, plan: Plan, dense: nn.Module, small: nn.Module, batch
 
     def made(names: Sequence[str]) -> Features:
         pair = (with_values(dense, graph, whole, names), with_values(small, graph, plan, names))
-        return Features(*pair, [left[name] for name in names])
+        return Features(*pair, [left[name] for name in names], names)
 
     try:
         apart = _apart(made(list(left)), graph.program, dense, small, batch)

@@ -82,6 +82,7 @@ def collect(
         others.observe(node, value)
 
     for i, batch in enumerate(data.batches):
+        collector.inputs = batch
         run(graph.program, batch, observe=observe)
         collector.samples += graph.program.batch_size
         others.differentiate(batch, None if data.labels is None else data.labels[i])
@@ -99,7 +100,7 @@ def _by_layers(collector: Collector, data: Calibration, limit: int) -> None:
     for start in range(0, len(data.batches), at_once):
 
         def observe(i: int, node: Node, args: tuple[Any, ...], value: Any, start: int = start) -> None:
-            collector.samples = (start + i) * size
+            collector.samples, collector.inputs = (start + i) * size, data.batches[start + i]
             collector(node, args, value)
 
         run_by_layers(graph.program, data.batches[start : start + at_once], observe, last, collector.put_aside)

@@ -17,19 +17,35 @@ from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.site import Site
 from actprune.errors import DataError
-from actprune.graph.program import place
+from actprune.graph.program import Batch, place
 from actprune.mapped import alongside, let_go
 from actprune.stats.activation import Activation, activation_of
 from actprune.stats.maps import batch_key
 from actprune.stats.moments import Moments, Spread, absorb, merge, moments, spread
-from actprune.stats.patches import EVERYWHERE, LAYERS, Places, drawn_places, input_rows, most_rows, row_names, source_of
+from actprune.stats.padding import Padding, along
+from actprune.stats.patches import (
+    EVERYWHERE,
+    LAYERS,
+    Places,
+    drawn_places,
+    input_rows,
+    most_rows,
+    output_rows,
+    row_names,
+    source_of,
+)
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
 from actprune.stats.stacked import given_rows, operands_of, stacked_form, units_last
 from actprune.stats.statistics import Stats
 
 
 class Collector:
-    """The observer of one pass."""
+    """The observer of one pass.
+
+    Attributes:
+        samples: of the batches before.
+        inputs: of the batch that is observed.
+    """
 
     def __init__(self, graph: Graph, folds: Mapping[str, int], total: int, first: int) -> None:
         self.graph, self.folds, self.total, self.first = graph, folds, total, first
@@ -38,6 +54,8 @@ class Collector:
         self.layers: dict[str, Moments] = {}
         self.maps: dict[str, Spread] = {}
         self.samples = 0
+        self.padding = Padding(graph)
+        self.inputs: Batch = ()
         self._sites = {site.name: site for site in graph.sites if site.kind in (*LAYERS, "recurrent", "stacked")}
         self._consumers = {site for group in graph.groups for site in group.consumers}
         self._batch = batch_key(graph)
@@ -77,15 +95,23 @@ class Collector:
         if x.dim() == 1:  # one row, that of a single sample
             x, value = x[None], value[None]
         dim, numbers = self._numbers(site, node.args[source], x)
-        by_sample = x.movedim(dim, 0)
-        means = [_sample_means(y, numbers) for y in (by_sample, value.movedim(dim, 0))]
-        self.layers[node.name] = merge(self.layers.get(node.name), moments(torch.stack(means, 1)))
+        by_sample, made = x.movedim(dim, 0), value.movedim(dim, 0)
+        units = 1 if "conv" in site.kind else x.dim() - 1
+        given, there = self._there(node.args[source], x, units), self._there(node, value, units)
+        pairs = (by_sample, _moved(given, dim)), (made, _moved(there, dim))
+        means = torch.stack([_sample_means(y, numbers, own) for y, own in pairs], 1)
+        self.layers[node.name] = merge(self.layers.get(node.name), moments(means[~means.isnan().any(1)]))
         weight = self.graph.program.tensors[site.weight]
         if site.name in self.folds:
-            places = self._places(site, weight, value.movedim(dim, 0))
-            self._rows(node.name, input_rows(site, node, by_sample, weight, places), numbers)
+            places = self._places(site, weight, made)
+            which = None if there is None else output_rows(site, there.movedim(dim, 0), places)[..., 0]
+            self._rows(node.name, input_rows(site, node, by_sample, weight, places), numbers, which)
         for group in self._first.get(node.name, ()) if x.numel() else ():
-            self._units(group, site, x)
+            self._units(group, site, x, given)
+
+    def _there(self, node: Any, value: Tensor, units: int) -> Tensor | None:
+        """What is no padding in a value, with size 1 for its dimension of units; None: all."""
+        return along(self.padding.of(node.name, self.inputs), value, units)
 
     def _places(self, site: Site, weight: Tensor, value: Tensor) -> Places:
         """The positions of a map whose patches count: they overlap, so that a few of many say as much."""
@@ -104,14 +130,16 @@ class Collector:
             return
         weight = self.graph.program.tensors[site.weight]
         first, numbers = self._first_rows(site, x)
+        there = self.padding.given(site, x, self.inputs)
         for number, name in enumerate(row_names(site, weight)):
             if name in self.folds:
                 rows, whose = given_rows(site, weight, x, number, ends, first), numbers
+                which = None if there is None else given_rows(site, weight, there, number, None, first)[..., 0]
                 if ends is not None:  # whose row is whose is not known there: they are dealt one by one
                     rows, whose = rows.transpose(0, 1), torch.arange(rows.shape[1], device=x.device)
-                self._rows(name, rows, whose)
+                self._rows(name, rows, whose, which)
         for group in self._first.get(node.name, ()):
-            self._units(group, site, x)
+            self._units(group, site, x, there)
 
     def _steps(self, node: Node, args: tuple[Any, ...], value: Any) -> None:
         """Of a recurrent call: the rows of each of its weights are the steps of every sample."""
@@ -192,13 +220,22 @@ class Collector:
             self.sites[name] = list(found)
             let_go(own.scatter for own in found)
 
-    def _units(self, group: Group, site: Site, x: Tensor) -> None:
+    def _units(self, group: Group, site: Site, x: Tensor, there: Tensor | None = None) -> None:
+        """Activation values of a group in the input of its first reader.
+
+        Args:
+            there: which of its places count, with size 1 for the units; None: all.
+        """
         axis = site.in_axis(self.graph.tensor_axes[site.weight])
         unit = torch.as_tensor(positions(axis, group.key), device=x.device)
         if site.kind == "stacked":
-            x = units_last(site, x)
+            x, there = units_last(site, x), None if there is None else units_last(site, there)
         channel_last = site.kind in ("linear", "recurrent", "stacked")
         values = x.reshape(-1, x.shape[-1]).T if channel_last else x.transpose(0, 1).flatten(1)
+        if there is not None:
+            values = values[:, there.reshape(-1)]
+            if not values.numel():
+                return
         if unit.numel() != values.shape[0]:  # a grouped convolution: its weight names the channels of one group
             unit = unit.repeat(values.shape[0] // unit.numel())
         held = unit >= 0
@@ -216,10 +253,22 @@ def _add(known: dict[str, Any], name: str, found: Any) -> None:
     known[name] = known[name].merge(found) if name in known else found
 
 
-def _sample_means(x: Tensor, numbers: Tensor) -> Tensor:
-    """(samples,) mean over everything that belongs to a sample, of x (indices, …) and the sample of each index."""
-    own = x.flatten(1).mean(1, dtype=torch.float64)
-    counts = torch.bincount(numbers)
+def _moved(there: Tensor | None, dim: int) -> Tensor | None:
+    return None if there is None else there.movedim(dim, 0)
+
+
+def _sample_means(x: Tensor, numbers: Tensor, there: Tensor | None) -> Tensor:
+    """(samples,) mean over everything that belongs to a sample, of x (indices, …) and the sample of each index.
+
+    Args:
+        there: of the shape of x, or with size 1: what counts; NaN is the mean of a sample of which nothing does.
+    """
+    rows = x.flatten(1)
+    if there is None:
+        own, counts = rows.mean(1, dtype=torch.float64), torch.bincount(numbers)
+    else:
+        whole = there.expand(x.shape).reshape(rows.shape)
+        own, counts = rows.where(whole, 0).sum(1, dtype=torch.float64), torch.bincount(numbers, whole.sum(1))
     return torch.zeros(counts.numel(), dtype=own.dtype, device=own.device).index_add_(0, numbers, own) / counts
 
 
