@@ -64,12 +64,13 @@ class Dealer:
                 parts[i % count] = absorbed(parts[i % count], x, counted(t, there))
                 continue
             if there is not None:
+                # as below, by the number of a row's sample, or of its position
                 numbers = torch.arange(there.shape[alone], device=there.device)
-                whose = (numbers if alone else numbers[:, None]).expand(there.shape)[there]
-                own_rows = x.rows + x.mean.to(x.rows.dtype)
+                whose = (numbers if alone else numbers[:, None]).expand(there.shape)[there] + seen
+                known_rows, wanted = x.rows + x.mean.to(x.rows.dtype), t[there]
                 for f in range(count):
-                    own = (whose + seen) % count == f
-                    parts[f] = absorbed(parts[f], own_rows[own], t[there][own])
+                    own = whose % count == f
+                    parts[f] = absorbed(parts[f], known_rows[own], wanted[own])
                 seen += there.shape[alone]
                 continue
             x = (x.rows + x.mean.to(x.rows.dtype)).view(*t.shape[:2], x.rows.shape[1])

@@ -83,9 +83,10 @@ class Layer:
         for x, batch in zip(state.streams.dense(source), state.streams.batches, strict=True):
             units = 1 if "conv" in self.site.kind else x.dim() - 1
             there = along(state.padding.of(source.name, batch), x, units)
-            found.append(x if there is None else x.movedim(units, 0)[:, there.squeeze(units)].T[None])
-            if there is not None and "conv" in self.site.kind:
-                found[-1] = found[-1].transpose(1, 2)
+            if there is not None:
+                rows = x.movedim(units, -1)[there.squeeze(units)][None]
+                x = rows.transpose(1, 2) if "conv" in self.site.kind else rows
+            found.append(x)
         return found
 
     @cached_property

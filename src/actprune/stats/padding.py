@@ -147,7 +147,9 @@ def _numbers(dims: Sequence[Axis], samples: int, place: int, count: int) -> tupl
     """See `_index`; None for a value without the two axes, or with several dimensions of one of them."""
     found: list[Tensor] = []
     for key in (samples, place):
-        if key == ONE.key:  # a batch of one
+        if key == ONE.key and count > 1:  # captured with one sample, so that no axis tells samples apart
+            return None
+        if key == ONE.key:
             found.append(torch.zeros([1] * len(dims), dtype=torch.long))
             continue
         held = [d for d, axis in enumerate(dims) if any(leaf.key == key for leaf in leaves(axis))]
