@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from keras import layers as kl
 
 import actprune
+from actprune.cli.main import main
 from actprune.distance import output_kind
 from actprune.errors import ArtifactError, CaptureError, DataError, UnsupportedModelError
 from actprune.graph.lift import lift
@@ -410,6 +412,27 @@ def test_a_saved_plan_is_replayed_on_a_fresh_model(tmp_path: Path) -> None:
     loaded = actprune.load(tmp_path / "run", lenet())
     assert isinstance(loaded, keras.Sequential)
     assert np.array_equal(loaded.predict(x, verbose=0), result.model.predict(x, verbose=0))
+
+
+def test_a_run_folder_of_tied_directions_is_proved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another capture has to know that both directions are one group, and `inspect` to say so."""
+    model = _model((8, 6), kl.Bidirectional(kl.LSTM(8)), kl.Dense(4))
+    x = RNG.normal(size=(16, 8, 6)).astype("float32")
+    result = actprune.prune(model, x, keep="macs=50%", method="l2")
+    assert list(result.plan.widths) == ["bidirectional.forward_lstm"]
+    result.save(tmp_path / "run")
+    model.save(tmp_path / "dense.keras")
+    np.savez(tmp_path / "x.npz", x=x)
+    for words in (["verify", "run", "dense.keras", "--data", "x.npz"], ["inspect", "dense.keras", "--json"]):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["actprune", *words])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+        out = capsys.readouterr().out
+        assert out.startswith("proved") if words[0] == "verify" else len(json.loads(out)["groups"]) == 1
 
 
 def test_gradients_of_gates_with_a_scale_that_follows_a_size() -> None:

@@ -363,6 +363,7 @@ def test_every_group_is_cut_and_proved(name: str, seed: int) -> None:
     small, plan = less(model, inputs(), seed=seed)
     assert type(small).__name__ == type(model).__name__
     assert list(small.state_dict()) == list(model.state_dict())
+    assert verify(model, small, plan, inputs()).passed  # and by a capture of its own, with the same ties and scales
     again = Plan.from_json(plan.to_json())
     assert again.edits == plan.edits
     assert {n: t.shape for n, t in cut(model, again).state_dict().items()} == {

@@ -26,13 +26,13 @@ from actprune.artifacts.files import read_text, sha256, unreadable
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, file_of, new_folder
 from actprune.artifacts.replay import replay
 from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
-from actprune.axes.capture import Graph, capture
+from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import name_of
 from actprune.plan import Plan
-from actprune.proof.check import Proof, verify
+from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
 from actprune.surgery.slicing import tensor_slots
 
@@ -118,9 +118,10 @@ def proved_folder(folder: str | Path, model: nn.Module, small: nn.Module, inputs
     Raises:
         EquivalenceError: the proof fails.
         ArtifactError: the plan can't be read.
+        CaptureError: the model can't be traced with these inputs.
     """
     plan, _ = _read_plan(file_of(Path(folder), PLAN))
-    return proved(plan, capture(model, inputs, norms=plan.note.get("norms") is True), model, small, inputs)
+    return proved(plan, dense_graph(model, plan, inputs), model, small, inputs)
 
 
 def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs: Any) -> Proof:

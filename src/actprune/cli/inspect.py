@@ -44,10 +44,11 @@ def inspect(
     wanted = None if spec.endswith(KERAS) else parse_spec(spec)
     shapes = parse_inputs(inputs or [])
 
-    from actprune.axes.capture import capture
     from actprune.cli.recipe import load_recipe
     from actprune.graph.rebuilt import name_of
     from actprune.keras3.bridge import as_network, example_of
+    from actprune.proof.trial import cannot_follow
+    from actprune.repair.adapt import capture
     from actprune.report.inspection import inspect as inspect_graph
 
     with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
@@ -65,7 +66,8 @@ def inspect(
                 where=spec,
                 hint="--input 1,3,224,224 for images, --input int64:1,16 for tokens, or return (model, example inputs)",
             )
-        found = inspect_graph(capture(model, example))
+        graph = capture(model, example)
+        found = inspect_graph(graph.without(cannot_follow(model, graph, example)))  # as prune sees it
     _show(found, as_json)
     if draw is not None:
         _draw(found, draw)

@@ -30,6 +30,7 @@ from actprune.mapped import letting_go
 from actprune.plan import Plan
 from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
+from actprune.repair.adapt import adapt
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import attributes, stated
 from actprune.surgery.slicing import sliced
@@ -100,7 +101,7 @@ def verify(
         PlanError: the plan is for another model.
     """
     started = time.perf_counter()
-    dense = graph if graph is not None else capture(model, inputs)
+    dense = graph if graph is not None else dense_graph(model, plan, inputs)
     if dense.program.architecture != plan.architecture:
         raise PlanError(
             "The plan does not fit this model.",
@@ -137,6 +138,16 @@ def verify(
             "that the cut changes, please report this",
         )
     return proof
+
+
+def dense_graph(model: nn.Module, plan: Plan, inputs: Any) -> Graph:
+    """A capture of the dense model with the groups that the plan's form has: what a class knows by one number is tied.
+
+    Raises:
+        CaptureError: the model can't be traced with these inputs.
+    """
+    whole = capture(model, inputs, norms=plan.note.get("norms") is True)
+    return whole if plan.note.get("form") == "graph" else adapt(whole)
 
 
 @dataclass
