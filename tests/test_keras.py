@@ -686,3 +686,21 @@ def test_what_is_no_calibration_data(data: Any, words: str) -> None:
     model = keras.Model(given, kl.Dense(2)(kl.Dense(4)(kl.concatenate(given))))
     with pytest.raises(DataError, match=words):
         actprune.prune(model, [data] if isinstance(data, list) else data, keep="macs=60%", method="l2")
+
+
+def test_a_model_built_once_more_in_the_session_is_loaded(tmp_path: Path) -> None:
+    """Keras has numbered its layers on: `dense_2` and `dense_3` are what `dense` and `dense_1` were."""
+
+    def build(width: int = 16) -> Any:
+        return keras.Sequential(
+            [keras.Input((6,)), kl.Dense(width, activation="relu"), kl.BatchNormalization(), kl.Dense(8), kl.Dense(3)]
+        )
+
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    result = actprune.prune(build(), x, keep="macs=50%", method="l2")
+    result.save(tmp_path / "run")
+    found = actprune.load(tmp_path / "run", build())
+    assert [layer.name for layer in found.layers] == ["dense_3", "batch_normalization_1", "dense_4", "dense_5"]
+    np.testing.assert_allclose(found.predict(x, verbose=0), result.model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ArtifactError, match="another architecture"):
+        actprune.load(tmp_path / "run", build(12))

@@ -30,7 +30,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
-from actprune.graph.rebuilt import name_of
+from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.plan import Plan
 from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
@@ -100,6 +100,8 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
         got = "a file" if where.is_file() else "nothing"
         raise unreadable(where, f"a run folder with {WEIGHTS} and {PLAN}", got, "pass the folder that save wrote")
     plan, digest = _read_plan(file_of(where, PLAN))
+    if isinstance(model, Rebuilt) and architecture(model.state_dict()) != plan.architecture:
+        model = model.named_for(_read_weights(file_of(where, WEIGHTS), plan, digest).tensors)
     _check_dense(model, plan, where / PLAN)
     weights = _read_weights(file_of(where, WEIGHTS), plan, digest)
     target = replay(model, plan, example_inputs, where / PLAN)

@@ -8,7 +8,7 @@ its graph may be put into the form that the later stages know best (`graph/canon
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,6 +44,10 @@ class Rebuilt(nn.Module):
     def without_dropout(self) -> AbstractContextManager[None]:
         """Within it, nothing is dropped at random in training mode: no module of torch's own does it here."""
         return nullcontext()
+
+    def named_for(self, names: Iterable[str]) -> Rebuilt:
+        """The same model under these names of tensors, where its own differ from them by counters alone."""
+        return self
 
     def written(self, graph: Graph) -> Sizes:
         """The numbers in the description that no tensor has, and what the captured `graph` says of them."""

@@ -136,7 +136,9 @@ def training_of(finetune: SGD | Callable[[Any], Any] | None) -> SGD | Callable[[
 
     def train(network: KerasNetwork) -> KerasNetwork:
         returned = finetune(network.model)
-        return KerasNetwork(returned if isinstance(returned, keras_on_torch().Model) else network.model, like=network)
+        return KerasNetwork(
+            returned if isinstance(returned, keras_on_torch().Model) else network.model, like=network.places
+        )
 
     return train
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,10 +38,10 @@ class KerasNetwork(Rebuilt):
     def called(self) -> str:
         return type(self.model).__name__
 
-    def __init__(self, model: Any, like: KerasNetwork | None = None) -> None:
+    def __init__(self, model: Any, like: list[Placed] | None = None) -> None:
         """
         Args:
-            like: the network that `model` was rebuilt from; layers and variables have the names that they have there.
+            like: the layers of the network that `model` was rebuilt from: its own have the names that they have there.
 
         Raises:
             UnsupportedModelError: Keras doesn't compute with torch, or the model can't be rebuilt from its config.
@@ -59,7 +60,7 @@ class KerasNetwork(Rebuilt):
                 hint="give it an Input layer, or call it once on a batch",
             )
         vars(self)["model"] = model
-        vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like.places)
+        vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like)
         for place in self.places:
             holder = _module(self, place.path)
             for name, (variable, trainable) in place.variables.items():
@@ -83,9 +84,24 @@ class KerasNetwork(Rebuilt):
         return self.rebuilt(Plan({}, {}, {}, ""), {})
 
     def rebuilt(self, plan: Plan, tensors: Mapping[str, Tensor]) -> KerasNetwork:
-        made = KerasNetwork(rebuild(self.model, self.places, plan), like=self)
+        made = KerasNetwork(rebuild(self.model, self.places, plan), like=self.places)
         filled(made.places, self.places, plan, tensors)
         return made.train(self.training)
+
+    def named_for(self, names: Iterable[str]) -> KerasNetwork:
+        """Keras numbers the layers of a session: a model that is built once more has `dense_2` for `dense`."""
+        wanted = {part for name in names for part in name.split(".")[:-1]}
+        own = {part for place in self.places for part in place.path.split(".") if part}
+        found = {part: part for part in own}
+        for base in {_base(part)[0] for part in own}:
+            mine, theirs = (sorted((p for p in parts if _base(p)[0] == base), key=_base) for parts in (own, wanted))
+            if len(mine) == len(theirs):
+                found |= dict(zip(mine, theirs, strict=True))
+        made = [
+            replace(place, path=".".join(found.get(part, part) for part in place.path.split(".")))
+            for place in self.places
+        ]
+        return KerasNetwork(self.model, like=made)
 
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)
@@ -101,6 +117,12 @@ def _module(root: nn.Module, path: str) -> nn.Module:
             root.add_module(name, nn.Module())
         root = root._modules[name]  # type: ignore[assignment]
     return root
+
+
+def _base(name: str) -> tuple[str, int]:
+    """A name without the counter at its end, and the counter: the first of a kind has none."""
+    base, _, number = name.rpartition("_")
+    return (base, int(number)) if base and number.isdecimal() else (name, 0)
 
 
 def _named_alike(found: list[Placed], like: list[Placed]) -> list[Placed]:
