@@ -79,9 +79,14 @@ class State:
         return picking(self.graph)
 
     def strays(self, value: Node) -> bool:
-        """Whether the rows of a value are other ones in the cut network."""
+        """Whether the rows of a value are other ones in the cut network.
+
+        No axis counts the rows of what was captured with a single one: then their number tells.
+        """
         strayed = self.streams.strayed
-        return bool(strayed) and not keys_of(self.graph, value).isdisjoint(strayed)
+        if strayed and not keys_of(self.graph, value).isdisjoint(strayed):
+            return True
+        return bool(self.picking) and self.streams.misshapen(value)
 
     @cached_property
     def padding(self) -> Padding:

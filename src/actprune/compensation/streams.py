@@ -149,6 +149,12 @@ class Streams:
             self._renew(source)
         return arguments(node, {s: self.now(s, i) if cut else self._dense[s][i] for s in node.all_input_nodes})
 
+    def misshapen(self, node: Node) -> bool:
+        """Whether the two values of a node are of other shapes on some batch."""
+        return self.differs(node) and any(
+            a.shape != b.shape for a, b in zip(self._dense[node], self._cut[node], strict=True)
+        )
+
     def _picks_others(self, node: Node) -> bool:
         """Whether the two results of a call are other ones on some batch."""
         if not self.differs(node):
