@@ -310,3 +310,23 @@ def test_a_mask_goes_with_the_input_of_its_side() -> None:
     counts = {site.module: stats.moments(site.name).count for site in graph.sites if site.name in stats.sites}
     words = int(first["attention_mask"].sum()), int(second["attention_mask"].sum())
     assert (counts["c"], counts["d"]) == words
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1.0])
+@pytest.mark.parametrize("samples", [4, 6])
+def test_a_mask_of_positions_by_positions_hides_no_padding(hidden: float, samples: int) -> None:
+    """A causal one, under the name of a padding mask; also with as many samples as positions."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.out(self.attend(x, x, x, attn_mask=attention_mask == hidden)[0])
+
+    mask = torch.ones(6, 6).triu(1) if hidden else torch.ones(6, 6).tril()
+    data = {"x": torch.randn(samples, 6, 8), "attention_mask": mask}
+    graph = ap.capture(Causal().eval(), data)
+    batch = graph.program.example
+    assert all(Padding(graph).of(node.name, batch) is None for node in graph.program.nodes)

@@ -210,6 +210,9 @@ class Layer:
             apart = t.double() - output_rows(site, y).double()
             total += apart.sum((0, 1)) if which is None else apart[which].sum(0)
             count += t.shape[0] * t.shape[1] if which is None else int(which.sum())
+        if not count:
+            state.record[site.node] = {"module": site.module, "left": "is given padding alone"}
+            return
         now = self._bias()
         self._slot.put(state.overrides, state.graph.program, total / count + (0.0 if now is None else now.double()))
         state.record[site.node] = {"module": site.module, "bias": True}

@@ -208,7 +208,7 @@ def _seen(
     padding, seen = Padding(graph), 0
     there = [padding.rows(head.site, head.node, batch) for batch in data.batches]
     numbers = [torch.arange(each) if own is None else own.flatten().nonzero()[:, 0].cpu() for own in there]
-    step = -(-sum(map(len, numbers)) // most)
+    step = max(-(-sum(map(len, numbers)) // most), 1)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for i, (batch, own) in enumerate(zip(data.batches, numbers, strict=True)):
         which = own[-seen % step :: step]

@@ -59,7 +59,7 @@ class _Stacked:
         )
         full = matrices(site, streams.overrides.get(site.weight, weight)).clone()
         added, dealer = self._added(full), Dealer()
-        bias = None if added is None else streams.tensor(added[0]).double().clone()
+        bias = None if added is None else streams.tensor(added[0]).double().clone(memory_format=torch.contiguous_format)
         record, quick = dict[str, dict[str, Any]](), state.settings.rows < ROWS
         for number in range(len(full) if len(outputs) else 0):
             targets = [self._made(i, number)[..., outputs] for i in range(streams.count)]
@@ -114,7 +114,9 @@ class _Stacked:
         name, dims = found
         held = self.state.tensor(name)
         rest = [d for d in range(held.dim()) if d not in dims]
-        return name, torch.arange(held.numel()).view(held.shape).permute(*dims, *rest).reshape(full.shape[:2])
+        return name, torch.arange(held.numel(), device=held.device).view(held.shape).permute(*dims, *rest).reshape(
+            full.shape[:2]
+        )
 
 
 @dataclass(frozen=True, eq=False)

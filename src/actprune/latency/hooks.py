@@ -63,4 +63,5 @@ def _same(some: list[Any] | None, others: list[Any] | None) -> bool:
     if some is None or others is None or len(some) != len(others):
         return False
     tensors = [(a, b) for a, b in zip(some, others, strict=True) if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    return all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in tensors)
+    alike = all(a.shape == b.shape and a.dtype == b.dtype and a.device == b.device for a, b in tensors)
+    return alike and all(torch.allclose(a, b, equal_nan=True) for a, b in tensors)

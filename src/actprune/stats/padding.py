@@ -172,8 +172,10 @@ def _masks(graph: Graph) -> Iterator[Mask]:
     program, names = graph.program, _names(graph.program)
     for place, name in enumerate(names):
         if name in MASKS and isinstance(program.example[place], Tensor) and program.example[place].dim() == 2:
-            pairs = (_pair(graph, place), _partner(graph, names, place))
-            keys = tuple(dict.fromkeys(pair for pair in pairs if pair is not None))
+            own = _pair(graph, place)
+            if not program.is_batched(place) or (own is not None and own[0] == own[1]):
+                continue  # of positions by positions, as a causal one
+            keys = tuple(dict.fromkeys(pair for pair in (own, _partner(graph, names, place)) if pair is not None))
             if keys:
                 yield Mask(place, MASKS[name], keys)
 
