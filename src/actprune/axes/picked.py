@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.fx import Node
@@ -24,8 +25,17 @@ _PICKING = (
 """Ops whose number of results may depend on values."""
 
 
-def picking(graph: Graph) -> dict[Node, frozenset[int]]:
-    """The calls that pick → keys of the axes that count what they picked."""
+_KNOWN: WeakKeyDictionary[Graph, Mapping[Node, frozenset[int]]] = WeakKeyDictionary()
+
+
+def picking(graph: Graph) -> Mapping[Node, frozenset[int]]:
+    """The calls that pick → keys of the axes that count what they picked; looked for when they are first asked for."""
+    if graph not in _KNOWN:
+        _KNOWN[graph] = _found(graph)
+    return _KNOWN[graph]
+
+
+def _found(graph: Graph) -> dict[Node, frozenset[int]]:
     found: dict[Node, frozenset[int]] = {}
     for node in graph.program.nodes:
         if node.op == "call_function" and op_name(node).startswith(_PICKING) and _by_values(node):
@@ -55,6 +65,7 @@ def _is_axis(value: Any) -> bool:
     return not isinstance(value, list | tuple)
 
 
-def picked(graph: Graph, node: Node, calls: Mapping[Node, frozenset[int]]) -> bool:
-    """Whether the rows of a value are what one of these calls picked."""
-    return not keys_of(graph, node).isdisjoint(frozenset[int]().union(*calls.values()))
+def picked(graph: Graph, node: Node) -> bool:
+    """Whether the rows of a value are what some call picked."""
+    calls = picking(graph)
+    return bool(calls) and not keys_of(graph, node).isdisjoint(frozenset[int]().union(*calls.values()))

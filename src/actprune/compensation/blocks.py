@@ -108,7 +108,7 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
         masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site is not reader)
     result = path.norm or node
     calls = _between(walk.nodes, masks, walk.state.placeholders, result)
-    if path.partner in calls or picked(walk.graph, result, walk.state.picking):
+    if path.partner in calls or picked(walk.graph, result):
         return None
     outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.state.kept)
     residuals = prod(shape(result)) * len(outputs) // reader.outputs(tensors[reader.weight])

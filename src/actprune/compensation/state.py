@@ -73,11 +73,6 @@ class State:
         """Tensor name → what stands for it."""
         return placeholders_of(self.graph.program)
 
-    @cached_property
-    def picking(self) -> dict[Node, frozenset[int]]:
-        """The calls that pick rows by the data → the axes that count these rows."""
-        return picking(self.graph)
-
     def strays(self, value: Node) -> bool:
         """Whether the rows of a value are other ones in the cut network.
 
@@ -86,7 +81,7 @@ class State:
         strayed = self.streams.strayed
         if strayed and not keys_of(self.graph, value).isdisjoint(strayed):
             return True
-        return bool(self.picking) and self.streams.misshapen(value)
+        return bool(picking(self.graph)) and self.streams.misshapen(value)
 
     @cached_property
     def padding(self) -> Padding:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, size
 from actprune.axes.masks import calls
-from actprune.axes.picked import keys_of, picking
+from actprune.axes.picked import picked
 from actprune.graph.program import Batch, Program, op_name, place, shape
 from actprune.graph.run import run
 from actprune.graph.values import as_real, is_float
@@ -147,10 +147,9 @@ def _pairs(sides: Sides) -> list[tuple[Node, Node]] | None:
 def _first_shape(sides: Sides, pairs: list[tuple[Node, Node]]) -> str | None:
     kept = kept_units(sides.dense, sides.plan)  # a fresh capture may have groups that were frozen in the plan's
     widths = {group.key: len(kept.get(group.key, range(group.width))) for group in sides.dense.groups}
-    counting = frozenset[int]().union(*picking(sides.dense).values())
     for node, other in pairs:
         dims = sides.dense.node_axes.get(node.name)
-        if not counting.isdisjoint(keys_of(sides.dense, node)):
+        if picked(sides.dense, node):
             continue  # the cut network, captured with its own weights, may pick more rows or fewer
         if isinstance(dims, tuple) and (predicted := tuple(size(axis, widths) for axis in dims)) != shape(other):
             return f"{place(node)}: shape {shape(other)}, predicted {predicted}"
