@@ -640,6 +640,24 @@ def test_method_bias_restores_the_mean_of_every_output(bias: str) -> None:
         assert float((means[2] - means[0]).abs().max()) > 1e-2
 
 
+def test_method_bias_puts_dense_means_in_the_place_of_what_goes() -> None:
+    """FLAP's equation 6: whatever was cut in front of a layer, its bias gets W · mean of its own inputs that go."""
+    graph, x = made(
+        lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))),
+        (6,),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 7),
+        c=nn.Linear(7, 3),
+    )
+    rewrite = compensate(graph, make_plan(graph, {"a": [0, 3, 4], "b": [1, 2, 6]}), [x], method="bias")
+    weights = {name: value.detach().double() for name, value in graph.program.tensors.items()}
+    hidden = torch.relu(F.linear(x.double(), weights["a.weight"], weights["a.bias"]))
+    for name, goes in (("b", [1, 2, 5, 6, 7]), ("c", [0, 3, 4, 5])):
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        close(tensor(graph, rewrite, f"{name}.bias"), bias + weight[:, goes] @ hidden[:, goes].mean(0), 1e-5)
+        hidden = torch.relu(F.linear(hidden, weight, bias))
+
+
 def test_method_none_is_zero_columns() -> None:
     model, inputs = build("chain")
     graph = capture(model, inputs)

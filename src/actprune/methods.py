@@ -61,7 +61,9 @@ METHODS: dict[str, Method] = {
     "thinet": Method(
         ("thinet",), "least_squares", "uniform", True, "greedy by the next layer's outputs (Luo et al. 2017)"
     ),
-    "flap": Method(("flap",), "bias", "global", True, "fluctuation × weight norm, bias restored (An et al. 2024)"),
+    "flap": Method(
+        ("flap",), "bias", "global", True, "fluctuation × weight norm, means into the bias (An et al. 2024)"
+    ),
     "wanda": Method(("wanda",), None, "uniform", True, "|weight| × norm of the activation, per unit (Sun et al. 2024)"),
     "grail": Method(
         ("wanda",), "ridge_map", "uniform", True, "Wanda's units, a ridge map between channels (Tang et al. 2026)"

@@ -24,7 +24,7 @@ from actprune.compensation.schedule import Path
 from actprune.compensation.state import State
 from actprune.mapped import alongside
 from actprune.stats.moments import Moments
-from actprune.stats.padding import along
+from actprune.stats.padding import along, counted
 from actprune.stats.patches import (
     as_weight,
     columns_per_input,
@@ -71,7 +71,10 @@ class Layer:
                 state.overrides[site.weight] = found
             return
         grouped = site.weight in state.zeroed and has_grouped_rows(site, weight)  # a depthwise one never loses columns
-        if state.settings.method == "bias" or not (grouped or has_rows(site, weight)):
+        if state.settings.method == "bias":
+            self._replace_with_means()
+            return
+        if not (grouped or has_rows(site, weight)):
             self._restore_mean()
             return
         for group in range(site.groups):
@@ -190,32 +193,45 @@ class Layer:
         """(o,) the bias, as it is now."""
         return None if self.site.bias is None else self.state.streams.tensor(self.site.bias).reshape(-1)
 
+    def _replace_with_means(self) -> None:
+        """The mean of the dense network's inputs in place of those that go (FLAP: An et al. 2024, eq. 6)."""
+        streams = self.state.streams
+
+        def lost(i: int) -> Tensor:
+            apart = streams.output(self.node, i) - streams.on_dense(self.node, i)
+            return output_rows(self.site, apart)
+
+        self._shift(lost)
+
     def _restore_mean(self) -> None:
-        """Only the mean of each output, through the bias (FLAP's compensation, An et al. 2024, eq. 6)."""
-        state, site = self.state, self.site
-        if self._slot is None or self._strays:
-            none = self._slot is None
-            left = (
-                "has no bias of its own, nor a BatchNorm behind it"
-                if none
-                else "is given other rows by the cut network"
-            )
-            state.record[site.node] = {"module": site.module, "left": left}
+        """The mean of each output as it is in the dense network, where nothing else can be fitted."""
+        if self._strays:
+            self._leave("is given other rows by the cut network")
             return
-        targets = self._aim.targets(None)
-        total = torch.zeros(targets[0].shape[-1], dtype=torch.float64, device=targets[0].device)
-        count = 0
-        state.streams.step_cut(self.node)
-        for y, t, which in zip(state.streams.cut(self.node), targets, self._there, strict=True):
-            apart = t.double() - output_rows(site, y).double()
-            total += apart.sum((0, 1)) if which is None else apart[which].sum(0)
-            count += t.shape[0] * t.shape[1] if which is None else int(which.sum())
+        streams, targets = self.state.streams, self._aim.targets(None)
+        streams.step_cut(self.node)
+        cut = streams.cut(self.node)
+        self._shift(lambda i: targets[i] - output_rows(self.site, cut[i]))
+
+    def _shift(self, apart: Callable[[int], Tensor]) -> None:
+        """Add to the bias the mean of what the outputs of batch i lack."""
+        state, slot = self.state, self._slot
+        if slot is None:
+            self._leave("has no bias of its own, nor a BatchNorm behind it")
+            return
+        total, count = torch.zeros((), dtype=torch.float64, device=self._weight.device), 0
+        for i, there in enumerate(self._there):
+            rows = counted(apart(i), there).double().flatten(0, -2)
+            total, count = total + rows.sum(0), count + len(rows)
         if not count:
-            state.record[site.node] = {"module": site.module, "left": "is given padding alone"}
+            self._leave("is given padding alone")
             return
         now = self._bias()
-        self._slot.put(state.overrides, state.graph.program, total / count + (0.0 if now is None else now.double()))
-        state.record[site.node] = {"module": site.module, "bias": True}
+        slot.put(state.overrides, state.graph.program, total / count + (0.0 if now is None else now.double()))
+        state.record[self.site.node] = {"module": self.site.module, "bias": True}
+
+    def _leave(self, why: str) -> None:
+        self.state.record[self.site.node] = {"module": self.site.module, "left": why}
 
 
 def _solved(ridge: Ridge, outer: Moments, full: Tensor, outputs: Tensor, columns: Tensor) -> Tensor:

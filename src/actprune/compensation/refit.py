@@ -64,8 +64,8 @@ def compensate(
         method: "least_squares"; "reconstruct", which then fits the layers in front of each consumer too, where they
             make the units of a cut group for it alone (`reconstruct`), and the last layer of a classifier to the dense
             network's probabilities (`logits`); "ridge_map" lets the kept channels stand in for the others
-            (`ridge_map`); "bias" restores only the mean of each output; None or "none" does nothing beyond the zero
-            columns.
+            (`ridge_map`); "bias" puts the means of the dense network's inputs in place of those that go; None or "none"
+            does nothing beyond the zero columns.
         target: "sum" aims at the sum that an output joins, "own" at the output itself.
         rounds: of the rectified fit in front of a ReLU; 0 for plain least squares.
         rows: per column of a consumer that are used at most; the rest of a map's positions is skipped.

@@ -139,6 +139,16 @@ class Streams:
         """The dense value of a call on batch i, not kept."""
         return self._call(node, {source: self._dense[source][i] for source in node.all_input_nodes})
 
+    def on_dense(self, node: Node, i: int) -> Any:
+        """What a call makes of the dense values of batch i with the cut stream's tensors."""
+        known: dict[Node, Any] = {}
+
+        def given(source: Node) -> Any:
+            of_weights = source in self._of_tensors or source.name in self.program.bindings
+            return self._of_weights(source, known) if of_weights else self._dense[source][i]
+
+        return self._call(node, {source: given(source) for source in node.all_input_nodes})
+
     def output(self, node: Node, i: int) -> Any:
         """The dense value of a call on batch i, whether it is kept or not."""
         return self._dense[node][i] if node in self._dense else self.peek(node, i)

@@ -156,7 +156,7 @@ class Walk:
             return False
         if site.weight in state.zeroed or state.collects(site):
             return True
-        if state.settings.method == "ridge_map" or state.strays(contracted(node)):
+        if state.settings.method in ("ridge_map", "bias") or state.strays(contracted(node)):
             return False
         stream_differs = path.partner is not None and streams.differs(path.partner)
         return state.settings.everything and (streams.differs(contracted(node)) or stream_differs)
