@@ -366,3 +366,57 @@ def test_spectral_norm_in_training_mode_stays_as_it_is(normed: Any) -> None:
     result = ap.prune(model, list(torch.randn(64, 6).split(16)), keep="macs=50%", method="l2")
     assert result.proof.passed and model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Forces(nn.Module):
+    """An energy and its gradient by the inputs, as potentials and physics-informed networks have them."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.by, self.net = (
+            by,
+            nn.Sequential(nn.Linear(3, 24), nn.Tanh(), nn.Linear(24, 16), nn.SiLU(), nn.Linear(16, 1)),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.by == "vmap":
+            return self.net(x), torch.vmap(torch.func.grad(lambda row: self.net(row).sum()))(x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.net(x)
+            (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            (curve,) = torch.autograd.grad(slope[:, 0].sum(), x)
+        return energy.detach(), torch.cat([slope.detach(), curve], 1)
+
+
+@pytest.mark.parametrize("by", ["autograd", "vmap"])
+@pytest.mark.parametrize("method", ["sgd-ap", "l2"])
+def test_gradients_that_the_forward_pass_takes(by: str, method: str) -> None:
+    torch.manual_seed(0)
+    model, x = Forces(by).eval(), torch.randn(128, 3)
+    result = ap.prune(model, list(x.split(32)), keep="params=60%", method=method)
+    assert result.proof.passed and set(result.plan.widths) == {"net.0", "net.2"}
+    with torch.no_grad():
+        assert [out.shape for out in result.model(x[:5])] == [out.shape for out in model(x[:5])]
+
+
+class Ensemble(nn.Module):
+    """Several networks as one, as torch.func stacks them."""
+
+    def __init__(self, members: int) -> None:
+        super().__init__()
+        nets = [nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)) for _ in range(members)]
+        stacked, _ = torch.func.stack_module_state(nets)
+        self.weights = nn.ParameterDict({name.replace(".", "_"): value.detach() for name, value in stacked.items()})
+        self.one = [nets[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {name.replace("_", "."): value for name, value in self.weights.items()}
+        return torch.vmap(lambda w: torch.func.functional_call(self.one[0], w, (x,)))(weights).mean(0)
+
+
+def test_an_ensemble_that_vmap_calls() -> None:
+    torch.manual_seed(0)
+    result = ap.prune(Ensemble(3), list(torch.randn(128, 6).split(32)), keep="params=60%")
+    assert result.proof.passed and list(result.plan.widths) == ["weights.0_weight"]
+    assert result.model.weights["0_weight"].shape == (3, result.plan.widths["weights.0_weight"], 6)

@@ -10,6 +10,9 @@ from torch.fx import Node
 
 from actprune.graph.program import op_name, shape
 
+_MAYBE_ALIKE = ("aten.reshape.", "aten.view.", "aten._unsafe_view.", "aten.expand.")
+"""Calls that may leave every dimension as it is."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredTensors:
@@ -24,13 +27,14 @@ class StoredTensors:
     def find(self, value: Any) -> tuple[str, list[int]] | None:
         """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
 
-        Transposes are seen through, and reshapes that do no more than one.
+        Transposes are seen through, and reshapes and expansions that do no more than one, as those that `matmul` makes
+        of its operands below autograd.
         """
         if not isinstance(value, Node):
             return None
         if value in self.names:
             return self.names[value], list(range(len(shape(value))))
-        if op_name(value).startswith("aten.reshape."):
+        if op_name(value).startswith(_MAYBE_ALIKE):
             return self._alike(value)
         turned = _turned(value)
         below = self.find(value.args[0]) if turned is not None else None

@@ -34,8 +34,14 @@ _IDLE = {"_set_grad_enabled", "aten.item.default", "aten._assert_async.default",
 """Calls that compute nothing here: gradients are off, what was read is a number by now, and the checks held."""
 
 
-def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
+def recorded(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, *, whole: bool = True
+) -> Traced:
     """Trace the call `model(*args, **kwargs)` by running it once.
+
+    Args:
+        whole: note calls as they are made, so that one `linear` stays one node. Otherwise what autograd and vmap make
+            of them: there, gradients that the forward pass takes are calls like any others.
 
     Raises:
         Refused: the outputs hide tensors where nobody can compare them.
@@ -63,7 +69,7 @@ def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
     existing = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
     with kept_buffers(model, parameters=True), _module_paths(model):
         tracer = make_fx(
-            call, tracing_mode="real", pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False
+            call, tracing_mode="real", pre_dispatch=whole, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
         try:
             with contextlib.nullcontext() if isinstance(model, Rebuilt) else recording(model) as recorder:
@@ -118,7 +124,7 @@ def _check_seen(module: GraphModule, names: Names, existing: list[Tensor]) -> No
         if isinstance(value, Tensor) and id(value) not in known and names.canonical("", value) == "":
             unseen = [user for user in node.users if op_name(user) != "aten.lift_fresh_copy.default"]
             if unseen:
-                raise Refused(f"what {place(unseen[0])} reads is computed out of sight (vmap, an extension)")
+                raise Refused(f"what {place(unseen[0])} reads is computed out of sight (an extension, say)")
 
 
 def read_by_python(value: Tensor) -> Tensor:

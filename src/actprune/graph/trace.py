@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,14 +154,15 @@ def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
 
 
 def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
-    """By export, else by a run on real tensors."""
+    """By export, else by a run on real tensors, the last time below autograd and vmap."""
     reasons: dict[str, Exception] = {}
-    for name, tracer in (("torch.export", _exported), ("recording a run", recorded)):
+    below = partial(recorded, whole=False)
+    for name, tracer in (("torch.export", _exported), ("recording a run", recorded), ("recording a run", below)):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
                 return tracer(model, args, kwargs, names)
         except Exception as error:  # a tracer raises whatever the model raises, and more
-            reasons[name] = error
+            reasons.setdefault(name, error)
     tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     raise _refusal(model, tensors, reasons) from reasons["recording a run"]
 
