@@ -254,6 +254,33 @@ def test_the_report_names_what_no_call_has_reached() -> None:
     assert not any("heads.one" in note for note in notes)
 
 
+class Exits(nn.Module):
+    """Easy inputs leave behind the first layer."""
+
+    def __init__(self, deep: bool) -> None:
+        super().__init__()
+        self.a, self.early, self.last = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.b = nn.Linear(16, 16) if deep else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        return self.early(h) if x.abs().max() < 1 else self.early(h) - self.last(F.relu(self.b(h)))
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_batches_that_take_another_branch_than_the_first(deep: bool) -> None:
+    torch.manual_seed(0)
+    easy, hard = torch.rand(8, 6), 3 * torch.randn(8, 6)
+    model = Exits(deep)
+    with pytest.raises(ap.EquivalenceError, match="does not run on calibration batch 3") as caught:
+        ap.prune(model, [easy, easy, hard], keep="macs=50%", method="l2")
+    assert "begin the calibration data with a batch that reaches every layer" in str(caught.value)
+    result = ap.prune(model, [hard, easy, easy], keep="macs=50%", method="l2")
+    assert any("On 2 of the first 3 calibration batches" in note for note in result.report.notes)
+    assert all(result.model(x).shape == (8, 3) for x in (easy, hard))
+    assert not any("calibration batches the" in note for note in ap.prune(model, [hard] * 3, keep=0.5).report.notes)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_samples_that_are_single_rows(recurrent: bool) -> None:
     class Net(nn.Module):

@@ -25,6 +25,7 @@ from actprune.ledger import Ledger
 from actprune.looking import Looking
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
+from actprune.proof.elsewhere import check_elsewhere
 from actprune.proof.trial import at_fault
 from actprune.recovery.steps import DivergedError, Losses
 from actprune.report.reading import read_report
@@ -220,7 +221,10 @@ class Attempting:
             try:
                 small = self.captured.form.cut(self.model, plan, rewrite)
                 graph, inputs = self.ranked.proving
-                return small, verify(self.model, small, plan, inputs, rewrite=rewrite, graph=graph, seed=seed)
+                proof = verify(self.model, small, plan, inputs, rewrite=rewrite, graph=graph, seed=seed)
+                if self.captured.form.name == "class":  # a graph has no other branch
+                    check_elsewhere(small, graph.program, self.captured.data.batches, self.captured.elsewhere)
+                return small, proof
             except (EquivalenceError, PlanError) as error:
                 failed = FailedCutError(plan, rewrite, error)
                 failed.__cause__ = error

@@ -23,6 +23,7 @@ class Captured:
     Attributes:
         inputs: a batch.
         distance: of outputs; what "auto" stands for on these samples.
+        elsewhere: the numbers of the batches on which the model does something else than its graph.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Captured:
     data: Calibration
     bench: Bench
     distance: str | Distance
+    elsewhere: tuple[int, ...] = ()
 
     @property
     def graph(self) -> Graph:

@@ -28,6 +28,7 @@ from actprune.keeping import given_digests
 from actprune.latency.bench import Bench, Latency
 from actprune.ledger import Ledger
 from actprune.mapped import any_mapped
+from actprune.proof.elsewhere import elsewhere
 from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
 from actprune.stats.across import collect_across
@@ -92,7 +93,8 @@ class Looking:
             if isinstance(tune, SGD) and not any_mapped(self.model.parameters()):
                 tune.check_on(self.model)
         _check_finite(self.model, form.graph, data, 1 if all(one.method.statistics for one in self.asks) else None)
-        return Captured(self.model, form, inputs, data, bench, resolve(program, asked.distance, data))
+        distance, others = resolve(program, asked.distance, data), elsewhere(self.model, program, data.batches)
+        return Captured(self.model, form, inputs, data, bench, distance, others)
 
     def rank(self, captured: Captured) -> Ranked:
         """Gather what the groups are ranked by, and rank them."""

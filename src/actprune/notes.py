@@ -13,6 +13,7 @@ from actprune.graph.program import op_name
 from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.blocks import by_blocks
 from actprune.mapped import any_mapped
+from actprune.proof.elsewhere import MOST
 from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
 from actprune.stats.room import folds_on_disk, folds_within
@@ -96,6 +97,18 @@ def _left_over(told: Told) -> Iterator[str]:
         yield f"{told.captured.data.left_over} calibration samples did not fill a batch and were not used."
 
 
+def _elsewhere(told: Told) -> Iterator[str]:
+    """A recorded run has the branches and sizes of the first batch."""
+    others = told.captured.elsewhere
+    if others:
+        looked_at = min(len(told.captured.data.batches), MOST)
+        yield (
+            f"On {len(others)} of the first {looked_at} calibration batches the forward pass does something else than "
+            "on the first, with which the model was captured (a branch, or a size that values decide): statistics, "
+            "refits and the proof are of what it does there. Where it can, begin with the batch that matters most."
+        )
+
+
 def _not_reached(told: Told) -> Iterator[str]:
     """The modules with parameters that no captured run reads."""
     idle = sorted(told.graph.program.parameters - told.graph.used)
@@ -103,8 +116,8 @@ def _not_reached(told: Told) -> Iterator[str]:
     if modules:
         more = f" and {len(modules) - 4} more" if len(modules) > 4 else ""
         yield (
-            f"Not reached with the calibration data, and left as they were: {', '.join(modules[:4])}{more}. Where a "
-            "call reaches them, they may not fit the layers in front any more: name those in protect=."
+            f"Not reached with the first calibration batch, and left as they were: {', '.join(modules[:4])}{more}. "
+            "Where a call reaches them, they may not fit the layers in front any more: name those in protect=."
         )
 
 
@@ -236,6 +249,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
-    _form, _left_over, _one_batch, _not_reached, _budget, _drop, _worse, _diverged, _recovery, _processes, _room,
-    _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
+    _form, _left_over, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery, _processes,
+    _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
 )  # fmt: skip

@@ -1,0 +1,84 @@
+"""Calibration batches on which a forward pass does something else than on the one that it was captured with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from actprune.errors import EquivalenceError
+from actprune.graph.keep import forked_random, kept_buffers, preserved
+from actprune.graph.program import Batch, Program
+from actprune.graph.run import run
+from actprune.proof.compare import relative_error
+
+MOST = 16
+"""So many batches are looked at."""
+
+TOLERANCE = 1e-3
+"""Relative error of outputs; those of another branch are farther apart."""
+
+
+def elsewhere(model: nn.Module, program: Program, batches: Sequence[Batch]) -> tuple[int, ...]:
+    """The numbers of the batches, of the first ones, on which the model computes something else than its graph.
+
+    Only the graph of a recorded run can be that of one branch. Where it is not the model's on the first batch either,
+    the two differ by what they draw at random, and nothing can be told.
+    """
+    if program.source != "real":
+        return ()
+    others = tuple(n for n, batch in enumerate(batches[:MOST]) if _differs(model, program, batch))
+    return () if 0 in others else others
+
+
+def check_elsewhere(small: nn.Module, program: Program, batches: Sequence[Batch], others: Sequence[int]) -> None:
+    """That a cut network runs on the batches that `elsewhere` gives, too: what they reach the proof has not seen.
+
+    Raises:
+        EquivalenceError: it doesn't run on one of them.
+    """
+    for number in others:
+        try:
+            called(small, program, batches[number])
+        except Exception as error:  # whatever a layer says of an input that is too narrow
+            raise EquivalenceError(
+                f"The cut {program.model_name} does not run on calibration batch {number + 1}.",
+                expected="a network for all calibration batches",
+                got=f"{type(error).__name__}: {str(error)[:300]}; the dense model does something else there than on "
+                "the first batch, with which it was captured",
+                where="forward",
+                hint="begin the calibration data with a batch that reaches every layer, or name in protect= the "
+                "layers in front of those that it does not reach",
+            ) from error
+
+
+def _differs(model: nn.Module, program: Program, batch: Batch) -> bool:
+    try:
+        expected = called(model, program, batch)
+    except Exception:  # there is nothing that the graph could be compared with
+        return False
+    try:
+        with forked_random():
+            found = run(program, batch, native=True)
+    except Exception:  # a size of the first batch that does not fit this one
+        return True
+    return relative_error(expected, _tensors(found)) > TOLERANCE
+
+
+def called(model: nn.Module, program: Program, batch: Batch) -> list[Tensor]:
+    """What the model itself makes of a flat batch in eval mode; it is left as it was."""
+    copies = [value.clone() if isinstance(value, Tensor) else value for value in batch]
+    args, kwargs = pytree.tree_unflatten(copies, program.in_spec)
+    with contextlib.ExitStack() as around:
+        for one in (preserved(model), kept_buffers(model, parameters=True), torch.no_grad()):
+            around.enter_context(one)
+        model.eval()
+        return _tensors(model(*args, **kwargs))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
