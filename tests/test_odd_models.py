@@ -406,6 +406,8 @@ class Forces(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.by == "jvp":
+            return torch.func.jvp(self.net, (x,), (torch.ones_like(x),))
         if self.by == "vmap":
             return self.net(x), torch.vmap(torch.func.grad(lambda row: self.net(row).sum()))(x)
         with torch.enable_grad():
@@ -416,7 +418,8 @@ class Forces(nn.Module):
         return energy.detach(), torch.cat([slope.detach(), curve], 1)
 
 
-@pytest.mark.parametrize("by", ["autograd", "vmap"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's jvp on itself
+@pytest.mark.parametrize("by", ["autograd", "vmap", "jvp"])
 @pytest.mark.parametrize("method", ["sgd-ap", "l2"])
 def test_gradients_that_the_forward_pass_takes(by: str, method: str) -> None:
     torch.manual_seed(0)

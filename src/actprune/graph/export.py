@@ -14,7 +14,7 @@ from torch.fx import Graph, config
 from torch.utils import _pytree as pytree
 
 from actprune.graph.names import Names
-from actprune.graph.program import op_name, place
+from actprune.graph.program import place
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Recorder, recording
 from actprune.graph.traced import Refused, Traced
@@ -24,13 +24,12 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
     """Trace the call `model(*args, **kwargs)` with fake tensors.
 
     Raises:
-        Refused: a size depends on the values of tensors, or a vmap is left as the calls that open and close it.
+        Refused: a size depends on the values of tensors.
         Exception: whatever export or the model raises.
     """
     program, recorder = _program(model, args, kwargs)
     _register_users(program.graph)
     _check_static(program.graph)
-    _check_flat(program.graph)
     inputs: list[str] = []
     bindings: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
@@ -91,10 +90,3 @@ def _check_static(graph: Graph) -> None:
             if isinstance(result, Tensor) and not all(isinstance(n, int) for n in result.shape):
                 shape = f"({', '.join(map(str, result.shape))})"
                 raise Refused(f"a size depends on the values of tensors: {shape} from {place(node)}")
-
-
-def _check_flat(graph: Graph) -> None:
-    """Between the two calls of a vmap, tensors have a dimension less than they have: a run shows the products."""
-    for node in graph.nodes:
-        if op_name(node) == "_add_batch_dim":
-            raise Refused(f"a vmap at {place(node)}")

@@ -26,7 +26,7 @@ from actprune.graph.export import exported
 from actprune.graph.inline import inline
 from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names
-from actprune.graph.program import Program, architecture, op_name
+from actprune.graph.program import Program, architecture, op_name, place
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
@@ -160,11 +160,20 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     for name, tracer in (("torch.export", _exported), ("recording a run", recorded), ("recording a run", below)):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
-                return tracer(model, args, kwargs, names)
+                traced = tracer(model, args, kwargs, names)
+                _check_flat(traced.graph)
+                return traced
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons.setdefault(name, error)
     tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     raise _refusal(model, tensors, reasons) from reasons["recording a run"]
+
+
+def _check_flat(graph: Graph) -> None:
+    """Between the calls that open and close a vmap or a jvp tensors are not what they seem; a run below shows them."""
+    for node in graph.nodes:
+        if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":
+            raise Refused(f"{op_name(node).strip('_')} at {place(node)} is a step of torch.func")
 
 
 def check_ready(model: nn.Module) -> None:
