@@ -398,11 +398,11 @@ def test_spectral_norm_in_training_mode_stays_as_it_is(normed: Any) -> None:
 class Forces(nn.Module):
     """An energy and its gradient by the inputs, as potentials and physics-informed networks have them."""
 
-    def __init__(self, by: str) -> None:
+    def __init__(self, by: str, activation: nn.Module | None = None) -> None:
         super().__init__()
-        self.by, self.net = (
-            by,
-            nn.Sequential(nn.Linear(3, 24), nn.Tanh(), nn.Linear(24, 16), nn.SiLU(), nn.Linear(16, 1)),
+        self.by = by
+        self.net = nn.Sequential(
+            nn.Linear(3, 24), activation or nn.Tanh(), nn.Linear(24, 16), nn.SiLU(), nn.Linear(16, 1)
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -428,6 +428,13 @@ def test_gradients_that_the_forward_pass_takes(by: str, method: str) -> None:
     assert result.proof.passed and set(result.plan.widths) == {"net.0", "net.2"}
     with torch.no_grad():
         assert [out.shape for out in result.model(x[:5])] == [out.shape for out in model(x[:5])]
+
+
+@pytest.mark.parametrize("activation", [nn.Softplus(), nn.ELU(), nn.LeakyReLU(), nn.Hardswish(), nn.Mish(), nn.GELU()])
+def test_the_slope_of_an_activation_is_element_wise(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    graph = ap.capture(Forces("autograd", activation).eval(), torch.randn(32, 3))
+    assert [group.name for group in graph.groups] == ["net.0", "net.2"]
 
 
 class Ensemble(nn.Module):

@@ -27,7 +27,9 @@ BROADCASTING = """
     add sub mul div rsub pow maximum minimum fmod remainder floor_divide atan2 where eq ne lt le gt ge logical_and
     logical_or logical_xor bitwise_and bitwise_or __and__ __or__ masked_fill lerp addcmul addcdiv min.other max.other
     copysign hypot xlogy clamp clamp_min clamp_max copy divide multiply subtract true_divide greater greater_equal less
-    less_equal not_equal clip special_xlogy isclose complex polar __xor__ _prelu_kernel
+    less_equal not_equal clip special_xlogy isclose complex polar __xor__ _prelu_kernel elu_backward
+    hardshrink_backward hardsigmoid_backward hardswish_backward hardtanh_backward leaky_relu_backward
+    mish_backward softplus_backward softshrink_backward
 """.split()
 
 
