@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "flap"},
     {"method": "random"},
 )
+WHOLE = {"setting": "streams whole"}
+"""As the papers of most criteria have it: only what lies within a block is cut."""
+
+STREAMS = ("conv1", "*.conv2")
 RECOVERED = (0.5, 0.3)
 STEPS = 650
 """Nine minutes of two cores at 30 %, about twelve at the half."""
@@ -50,11 +55,11 @@ class Bench:
             "params": sum(p.numel() for p in model.parameters()),
         }
 
-    def pruned(self, keep: float, setting: dict[str, Any], seed: int, **more: Any) -> ap.Result:
+    def pruned(self, keep: float, method: dict[str, Any], seed: int, protect: Sequence[str] = ()) -> ap.Result:
         images = self.train.drawn(CALIBRATION, seed)
         return ap.prune(
             self.dense, images.split(BATCH), keep=f"macs={keep:.0%}", calibration_size=CALIBRATION, seed=seed,
-            **setting, **more,
+            protect=protect, **method,
         )  # fmt: skip
 
 
@@ -63,8 +68,10 @@ def measure(rows: Rows, folder: Path, *, long: bool = False) -> None:
     rows.measure(lambda: bench.figures(bench.dense), method="dense", stage="dense")
     for seed in range(3 if long else 1):
         for keep in KEEPS:
-            for setting in METHODS if seed == 0 else METHODS[:1]:
-                _prune(bench, setting, keep, seed)
+            for method in METHODS if seed == 0 else METHODS[:1]:
+                _prune(bench, method, keep, seed)
+            for method in METHODS[1:] if seed == 0 else ():
+                _prune(bench, method, keep, seed, WHOLE)
             for importance in ("magnitude", "taylor") if seed == 0 else ():
                 _rival(bench, importance, keep)
     if long:
@@ -72,14 +79,14 @@ def measure(rows: Rows, folder: Path, *, long: bool = False) -> None:
             _tune_all(bench, keep)
 
 
-def _prune(bench: Bench, setting: dict[str, Any], keep: float, seed: int) -> None:
+def _prune(bench: Bench, method: dict[str, Any], keep: float, seed: int, setting: dict[str, str] | None = None) -> None:
     """A row "pruned", and for ours "recovered" behind it."""
-    ours = setting["method"] == "sgd-ap" and "compensate" not in setting
-    key = {**setting, "keep": keep, "seed": seed}
+    ours = method["method"] == "sgd-ap" and "compensate" not in method
+    key = {**method, **(setting or {}), "keep": keep, "seed": seed}
     wanted = ["pruned"] + (["recovered"] if ours and keep in RECOVERED else [])
     if all(bench.rows.has(**key, stage=stage) for stage in wanted):
         return
-    result = bench.pruned(keep, setting, seed)
+    result = bench.pruned(keep, method, seed, STREAMS if setting else ())
     shared = {"widths": dict(result.plan.widths), "macs_left": result.proof.macs / ap.cost(result.graph).macs}
     times = {"seconds": round(sum(result.report.seconds.values()), 1), "seconds_by_stage": dict(result.report.seconds)}
     bench.rows.measure(lambda: {**bench.figures(result.model), **shared, **times}, **key, stage="pruned")
@@ -139,7 +146,7 @@ def tables(rows: Rows) -> str:
 def _accuracies(found: list[Row], stage: str) -> str:
     rows = [row for row in found if row["stage"] == stage]
     return pivot(
-        rows, ("method", "compensate"), lambda r: _macs(r["keep"]), lambda r: r.get("accuracy"),
+        rows, ("method", "compensate", "setting"), lambda r: _macs(r["keep"]), lambda r: r.get("accuracy"),
         order=[_macs(keep) for keep in KEEPS],
     )  # fmt: skip
 
