@@ -576,6 +576,108 @@ def test_what_bakes_a_width_is_frozen() -> None:
     assert result.model.get_layer("b").units == 3
 
 
+@keras.saving.register_keras_serializable("tests")
+class Block(kl.Layer):
+    """A transformer's layer as tutorials write it."""
+
+    def __init__(self, width: int = 8, heads: int = 2, hidden: int = 12, **others: Any) -> None:
+        super().__init__(**others)
+        self.width, self.heads, self.hidden = width, heads, hidden
+        self.attention = kl.MultiHeadAttention(heads, width // heads)
+        self.mlp = keras.Sequential([kl.Dense(hidden, activation="relu"), kl.Dense(width)])
+        self.norms = [kl.LayerNormalization(), kl.LayerNormalization()]
+
+    def build(self, shape: Any) -> None:
+        self.attention.build(shape, shape)
+        for part in (self.mlp, *self.norms):
+            part.build(shape)
+
+    def call(self, x: Any) -> Any:
+        x = self.norms[0](x + self.attention(x, x))
+        return self.norms[1](x + self.mlp(x))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "width": self.width, "heads": self.heads, "hidden": self.hidden}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Residual(kl.Layer):
+    """Its one number is the width of its input as well."""
+
+    def __init__(self, filters: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.filters = filters
+        self.first, self.second = (kl.Conv2D(filters, 3, padding="same") for _ in range(2))
+
+    def build(self, shape: Any) -> None:
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.relu(x + self.second(keras.ops.relu(self.first(x))))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stack(kl.Layer):
+    """A list of numbers, and a weight of its own."""
+
+    def __init__(self, units: list[int], **others: Any) -> None:
+        super().__init__(**others)
+        self.units = units
+        self.parts = [kl.Dense(n, activation="relu") for n in units]
+
+    def build(self, shape: Any) -> None:
+        for part in self.parts:
+            part.build(shape)
+            shape = part.compute_output_shape(shape)
+        self.gain = self.add_weight(shape=(self.units[-1],), initializer="ones", name="gain")
+
+    def call(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x)
+        return x * self.gain
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: _model((5, 6), kl.Dense(8), Block(), Block(), kl.Flatten(), kl.Dense(2)), {"block.sequential": 6}),
+        (
+            lambda: _model((6, 6, 2), kl.Conv2D(6, 3), Residual(6), Residual(6), kl.Flatten(), kl.Dense(2)),
+            {"conv2d": 3},
+        ),
+        (lambda: _model((5,), Stack([6, 8]), Stack([4]), kl.Dense(2)), {"stack": 3, "stack_1": 2}),
+    ],
+    ids=["attention and hidden units", "one number for inside and stream", "a list of numbers"],
+)
+def test_layers_of_the_users_own_are_cut_through_their_config(
+    make: Callable[[], Any], left: dict[str, int], tmp_path: Path
+) -> None:
+    model = make()
+    _, plan, small = _halved(model)
+    first = {name: next(n for key, n in plan.widths.items() if f"{key}.".startswith(f"{name}.")) for name in left}
+    assert first == left
+    assert small.count_params() < model.count_params()
+    small.save(tmp_path / "small.keras")
+    (x,) = _inputs(model)
+    again = keras.models.load_model(tmp_path / "small.keras")
+    assert torch.equal(again(x), small(x))
+
+
+def test_a_head_that_a_class_computes_from_its_width_stays() -> None:
+    graph, plan, small = _halved(_model((5, 6), kl.Dense(8), Block(), kl.Flatten(), kl.Dense(2)))
+    assert list(plan.widths) == ["block.sequential.dense_1"]
+    assert "Block is given a size of" in str(graph.account())
+    assert small.layers[2].get_config()["hidden"] == 6
+    assert small.layers[2].get_config()["heads"] == 2
+
+
 def test_refusals() -> None:
     class Own(keras.Model):
         def call(self, x: Any) -> Any:

@@ -1,11 +1,12 @@
 """Sizes that the layers of a Keras model write down and no variable of theirs has: the record for `actprune.repair`.
 
-The target shape of a `Reshape`, the 1/√(head size) of an attention, the one number of units of a `Bidirectional`.
+The target shape of a `Reshape`, the 1/√(head size) of an attention, the one number of units of a `Bidirectional`; and
+the numbers in the config of a layer of the user's own, which no table knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -13,6 +14,7 @@ from torch.fx import Graph, Node
 from actprune.graph.numbers import Expr
 from actprune.graph.program import module_path, named_arguments, op_name, shape
 from actprune.graph.sizes import Place, Sizes, SizeUse
+from actprune.keras3.own import Dim, Powers, is_own, own_sizes, variables_within
 from actprune.keras3.places import Placed
 
 _SCALED = {
@@ -33,7 +35,14 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
         if node.op == "call_function":
             nodes.setdefault(module_path(node), []).append(node)
     uses: list[SizeUse] = []
+    fields: dict[Any, int] = {}
+    asked: dict[str, Powers] = {}
+    names = {id(variable): _full(place, name) for place in places for name, (variable, _) in place.variables.items()}
     for place in places:
+        if is_own(place.layer):
+            numbers, found = own_sizes(place.layer, place.path, asked)
+            fields |= numbers
+            uses += _numbered(place.layer, found, names)
         own = nodes.get(place.path, [])
         uses += _target_shape(place.path, place.layer, "target_shape", own, 1)
         for kind in type(place.layer).__mro__:
@@ -46,7 +55,21 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
     attributes: dict[Any, int] = {
         use.expr: use.value for use in uses if isinstance(use.expr, tuple) and use.expr[0] == "attr"
     }
-    return Sizes(tuple(uses), attributes)
+    return Sizes(tuple(uses), fields | attributes)
+
+
+def _full(place: Placed, name: str) -> str:
+    return f"{place.path}.{name}" if place.path else name
+
+
+def _numbered(layer: Any, found: Mapping[Dim, Expr], names: Mapping[int, str]) -> Iterator[SizeUse]:
+    """The sizes that follow from numbers in the config of a layer of the user's own."""
+    held = variables_within(layer)
+    code = type(layer).__init__.__code__
+    for slot, ((number, dim), expr) in enumerate(found.items()):  # each by itself
+        role = ("size", f"@{names[id(held[number])]}", dim)
+        place = Place(None, code, (), (code.co_firstlineno, 0, 0, 0))
+        yield SizeUse(held[number].shape[dim], expr, role, type(layer).__name__, slot, 1, place)
 
 
 def _target_shape(path: str, layer: Any, field: str, nodes: Sequence[Node], before: int) -> Iterator[SizeUse]:
