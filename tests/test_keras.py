@@ -697,6 +697,8 @@ def test_refusals() -> None:
     for options in ({"inplace": True}, {"form": "graph"}):
         with pytest.raises(DataError, match="has no other form"):
             actprune.prune(lenet(), np.zeros((4, 12, 12, 1)), keep=0.5, **options)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match="A Keras model isn't folded"):
+        actprune.fold(lenet(), torch.zeros(4, 12, 12, 1))
 
 
 def test_another_backend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

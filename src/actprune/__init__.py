@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from actprune.artifacts.opened import open_pretrained
     from actprune.axes.capture import Graph
     from actprune.compensation.refit import compensate
-    from actprune.deployment import fold
     from actprune.depth.plan import DepthPlan
     from actprune.depth.shorten import Shorter, shorten
     from actprune.errors import (
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from actprune.guidance.ranking import guide
     from actprune.hints import hint
     from actprune.iterating import prune_in_rounds
-    from actprune.keras3.bridge import load
+    from actprune.keras3.bridge import fold, load
     from actprune.latency.bench import Latency
     from actprune.latency.table import LatencyTable, measure_latency
     from actprune.methods import METHODS
@@ -93,7 +92,7 @@ _HOMES = {
     "confidence": "guidance.confidence",
     "cost": "allocation.cost",
     "cut": "surgery.slicing",
-    "fold": "deployment",
+    "fold": "keras3.bridge",
     "guide": "guidance.ranking",
     "hint": "hints",
     "inspect": "report.inspection",

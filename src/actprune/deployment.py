@@ -77,6 +77,7 @@ def fold(model: nn.Module, example_inputs: Any, *, channels_last: bool | str = "
         CaptureError: the model can't be captured with these inputs.
         DataError: `channels_last` is none of these.
         EquivalenceError: the copy computes something else, as where a class reads its norm's tensors itself.
+        UnsupportedModelError: it is a Keras model (`actprune.fold`).
     """
     if channels_last not in (True, False, "auto"):
         raise DataError(

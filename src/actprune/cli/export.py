@@ -47,7 +47,7 @@ def export(
         found = read_run(run)  # before the recipe trains a model, perhaps
         model, inputs = load_recipe(spec, data=data).network()
         if folded and isinstance(model, KerasNetwork):
-            raise unfoldable(model)
+            raise unfoldable(model.model)
         small = load(run, model, inputs)
         written: list[Path] = []
         if hf is not None:

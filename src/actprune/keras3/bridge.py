@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from actprune.artifacts.checkpoint import load as load_network
 from actprune.artifacts.checkpoint import save
+from actprune.deployment import fold as fold_network
 from actprune.errors import DataError, UnsupportedModelError
 from actprune.keras3.backend import is_keras, keras_on_torch
 from actprune.keras3.data import Batches
@@ -44,18 +46,25 @@ class KerasResult(Result):
         return save(folder, self.network, self.plan, report, overwrite=overwrite, more=more)
 
     def fold(self, *, channels_last: bool | str = "auto") -> nn.Module:
-        raise unfoldable(self.network)
+        raise unfoldable(self.model)
 
 
-def unfoldable(network: KerasNetwork) -> UnsupportedModelError:
+def unfoldable(model: Any) -> UnsupportedModelError:
     """What is said where the BatchNorm of a Keras model shall be folded."""
     return UnsupportedModelError(
         "A Keras model isn't folded.",
         expected="a torch model",
-        got=f"the Keras model {network.model.name!r}",
+        got=f"the Keras model {model.name!r}",
         where="fold",
         hint="export it as it is: on the command line without --fold, in Python with result.model.export(path)",
     )
+
+
+@wraps(fold_network)
+def fold(model: nn.Module, example_inputs: Any, *, channels_last: bool | str = "auto") -> nn.Module:
+    if is_keras(model):  # it is a torch module as well, without one norm that is torch's
+        raise unfoldable(model)
+    return fold_network(model, example_inputs, channels_last=channels_last)
 
 
 def check_keras(form: str, inplace: bool) -> None:
