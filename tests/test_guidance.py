@@ -721,6 +721,19 @@ def test_every_score_is_its_formula(name: str, scored: tuple[Graph, Stats, Two, 
     assert np.allclose(found, expected[name], rtol=1e-6)
 
 
+def test_counts_and_means_off_relu() -> None:
+    """A unit that is strongly negative counts for as much as a positive one; zeros that no unit has are not counted."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([-3.0, 0.0, 0.1, -0.1, 2.0, 0.0]))
+    graph = capture(model, torch.randn(16, 4))
+    stats = collect(graph, [torch.randn(64, 4)])
+    means = SCORES["mean"](graph, stats, graph["0"], 0)
+    assert means is not None and set(means.topk(2).indices.tolist()) == {0, 4}
+    assert SCORES["apoz"](graph, stats, graph["0"], 0) is None
+    assert list(guide(graph, stats, method="apoz").groups["0"].orders) == ["l2"]
+
+
 def test_filter_norms_add_up_over_all_producers() -> None:
     model, x = build("residual")
     graph = capture(model, x)

@@ -65,7 +65,7 @@ class Layer:
         """Put the new weight and bias among the overrides of the streams."""
         state, site, weight = self.state, self.site, self._weight
         if state.settings.method == "ridge_map":
-            inputs = self._dense_inputs()
+            inputs = self._cut_inputs()
             found, state.record[site.node] = ridge_map(state.graph, site, inputs, state.kept)
             if found is not None:
                 state.overrides[site.weight] = found
@@ -80,10 +80,10 @@ class Layer:
         for group in range(site.groups):
             self._fit(group)
 
-    def _dense_inputs(self) -> list[Tensor]:
-        """What the layer gets in the dense network; of a batch with padding what counts, as positions of one sample."""
+    def _cut_inputs(self) -> list[Tensor]:
+        """What the layer gets in the cut network; of a batch with padding what counts, as positions of one sample."""
         state, source, found = self.state, contracted(self.node), list[Tensor]()
-        for x, batch in zip(state.streams.dense(source), state.streams.batches, strict=True):
+        for x, batch in zip(state.streams.cut(source), state.streams.batches, strict=True):
             units = 1 if "conv" in self.site.kind else x.dim() - 1
             there = along(state.padding.of(source.name, batch), x, units)
             if there is not None:

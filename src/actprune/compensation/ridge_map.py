@@ -1,11 +1,12 @@
 """A ridge map between channels: every removed channel is a mixture of those that stay (Tang et al. 2026, GRAIL:
 Post-hoc Compensation by Linear Reconstruction for Compressed Networks).
 
-With G = E[x xᵀ] the second moments of a consumer's input channels in the dense network, not centred, and K those kept:
+With G = E[x xᵀ] the second moments of a consumer's input channels, not centred, and K those kept:
 
     B = G_:K (G_KK + λI)⁻¹,   λ = 1e-3 · mean diag G_KK,   W̃ = W B
 
-One coefficient per pair of channels: the kernel positions of a convolution, and the places of a map that was flattened
+Layers follow one another: G is taken behind those that are cut and mapped already, whose cut units still say what they
+would have said. One coefficient per pair of channels: the kernel positions of a convolution, and the places of a map that was flattened
 in front of a linear layer, share it. The columns of heads and their dimensions are channels of their own, for the
 dimensions of two heads have nothing to do with each other. Nothing else changes: no bias, and no consumer whose columns
 all stay.
@@ -34,7 +35,7 @@ def ridge_map(
     """A consumer's weight with the map, and what to record of it; None where it can't be given one.
 
     Args:
-        inputs: what the consumer gets in the dense network, batch by batch.
+        inputs: what the consumer gets where all layers before it are done with, batch by batch.
         kept: leaf key → kept units.
     """
     weight = graph.program.tensors[site.weight].detach()

@@ -13,10 +13,10 @@ from actprune.stats.statistics import Stats
 
 
 def mean(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:
-    """Mean activation (Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference,
-    §2.2, "activation")."""
+    """Size of the mean activation (Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient
+    Inference, §2.2, "activation", who have it behind a ReLU, where no mean is negative)."""
     unit = activation_of(stats, group)
-    return None if unit is None else unit.signed.mean
+    return None if unit is None else unit.signed.mean.abs()
 
 
 def std(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:
@@ -33,9 +33,9 @@ def activation(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Te
 
 def apoz(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:
     """Share of positive activations, so that a high average percentage of zeros goes first (Hu et al. 2016, Network
-    Trimming, eq. 1, which counts the zeros behind a ReLU)."""
+    Trimming, eq. 1). It counts the zeros of a ReLU: of units that take values below zero it says nothing."""
     unit = activation_of(stats, group)
-    return None if unit is None else unit.positive
+    return None if unit is None or bool((unit.least < 0).any()) else unit.positive
 
 
 def correlation(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor | None:
