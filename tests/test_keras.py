@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from keras import layers as kl
 
 import actprune
+from actprune.artifacts.export import export
 from actprune.cli.main import main
 from actprune.distance import output_kind
 from actprune.errors import ArtifactError, CaptureError, DataError, UnsupportedModelError
@@ -574,6 +575,21 @@ def test_what_bakes_a_width_is_frozen() -> None:
     assert "a" not in {group.name for group in result.graph.groups}
     assert "can't follow a cut here" in str(result.graph.account())
     assert result.model.get_layer("b").units == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="onnx is not installed")
+def test_onnx_files_have_the_names_of_the_input_layers(tmp_path: Path) -> None:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    first, second = keras.Input((4,), name="pixels"), keras.Input((3,), name="place")
+    x = kl.Concatenate()([kl.Dense(6, activation="relu")(second), kl.Dense(5, activation="relu")(first)])
+    model = _lively(keras.Model([first, second], kl.Dense(2)(x)))
+    inputs = _inputs(model)
+    path = export(KerasNetwork(model), inputs, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    given = {"pixels": inputs[0].numpy(), "place": inputs[1].numpy()}
+    assert {one.name for one in session.get_inputs()} == given.keys()
+    np.testing.assert_allclose(session.run(None, given)[0], model(list(inputs)).detach(), rtol=1e-5, atol=1e-6)
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import new_file
 from actprune.errors import ArtifactError
+from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.trace import call_arguments
 from actprune.proof.compare import relative_error
 
@@ -91,11 +92,13 @@ def _run_pt2(path: Path, args: Any, kwargs: Mapping[str, Any]) -> Outputs:
 
 def _write_onnx(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
     shapes = _dynamic(model, args, kwargs)
+    names = model.input_names if isinstance(model, Rebuilt) and not kwargs else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.13 on itself
         program = torch.onnx.export(
-            model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False
-        )
+            model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False,
+            input_names=names or None,
+        )  # fmt: skip
     if program is None:
         raise RuntimeError("the exporter gave no program")
     program.save(str(path))

@@ -29,6 +29,11 @@ class Rebuilt(nn.Module):
         """What messages call it."""
         return type(self).__name__
 
+    @property
+    def input_names(self) -> list[str]:
+        """What files call the inputs that are given in order; none where they have no names."""
+        return []
+
     @abstractmethod
     def rebuilt(self, plan: Any, tensors: Mapping[str, Tensor]) -> Rebuilt:
         """The smaller model.

@@ -38,6 +38,10 @@ class KerasNetwork(Rebuilt):
     def called(self) -> str:
         return type(self.model).__name__
 
+    @property
+    def input_names(self) -> list[str]:
+        return [tensor._keras_history.operation.name for tensor in self.model.inputs]
+
     def __init__(self, model: Any, like: list[Placed] | None = None) -> None:
         """
         Args:
