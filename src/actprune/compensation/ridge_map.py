@@ -6,10 +6,10 @@ With G = E[x xᵀ] the second moments of a consumer's input channels, not centre
     B = G_:K (G_KK + λI)⁻¹,   λ = 1e-3 · mean diag G_KK,   W̃ = W B
 
 Layers follow one another: G is taken behind those that are cut and mapped already, whose cut units still say what they
-would have said. One coefficient per pair of channels: the kernel positions of a convolution, and the places of a map that was flattened
-in front of a linear layer, share it. The columns of heads and their dimensions are channels of their own, for the
-dimensions of two heads have nothing to do with each other. Nothing else changes: no bias, and no consumer whose columns
-all stay.
+would have said. One coefficient per pair of channels: the kernel positions of a convolution, and the places of a map
+that was flattened in front of a linear layer, share it. The columns of heads and their dimensions are channels of their
+own, for the dimensions of two heads have nothing to do with each other. Nothing else changes: no bias, and no consumer
+whose columns all stay.
 """
 
 from __future__ import annotations
