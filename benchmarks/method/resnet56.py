@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from benchmarks.method.papers import WHOLE, left_whole
 from benchmarks.method.rival import torch_pruning
 from benchmarks.method.rows import Row, Rows, pivot
 from benchmarks.method.sources import Batches, agreement, cifar10, flipped_and_shifted, logits, resnet56
@@ -25,10 +26,6 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "flap"},
     {"method": "random"},
 )
-WHOLE = {"setting": "streams whole"}
-"""As the papers of most criteria have it: only what lies within a block is cut."""
-
-STREAMS = ("conv1", "*.conv2")
 RECOVERED = (0.5, 0.3)
 STEPS = 650
 """Nine minutes of two cores at 30 %, about twelve at the half."""
@@ -44,6 +41,7 @@ class Bench:
         self.rows, self.test, self.train = rows, cifar10(folder, "test"), cifar10(folder, "train")
         self.dense = resnet56(folder)
         self.wanted = logits(self.dense, self.test.images)
+        self.whole = left_whole(ap.capture(self.dense, self.test.images[:2]))
 
     def figures(self, model: nn.Module) -> Row:
         found = logits(model, self.test.images)
@@ -86,7 +84,7 @@ def _prune(bench: Bench, method: dict[str, Any], keep: float, seed: int, setting
     wanted = ["pruned"] + (["recovered"] if ours and keep in RECOVERED else [])
     if all(bench.rows.has(**key, stage=stage) for stage in wanted):
         return
-    result = bench.pruned(keep, method, seed, STREAMS if setting else ())
+    result = bench.pruned(keep, method, seed, bench.whole if setting else ())
     shared = {"widths": dict(result.plan.widths), "macs_left": result.proof.macs / ap.cost(result.graph).macs}
     times = {"seconds": round(sum(result.report.seconds.values()), 1), "seconds_by_stage": dict(result.report.seconds)}
     bench.rows.measure(lambda: {**bench.figures(result.model), **shared, **times}, **key, stage="pruned")

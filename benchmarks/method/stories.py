@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmarks.coverage.suites.case import declare_torchvision_ops
+from benchmarks.method.papers import WHOLE, left_whole
 from benchmarks.method.rows import Row, Rows, pivot
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -69,10 +71,13 @@ def measure(rows: Rows, folder: Path) -> None:
     rows.measure(lambda: {"perplexity": perplexity(dense, test), "block_params": blocks(dense)}, method="dense")
     calibration = [{"input_ids": ids} for ids in given.split(8)]
     graph = ap.capture(dense, calibration[0])
+    whole = left_whole(graph)
     for keep in KEEPS:
         budget = _budget(dense, keep)
         for setting in METHODS:
             _prune(rows, dense, calibration, test, setting, budget, f"blocks={keep:.0%}")
+        for setting in METHODS[1:]:
+            _prune(rows, dense, calibration, test, setting, budget, f"blocks={keep:.0%}", whole)
     _shorten(rows, dense, calibration, test)
     half = {group.name: 86 for group in graph.groups if group.width == 172}
     for setting in METHODS:
@@ -97,14 +102,16 @@ def _budget(model: nn.Module, keep: float) -> str:
 
 
 def _prune(
-    rows: Rows, dense: nn.Module, calibration: list[Any], test: Tensor, setting: Row, keep: Any, name: str
-) -> None:
+    rows: Rows, dense: nn.Module, calibration: list[Any], test: Tensor, setting: Row, keep: Any, name: str,
+    whole: Sequence[str] = (),
+) -> None:  # fmt: skip
     recovers = setting == {"method": "sgd-ap"}
     stages = ("pruned", "recovered") if recovers else ("pruned",)
-    if all(rows.has(**setting, keep=name, stage=stage, seed=0) for stage in stages):
+    key = {**setting, **(WHOLE if whole else {}), "keep": name, "seed": 0}
+    if all(rows.has(**key, stage=stage) for stage in stages):
         return
     recover = ap.Distill(steps=400) if recovers else None
-    result = ap.prune(dense, calibration, keep=keep, distance="kl", recover=recover, **setting)
+    result = ap.prune(dense, calibration, keep=keep, distance="kl", recover=recover, protect=whole, **setting)
     networks = {"pruned": result.before_finetune or result.model, "recovered": result.model}
     for stage in stages:
 
@@ -112,12 +119,12 @@ def _prune(
             found = {"perplexity": perplexity(model, test), "block_params": blocks(model)}
             return {**found, "widths": dict(result.plan.widths)}
 
-        rows.measure(work, **setting, keep=name, stage=stage, seed=0)
+        rows.measure(work, **key, stage=stage)
 
 
 def tables(rows: Rows) -> str:
     found = pivot(
-        rows.found, ("method", "stage"), lambda r: r.get("keep") or "dense", lambda r: r.get("perplexity"),
+        rows.found, ("method", "setting", "stage"), lambda r: r.get("keep") or "dense", lambda r: r.get("perplexity"),
         lambda value: f"{value:.2f}",
     )  # fmt: skip
     return f"# stories260k, TinyStories: perplexity on 65,536 test tokens\n\n{found}\n"
