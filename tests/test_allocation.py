@@ -449,6 +449,7 @@ def test_explicit_widths() -> None:
         ({"conv1": 7}, BudgetError, ["1 to 6", "got: 7"]),
         ({"conv1": 2.5}, BudgetError, ["got: 2.5"]),
         ({"conv1": "3"}, BudgetError, ["got: '3'"]),
+        ({"conv1": True}, BudgetError, ["got: True"]),
         ({"conv": 3}, PlanError, ["There is no group named 'conv'", "conv1, conv2, fc1, fc2", "did you mean"]),
         ({"fc1": 60}, BudgetError, ["Group 'fc1' can't have 60 units", "120: it is protected"]),
     ],
@@ -769,6 +770,13 @@ def test_the_narrowest_network_may_do() -> None:
     found = within_drop(planner(), lambda plan: 1.0, 1.0, 0.0, least, 0.5)
     assert share(found.plan) < least + 0.01
     assert len(within_drop(planner(), lambda plan: 1.0, 1.0, 0.0, 0.4, 0.4).rounds) == 1
+
+
+def test_a_drop_of_just_what_is_allowed() -> None:
+    """0.98 − 0.975 is a little more than 0.005 in binary."""
+    assert 0.98 - 0.975 > 0.005
+    found = within_drop(planner(), lambda plan: 0.975, 0.98, 0.005, 0.4, 0.4)
+    assert all(one.accepted for one in found.rounds)
 
 
 def test_a_drop_that_nothing_keeps_to() -> None:

@@ -195,6 +195,7 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "no natural widths": (PlanError, prune(keep=None, method="l2"), ("no natural widths", "keep=None")),
     "a drop without a metric": (BudgetError, prune(max_drop=0.1), ("max_drop needs a metric", "evaluate=")),
     "a drop that is negative": (BudgetError, prune(max_drop=-1, evaluate=lambda m: 1.0), ("out of range", "got: -1")),
+    "a drop that is no number": (BudgetError, prune(max_drop=True, evaluate=lambda m: 1.0), ("got: True",)),
     "a drop in words": (BudgetError, prune(max_drop="1%", evaluate=lambda m: 1.0), ("got: '1%'", "where: max_drop")),
     "a drop and all widths": (
         BudgetError, prune(max_drop=0.1, keep={"conv1": 2}, evaluate=lambda m: 1.0),

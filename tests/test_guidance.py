@@ -888,6 +888,19 @@ def test_a_ranking_by_weights_has_no_confidence() -> None:
         confidence(graph, None, guide(graph, None, method="l2"), {"0": 2})
 
 
+def test_only_what_is_ranked_by_folds_is_resampled() -> None:
+    """Means and maps are not gathered fold by fold: ranked again they would seem to be sure."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    x = torch.randn(64, 4)
+    graph = capture(model, x[:8])
+    stats = collect(graph, [x])
+    for name in ("mean", "std", "activation", "apoz", "l1", "fpgm"):
+        with pytest.raises(PlanError, match="can't be resampled"):
+            confidence(graph, stats, guide(graph, stats, method=name), {"0": 2})
+    for name in ("sgd-ap", "flap", "wanda", "grail", "lasso"):
+        assert confidence(graph, stats, guide(graph, stats, method=name), {"0": 2}, resamples=2)
+
+
 def test_rounding_does_not_choose_among_equal_supports() -> None:
     """Supports that differ in dead units are equally good: the criterion that is asked first has its way."""
     from actprune.guidance.guide import _least

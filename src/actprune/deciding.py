@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.allocate import Measured, allocate, measure_all, predicted
 from actprune.allocation.budget import Budget
 from actprune.allocation.correct import TIMED_ROUNDS, Corrected, describe, on_time, within_budget, within_drop
-from actprune.allocation.cost import cost
 from actprune.allocation.effort import FITTED, is_small, measured_samples
 from actprune.allocation.rounding import best_multiple
 from actprune.allocation.solve import trades
@@ -105,8 +104,8 @@ class Deciding:
         asked, budget = self.settings, self.budget
         if isinstance(asked.keep, Plan):
             kept = {name: group.kept for name, group in asked.keep.groups.items()}
-            predicted = asdict(cost(self.graph, asked.keep.widths))
-            note = {"method": asked.name, "allocation": "plan", "budget": None, "predicted": predicted}
+            costs = predicted(self.graph, asked.keep.widths)
+            note = {"method": asked.name, "allocation": "plan", "budget": None, "predicted": costs}
             return self._as_it_is(make_plan(self.graph, kept, **note), 1.0, dense)
         if isinstance(asked.keep, Mapping) or (budget is None and asked.max_drop is None):
             plan = allocate(
@@ -313,4 +312,7 @@ class Deciding:
             for i, widths in enumerate(trades(space, now, names, share, measured.curves)):
                 if i == most:
                     break
-                yield make_plan(self.graph, self.guide.supports(space.every(widths)), **plan.note)
+                every = space.every(widths)
+                note = {name: value for name, value in plan.note.items() if name != "distance"}  # it is another plan's
+                note["predicted"] = predicted(self.graph, every, self.table)
+                yield make_plan(self.graph, self.guide.supports(every), **note)

@@ -20,10 +20,10 @@ def not_in_place(form: str) -> DataError:
 
 def check_replaceable(result: Result) -> None:
     """That the fine-tuned weights fit into the caller's own model, once it is cut."""
-    cut_model = result.before_finetune or result.model
+    cut_model = result.model if result.before_finetune is None else result.before_finetune
     expected, got = map(_shapes, (cut_model, result.model))
     if expected != got:
-        name = next(iter(expected.items() ^ got.items()))[0]
+        name = min(expected.items() ^ got.items())[0]
         raise DataError(
             "The fine-tuned model can't replace the caller's.",
             expected=f"{name} of shape {expected[name]}" if name in expected else f"no tensor named {name}",

@@ -59,7 +59,7 @@ class Reporting:
         """
         plan, small, final = attempt.decided.plan, attempt.small, attempt.final
         before, after = cost(self.graph), cost(self.graph, plan.widths)
-        timed = [self.captured.model, small, *([attempt.recovered] if attempt.recovered else []), final]
+        timed = [self.captured.model, small, *([] if attempt.recovered is None else [attempt.recovered]), final]
         latencies = self._latencies(timed, budget)
 
         told = Told(
@@ -79,7 +79,7 @@ class Reporting:
             budget=self._goal(budget),
             dense=stage(self.captured.model, dense, before),
             pruned=stage(small, attempt.metric, after),
-            recovered=stage(attempt.recovered, attempt.recovered_metric, after) if attempt.recovered else None,
+            recovered=None if attempt.recovered is None else stage(attempt.recovered, attempt.recovered_metric, after),
             finetuned=stage(final, attempt.final_metric, after) if trained else None,
             groups=group_rows(self.graph, self.ranked.guide, self.ranked.stats, plan, self._sure(plan)),
             proof=asdict(attempt.proof),

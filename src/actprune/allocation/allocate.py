@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import isfinite
+from numbers import Integral
 from typing import Any
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
@@ -122,13 +123,7 @@ def allocate(
         note["rho"], widths = RULES[name](space, guide)
     _check_met(space, widths, name)
     widths = space.every(widths)
-    predicted = cost(graph, widths)
-    note |= {
-        "allocation": name,
-        "predicted": {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes},
-    }
-    if latency is not None:
-        note["predicted"]["latency_ms"] = latency(widths)
+    note |= {"allocation": name, "predicted": predicted(graph, widths, latency)}
     return make_plan(graph, guide.supports(widths), **note)
 
 
@@ -234,7 +229,7 @@ def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Se
     for name, k in widths.items():
         width = graph[known(name, names, "group")].width
         least = width if name in untouched else 1
-        if not isinstance(k, int) or not least <= k <= width:
+        if isinstance(k, bool) or not isinstance(k, Integral) or not least <= k <= width:
             raise BudgetError(
                 f"Group {name!r} can't have {k!r} units.",
                 expected=f"a whole number, {least} to {width}" if least < width else f"{width}: it is protected",
@@ -242,11 +237,18 @@ def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Se
                 where="keep",
                 hint="graph.groups lists the widths of the dense network",
             )
-    predicted = cost(graph, widths)
-    note = {"macs": predicted.macs, "params": predicted.params, "bytes": predicted.bytes}
+    wanted = {name: int(k) for name, k in widths.items()}
     return make_plan(
-        graph, guide.supports(widths), method=guide.method, allocation="explicit", budget=None, predicted=note
-    )
+        graph, guide.supports(wanted), method=guide.method, allocation="explicit", budget=None,
+        predicted=predicted(graph, wanted),
+    )  # fmt: skip
+
+
+def predicted(graph: Graph, widths: Mapping[str, int], latency: LatencyTable | None = None) -> dict[str, float]:
+    """What a plan notes of its costs; milliseconds where there is a table of them."""
+    found = cost(graph, widths)
+    milliseconds = {} if latency is None else {"latency_ms": latency(widths)}
+    return {"macs": found.macs, "params": found.params, "bytes": found.bytes, **milliseconds}
 
 
 def _finite(distance: float) -> float:

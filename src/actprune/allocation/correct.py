@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from actprune.allocation.budget import Budget
@@ -23,6 +24,9 @@ EvaluatePlan = Callable[[Plan], float]
 
 PlanFor = Callable[[float], Plan]
 """ρ, the fraction of the budgeted cost that stays → plan."""
+
+ROUNDING = 1e-9
+"""0.98 − 0.975 is a little more than 0.005."""
 
 TIMED_ROUNDS = 8
 """Plans that are cut and timed at most for a budget of latency. One in two or three meets it: milliseconds are noisy,
@@ -92,7 +96,7 @@ def within_drop(
         rho = (low + high) / 2 if step else max(least, first)
         plan = plan_for(rho)
         metric = checked(evaluate(plan))
-        accepted = dense - metric <= max_drop
+        accepted = dense - metric <= max_drop + ROUNDING * max(1.0, abs(dense))
         record.append(describe(plan, "lower ρ" if accepted else "raise ρ", rho, metric, dense, accepted))
         if accepted:
             best, high = (plan, metric), rho
@@ -146,7 +150,7 @@ def on_time(
 
 def check_drop(max_drop: Any) -> None:
     """That it is a number ≥ 0."""
-    if not isinstance(max_drop, int | float) or not max_drop >= 0:
+    if isinstance(max_drop, bool) or not isinstance(max_drop, Real) or not float(max_drop) >= 0:
         raise BudgetError(
             "The allowed drop is out of range.",
             expected="a number ≥ 0, in the units of evaluate",

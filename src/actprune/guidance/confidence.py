@@ -15,9 +15,13 @@ from actprune.axes.capture import Graph
 from actprune.errors import PlanError
 from actprune.guidance.guide import Guide
 from actprune.guidance.ranking import guide
+from actprune.methods import method
 from actprune.stats.statistics import Stats
 
 RESAMPLES = 10
+
+OF_FOLDS = frozenset({"greedy", "greedy-unweighted", "lasso", "thinet", "flap", "wanda", "correlation"})
+"""The criteria that rank by the moments of the folds; whatever else they look at is not gathered fold by fold."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def confidence(
         seed: of these draws.
 
     Raises:
-        PlanError: the ranking uses no activations, there is a single fold, or no resample is asked for.
+        PlanError: the ranking does not use the folds' moments, there is a single fold, or no resample is asked for.
     """
     if resamples < 1:
         raise PlanError(
@@ -69,21 +73,22 @@ def confidence(
             hint=f"leave it out for {RESAMPLES}",
         )
     folds = min((len(parts) for parts in stats.sites.values()), default=0) if stats is not None else 0
-    if stats is None or folds < 2:
+    by_folds = method(ranked.method).criteria[0] in OF_FOLDS
+    if stats is None or folds < 2 or not by_folds:
         raise PlanError(
             f"The ranking of method {ranked.method!r} can't be resampled.",
-            expected="activation statistics in two folds or more",
-            got="none" if stats is None else f"{folds} folds",
+            expected="activation statistics in two folds or more, and a criterion that ranks by them: "
+            f"{', '.join(sorted(OF_FOLDS))}",
+            got="none" if stats is None else f"{folds} folds, and {method(ranked.method).criteria[0]!r}",
             where="confidence",
-            hint="a ranking by the weights alone does not depend on the calibration data",
+            hint="a ranking by the weights alone does not depend on the calibration data; of means and maps there is "
+            "one figure for all of it",
         )
     draw = np.random.default_rng(seed)
     counts = {name: np.zeros(graph[name].width) for name, k in widths.items() if k < graph[name].width}
     for _ in range(resamples):
-        sites = {
-            node: tuple(parts[i] for i in draw.integers(len(parts), size=len(parts)))
-            for node, parts in stats.sites.items()
-        }
+        drawn = {n: draw.integers(n, size=n) for n in sorted({len(parts) for parts in stats.sites.values()})}
+        sites = {node: tuple(parts[i] for i in drawn[len(parts)]) for node, parts in stats.sites.items()}
         again = guide(graph, replace(stats, sites=sites), method=ranked.method, threshold=ranked.threshold, seed=seed)
         for name, count in counts.items():
             count[list(_best(again, name, widths[name]))] += 1

@@ -14,6 +14,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices, size
 from actprune.axes.masks import calls
 from actprune.axes.picked import picked
+from actprune.graph.keep import forked_random
 from actprune.graph.program import Batch, Program, op_name, place, shape
 from actprune.graph.run import run
 from actprune.graph.values import as_real, is_float
@@ -79,7 +80,7 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
 
 def seeded(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """In float64, and with the same random numbers on both sides: some forward passes draw noise in training mode."""
-    with torch.random.fork_rng(devices=[]):
+    with forked_random():
         torch.manual_seed(0)
         return run(program, batch, tensors, lifted=True)
 
