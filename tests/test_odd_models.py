@@ -437,6 +437,28 @@ def test_the_slope_of_an_activation_is_element_wise(activation: nn.Module) -> No
     assert [group.name for group in graph.groups] == ["net.0", "net.2"]
 
 
+class Turned(nn.Module):
+    """Of every head some dimensions are turned as complex numbers, in place, as a latent attention has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(6, 2 * (8 + 4)), nn.Linear(2 * (8 + 4), 3)
+        self.register_buffer("turn", torch.polar(torch.ones(2), torch.tensor([0.3, 1.1])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        still, turned = self.make(x).view(*x.shape[:-1], 2, 12).split([8, 4], -1)
+        pairs = torch.view_as_complex(turned.reshape(*turned.shape[:-1], -1, 2)) * self.turn
+        return self.read(torch.cat([still, torch.view_as_real(pairs).flatten(-2)], -1).flatten(-2))
+
+
+def test_what_lies_beside_complex_numbers_stays_even() -> None:
+    torch.manual_seed(0)
+    model, x = Turned().eval(), torch.randn(64, 5, 6)
+    result = ap.prune(model, list(x.split(16)), keep="units=70%", method="l2")
+    assert result.proof.passed and {group.multiple for group in result.graph.groups if group.width == 8} == {2}
+    assert set(result.plan.widths.values()) <= {1, 2, 4, 6}
+
+
 class Ensemble(nn.Module):
     """Several networks as one, as torch.func stacks them."""
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from torch.fx import Node
 
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import size
 from actprune.axes.site import Dims
+from actprune.graph.program import op_name
+
+_SLICES = ("aten.slice.", "aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.narrow.")
+_VIEWS = (
+    *_SLICES, "getitem", "aten.reshape.", "aten.view.", "aten.transpose.", "aten.permute.", "aten.unsqueeze.",
+    "aten.select.", "aten.expand.", "aten.to.", "aten._to_copy.", "aten.alias.",
+)  # fmt: skip
 
 FFT = "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft".split()
 """Transforms of one dimension; with a 2 or an n at the end, of two or of any."""
@@ -59,7 +69,18 @@ def view_as_real(call: Call) -> Dims:
 def view_as_complex(call: Call) -> Dims:
     *source, pair = call.axes(call["self"])
     call.freeze(pair, "real and imaginary parts")
+    for part_of in _sliced(call["self"]):
+        call.aligns(call.axes(part_of)[-1], 2)
     return tuple(source)
+
+
+def _sliced(value: Any) -> Iterator[Node]:
+    """What a view is a slice of: its strides have to be even where pairs of it are looked at as complex numbers."""
+    while isinstance(value, Node) and (name := op_name(value)).startswith(_VIEWS):
+        source = value.args[0]
+        if name.startswith(_SLICES) and isinstance(source, Node):
+            yield source
+        value = source
 
 
 @rule("aten.imag")
