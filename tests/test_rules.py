@@ -142,6 +142,10 @@ def _unary(name: str) -> Op:
 
 
 def _broadcasting(name: str) -> Op:
+    slopes = {
+        "hardshrink_backward": (0.5,), "hardtanh_backward": (0.2, 0.8),
+        "leaky_relu_backward": (0.1, False), "softplus_backward": (1.0, 20.0), "softshrink_backward": (0.5,),
+    }  # fmt: skip
     packet, _, overload = name.partition(".")
     function = getattr(getattr(ATEN, packet), overload) if overload else getattr(ATEN, packet)
 
@@ -153,6 +157,10 @@ def _broadcasting(name: str) -> Op:
             return function(x, v).abs()
         if name == "polar":
             return function(x, v + 0 * x).abs()
+        if name == "elu_backward":
+            return x + function(x, 1.0, 1.0, 1.0, False, v + 0 * x)
+        if name.endswith("_backward"):  # of x, the gradient, at a point: both have one shape
+            return x + function(x, v + 0 * x, *slopes.get(name, ()))
         if name == "isclose" or name.startswith(("greater", "less", "not_equal")):
             return x * function(x, v)
         if name == "where":
