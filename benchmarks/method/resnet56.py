@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ class Bench:
         self.rows, self.test, self.train = rows, cifar10(folder, "test"), cifar10(folder, "train")
         self.dense = resnet56(folder)
         self.wanted = logits(self.dense, self.test.images)
-        self.whole = left_whole(ap.capture(self.dense, self.test.images[:2]))
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """The residual streams."""
+        return left_whole(ap.capture(self.dense, self.test.images[:2]))
 
     def figures(self, model: nn.Module) -> Row:
         found = logits(model, self.test.images)

@@ -113,7 +113,7 @@ class Reporting:
             return confidence(
                 self.graph, self.ranked.stats, self.ranked.guide, plan.widths, resamples=resamples, seed=asked.seed
             )
-        except PlanError:  # a ranking by weights alone, or a single fold
+        except PlanError:  # a ranking by something else than the folds, or a single one
             return {}
 
     def _latencies(self, models: Iterable[nn.Module], budget: Budget | None) -> Mapping[nn.Module, float | None]:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from actprune.graph.lift import IN_FLOAT64, lift
 from actprune.graph.narrow import in_float32, slow_product
@@ -142,3 +143,9 @@ def run_all(
 ) -> list[tuple[Any, ...]]:
     """The outputs of every batch."""
     return [run(program, batch, overrides) for batch in batches]
+
+
+def called(network: nn.Module, program: Program, batch: Batch) -> tuple[Any, ...]:
+    """The flat outputs of a network itself, on the flat inputs of its program."""
+    args, kwargs = pytree.tree_unflatten(list(batch), program.in_spec)
+    return tuple(pytree.tree_leaves(network(*args, **kwargs)))

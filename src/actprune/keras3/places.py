@@ -21,6 +21,10 @@ class Placed:
     layer: Any
     variables: dict[str, tuple[Any, bool]]
 
+    def full(self, name: str) -> str:
+        """The name in a state dict of one of its variables."""
+        return f"{self.path}.{name}" if self.path else name
+
 
 def placed(model: Any) -> list[Placed]:
     """Every layer once, the model first, each before its sublayers. A shared one has the path of its first place."""

@@ -78,7 +78,7 @@ class _Rebuilding:
         self.plan = plan
         self.paths = {id(place.layer): place.path for place in places}
         self.shapes = {
-            f"{place.path}.{name}" if place.path else name: tuple(variable.shape)
+            place.full(name): tuple(variable.shape)
             for place in places
             for name, (variable, _) in place.variables.items()
         }
@@ -259,7 +259,7 @@ def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Ma
     for made, was in zip(new, old, strict=True):
         made.layer.trainable = was.layer._trainable  # of the layers within too, whose own turn comes later
         for name, (variable, _) in made.variables.items():
-            full = f"{made.path}.{name}" if made.path else name
+            full = made.full(name)
             source = was.variables[name][0]
             value = tensors.get(full)
             value = source.value.detach() if value is None else value

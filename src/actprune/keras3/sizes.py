@@ -37,7 +37,7 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
     uses: list[SizeUse] = []
     fields: dict[Any, int] = {}
     asked: dict[str, Powers] = {}
-    names = {id(variable): _full(place, name) for place in places for name, (variable, _) in place.variables.items()}
+    names = {id(variable): place.full(name) for place in places for name, (variable, _) in place.variables.items()}
     for place in places:
         if is_own(place.layer):
             numbers, found = own_sizes(place.layer, place.path, asked)
@@ -56,10 +56,6 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
         use.expr: use.value for use in uses if isinstance(use.expr, tuple) and use.expr[0] == "attr"
     }
     return Sizes(tuple(uses), fields | attributes)
-
-
-def _full(place: Placed, name: str) -> str:
-    return f"{place.path}.{name}" if place.path else name
 
 
 def _numbered(layer: Any, found: Mapping[Dim, Expr], names: Mapping[int, str]) -> Iterator[SizeUse]:
@@ -126,7 +122,7 @@ _UNITS = {0: "units", -2: "filters"}
 def _kernels(path: str, places: Sequence[Placed]) -> list[tuple[str, Any]]:
     """The tensor by which a recurrent layer reads its own state, by name; none where it has several cells."""
     found = [
-        (f"{one.path}.{name}", variable)
+        (one.full(name), variable)
         for one in places
         if one.path == path or one.path.startswith(f"{path}.")
         for name, (variable, _) in one.variables.items()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from actprune.errors import EquivalenceError
 from actprune.graph.keep import forked_random, kept_buffers, preserved
 from actprune.graph.program import Batch, Program
-from actprune.graph.run import run
+from actprune.graph.run import called, run
 from actprune.proof.compare import relative_error
 
 MOST = 16
@@ -43,7 +42,7 @@ def check_elsewhere(small: nn.Module, program: Program, batches: Sequence[Batch]
     """
     for number in others:
         try:
-            called(small, program, batches[number])
+            _in_eval(small, program, batches[number])
         except Exception as error:  # whatever a layer says of an input that is too narrow
             raise EquivalenceError(
                 f"The cut {program.model_name} does not run on calibration batch {number + 1}.",
@@ -58,7 +57,7 @@ def check_elsewhere(small: nn.Module, program: Program, batches: Sequence[Batch]
 
 def _differs(model: nn.Module, program: Program, batch: Batch) -> bool:
     try:
-        expected = called(model, program, batch)
+        expected = _in_eval(model, program, batch)
     except Exception:  # there is nothing that the graph could be compared with
         return False
     try:
@@ -69,16 +68,15 @@ def _differs(model: nn.Module, program: Program, batch: Batch) -> bool:
     return relative_error(expected, _tensors(found)) > TOLERANCE
 
 
-def called(model: nn.Module, program: Program, batch: Batch) -> list[Tensor]:
-    """What the model itself makes of a flat batch in eval mode; it is left as it was."""
-    copies = [value.clone() if isinstance(value, Tensor) else value for value in batch]
-    args, kwargs = pytree.tree_unflatten(copies, program.in_spec)
+def _in_eval(model: nn.Module, program: Program, batch: Batch) -> list[Tensor]:
+    """What the model itself makes of a flat batch in eval mode; both are left as they were."""
+    copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in batch)
     with contextlib.ExitStack() as around:
         for one in (preserved(model), kept_buffers(model, parameters=True), torch.no_grad()):
             around.enter_context(one)
         model.eval()
-        return _tensors(model(*args, **kwargs))
+        return _tensors(called(model, program, copies))
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]

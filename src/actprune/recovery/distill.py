@@ -25,9 +25,10 @@ from actprune.data.samples import Calibration
 from actprune.distance import Distance, Objective, Outputs, batch_error, judge, objective, resolve, unit
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.run import called
 from actprune.plan import Plan
 from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, or_none
-from actprune.recovery.features import Features, called, features
+from actprune.recovery.features import Features, features
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
 from actprune.recovery.relative import RelativeSteps

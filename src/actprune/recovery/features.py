@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, leaves, left_of, size
 from actprune.distance import batch_error
 from actprune.graph.program import Batch, Program
+from actprune.graph.run import called
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import kept_units
@@ -93,12 +93,6 @@ def features(graph: Graph, plan: Plan, dense: nn.Module, small: nn.Module, batch
         return None
     names = [name for name, error in zip(left, apart, strict=True) if error > APART]
     return made(names) if names else None
-
-
-def called(network: nn.Module, program: Program, batch: Batch) -> tuple[Any, ...]:
-    """The flat outputs of a network on flat inputs."""
-    args, kwargs = pytree.tree_unflatten(list(batch), program.in_spec)
-    return tuple(pytree.tree_leaves(network(*args, **kwargs)))
 
 
 def _apart(tried: Features, program: Program, dense: nn.Module, small: nn.Module, batch: Batch) -> list[float]:

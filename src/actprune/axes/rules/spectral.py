@@ -10,7 +10,7 @@ from torch.fx import Node
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import size
 from actprune.axes.site import Dims
-from actprune.graph.program import op_name
+from actprune.graph.rewriting import is_call
 
 _SLICES = ("aten.slice.", "aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.narrow.")
 _VIEWS = (
@@ -76,9 +76,9 @@ def view_as_complex(call: Call) -> Dims:
 
 def _sliced(value: Any) -> Iterator[Node]:
     """What a view is a slice of: its strides have to be even where pairs of it are looked at as complex numbers."""
-    while isinstance(value, Node) and (name := op_name(value)).startswith(_VIEWS):
+    while is_call(value, *_VIEWS):
         source = value.args[0]
-        if name.startswith(_SLICES) and isinstance(source, Node):
+        if is_call(value, *_SLICES):
             yield source
         value = source
 
