@@ -214,6 +214,8 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     ),
     "everything protected": (PlanError, prune(protect="*"), ("Nothing in Residual can be cut", "2 of them protected")),
     "rounding to nothing": (PlanError, prune(round_to=0), ("where: round_to", "got: 0")),
+    "rounding before any work": (PlanError, prune(round_to="no", calibration=[]), ("where: round_to", "got: 'no'")),
+    "an unknown distance before any work": (PlanError, prune(distance="l1", calibration=[]), ("no distance named",)),
     "a filter without a threshold": (
         PlanError, prune(method="filter", keep=None),
         ("a threshold", 'guide(method="filter")'),
@@ -238,6 +240,8 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     ),
     "a seed that is no number": (DataError, prune(seed="a"), ("got: 'a'", "prune(seed=…)")),
     "a seed below zero": (DataError, prune(seed=-1), ("got: -1", "prune(seed=…)")),
+    "a switch that is a word": (DataError, prune(norms="no"), ("norms is no switch", "got: 'no'", "True or False")),
+    "half a resample": (DataError, prune(confidence=0.5), ("no number of resamples", "got: 0.5")),
     "half a sample": (DataError, prune(calibration_size=10.5), ("whole number", "got: 10.5")),
     "a data set of single samples": (
         DataError, prune(calibration=TensorDataset(images())), ("samples, not batches", "DataLoader(dataset"),

@@ -214,6 +214,26 @@ def test_a_fine_tune_that_diverges_leaves_what_was_proved() -> None:
     assert any("diverged" in note for note in result.report.notes)
 
 
+def test_a_function_that_ruins_the_weights_leaves_what_was_proved() -> None:
+    model, batches = chain()
+
+    def ruin(small: nn.Module) -> None:
+        with torch.no_grad():
+            next(small.parameters()).fill_(float("nan"))
+
+    with pytest.warns(UserWarning, match="diverged"):
+        result = ap.prune(
+            model,
+            batches,
+            keep="macs=50%",
+            method="l2",
+            finetune=ruin,
+            evaluate=lambda m: float(m(batches[0]).detach().sum()),
+        )
+    assert result.proof.passed and all(bool(p.isfinite().all()) for p in result.model.parameters())
+    assert any("NaN or infinite values in" in note for note in result.report.notes)
+
+
 def test_one_batch_is_told_of() -> None:
     model, batches = chain()
     notes = [ap.prune(model, data, keep="macs=50%").report.notes for data in (batches[:1], batches)]

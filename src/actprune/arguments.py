@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from actprune.artifacts.journal import Journal
+from actprune.distance import DISTANCES
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.forms import FORMS
@@ -56,12 +57,13 @@ def _check_weights(model: nn.Module) -> None:
 def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks: Ranks = ALONE) -> Settings:
     """The arguments of `prune`, checked as far as can be told from each alone."""
     budgeted = given["keep"] is not None or given["max_drop"] is not None
-    protect, name = given["protect"], given["method"]
+    protect, name, distance = given["protect"], given["method"], given["distance"]
     checked = {
         "method": _checked_method(name, _allocation(given), given["compensate"], budgeted),
         "name": name,
         "protect": tuple((protect,) if isinstance(protect, str) else protect),
         "form": known(given["form"], FORMS, "form"),
+        "distance": distance if callable(distance) else known(distance, DISTANCES, "distance"),
         "journal": journal,
         "ranks": ranks,
         "progress": given["progress"] if ranks.first else None,

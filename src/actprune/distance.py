@@ -30,6 +30,9 @@ from actprune.graph.run import run
 from actprune.graph.values import as_real, is_float
 from actprune.methods import known
 
+DISTANCES = ("auto", "kl", "mse")
+"""The distances that have a name."""
+
 TEMPERATURE = 4.0
 
 CHUNK = 2**22
@@ -80,7 +83,7 @@ def choose(program: Program, distance: str | Distance = "auto") -> Distance:
     """
     if callable(distance):
         return distance
-    known(distance, ("auto", "kl", "mse"), "distance")
+    known(distance, DISTANCES, "distance")
     kind = output_kind(program)
     if _compares_values(kind, distance):
         return normalised_error

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.correct import check_drop, checked
+from actprune.allocation.space import check_multiple
 from actprune.artifacts.files import content_digest
 from actprune.artifacts.journal import Journal
+from actprune.compensation.refit import check_batchnorm
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import BudgetError, DataError
@@ -24,6 +26,7 @@ from actprune.latency.bench import Latency
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.methods import Method
 from actprune.plan import Plan
+from actprune.recovery.allowed import Allowed, at_least, either, one_of, or_none
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.stats.gradients import Loss
@@ -33,6 +36,55 @@ Evaluate = Callable[[nn.Module], float]
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total): called as stages go on."""
+
+
+def _function(kind: str) -> tuple[str, Allowed, str]:
+    allowed = Allowed(lambda value: callable(value) and value is not SGD, f"a function {kind}")
+    return "can't be called", or_none(allowed), "pass such a function, not its name or what it returns"
+
+
+_SWITCH = (
+    "is no switch",
+    Allowed(lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "leave it out for the default",
+)
+
+_ALLOWED: dict[str, tuple[str, Allowed, str]] = {
+    "evaluate": _function("model → metric"),
+    "finetune": _function("of the model, or an SGD"),
+    "progress": _function("of (stage, done, total)"),
+    "loss": _function("(outputs, labels) → scalar"),
+    "protect": (
+        "holds what is no pattern",
+        Allowed(lambda value: all(isinstance(pattern, str) for pattern in value), "patterns of module paths"),
+        'for example protect=["layer1.*"]',
+    ),
+    "recover": (
+        "is no recovery",
+        or_none(Allowed(lambda value: isinstance(value, Distill), "an actprune.Distill")),
+        "for example recover=actprune.Distill(steps=400)",
+    ),
+    "latency": (
+        "is no setting of how to measure",
+        or_none(Allowed(lambda value: isinstance(value, Latency), "an actprune.Latency")),
+        'for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
+    ),
+    "seed": (
+        "is no number that random draws could start from",
+        Allowed(
+            lambda value: isinstance(value, Integral) and 0 <= int(value) < 1 << 32, "a whole number from 0 to 2³² − 1"
+        ),
+        "leave it out for 0",
+    ),
+    "confidence": (
+        "is no number of resamples",
+        either(at_least(0, Integral), one_of("auto")),
+        "5 resamples take five times as long as the guide",
+    ),
+    "equal_widths": _SWITCH,
+    "norms": _SWITCH,
+}
+"""Setting → what is wrong with any other value, the values that it takes, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,62 +121,20 @@ class Settings:
 
     def budget(self) -> Budget | Amount | None:
         """The budget as it was given, once all that can be checked before the work is checked."""
-        for name, given, kind in (
-            ("evaluate", self.evaluate, "model → metric"),
-            ("finetune", self.finetune, "of the model, or an SGD"),
-            ("progress", self.progress, "of (stage, done, total)"),
-            ("loss", self.loss, "(outputs, labels) → scalar"),
-        ):
-            if given is not None and (not callable(given) or (isinstance(given, type) and issubclass(given, SGD))):
+        for name, (problem, allowed, hint) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not allowed.holds(value):
                 raise DataError(
-                    f"{name} can't be called.",
-                    expected=f"a function {kind}",
-                    got=repr(given),
+                    f"{name} {problem}.",
+                    expected=allowed.words,
+                    got=repr(value),
                     where=f"prune({name}=…)",
-                    hint="pass such a function, not its name or what it returns",
+                    hint=hint,
                 )
-        if wrong := [pattern for pattern in self.protect if not isinstance(pattern, str)]:
-            raise DataError(
-                "protect holds what is no pattern.",
-                expected="patterns of module paths",
-                got=repr(wrong[0]),
-                where="prune(protect=…)",
-                hint='for example protect=["layer1.*"]',
-            )
-        if self.recover is not None and not isinstance(self.recover, Distill):
-            raise DataError(
-                "recover is no recovery.",
-                expected="an actprune.Distill",
-                got=repr(self.recover),
-                where="prune(recover=…)",
-                hint="for example recover=actprune.Distill(steps=400)",
-            )
-        if self.latency is not None and not isinstance(self.latency, Latency):
-            raise DataError(
-                "latency is no setting of how to measure.",
-                expected="an actprune.Latency",
-                got=repr(self.latency),
-                where="prune(latency=…)",
-                hint='for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
-            )
-        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 1 << 32:  # what NumPy takes
-            raise DataError(
-                "seed is no number that random draws could start from.",
-                expected="a whole number from 0 to 2³² − 1",
-                got=repr(self.seed),
-                where="prune(seed=…)",
-                hint="leave it out for 0",
-            )
+        if self.round_to != "auto":
+            check_multiple(self.round_to)
+        check_batchnorm(self.batchnorm)
         limit_bytes(self.memory_limit)
-        whole = isinstance(self.confidence, int) and not isinstance(self.confidence, bool)
-        if self.confidence != "auto" and not (whole and self.confidence >= 0):  # type: ignore[operator]
-            raise DataError(
-                "confidence is no number of resamples.",
-                expected='a whole number ≥ 0, or "auto"',
-                got=repr(self.confidence),
-                where="prune(confidence=…)",
-                hint="5 resamples take five times as long as the guide",
-            )
         if self.max_drop is not None:
             check_drop(self.max_drop)
             self._check_drop_decides()

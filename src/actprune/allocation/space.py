@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, floor, lcm, log10
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +147,12 @@ def _check_asked(budget: Budget, round_to: int, latency: LatencyTable | None) ->
             where="latency",
             hint="pass latency=measure_latency(model, graph) to allocate; prune measures by itself",
         )
-    if not isinstance(round_to, int) or round_to < 1:
+    check_multiple(round_to)
+
+
+def check_multiple(round_to: Any) -> None:
+    """That widths can be multiples of it."""
+    if isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1:
         raise PlanError(
             "Widths can't be rounded so.",
             expected='a whole number ≥ 1; prune also takes "auto"',

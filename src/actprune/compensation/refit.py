@@ -84,8 +84,7 @@ def compensate(
     name = known(method or "none", COMPENSATIONS, "compensation")
     known(target, ("sum", "own"), "target")
     known(scope, ("all", "cut"), "scope")
-    if not isinstance(batchnorm, bool):
-        known(batchnorm, ("auto",), "choice for batchnorm besides True and False")
+    check_batchnorm(batchnorm)
     overrides = zero_columns(graph, plan, Rewrite(base or {}))
     norms = batchnorm is not False and any(running_statistics(graph.program, node) for node in graph.program.nodes)
     if name == "none" and not norms:
@@ -120,6 +119,12 @@ def compensate(
 
 def _without_masks(graph: Graph, overrides: Mapping[str, Tensor], record: Mapping[str, Any]) -> Rewrite:
     return Rewrite({name: tensor for name, tensor in overrides.items() if name not in graph.masks}, record)
+
+
+def check_batchnorm(batchnorm: Any) -> None:
+    """That it is a bool, or "auto"."""
+    if not isinstance(batchnorm, bool):
+        known(batchnorm, ("auto",), "choice for batchnorm besides True and False")
 
 
 def _with_batchnorm(

@@ -48,6 +48,11 @@ def or_none(allowed: Allowed) -> Allowed:
     return Allowed(lambda value: value is None or allowed.holds(value), f"{allowed.words}, or None")
 
 
+def either(first: Allowed, second: Allowed) -> Allowed:
+    """The values of both."""
+    return Allowed(lambda value: first.holds(value) or second.holds(value), f"{first.words}, or {second.words}")
+
+
 def check_settings(training: Any, allowed: Mapping[str, Allowed]) -> None:
     """Raise a DataError for the first attribute that is none of its values."""
     for name, values in allowed.items():

@@ -121,7 +121,7 @@ def empty() -> DataError:
 
 
 class DivergedError(DataError):
-    """The loss of a fine-tune is not finite any more."""
+    """The loss of a fine-tune, or what it made of the weights, is not finite any more."""
 
 
 def _diverged(epoch: int, loss: float, lr: float) -> DivergedError:
@@ -139,11 +139,24 @@ def trained_network(returned: Any, given: nn.Module) -> nn.Module:
 
     Raises:
         DataError: it returned one with other tensors, such as the dense network.
+        DivergedError: a parameter is not finite.
     """
-    if not isinstance(returned, nn.Module):
-        return given
-    if any(module is given for module in returned.modules()):  # itself, or wrapped
-        return returned
+    network = returned if isinstance(returned, nn.Module) else given
+    if not any(module is given for module in network.modules()):  # neither itself nor wrapped
+        _check_same_form(network, given)
+    broken = next((name for name, p in network.named_parameters() if not bool(p.isfinite().all())), None)
+    if broken is not None:
+        raise DivergedError(
+            "The fine-tune diverged.",
+            expected="finite weights",
+            got=f"NaN or infinite values in {broken}",
+            where="finetune",
+            hint="lower the learning rate",
+        )
+    return network
+
+
+def _check_same_form(returned: nn.Module, given: nn.Module) -> None:
     expected, found = ({name: _form(t) for name, t in one.state_dict().items()} for one in (given, returned))
     if found != expected:
         wrong = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
@@ -154,7 +167,6 @@ def trained_network(returned: Any, given: nn.Module) -> nn.Module:
             where="finetune",
             hint="train the model that the function is given, in place, and return it or nothing",
         )
-    return returned
 
 
 def _form(value: Any) -> str:
