@@ -134,6 +134,16 @@ def test_the_digest_is_the_same_before_and_after_a_file() -> None:
     assert Plan.from_json(plan.to_json()).digest == plan.digest
 
 
+def test_a_plan_is_shown_in_a_line_and_may_be_a_key() -> None:
+    graph = graph_of("chain")
+    plan = make_plan(graph, {"fc1": [0, 2]})
+    units = sum(group.width for group in graph.groups)
+    stay = units - graph["fc1"].width + 2
+    assert repr(plan) == f"Plan({plan.model}: {stay} of {units} units stay, in {len(graph.groups)} groups)"
+    assert repr(graph) == f"Graph({plan.model}: {units} units in {len(graph.groups)} groups)"
+    assert {plan: "here"}[make_plan(graph, {"fc1": [2, 0]})] == "here"
+
+
 def test_the_digest_follows_the_content() -> None:
     graph = graph_of("chain")
     some = [make_plan(graph, {"fc1": [0]}), make_plan(graph, {"fc1": [1]}), make_plan(graph, {"fc1": [0]}, seed=1)]

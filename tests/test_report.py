@@ -83,6 +83,14 @@ def test_heat_maps_and_confidence() -> None:
         ap.prune(model, data, keep="units=60%", confidence="of course")
 
 
+def test_the_report_says_where_confidence_can_not_be_told() -> None:
+    torch.manual_seed(0)
+    model, x = build("lenet")
+    asked = [ap.prune(model, [x, x], keep="units=60%", method=name, confidence=2) for name in ("l2", "wanda")]
+    assert [any("How sure the ranking is" in note for note in found.report.notes) for found in asked] == [True, False]
+    assert repr(asked[0]).startswith(f"Result({asked[0].report.model}: ") and repr(asked[0]).endswith("proved)")
+
+
 def test_a_run_of_a_sweep_shows_it(run: Run, folder: Path, result: Result) -> None:  # noqa: F811
     pytest.importorskip("plotly")
     points = [Point("macs=60%", folder.name, result.report), Point("macs=30%", "other", result.report)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
@@ -39,6 +40,7 @@ class Told:
         macs: share of the dense network's that is left.
         dense: metric of the dense network, where there is one.
         dense_ms, final_ms: milliseconds of the dense network and of the one that is returned, if they were measured.
+        resampled: whether the ranking could be drawn again from other calibration data.
     """
 
     settings: Settings
@@ -50,6 +52,7 @@ class Told:
     dense_ms: float | None
     final_ms: float | None
     dense: float | None
+    resampled: bool
 
     @property
     def graph(self) -> Graph:
@@ -209,6 +212,11 @@ def _blocks(told: Told) -> Iterator[str]:
             f"{len(nearer)} of {len(blocks)} blocks of layers were fitted as a whole: on held-out calibration "
             f"samples, {share:.1%} of a refit's squared error is left on average."
         )
+    if failed := [block for block in blocks if "failed" in block]:
+        yield (
+            f"{len(failed)} of {len(blocks)} blocks of layers could not be fitted as a whole: "
+            f"{failed[0]['module']}: {failed[0]['failed']}"
+        )
 
 
 def _logits(told: Told) -> Iterator[str]:
@@ -227,6 +235,15 @@ def _few_rows(told: Told) -> Iterator[str]:
     if few:
         rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"
         yield f"{few} of {len(refitted)} refitted layers had {rows}: more samples would help."
+
+
+def _sure(told: Told) -> Iterator[str]:
+    asked = told.settings.confidence
+    if isinstance(asked, Integral) and asked > 0 and not told.resampled:  # type: ignore[operator]
+        yield (
+            f"How sure the ranking is can't be told: that of {told.settings.name} is no matter of the folds of the "
+            "calibration data, or there is one fold."
+        )
 
 
 def _speed(told: Told) -> Iterator[str]:
@@ -250,5 +267,5 @@ def _speed(told: Told) -> Iterator[str]:
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
     _form, _left_over, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery, _processes,
-    _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _speed,
+    _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _sure, _speed,
 )  # fmt: skip

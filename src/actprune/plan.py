@@ -63,12 +63,20 @@ class Plan:
     """
 
     groups: Mapping[str, GroupPlan]
-    dims: Mapping[str, tuple[Axis, ...]] = field(repr=False)
-    aliases: Mapping[str, tuple[str, ...]] = field(repr=False)
-    architecture: str = field(repr=False)
+    dims: Mapping[str, tuple[Axis, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
+    architecture: str
     model: str = ""
-    edits: Edits = field(default_factory=Edits, repr=False)
-    note: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    edits: Edits = field(default_factory=Edits)
+    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __repr__(self) -> str:
+        """In one line; `widths` and `groups` say all."""
+        kept, all_units = (f"{sum(each):,}" for each in (self.widths.values(), [g.width for g in self.groups.values()]))
+        return f"Plan({self.model}: {kept} of {all_units} units stay, in {len(self.groups)} groups)"
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @property
     def widths(self) -> dict[str, int]:

@@ -62,9 +62,11 @@ class Reporting:
         timed = [self.captured.model, small, *([] if attempt.recovered is None else [attempt.recovered]), final]
         latencies = self._latencies(timed, budget)
 
+        sure = self._sure(plan)
         told = Told(
             self.settings, self.captured, self.ranked, attempt, budget, after.macs / max(before.macs, 1),
             latencies[self.captured.model], latencies[final], dense,
+            bool(sure),
         )  # fmt: skip
         trained = self.settings.finetune is not None and attempt.diverged is None
 
@@ -81,7 +83,7 @@ class Reporting:
             pruned=stage(small, attempt.metric, after),
             recovered=None if attempt.recovered is None else stage(attempt.recovered, attempt.recovered_metric, after),
             finetuned=stage(final, attempt.final_metric, after) if trained else None,
-            groups=group_rows(self.graph, self.ranked.guide, self.ranked.stats, plan, self._sure(plan)),
+            groups=group_rows(self.graph, self.ranked.guide, self.ranked.stats, plan, sure),
             proof=asdict(attempt.proof),
             rounds=tuple(asdict(one) for one in attempt.decided.rounds),
             calibration={
@@ -105,7 +107,7 @@ class Reporting:
         """The confidence of every group that is cut, where it was asked for and the ranking can be resampled."""
         asked = self.settings
         resamples = asked.confidence
-        if not isinstance(resamples, int):
+        if isinstance(resamples, str):
             resamples = RESAMPLES if self.seconds.get("guide", 0.0) <= QUICK_GUIDE else 0
         if resamples == 0:
             return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,23 @@ class Result:
         graph, stats, guide, rewrite: what the stages found.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     plan: Plan
     proof: Proof
-    report: Report = field(repr=False)
-    before_finetune: nn.Module | None = field(repr=False)
-    graph: Graph = field(repr=False)
-    stats: Stats | None = field(repr=False)
-    guide: Guide = field(repr=False)
-    rewrite: Rewrite = field(repr=False)
+    report: Report
+    before_finetune: nn.Module | None
+    graph: Graph
+    stats: Stats | None
+    guide: Guide
+    rewrite: Rewrite
+
+    def __repr__(self) -> str:
+        """In one line; `print(result.report)` says all."""
+        dense, final = self.report.dense, self.report.final
+        return (
+            f"Result({self.report.model}: {dense.params:,} → {final.params:,} parameters, "
+            f"{dense.macs:,} → {final.macs:,} MACs, {'proved' if self.proof.passed else 'not proved'})"
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `weights.safetensors`, `plan.json` and `report.json` into a new folder, all or nothing.

@@ -47,16 +47,16 @@ class Graph:
         training_sites: the contractions with those parameters; `training/` precedes their nodes' names.
     """
 
-    program: Program = field(repr=False)
+    program: Program
     groups: tuple[Group, ...]
-    sites: tuple[Site, ...] = field(repr=False)
-    tensor_axes: Mapping[str, Dims] = field(repr=False)
-    node_axes: Mapping[str, Dims | list[Dims]] = field(repr=False)
-    terms: tuple[Term, ...] = field(repr=False)
-    frozen: Mapping[int, str] = field(repr=False)
+    sites: tuple[Site, ...]
+    tensor_axes: Mapping[str, Dims]
+    node_axes: Mapping[str, Dims | list[Dims]]
+    terms: tuple[Term, ...]
+    frozen: Mapping[int, str]
     unknown_ops: tuple[str, ...] = ()
-    training: Program | None = field(default=None, repr=False)
-    training_sites: tuple[Site, ...] = field(default=(), repr=False)
+    training: Program | None = None
+    training_sites: tuple[Site, ...] = ()
     masks: Mapping[str, Mask] = field(default_factory=dict[str, Mask], repr=False)
 
     def __getitem__(self, name: str) -> Group:
@@ -68,7 +68,12 @@ class Graph:
         """The tensors that some captured run reads."""
         return self.program.used if self.training is None else self.program.used | self.training.used
 
+    def __repr__(self) -> str:
+        units = sum(group.width for group in self.groups)
+        return f"Graph({self.program.model_name}: {units:,} units in {len(self.groups)} groups)"
+
     def __str__(self) -> str:
+        """A line for every group."""
         width = max((len(group.name) for group in self.groups), default=0)
         rows = [f"{g.name:<{width}}  {g.width:>6} {g.kind}" for g in self.groups]
         return "\n".join([f"{self.program.model_name}: {len(self.groups)} groups", *rows])
