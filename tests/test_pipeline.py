@@ -861,6 +861,17 @@ def test_as_many_plans_as_it_takes() -> None:
     assert result.plan.widths.keys() == {"c"} and result.proof.passed
 
 
+def test_budgets_of_a_sweep_freeze_each_their_own(tmp_path: Path) -> None:
+    """The first one can't cut `b`, the second one can; nobody asks behind the last."""
+    model, keeps = Narrow({"b": 6}).eval(), ["units=30%", "units=70%"]
+    found = ap.sweep(model, data_of("chain"), keeps, method="l2", save_to=tmp_path / "all")
+    several = [next(found) for _ in keeps]
+    for keep, one in zip(keeps, several, strict=True):
+        assert one.plan.widths == prune(model, data_of("chain"), keep=keep, method="l2").plan.widths
+    assert several[0].plan.widths.keys() == {"a", "c"} and several[1].plan.widths["b"] == 11
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
 def test_a_cut_that_only_the_metric_runs_into() -> None:
     how: dict[str, Any] = {"keep": "units=30%", "method": "l2"}
     x = data_of("chain")[0]

@@ -83,6 +83,10 @@ class Attempting:
             return another
         return replace(another, ranked=another.looking.rank_again(self.captured, self.ranked), known={})
 
+    def alone(self) -> Attempting:
+        """The same, whose failed cuts freeze nothing in this one."""
+        return replace(self)
+
     def plan(self, asked: Budget | Amount | None) -> Plan:
         """The plan alone: nothing is refitted for good, cut, proved or trained."""
         budget = self._share(asked)
@@ -209,7 +213,7 @@ class Attempting:
         with self.ledger.stage("cut and verify"):
             self.captured = replace(self.captured, form=self._without_what_fails(failed))
         self.ledger.frozen += 1
-        self.known.clear()
+        self.known = {}
         if self.captured.form.name != tried:  # it has other groups than those that were looked at
             self.ranked = self.looking.rank(self.captured)
 

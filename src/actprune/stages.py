@@ -53,7 +53,10 @@ class Run:
     def sweep(
         self, asks: Sequence[Settings], calibration: Iterable[Any] | Samples, size: int, forward: Forward | None
     ) -> Iterator[Result]:
-        """One result for each of some settings, which differ in budget and method: of one pass of statistics."""
+        """One result for each of some settings, which differ in budget and method: of one pass of statistics.
+
+        What a run freezes because its cut failed is no matter of the others.
+        """
         budgets = [asked.budget() for asked in asks]
         several = len({asked.name for asked in self.asks}) > 1
         attempting = self._looked(calibration, size, forward, ranking=f"-{asks[0].name}" if several else "")
@@ -62,12 +65,12 @@ class Run:
         for asked, budget in zip(asks, budgets, strict=True):
             ledger.seconds = dict(shared)
             if asked.name != attempting.settings.name:
-                ledger.ranking, ledger.turn = f"-{asked.name}", ""
+                ledger.ranking, ledger.turn, ledger.frozen = f"-{asked.name}", "", 0
                 ledger.seconds.pop("guide")
             attempting = attempting.asked_for(asked)
             shared = dict(ledger.seconds)
-            ledger.turn = f"{ledger.ranking}-{asked.keep}"
-            yield attempting.result(budget)
+            ledger.turn, ledger.frozen = f"{ledger.ranking}-{asked.keep}", 0
+            yield attempting.alone().result(budget)
 
     def gather(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Stats | None:
         """The statistics that the runs of a sweep need; None where they need none."""

@@ -243,9 +243,9 @@ def _in_turn(
             result = returned(next(found))
             if (folder := one.given["save_to"]) is not None:
                 result.save(folder, overwrite=resume and folder.exists())
+            if journal is not None and one is left[-1]:
+                journal.remove()  # before the last result, behind which nobody needs to ask
         yield result
-    if journal is not None:
-        journal.remove()
 
 
 def _side_by_side(
@@ -280,9 +280,9 @@ def _side_by_side(
         found = read_finished(model, one, samples, None)
         if save_to is None:
             _ = found.model  # its folder goes
+        if journal is not None and one is placed[-1]:
+            journal.remove()
         yield found
-    if journal is not None:
-        journal.remove()
 
 
 def _sent(one: Asked, samples: Samples, scratch: Path) -> dict[str, Any]:
