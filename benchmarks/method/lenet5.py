@@ -59,11 +59,13 @@ class Bench:
         return accuracy(model, held.images, held.labels)
 
     def pruned(self, keep: str, setting: dict[str, Any], images: int) -> ap.Result:
-        """Ours corrects on validation images; the rivals have nothing to correct."""
-        ours = setting == {"method": "sgd-ap"}
+        """Ours corrects on validation images; the rivals have nothing to correct. Taylor alone is given labels."""
+        ours, labelled = setting == {"method": "sgd-ap"}, setting["method"] == "taylor"
+        batches = [part[:images].split(256) for part in (self.split.train.images, self.split.train.labels)]
         return ap.prune(
-            self.dense, self.split.train.images[:images].split(256), keep=keep, calibration_size=images,
-            evaluate=self.validated if ours else None, seed=self.seed, **setting,
+            self.dense, list(zip(*batches, strict=True)) if labelled else batches[0], keep=keep,
+            calibration_size=images, evaluate=self.validated if ours else None, seed=self.seed,
+            loss=F.cross_entropy if labelled else None, **setting,
         )  # fmt: skip
 
     def recovered(self, result: ap.Result) -> nn.Module:
@@ -86,6 +88,7 @@ def grid() -> list[dict[str, Any]]:
     """Every criterion with every compensation, and the methods as they are."""
     names = [name for name in ap.METHODS if name != "filter"]
     own = [{"method": name} for name in names if name not in HEADLINE]
+    own += [{"method": "taylor", "allocation": "uniform"}]
     return own + [{"method": name, "compensate": how} for how in COMPENSATIONS for name in names]
 
 
@@ -127,7 +130,7 @@ def _in_rounds(bench: Bench, keep: str) -> None:
 
 def _ours(bench: Bench, setting: dict[str, Any], keep: str, images: int) -> None:
     key = {**setting, "keep": keep, "seed": bench.seed}
-    headline = "compensate" not in setting and setting["method"] in HEADLINE
+    headline = setting.keys() == {"method"} and setting["method"] in HEADLINE
     tunes = EPOCHS if keep in TUNED and headline else ()
     recovers = setting == {"method": "sgd-ap"}
     stages = ["pruned", *(["recovered"] if recovers else []), *(f"finetuned, {epochs} epochs" for epochs in tunes)]
@@ -178,5 +181,9 @@ def tables(rows: Rows) -> str:
 
 def _accuracies(rows: list[Row]) -> str:
     return pivot(
-        rows, ("method", "compensate"), lambda r: r.get("keep") or "dense", lambda r: r.get("accuracy"), order=KEEPS
+        rows,
+        ("method", "allocation", "compensate"),
+        lambda r: r.get("keep") or "dense",
+        lambda r: r.get("accuracy"),
+        order=KEEPS,
     )
