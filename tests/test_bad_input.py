@@ -190,6 +190,7 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     ),
     "a budget that can't be read": (BudgetError, prune(keep="half"), ("can't be read", "got: 'half'", "macs=50%")),
     "an unknown cost": (BudgetError, prune(keep="flops=50%"), ("unknown cost", "macs, params, bytes, latency, units")),
+    "what depth is asked for by": (BudgetError, prune(keep="blocks=50%"), ("unknown cost", "actprune.shorten(")),
     "a group that is not there": (PlanError, prune(keep={"conv9": 2}), ("no group named 'conv9'", "stem, conv1")),
     "a width of nothing": (BudgetError, prune(keep={"conv1": 0}), ("can't have 0 units", "1 to 6")),
     "no natural widths": (PlanError, prune(keep=None, method="l2"), ("no natural widths", "keep=None")),

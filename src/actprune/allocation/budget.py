@@ -13,6 +13,11 @@ from actprune.errors import BudgetError
 
 COSTS = ("macs", "params", "bytes", "latency", "units")
 
+_BLOCKS = (
+    'whole blocks are left out by actprune.shorten(model, data, keep="blocks=75%"); narrower ones are asked for by an '
+    'amount of the whole network, such as "params=500K"'
+)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -36,7 +41,7 @@ class Budget:
                 expected=f"one of {', '.join(COSTS)}",
                 got=repr(self.cost),
                 where="keep",
-                hint='write for example keep="macs=50%"',
+                hint=_BLOCKS if self.cost == "blocks" else 'write for example keep="macs=50%"',
             )
         number = isinstance(self.keep, Real) and not isinstance(self.keep, bool)
         if not (number and 0 < self.keep <= 1):  # NaN is neither
