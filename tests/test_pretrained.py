@@ -183,3 +183,16 @@ def test_a_configuration_without_the_size_of_its_heads(hub: ModuleType, tmp_path
     with torch.no_grad():
         expected, found = (net.eval()(**tokens()[0]).logits for net in (result.model, loaded))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_that_a_configuration_checks_against_each_other(hub: ModuleType, tmp_path: Path) -> None:
+    """Of the heads of a Falcon-H1's Mamba and their size the tensors show the product alone."""
+    torch.manual_seed(0)
+    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 8}
+    model = hub.FalconH1ForCausalLM(hub.FalconH1Config(**SIZES, num_key_value_heads=2, head_dim=4, **mamba)).eval()
+    result = ap.prune(model, tokens(), keep="units=50%", method="l2", equal_widths=True)
+    loaded = type(model).from_pretrained(result.save_pretrained(tmp_path / "hf")).eval()
+    assert (loaded.config.mamba_d_ssm, loaded.config.mamba_d_head) == (16, 4)
+    with torch.no_grad():
+        expected, found = (net.eval()(**tokens()[0]).logits for net in (result.model, loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -173,7 +173,28 @@ def _configuration(
         for field in absent:
             explicit = _with(explicit, field)
         found = min(found, nearest(explicit), key=lambda one: len(one[1]))
-    return found
+    config, missed, chosen = found
+    return config if missed else _agreeing(cls, config, _numbers(config, groups), wanted), missed, chosen
+
+
+def _agreeing(cls: Any, config: Any, fields: Iterable[Field], wanted: Shapes) -> Any:
+    """The configuration, with one more of its numbers where its own check asks for it.
+
+    Of the heads of a Falcon-H1's Mamba and their size, say, the tensors show the product alone.
+    """
+    if _valid(config):
+        return config
+    others = (_with(config, field) for field in fields)
+    return next((one for one in others if _valid(one) and not _missed(wanted, _built(cls, one))), config)
+
+
+def _valid(config: Any) -> bool:
+    """Whether a configuration passes its own check, without which it is not saved."""
+    try:
+        getattr(config, "validate", lambda: None)()
+    except Exception:  # whatever a class of transformers raises
+        return False
+    return True
 
 
 def _nearest(cls: Any, config: Any, fields: list[Field], wanted: Shapes) -> tuple[Any, list[str], list[Field]]:
