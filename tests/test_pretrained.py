@@ -196,3 +196,19 @@ def test_numbers_that_a_configuration_checks_against_each_other(hub: ModuleType,
     with torch.no_grad():
         expected, found = (net.eval()(**tokens()[0]).logits for net in (result.model, loaded))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_widths_in_a_list(hub: ModuleType, tmp_path: Path) -> None:
+    """The channels of a Wav2Vec2's convolutions are the entries of `conv_dim`."""
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": (8, 8, 8), "conv_stride": (4, 2, 2), "conv_kernel": (8, 4, 2)}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    sizes = {**SIZES, "num_feat_extract_layers": 3, "classifier_proj_size": 16, "apply_spec_augment": False}
+    model = hub.HubertForSequenceClassification(hub.HubertConfig(**sizes, **convolutions, **positions)).eval()
+    data = list(torch.randn(8, 200, generator=torch.Generator().manual_seed(0)).split(4))
+    result = ap.prune(model, data, keep="units=50%", method="l2", equal_widths=True, protect=["*attention*"])
+    loaded = type(model).from_pretrained(result.save_pretrained(tmp_path / "hf")).eval()
+    assert (list(loaded.config.conv_dim), loaded.config.classifier_proj_size) == ([4, 4, 8], 8)
+    with torch.no_grad():
+        expected, found = (net.eval()(data[0]).logits for net in (result.model, loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

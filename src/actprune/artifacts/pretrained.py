@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 Shapes = dict[str, tuple[int, ...]]
 
 Field = tuple[str, str, int]
-"""The configuration inside a configuration, or "", the name of an entry, and another value for it."""
+"""The configuration inside a configuration, or "", the name of an entry (`name[2]`: of a list), and another value."""
 
 
 def save_pretrained(
@@ -160,7 +160,7 @@ def _configuration(
 
     def nearest(config: Any) -> tuple[Any, list[str], list[Field]]:
         chosen, missed, start = list[Field](), _missed(wanted, _built(cls, config)), config
-        for fields in (_numbers(start, groups), _unset(start, groups)):
+        for fields in (_numbers(start, groups), _unset(start, groups), _entries(start, groups)):
             if missed:
                 allowed = [field for field in fields if field not in without]
                 config, missed, more = _nearest(cls, config, allowed, wanted)
@@ -244,6 +244,15 @@ def _unset(config: Any, groups: Iterable[GroupPlan]) -> Iterator[Field]:
     yield from ((owner, name, width) for owner, name, held in _held(config) if held is None for width in widths)
 
 
+def _entries(config: Any, groups: Iterable[GroupPlan]) -> Iterator[Field]:
+    """Each entry of a list (`conv_dim` of a Wav2Vec2) that is the width of a cut group, with the width that is kept."""
+    kept = sorted({(group.width, len(group.kept)) for group in groups})
+    for owner, name, held in _held(config):
+        if isinstance(held, list | tuple):
+            for place, entry in enumerate(cast("Sequence[Any]", held)):
+                yield from ((owner, f"{name}[{place}]", after) for before, after in kept if entry == before)
+
+
 def _defaults(cls: Any, config: Any) -> list[Field]:
     """Entries that the class asks for and the configuration lacks (`head_dim` of a Qwen2) or has as None, with the one
     value, a quotient of two of its numbers, that changes no shape: what the class computes in its absence."""
@@ -287,9 +296,15 @@ def _held(config: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _with(config: Any, field: Field) -> Any:
-    owner, name, value = field
+    owner, place, value = field
     changed = copy.deepcopy(config)
-    setattr(getattr(changed, owner) if owner else changed, name, value)
+    part, (name, _, position) = getattr(changed, owner) if owner else changed, place.partition("[")
+    if position:
+        entries = list(getattr(part, name))
+        entries[int(position.rstrip("]"))] = value
+        setattr(part, name, entries)
+    else:
+        setattr(part, name, value)
     return changed
 
 
