@@ -77,6 +77,10 @@ def error(graph: Graph, x: Tensor, rewrite: Rewrite) -> float:
     return float(((dense - found) ** 2).sum() / ((dense - dense.mean(0)) ** 2).sum())
 
 
+def outputs(graph: Graph, x: Tensor, rewrite: Rewrite) -> Tensor:
+    return torch.cat([o[0] for o in run_all(graph.program, fit(graph.program, [x]).batches, rewrite.tensors)])
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_step_by_hand(kind: str) -> None:
     """What each weight reads, times the weight, through the gates, is the state after the step."""
@@ -146,6 +150,25 @@ def test_refits_of_units_that_others_can_only_guess(kind: str, method: str) -> N
     fitted, other = x[: SAMPLES // 2], x[SAMPLES // 2 :]
     refitted, plain = (compensate(graph, plan, [fitted], method=m) for m in ("least_squares", method))
     assert error(graph, other, refitted) < error(graph, other, plain)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "deep gru", "projection", "no bias"])
+def test_layers_are_fitted_as_a_whole(kind: str) -> None:
+    """Samples that no fit has seen come nearer than by closed-form fits; what is cut stays zero."""
+    net = Net(kind).eval()
+    with torch.no_grad():
+        for tensor in net.steps.parameters():
+            tensor *= 2
+    fitted, other = torch.randn(384, STEPS, INPUTS, generator=torch.Generator().manual_seed(1)).split(192)
+    graph = captured(net, fitted)
+    kept = range(HIDDEN // 2)
+    plan = make_plan(graph, {group.name: kept for group in graph.groups if group.width == HIDDEN})
+    refitted, whole = (compensate(graph, plan, [fitted], method=m) for m in ("least_squares", "reconstruct"))
+    assert error(graph, other, whole) < error(graph, other, refitted)
+    steps = [told for told in whole.record["consumers"].values() if "as_a_whole" in told]
+    assert steps
+    assert all(told["as_a_whole"] < 1 for told in steps)
+    torch.testing.assert_close(cut(net, plan, whole)(other), outputs(graph, other, whole), atol=1e-4, rtol=1e-4)
 
 
 def test_the_input_of_a_layer_is_fitted_as_that_of_a_linear_one() -> None:

@@ -14,36 +14,23 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.picked import picked
 from actprune.axes.site import Site
-from actprune.compensation.gauss_newton import PROBES
+from actprune.compensation.gauss_newton import (
+    ENOUGH,
+    FEWEST,
+    GRAPHS,
+    PASSES,
+    PROBES,
+    ROUNDS,
+    SEVERAL,
+    STEPS,
+    VALUE,
+    WORK,
+)
 from actprune.compensation.schedule import Path
 from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS
-
-ROUNDS, STEPS = 10, 12
-"""Steps of Gauss and Newton at most, and of conjugate gradients in each."""
-
-PASSES = 5
-"""A step of conjugate gradients takes as much as so many forward passes."""
-
-WORK = 6e11
-"""Multiply-adds that the steps of all blocks may take; large models use fewer samples, or are left as they are."""
-
-FEWEST = 4
-"""Residuals for each weight that is fitted: with fewer a block is left as it is."""
-
-ENOUGH = ((60, 2048), (20, 512))
-"""Residuals for each weight, and samples, beyond which more are of little use: the former where they leave work for
-`SEVERAL` rounds, else the latter."""
-
-SEVERAL = 5
-
-VALUE = 30
-"""Multiply-adds in the time that a value takes which is only read and written."""
-
-GRAPHS = 16
-"""Bytes for each value of a block that its derivatives hold."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,34 @@ PROBES = 2
 SIZES = (1.0, 0.5, 0.25)
 """Of the step, of which the best one is taken."""
 
+WORTH = 0.97
+"""A step that leaves more of the error than this is the last one."""
+
+ROUNDS, STEPS = 10, 12
+"""Steps of Gauss and Newton at most, and of conjugate gradients in each."""
+
+PASSES = 5
+"""A step of conjugate gradients takes as much as so many forward passes."""
+
+WORK = 6e11
+"""Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; large models use fewer
+samples, or are left as they are."""
+
+FEWEST = 4
+"""Residuals for each weight that is fitted: with fewer they are left as they are."""
+
+ENOUGH = ((60, 2048), (20, 512))
+"""Residuals for each weight, and samples, beyond which more are of little use: the former where they leave work for
+`SEVERAL` rounds, else the latter."""
+
+SEVERAL = 5
+
+VALUE = 30
+"""Multiply-adds in the time that a value takes which is only read and written."""
+
+GRAPHS = 16
+"""Bytes for each value between weights and residuals that derivatives hold."""
+
 
 class _Linear:
     """The residual of one batch around zero changes."""

@@ -20,17 +20,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from actprune.compensation.blocks import STEPS, Block, affordable, find_blocks
-from actprune.compensation.gauss_newton import best_size, gauss_newton
+from actprune.compensation.blocks import Block, affordable, find_blocks
+from actprune.compensation.gauss_newton import STEPS, WORTH, best_size, gauss_newton
 from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.graph.run import arguments, call
 from actprune.stats.patches import output_rows
-
-WORTH = 0.97
-"""A step that leaves more of the error than this is the last one."""
 
 HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
@@ -60,7 +57,9 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     held = evenly(count, count - batches)
     fitted = [i for i in range(count) if i not in held]
     refit = walk.branch()
-    refit.state.settings = replace(walk.state.settings, rounds=0)  # the walk itself refits the reader once more
+    refit.state.settings = replace(
+        walk.state.settings, rounds=0, unrolls=0
+    )  # the walk itself refits the reader once more
     refit.advance(block.stop)
     run = _Run(walk, block, evenly(walk.streams.count, count), refit.overrides)
     first = run.loss(held)

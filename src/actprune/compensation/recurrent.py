@@ -10,14 +10,16 @@ the dense states first (teacher forcing, Williams and Zipser 1989, A Learning Al
 Recurrent Neural Networks, §4), then on those of the cut layer's own run with the fit before (compare Ross, Gordon and
 Bagnell 2011, A Reduction of Imitation Learning, §3). An error of a pre-activation is not one of a state, so after every
 fit the layer is run, and the fit whose states are nearest to the dense ones on samples that it has not seen is made
-again on all samples: never worse than before on those.
+again on all samples: never worse than before on those. Where there is room for it, the layer is then fitted as a whole
+(`unrolled`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from actprune.axes.expr import Indices, kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.ridge import Normal, choose_ridge, merged, merged_all, normal, solve
 from actprune.compensation.streams import Streams
+from actprune.compensation.unrolled import Whole, affordable
 from actprune.stats.patches import most_rows
 from actprune.stats.recurrent import (
     BACK,
@@ -67,6 +70,7 @@ class Scope:
         rounds: of fits on the layer's own states.
         rows: per column that are used at most.
         again: whether what is found on a part of the samples is made again on all of them.
+        room: bytes that the derivatives of a layer may take where it is fitted as a whole; 0: it is not.
     """
 
     graph: Graph
@@ -77,6 +81,7 @@ class Scope:
     rounds: int
     rows: int
     again: bool
+    room: int = 0
 
 
 @torch.no_grad()
@@ -180,10 +185,48 @@ class _One:
             self.record.clear()
             chosen = min(range(len(errors)), key=errors.__getitem__)
             found = next(islice(self._candidates(params, range(FOLDS)), chosen, None))
+        if self.scope.room and samples >= FOLDS and min(errors) > exact:
+            found = self._as_a_whole(found, learnt, held)
         for site in self.sites.values():
             nothing = {"module": site.module, "left": "no refit was nearer to the dense states on held-out samples"}
             self.record.setdefault(site.name, nothing)
         return found
+
+    def _as_a_whole(
+        self, found: tuple[Params, Values], learnt: Sequence[int], held: Sequence[int]
+    ) -> tuple[Params, Values]:
+        """What is found, after steps for all that the layer has; as it is where something else reads its weights."""
+        names = {i: name for i in range(len(found[0])) if (name := _name(self.scope, self.part, i)) is not None}
+        masks = {i: self._mask(i, name) for i, name in names.items() if self.scope.free(name, self.node)}
+        weights = {i for i in WEIGHTS if found[0][i] is not None}
+        if not masks.keys() >= weights or any(mask.dtype.itemsize < 4 for mask in masks.values()):
+            return found
+        starts = list(accumulate(map(len, self.x), initial=0))
+
+        def lacking(i: int, params: Params) -> Tensor:
+            own = [j for j in range(len(self.x[i])) if (j + starts[i]) % FOLDS in learnt]
+            there, start = self.there[i], [state[own].double() for state in self.own_states[i]]
+            exactly = tuple(None if p is None else p.double() for p in params)  # oneDNN's LSTM has one derivative only
+            left = self.part(self.own_x[i][own].double(), start, exactly) - self.hidden[i][own]
+            return _rows(left, there if there is None else there[own])[..., self._kept]
+
+        rows = _count(self.x) // len(self.x)
+        residuals = rows * self.hidden[0][..., self._kept].shape[-1] * len(learnt) // FOLDS
+        effort = affordable(masks, rows, residuals, len(self.x), self.scope.room)
+        params, left = Whole(masks, lacking, lambda one: self._error(self.run(one), held)).stepped(found[0], *effort)
+        if left < 1:
+            for site in self.sites.values():
+                self.record[site.name] = {**self.record.get(site.name, {"module": site.module}), "as_a_whole": left}
+        return params, self.run(params)
+
+    def _mask(self, which: int, name: str) -> Tensor:
+        """1 where rows and columns stay."""
+        mask = torch.ones_like(_there(self.part.params[which]))
+        for dim, axis in enumerate(self.scope.graph.tensor_axes[name]):
+            stays = mask.new_zeros(mask.shape[dim])
+            stays[torch.as_tensor(kept_indices(axis, self.scope.kept), device=mask.device)] = 1
+            mask *= stays.view([-1 if d == dim else 1 for d in range(mask.dim())])
+        return mask
 
     def _candidates(self, params: Params, folds: Sequence[int]) -> Iterator[tuple[Params, Values]]:
         """Fit upon fit, each made on the samples of `folds`, with the states of the layer's run."""
@@ -206,16 +249,20 @@ class _One:
         """Σ (h̃ − h)² over the kept units and the samples of `folds`."""
         return self._squares([a - b for a, b in zip(states, self.hidden, strict=True)], folds)
 
-    def _squares(self, values: Values, folds: Sequence[int]) -> float:
-        """Σ v² over the same."""
+    @cached_property
+    def _kept(self) -> slice | Tensor:
+        """The states that stay."""
         back = _name(self.scope, self.part, BACK)
         axis = None if back is None else self.scope.graph.tensor_axes[back][1]
-        kept = slice(None) if axis is None else torch.as_tensor(kept_indices(axis, self.scope.kept))
+        return slice(None) if axis is None else torch.as_tensor(kept_indices(axis, self.scope.kept))
+
+    def _squares(self, values: Values, folds: Sequence[int]) -> float:
+        """Σ v² over the same."""
         total, seen = 0.0, 0
         for value, there in zip(values, self.there, strict=True):
             for fold in folds:
                 own = _samples(fold, seen)
-                total += float((_rows(value[own], there if there is None else there[own])[..., kept] ** 2).sum())
+                total += float((_rows(value[own], there if there is None else there[own])[..., self._kept] ** 2).sum())
             seen += len(value)
         return total
 

@@ -93,7 +93,8 @@ def compensate(
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
     if name != "none":
         order = schedule(graph, target == "sum")
-        settings = Settings(quickly(name), scope == "all", rounds, rows)
+        unrolls = limit_bytes(memory_limit) // 4 if name == "reconstruct" else 0
+        settings = Settings(quickly(name), scope == "all", rounds, rows, unrolls=unrolls)
         together: dict[str, dict[str, Any]] = {}
         if settings.method == "least_squares":
             room = limit_bytes(memory_limit) // (4 * 8)  # a quarter of it, in float64

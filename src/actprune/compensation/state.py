@@ -31,6 +31,7 @@ class Settings:
     Attributes:
         collects: keep the equations of every consumer over all of its columns, up to so many numbers of all together,
             and refit every output, also what is cut.
+        unrolls: bytes that the derivatives of a recurrent layer may take where it is fitted as a whole; 0: it is not.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Settings:
     rounds: int
     rows: int = ROWS
     collects: int = 0
+    unrolls: int = 0
 
     @property
     def alone(self) -> Settings:

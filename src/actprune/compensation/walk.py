@@ -146,7 +146,9 @@ class Walk:
 
         quick = settings.rows < ROWS
         rounds = min(settings.rounds, 1 if quick else OWN_ROUNDS)
-        scope = Scope(self.graph, self.streams, state.kept, wanted, state.owns, rounds, settings.rows, not quick)
+        scope = Scope(
+            self.graph, self.streams, state.kept, wanted, state.owns, rounds, settings.rows, not quick, settings.unrolls
+        )
         if any(map(wanted, sites)):
             state.record.update(refit_recurrent(scope, node, sites))
 

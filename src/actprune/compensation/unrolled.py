@@ -1,0 +1,94 @@
+"""A recurrent layer fitted as a whole: steps of Gauss and Newton for all of its weights, through all of its time.
+
+A closed-form fit brings pre-activations near. What an error there does depends on the gate behind it and on all later
+steps, and the weights of the input and of the hidden state are fitted one after the other. These steps start from such
+a fit, and go by the states themselves (`gauss_newton`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from actprune.compensation.gauss_newton import (
+    ENOUGH,
+    FEWEST,
+    GRAPHS,
+    PASSES,
+    PROBES,
+    ROUNDS,
+    STEPS,
+    VALUE,
+    WORK,
+    WORTH,
+    best_size,
+    gauss_newton,
+)
+from actprune.stats.recurrent import Params
+
+TOUCHED = 8
+"""Values that one output of a gate takes on its way to the state."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """What of a layer may change, and what for.
+
+    Attributes:
+        masks: place among the parameters → 1 where it may change.
+        lacking: (batch, parameters) → what the states lack there, of any shape.
+        error: parameters → the same on samples that no step sees, squared and summed.
+    """
+
+    masks: Mapping[int, Tensor]
+    lacking: Callable[[int, Params], Tensor]
+    error: Callable[[Params], float]
+
+    def stepped(self, params: Params, batches: int, rounds: int) -> tuple[Params, float]:
+        """The parameters after all steps, at most so many, that lower the error, and the share of it that is left."""
+        first = lowest = self.error(params)
+        for _ in range(rounds):
+            changed, before = partial(self._changed, params), lowest
+            residuals = [partial(self._residual, changed, i) for i in range(batches)]
+            try:
+                with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+                    changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
+            except RuntimeError:  # a call without a second derivative, or no memory for it
+                break
+            best, lowest = best_size(lambda at, of=changed: self.error(of(at)), changes, lowest)
+            params = params if best is None else changed(best)
+            if not lowest < WORTH * before:
+                break
+        return params, lowest / first if first else 1.0
+
+    def _residual(self, changed: Callable[[Sequence[Tensor]], Params], i: int, at: Sequence[Tensor]) -> Tensor:
+        return self.lacking(i, changed(at))
+
+    def _changed(self, params: Params, at: Sequence[Tensor]) -> Params:
+        new = list(params)
+        for (place, mask), change in zip(self.masks.items(), at, strict=True):
+            value = params[place]
+            new[place] = None if value is None else value.detach() + mask * change
+        return tuple(new)
+
+
+def affordable(masks: Mapping[int, Tensor], rows: int, residuals: int, batches: int, room: int) -> tuple[int, int]:
+    """(batches, rounds) within `WORK` and so many bytes for the derivatives; none with too few residuals for a weight.
+
+    Args:
+        rows: of one batch: its samples times its steps.
+        residuals: of one batch.
+        batches: how many there are.
+        room: bytes.
+    """
+    weights = [mask for mask in masks.values() if mask.dim() > 1]
+    unknowns = sum(int(mask.sum()) for mask in masks.values())
+    values = TOUCHED * rows * sum(map(len, weights))
+    work = (rows * sum(mask.numel() for mask in weights) + VALUE * values) * PASSES * (STEPS + PROBES)
+    enough = ENOUGH[0][0] * unknowns // max(residuals, 1) + 1
+    count = min(batches, enough, room // (GRAPHS * values + 1), int(WORK / work))
+    return (count, min(ROUNDS, int(WORK / (work * count)))) if count * residuals >= FEWEST * unknowns else (0, 0)
