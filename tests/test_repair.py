@@ -525,6 +525,41 @@ def test_values_and_queries_with_one_number_are_tied() -> None:
     assert {member.tensor.split(".")[-2] for member in dims[0].members} == {"q", "k", "v", "o"}
 
 
+SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros(h.shape)": lambda h: torch.zeros(h.shape),
+    "new_zeros(h.size())": lambda h: h.new_zeros(h.size()),
+    "zeros_like(h)": torch.zeros_like,
+}
+
+
+class Gathering(nn.Module):
+    """Messages are summed into zeros of the shape of the nodes' own state."""
+
+    def __init__(self, zeros: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.message = nn.Linear(5, 12), nn.Linear(12, 12)
+        self.update, self.head = nn.Linear(24, 8), nn.Linear(8, 3)
+        self.zeros = zeros
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x).relu()
+        found = self.zeros(h).index_add(1, torch.tensor([1, 0, 3, 2, 2]), self.message(h).relu())
+        return self.head(self.update(torch.cat([h, found], -1)).relu()).mean(1)
+
+
+@pytest.mark.parametrize("shaped", SHAPED)
+def test_a_shape_taken_from_another_tensor_ties_the_two(shaped: str) -> None:
+    """The class has one number for both, which no argument in its source says: they keep the same units."""
+    model, x = Gathering(SHAPED[shaped]).eval(), torch.randn(2, 5, 5)
+    graph = capture(model, x)
+    assert {group.name: group.width for group in graph.groups} == {"embed": 12, "update": 8}
+    plan = make_plan(graph, trial_units(graph, ["embed", "update"]))
+    small = cut(model, plan)
+    assert small.message.weight.shape[0] == plan.widths["embed"] < 12
+    assert verify(model, small, plan, x, graph=graph).passed
+
+
 SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "of a tensor": lambda m, q, k, v: (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v,
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,

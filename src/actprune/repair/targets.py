@@ -56,7 +56,14 @@ class Targets:
 
     def lone(self, use: SizeUse) -> Leaf | None:
         """The one leaf that a size is the size of."""
-        axis = self.axis(use.role[1], use.role[2]) if use.role[0] == "size" else None
+        return self._cut(self.axis(use.role[1], use.role[2])) if use.role[0] == "size" else None
+
+    def lone_read(self, use: SizeUse) -> Leaf | None:
+        """The one leaf whose size a size is, with no arithmetic between: the `h.shape[2]` in `torch.zeros(h.shape)`."""
+        expr = use.expr
+        return self._cut(self._read(expr)) if isinstance(expr, tuple) and expr[0] == "shape" else None
+
+    def _cut(self, axis: Axis | None) -> Leaf | None:
         return axis if isinstance(axis, Leaf) and axis.key in self.kept else None
 
     def own_keys(self, use: SizeUse) -> set[int]:
