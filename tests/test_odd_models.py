@@ -437,6 +437,36 @@ def test_the_slope_of_an_activation_is_element_wise(activation: nn.Module) -> No
     assert [group.name for group in graph.groups] == ["net.0", "net.2"]
 
 
+class Scores(nn.Module):
+    """A convolutional energy, with norms, pooling and a slice, and its gradient by the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(1, 12, 3, padding=1), nn.GroupNorm(4, 12)
+        self.two, self.alone = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.flat, self.out = nn.Linear(64, 24), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            h = F.max_pool2d(F.silu(self.norm(self.one(x))), 2)
+            h = F.avg_pool2d(F.logsigmoid(self.alone(self.two(h))), 2)
+            h = self.flat(h.flatten(1))
+            (slope,) = torch.autograd.grad(self.out(h[:, :12] * torch.tanh(h[:, 12:]))[:, 0].sum(), x)
+        return slope
+
+
+@pytest.mark.parametrize("form", ["class", "graph"])
+def test_gradients_through_convolutions_and_norms(form: str) -> None:
+    torch.manual_seed(0)
+    model, x = Scores().eval(), torch.randn(64, 1, 8, 8)
+    result = ap.prune(model, list(x.split(16)), keep="units=70%", method="flap", form=form)
+    assert result.proof.passed and result.graph.unknown_ops == ()
+    assert {name: group.width for name in result.plan.widths for group in [result.graph[name]]} == {
+        "one": 4, "two": 16, "flat": 12
+    }  # fmt: skip
+
+
 class Turned(nn.Module):
     """Of every head some dimensions are turned as complex numbers, in place, as a latent attention has them."""
 

@@ -922,6 +922,93 @@ for _name, _make in DRAWN.items():
 # ---- the tests
 
 
+# -- what autograd calls
+
+INSIDE = [True, False, False]
+"""The gradient of the input alone."""
+
+_maps = {"kind": "maps", "last": False}
+_steps = {"kind": "maps1", "last": False}
+
+
+@case("convolution_backward", **_maps, parts=lambda: {"v": torch.randn(2, 5, 6, 6), "w": torch.randn(UNITS, 5, 3, 3)})
+def _(m: Any, x: Tensor) -> Tensor:
+    return ATEN.convolution_backward(x, m.v, m.w, [5], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, INSIDE)[0]
+
+
+@case("native_layer_norm_backward", **_maps)
+def _(m: Any, x: Tensor) -> Tensor:
+    _, mean, spread = ATEN.native_layer_norm(x, [6, 6], None, None, 1e-5)
+    return ATEN.native_layer_norm_backward(x * x, x, [6, 6], mean, spread, None, None, INSIDE)[0]
+
+
+@case("native_group_norm_backward", **_maps, parts=CHANNELS)
+def _(m: Any, x: Tensor) -> Tensor:
+    n, c = x.shape[:2]
+    _, mean, spread = ATEN.native_group_norm(x, m.w, m.b, n, c, 36, c // 2, 1e-5)
+    return ATEN.native_group_norm_backward(x * x, x, mean, spread, m.w, n, c, 36, c // 2, INSIDE)[0]
+
+
+@case("native_batch_norm_backward", **_maps, parts=CHANNELS)
+def _(m: Any, x: Tensor) -> Tensor:
+    mean, spread = m.b.detach(), m.w.detach()
+    none = torch.empty(0)
+    return ATEN.native_batch_norm_backward(x * x, x, m.w, mean, spread, none, none, False, 1e-5, INSIDE)[0]
+
+
+case("avg_pool2d_backward", **_maps)(
+    lambda m, x: ATEN.avg_pool2d_backward(F.avg_pool2d(x, 2), x, [2, 2], [2, 2], [0, 0], False, True, None)
+)
+case("avg_pool3d_backward", kind="maps3", last=False)(
+    lambda m, x: ATEN.avg_pool3d_backward(F.avg_pool3d(x, 2), x, [2] * 3, [2] * 3, [0] * 3, False, True, None)
+)
+case("_adaptive_avg_pool2d_backward", **_maps)(
+    lambda m, x: ATEN._adaptive_avg_pool2d_backward(F.adaptive_avg_pool2d(x, 3), x)
+)
+
+
+@case("max_pool2d_with_indices_backward", **_maps)
+def _(m: Any, x: Tensor) -> Tensor:
+    made, where = ATEN.max_pool2d_with_indices(x, [2, 2], [2, 2], [0, 0], [1, 1], False)
+    return ATEN.max_pool2d_with_indices_backward(made, x, [2, 2], [2, 2], [0, 0], [1, 1], False, where)
+
+
+@case("adaptive_max_pool2d_backward", **_maps)
+def _(m: Any, x: Tensor) -> Tensor:
+    made, where = ATEN.adaptive_max_pool2d(x, [3, 3])
+    return ATEN.adaptive_max_pool2d_backward(made, x, where)
+
+
+case("reflection_pad1d_backward", **_steps)(
+    lambda m, x: ATEN.reflection_pad1d_backward(ATEN.reflection_pad1d(x, [1, 1]), x, [1, 1])
+)
+case("reflection_pad2d_backward", **_maps)(
+    lambda m, x: ATEN.reflection_pad2d_backward(ATEN.reflection_pad2d(x, [1] * 4), x, [1] * 4)
+)
+for _d, _kinds in ((1, ("nearest", "linear")), (2, ("nearest", "bilinear", "bicubic")), (3, ("nearest",))):
+    for _how in _kinds:
+        _name, _corners = f"upsample_{_how}{_d}d_backward", () if _how == "nearest" else (False,)
+        case(_name, kind=f"maps{_d}", last=False)(
+            lambda m, x, f=_name, d=_d, c=_corners: getattr(ATEN, f)(x, [6] * d, [*x.shape[:2], *[3] * d], *c)
+        )
+
+
+@case("log_sigmoid_forward", "log_sigmoid_backward")
+def _(m: Any, x: Tensor) -> Tensor:
+    made, held = ATEN.log_sigmoid_forward(x)
+    return made + ATEN.log_sigmoid_backward(x, x, held)
+
+
+case("_softmax_backward_data", kind="tokens")(
+    lambda m, x: ATEN._softmax_backward_data(x, x.softmax(1), 1, torch.float32)
+)
+case("_log_softmax_backward_data", kind="tokens")(
+    lambda m, x: ATEN._log_softmax_backward_data(x, x.log_softmax(1), 1, torch.float32)
+)
+case("select_backward", kind="tokens")(lambda m, x: x + ATEN.select_backward(x[:, 1], x.shape, 1, 1))
+case("slice_backward")(lambda m, x: x + ATEN.slice_backward(x[:, : x.shape[1] // 2], x.shape, 1, 0, x.shape[1] // 2, 1))
+
+
 def test_every_rule_has_a_case() -> None:
     cases = set(CASES) | {f"aten.{name}" for name in ELEMENTWISE}
     assert {name for name in RULES if name.startswith("aten.")} - cases == set()

@@ -250,6 +250,13 @@ def _convolution(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Argume
     return node.target, {**given, "groups": b.groups(b.dims(given["weight"])[0], given["groups"])}
 
 
+def _sliced_gradient(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    """A gradient in a run of an axis, the rest zeros."""
+    axis = b.dims(node)[given["dim"]]
+    place = {"start": b.bound(axis, given["start"]), "end": b.bound(axis, given["end"])}
+    return node.target, {**given, "input_sizes": [b.size(axis) for axis in b.dims(node)], **place}
+
+
 def _group_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
     return node.target, {**given, "num_groups": b.groups(b.dims(given["input"])[1], given["num_groups"])}
 
@@ -266,6 +273,12 @@ def _attention(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Argument
     if given["scale"] is None and any(mask.gain is None for mask in masks):
         return node.target, {**given, "scale": 1 / sqrt(size(b.dims(given["key"])[-1]))}
     return node.target, given
+
+
+def _native_group_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
+    batch, channels, *_ = b.dims(given["input"])
+    sizes = {"N": b.size(batch), "C": b.size(channels), "group": b.groups(channels, given["group"])}
+    return node.target, {**given, **sizes}
 
 
 def _repeated(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
@@ -294,6 +307,8 @@ def _interleaved(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Argume
     return node.target, {**given, "output_size": None}
 
 
+_RESIZED = ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")
+
 _SIZES: dict[str, Resize] = {
     **dict.fromkeys(("view", "expand", "zeros", "ones", "empty", "full", "rand", "randn"), _as_result("size")),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "_unsafe_view"), _as_result("size")),
@@ -308,8 +323,13 @@ _SIZES: dict[str, Resize] = {
     "layer_norm": _normalized,
     "rms_norm": _normalized,
     "group_norm": _group_norm,
+    **dict.fromkeys(("native_group_norm", "native_group_norm_backward"), _native_group_norm),
     **{f"conv{n}d": _convolution for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": _convolution for n in (1, 2, 3)},
+    **dict.fromkeys(("convolution", "convolution_backward"), _convolution),
+    "select_backward": _as_result("input_sizes"),
+    "slice_backward": _sliced_gradient,
+    **{f"upsample_{how}_backward": _as_result("input_size") for how in _RESIZED},
     "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
     "repeat": _repeated,

@@ -70,20 +70,20 @@ def native_layer_norm(call: Call) -> list[Dims]:
 @rule("aten.group_norm")
 def group_norm(call: Call) -> Dims:
     """input (N, C, …): whole groups may go; the channels within one share their statistics."""
-    _grouped(call, call["num_groups"])
+    group_axis(call, call["num_groups"])
     return call.axes(call["input"])
 
 
 @rule("aten.native_group_norm")
 def native_group_norm(call: Call) -> list[Dims]:
     """As `group_norm`; two further results (N, groups)."""
-    group = _grouped(call, call["group"])
+    group = group_axis(call, call["group"])
     source = call.axes(call["input"])
     return [source, (source[0], group), (source[0], group)]
 
 
-def _grouped(call: Call, groups: int) -> Axis:
-    """The axis of the groups."""
+def group_axis(call: Call, groups: int) -> Axis:
+    """The axis of the groups of a call's `input` (N, C, …)."""
     source = call.axes(call["input"])
     if not call.axes(call["weight"]):
         # without a weight nothing in the model tells how many groups are left
