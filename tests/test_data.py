@@ -243,6 +243,15 @@ def test_batches_of_any_size_become_those_of_the_capture(program: Program) -> No
     assert torch.equal(torch.cat([batch[0] for batch in data.batches]), X[:8])
 
 
+@pytest.mark.parametrize(
+    ("samples", "batch"), [(10, 10), (32, 32), (33, 32), (40, 20), (600, 30), (601, 30), (2048, 32), (5000, 32)]
+)
+def test_samples_in_one_tensor_make_batches_that_leave_few_over(samples: int, batch: int) -> None:
+    """More than half of 32 in each. Of 5000 only the first 2048 are taken."""
+    found = take(Net(), torch.zeros(samples, 4), 2048)
+    assert (found.batch_size, found.count) == (batch, min(samples, 2048))
+
+
 def test_samples_and_calibrations_are_taken_as_they_are(program: Program) -> None:
     samples = take(Net(), [(X, Y)], 100)
     data = fit(program, samples)

@@ -20,7 +20,7 @@ from actprune.graph.program import holds_samples
 from actprune.graph.sparse import parts_of
 
 CHUNK = 32
-"""Samples per batch where all of them come in one tensor."""
+"""Samples per batch at most where all of them come in one tensor."""
 
 SHARES = 0.02
 """How far from 1 the sum of a sample's class probabilities may be: half precision rounds."""
@@ -71,7 +71,7 @@ def gather(
         )
     pieces: list[_Piece] = []
     count, valued = 0, None
-    for batch in _iterate(calibration):
+    for batch in _iterate(calibration, size):
         piece = _piece(call(batch), pieces[0].names if pieces else None, device)
         if piece.count == 0:
             continue
@@ -144,9 +144,19 @@ def _valued(found: Any, count: int) -> tuple[int, ...] | None:
     return None if shares else tuple(found.shape[1:])
 
 
-def _iterate(calibration: Iterable[Any]) -> Iterator[Any]:
+def chunk(samples: int) -> int:
+    """How many samples make a batch: more than half of `CHUNK`, so that as few as can be are left over.
+
+    600 samples are 20 batches of 30; with 32 in each, 24 would be lost.
+    """
+    return min(range(CHUNK, CHUNK // 2, -1), key=lambda size: samples % size)
+
+
+def _iterate(calibration: Iterable[Any], most: int) -> Iterator[Any]:
+    """The batches, of which no more than `most` samples are needed."""
     if isinstance(calibration, Tensor | np.ndarray):  # iterating over it would give samples without a batch
-        return iter(_tensor(calibration).split(CHUNK))
+        whole: Tensor = _tensor(calibration)
+        return iter(whole.split(chunk(min(len(whole), most)) if whole.dim() else CHUNK))
     _check_batches(calibration)
     try:
         return iter(calibration)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actprune.data.gather import CHUNK
+from actprune.data.gather import chunk
+from actprune.data.take import SIZE
 from actprune.errors import DataError
 from actprune.keras3.backend import keras_on_torch
 
@@ -84,10 +85,11 @@ def _batches(data: Any, inputs: int) -> Iterable[Any]:
 
 
 def _split(data: Any) -> Iterator[Any]:
-    """All samples → batches of `CHUNK`."""
+    """All samples → batches of which as few samples as can be are left over."""
     count = len(_first(data))
-    for start in range(0, count, CHUNK):
-        yield _sliced(data, slice(start, start + CHUNK))
+    size = chunk(min(count, SIZE))
+    for start in range(0, count, size):
+        yield _sliced(data, slice(start, start + size))
 
 
 def _first(data: Any) -> Any:
