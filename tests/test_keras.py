@@ -656,6 +656,29 @@ class Stack(kl.Layer):
             x = part(x)
         return x * self.gain
 
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (*shape[:-1], self.units[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Cell(kl.Layer):
+    """One step of a recurrent layer."""
+
+    def __init__(self, units: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.units = self.state_size = units
+
+    def build(self, shape: Any) -> None:
+        self.inward = self.add_weight(shape=(shape[-1], self.units), name="inward")
+        self.onward = self.add_weight(shape=(self.units, self.units), name="onward")
+
+    def call(self, x: Any, states: Any) -> Any:
+        state = keras.ops.tanh(x @ self.inward + states[0] @ self.onward)
+        return state, [state]
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "units": self.units}
 
@@ -669,8 +692,13 @@ class Stack(kl.Layer):
             {"conv2d": 3},
         ),
         (lambda: _model((5,), Stack([6, 8]), Stack([4]), kl.Dense(2)), {"stack": 3, "stack_1": 2}),
+        (
+            lambda: _model((5, 6), kl.TimeDistributed(Stack([6, 8])), kl.Flatten(), kl.Dense(2)),
+            {"time_distributed.stack": 3},
+        ),
+        (lambda: _model((5, 6), kl.RNN(Cell(8)), kl.Dense(2)), {"rnn.cell": 4}),
     ],
-    ids=["attention and hidden units", "one number for inside and stream", "a list of numbers"],
+    ids=["attention and hidden units", "one number for inside and stream", "a list of numbers", "wrapped", "a cell"],
 )
 def test_layers_of_the_users_own_are_cut_through_their_config(
     make: Callable[[], Any], left: dict[str, int], tmp_path: Path

@@ -7,7 +7,7 @@ called on symbolic inputs; then its variables are compared with those of the den
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from actprune.graph.numbers import Expr, evaluate
@@ -24,11 +24,27 @@ Powers = dict[Path, dict[Dim, int]]
 """Number of a config → the sizes that grow with it (1) or with its reciprocal (-1)."""
 
 
-def is_own(layer: Any) -> bool:
-    """Whether its class is derived from the base class of Keras alone, and a model calls it."""
+Caller = tuple[Any, str | None]
+"""What a model calls so that a layer runs: the layer itself, or one that holds it in the named field of its config."""
+
+
+def callers(layers: Iterable[Any]) -> dict[int, Caller]:
+    """Of the layers of the user's own classes (derived from the base class of Keras alone) that a model calls, or a
+    wrapper or recurrent layer that it calls: the id → what it calls."""
+    keras, found = keras_on_torch(), dict[int, Caller]()
+    for layer in layers:
+        if layer._inbound_nodes:
+            found[id(layer)] = layer, None
+            for kind, field in ((keras.layers.Wrapper, "layer"), (keras.layers.RNN, "cell")):
+                if isinstance(layer, kind):
+                    found.setdefault(id(getattr(layer, field)), (layer, field))
+    return {id(layer): found[id(layer)] for layer in layers if id(layer) in found and _is_own(layer)}
+
+
+def _is_own(layer: Any) -> bool:
     keras = keras_on_torch()
     kinds = (kind for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
-    return type(layer) is not keras.Layer and next(kinds) is keras.Layer and bool(layer._inbound_nodes)
+    return type(layer) is not keras.Layer and next(kinds) is keras.Layer
 
 
 def variables_within(layer: Any) -> list[Any]:
@@ -36,7 +52,9 @@ def variables_within(layer: Any) -> list[Any]:
     return [variable for place in placed(layer) for variable, _ in place.variables.values()]
 
 
-def own_sizes(layer: Any, path: str, asked: dict[str, Powers]) -> tuple[dict[Expr, int], dict[Dim, Expr]]:
+def own_sizes(
+    layer: Any, path: str, asked: dict[str, Powers], caller: Caller
+) -> tuple[dict[Expr, int], dict[Dim, Expr]]:
     """The numbers in the config of a layer, as attributes, and the sizes that follow from them.
 
     Sizes that grow by another factor than a number, or not with its reciprocal, are left out.
@@ -44,16 +62,19 @@ def own_sizes(layer: Any, path: str, asked: dict[str, Powers]) -> tuple[dict[Exp
     Args:
         path: of the layer.
         asked: what is known of layers alike; this one is added.
+        caller: see `callers`.
     """
     try:
         config = dict(layer.get_config())
     except Exception:  # a class whose config can't be had: the rebuild says so
         return {}, {}
     numbers, dense = dict(_numbers(config)), _sizes(layer)
-    given = [(tensor.shape, tensor.dtype) for tensor in layer._inbound_nodes[0].input_tensors]
-    alike = repr((type(layer), {**config, "name": None}, given, dense))
+    given = [(tensor.shape, tensor.dtype) for tensor in caller[0]._inbound_nodes[0].input_tensors]
+    alike = repr((type(layer), {**config, "name": None}, type(caller[0]), given, dense))
     if alike not in asked:
-        asked[alike] = {field: _effects(layer, config, field, number, dense) for field, number in numbers.items()}
+        asked[alike] = {
+            field: _effects(layer, config, field, number, dense, caller) for field, number in numbers.items()
+        }
     attributes: dict[Expr, int] = {("attr", path, field): number for field, number in numbers.items()}
     powers: dict[Dim, dict[Expr, int]] = {}
     for field, effects in asked[alike].items():
@@ -70,7 +91,9 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
                 yield ((field,) if k is None else (field, k)), number
 
 
-def _effects(layer: Any, config: dict[str, Any], field: Path, number: int, dense: Mapping[Dim, int]) -> dict[Dim, int]:
+def _effects(
+    layer: Any, config: dict[str, Any], field: Path, number: int, dense: Mapping[Dim, int], caller: Caller
+) -> dict[Dim, int]:
     """What doubling a number does: 1 for a size that doubles, -1 for one that is halved.
 
     Where the class refuses it (`x + self.dense(x)`), inputs of that width are doubled too: there they are one number.
@@ -82,7 +105,7 @@ def _effects(layer: Any, config: dict[str, Any], field: Path, number: int, dense
             with keras_on_torch().device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Keras says more of a class that refuses
                 twin = type(layer).from_config({**config, first: value})
-                _call(layer, twin, width)
+                _call(caller, twin, width)
         except Exception:  # whatever a class raises on a number that it doesn't expect
             continue
         made = _sizes(twin)
@@ -92,9 +115,13 @@ def _effects(layer: Any, config: dict[str, Any], field: Path, number: int, dense
     return {}
 
 
-def _call(layer: Any, twin: Any, width: int | None) -> None:
+def _call(caller: Caller, twin: Any, width: int | None) -> None:
     """Call the twin as a model calls the layer, on inputs of its own; those of this width get twice that."""
-    keras = keras_on_torch()
+    keras, (called, field) = keras_on_torch(), caller
+    if field is not None:
+        config = dict(called.get_config())
+        config.pop(field)
+        twin = type(called)(twin, **config)
 
     def fresh(value: Any) -> Any:
         if not isinstance(value, keras.KerasTensor):
@@ -102,7 +129,7 @@ def _call(layer: Any, twin: Any, width: int | None) -> None:
         *before, last = value.shape
         return keras.Input(batch_shape=(*before, 2 * last if before and last == width else last), dtype=value.dtype)
 
-    given = layer._inbound_nodes[0].arguments
+    given = called._inbound_nodes[0].arguments
     twin(*keras.tree.map_structure(fresh, given.args), **keras.tree.map_structure(fresh, given.kwargs))
 
 

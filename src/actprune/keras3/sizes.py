@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from actprune.graph.numbers import Expr
 from actprune.graph.program import module_path, named_arguments, op_name, shape
 from actprune.graph.sizes import Place, Sizes, SizeUse
-from actprune.keras3.own import Dim, Powers, is_own, own_sizes, variables_within
+from actprune.keras3.own import Dim, Powers, callers, own_sizes, variables_within
 from actprune.keras3.places import Placed
 
 _SCALED = {
@@ -37,10 +37,11 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
     uses: list[SizeUse] = []
     fields: dict[Any, int] = {}
     asked: dict[str, Powers] = {}
+    own_layers = callers([place.layer for place in places])
     names = {id(variable): place.full(name) for place in places for name, (variable, _) in place.variables.items()}
     for place in places:
-        if is_own(place.layer):
-            numbers, found = own_sizes(place.layer, place.path, asked)
+        if id(place.layer) in own_layers:
+            numbers, found = own_sizes(place.layer, place.path, asked, own_layers[id(place.layer)])
             fields |= numbers
             uses += _numbered(place.layer, found, names)
         own = nodes.get(place.path, [])
