@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from actprune.data.samples import Calibration, Samples
-from actprune.data.take import fit, take
+from actprune.data.take import first_batch, fit, take
 from actprune.errors import DataError
 from actprune.graph.program import Program
 from actprune.graph.trace import trace
@@ -250,6 +250,36 @@ def test_samples_in_one_tensor_make_batches_that_leave_few_over(samples: int, ba
     """More than half of 32 in each. Of 5000 only the first 2048 are taken."""
     found = take(Net(), torch.zeros(samples, 4), 2048)
     assert (found.batch_size, found.count) == (batch, min(samples, 2048))
+
+
+class Table:
+    """What of a table of pandas is looked at; iterating over it gives the names of its columns."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.iloc, self.values = values, values
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.values.shape[1]))
+
+    def to_numpy(self) -> Any:
+        return self.values.numpy()
+
+
+def test_a_table_and_a_dict_of_tensors_hold_all_samples() -> None:
+    x = torch.arange(240.0).reshape(60, 4)
+    found = take(Net(), Table(x), 2048)  # type: ignore[arg-type]
+    assert (found.batch_size, found.count) == (30, 60) and torch.equal(found.leaves[0], x)
+    named = take(Masked(), {"ids": x.numpy(), "mask": torch.ones(60, 4), "scale": 2.0, "label": "unused"}, 2048)
+    assert (named.batch_size, named.count) == (30, 60)
+    kwargs = named.inputs
+    assert torch.equal(kwargs["ids"], x[:30]) and kwargs["scale"] == 2.0
+    assert take(Net(), {"x": x}, 2048).inputs["x"].shape == (30, 4)
+
+
+@pytest.mark.parametrize("data", [X, X.numpy(), [X[:5], X[5:]], Table(X)])
+def test_the_first_batch_is_a_batch(data: Any) -> None:
+    (x,) = first_batch(Net(), data)
+    assert x.shape in ((10, 4), (5, 4))
 
 
 def test_samples_and_calibrations_are_taken_as_they_are(program: Program) -> None:

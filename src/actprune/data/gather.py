@@ -71,7 +71,7 @@ def gather(
         )
     pieces: list[_Piece] = []
     count, valued = 0, None
-    for batch in _iterate(calibration, size):
+    for batch in batches(calibration, size):
         piece = _piece(call(batch), pieces[0].names if pieces else None, device)
         if piece.count == 0:
             continue
@@ -152,11 +152,16 @@ def chunk(samples: int) -> int:
     return min(range(CHUNK, CHUNK // 2, -1), key=lambda size: samples % size)
 
 
-def _iterate(calibration: Iterable[Any], most: int) -> Iterator[Any]:
-    """The batches, of which no more than `most` samples are needed."""
-    if isinstance(calibration, Tensor | np.ndarray):  # iterating over it would give samples without a batch
-        whole: Tensor = _tensor(calibration)
-        return iter(whole.split(chunk(min(len(whole), most)) if whole.dim() else CHUNK))
+def batches(calibration: Iterable[Any], most: int) -> Iterator[Any]:
+    """The batches, of which no more than `most` samples are needed.
+
+    One tensor, array or table holds all samples, and so does a dict of them, such as a tokenizer gives: iterating over
+    these would give samples without a batch, or names.
+    """
+    whole = _whole(calibration)
+    if whole is not None:
+        count = len(next(value for value in whole.values() if _holds(value)))
+        return _divided(whole, count, chunk(min(count, most)))
     _check_batches(calibration)
     try:
         return iter(calibration)
@@ -168,6 +173,30 @@ def _iterate(calibration: Iterable[Any], most: int) -> Iterator[Any]:
             where="calibration",
             hint="put a single batch into a list: [batch]",
         ) from error
+
+
+def _whole(calibration: Any) -> dict[Any, Any] | None:
+    """All samples, where they come in one piece, under the names of the inputs; a lone one has the name None."""
+    if isinstance(calibration, Mapping):
+        named = {name: _tensor(value) for name, value in calibration.items()}
+        return named if any(map(_holds, named.values())) else None
+    if hasattr(calibration, "to_numpy") and hasattr(calibration, "iloc"):  # a table of pandas
+        calibration = calibration.to_numpy()
+    found = _tensor(calibration)
+    return {None: found} if _holds(found) else None
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _divided(whole: dict[Any, Any], count: int, size: int) -> Iterator[Any]:
+    for start in range(0, max(count, 1), size):
+        part = {
+            name: value[start : start + size] if _holds(value) and len(value) == count else value
+            for name, value in whole.items()
+        }
+        yield part.get(None, part)
 
 
 def check_gives_batches(data: Any, where: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from actprune.data.calls import Forward, as_call, as_captured_call
+from actprune.data.gather import batches as batches_of
 from actprune.data.gather import gather
 from actprune.data.samples import Calibration, PerBatch, Samples, form
 from actprune.errors import DataError
@@ -32,8 +33,8 @@ def take(
 
     A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
     or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
-    one tensor in place of the iterable holds all samples. `forward` overrides all that. `Samples` are given back as
-    they are.
+    one tensor in place of the iterable holds all samples, as does a dict of them or a table of pandas. `forward`
+    overrides all that. `Samples` are given back as they are.
 
     Args:
         labels: take labels as well: the second element of a tuple or list, the entry "labels" of a dict.
@@ -52,7 +53,7 @@ def take(
 
 def first_batch(model: nn.Module, calibration: Iterable[Any], forward: Forward | None = None) -> Any:
     """The inputs that `capture` takes of the first calibration batch: all positional, or all by name."""
-    for batch in calibration:
+    for batch in batches_of(calibration, SIZE):
         return take(model, [batch], SIZE, forward, False).inputs
     return take(model, [], SIZE, forward, False)  # raises what is to be said of no data
 
