@@ -651,6 +651,15 @@ def test_generators_ragged_loaders_and_sizes() -> None:
     assert few.report.calibration == {"samples": 16, "left_over": 0, "batch_size": 8, "distance": "mse"}
 
 
+def test_samples_that_come_one_by_one_are_told() -> None:
+    """A linear layer takes a vector for a sample: a data set iterated over works, with entries for samples."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(64, 6)
+    alone, batches = (prune(model, list(data), keep="units=50%", method="l2").report.notes for data in (x, x.split(16)))
+    assert any(note.startswith("0 sums over the first dimension of the calibration inputs, 6") for note in alone)
+    assert not any("sums over the first" in note for note in batches)
+
+
 def test_too_few_rows_are_told(fast: None) -> None:
     report = pruned("chain", calibration_size=8).report
     assert any("fewer than 10 calibration rows per column" in note for note in report.notes)

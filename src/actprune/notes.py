@@ -9,6 +9,7 @@ from numbers import Integral
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
+from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured, Ranked
 from actprune.graph.program import op_name
 from actprune.graph.rebuilt import Rebuilt
@@ -98,6 +99,22 @@ def _drop(told: Told) -> Iterator[str]:
 def _left_over(told: Told) -> Iterator[str]:
     if told.captured.data.left_over:
         yield f"{told.captured.data.left_over} calibration samples did not fill a batch and were not used."
+
+
+def _one_by_one(told: Told) -> Iterator[str]:
+    """A layer that takes one sample as well as a batch would not complain."""
+    graph, program = told.graph, told.graph.program
+    batched = [graph.node_axes[name] for i, name in enumerate(program.inputs) if program.is_batched(i)]
+    samples = {leaf.key for dims in batched if isinstance(dims, tuple) for leaf in leaves(dims[0])} - {ONE.key}
+    for site in graph.sites:
+        summed = leaves(site.in_axis(graph.tensor_axes[site.weight]))
+        if not samples.isdisjoint(leaf.key for leaf in summed):
+            yield (
+                f"{site.module or site.weight} sums over the first dimension of the calibration inputs, "
+                f"{program.batch_size}: they seem to be single samples, and every entry counts as one. Give batches: "
+                "DataLoader(data, batch_size=32), or several samples stacked."
+            )
+            return
 
 
 def _elsewhere(told: Told) -> Iterator[str]:
@@ -266,6 +283,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
-    _form, _left_over, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery, _processes,
-    _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _sure, _speed,
+    _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
+    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _sure, _speed,
 )  # fmt: skip
