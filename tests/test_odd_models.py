@@ -509,3 +509,48 @@ def test_an_ensemble_that_vmap_calls() -> None:
     result = ap.prune(Ensemble(3), list(torch.randn(128, 6).split(32)), keep="params=60%")
     assert result.proof.passed and list(result.plan.widths) == ["weights.0_weight"]
     assert result.model.weights["0_weight"].shape == (3, result.plan.widths["weights.0_weight"], 6)
+
+
+class Quantizing(nn.Module):
+    """Weights rounded with a scale for each output, activations with one for all, as training for int8 has them."""
+
+    def __init__(self, observed: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3), nn.Linear(12, 3)
+        on = torch.tensor([1])
+        self.register_buffer("observing", on.clone() if observed else 0 * on)
+        self.register_buffer("rounding", on.clone())
+        for name, size in (("first", 8), ("second", 12), ("between", 1)):
+            self.register_buffer(f"{name}_low", torch.full((size,), -0.5))
+            self.register_buffer(f"{name}_high", torch.full((size,), 0.5))
+            self.register_buffer(f"{name}_scale", torch.linspace(0.004, 0.01, size))
+            self.register_buffer(f"{name}_zero", torch.zeros(size, dtype=torch.int32))
+
+    def rounded(self, x: Tensor, name: str, rows: bool) -> Tensor:
+        low, high, scale, zero = (getattr(self, f"{name}_{part}") for part in ("low", "high", "scale", "zero"))
+        return torch.ops.aten.fused_moving_avg_obs_fake_quant(
+            x, self.observing, self.rounding, low, high, scale, zero, 0.01, -128, 127, 0, rows, True
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.rounded(self.one.weight, "first", True), self.one.bias, padding=1).relu()
+        x = F.conv2d(self.rounded(x, "between", False), self.rounded(self.two.weight, "second", True), self.two.bias)
+        return self.out(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["sgd-ap", "l2"])
+def test_a_network_prepared_for_quantisation_is_cut_with_its_scales(method: str) -> None:
+    torch.manual_seed(0)
+    model, x = Quantizing(observed=False).eval(), torch.randn(64, 1, 6, 6)
+    result = ap.prune(model, list(x.split(16)), keep={"one.weight": 5, "two.weight": 7}, method=method)
+    assert result.proof.passed and result.graph.unknown_ops == ()
+    small = result.model
+    assert len(small.first_scale) == len(small.first_zero) == len(small.first_high) == len(small.one.weight) == 5
+    assert len(small.second_scale) == 7 and len(small.between_scale) == 1
+
+
+def test_an_observer_that_is_on_freezes_and_says_so() -> None:
+    torch.manual_seed(0)
+    graph = ap.capture(Quantizing(observed=True).eval(), torch.randn(16, 1, 6, 6))
+    assert any("disable_observer" in reason for reason in graph.frozen.values())
+    assert graph.groups == ()

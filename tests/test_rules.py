@@ -922,6 +922,18 @@ for _name, _make in DRAWN.items():
 # ---- the tests
 
 
+case("fake_quantize_per_channel_affine", parts=lambda: {"v": torch.rand(UNITS)})(
+    lambda m, x: ATEN.fake_quantize_per_channel_affine(
+        x, m.v.detach() / 50 + 0.01, torch.zeros_like(m.v, dtype=torch.int32), 1, -128, 127
+    )
+)
+case("fused_moving_avg_obs_fake_quant", parts=lambda: {"v": nn.BatchNorm1d(UNITS)})(
+    lambda m, x: ATEN.fused_moving_avg_obs_fake_quant(
+        x, m.v.num_batches_tracked, torch.ones(1, dtype=torch.int64), m.v.running_mean, m.v.running_var,
+        m.v.running_var / 50, torch.zeros_like(m.v.running_var, dtype=torch.int32), 0.01, -128, 127, 1, True, True,
+    )
+)  # fmt: skip
+
 # -- what autograd calls
 
 INSIDE = [True, False, False]

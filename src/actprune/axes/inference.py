@@ -54,9 +54,11 @@ class Inference:
         self.multiples: list[tuple[Axis, int]] = []
         self.unknown: set[str] = set()
         self.stored = StoredTensors()
+        self._program: Program | None = None
 
     def walk(self, program: Program) -> None:
         """Infer the axes of every node of `program`."""
+        self._program = program
         own = {name: self._tensor(program, name, tensor) for name, tensor in program.tensors.items()}
         for node in program.nodes:
             if node.op == "placeholder":
@@ -82,6 +84,11 @@ class Inference:
         dims = tuple(self.algebra.leaf(int(n), "a constant of the forward pass") for n in tensor.shape)
         self.tensors.setdefault(name, dims)
         return dims
+
+    def may_be_set(self, switch: Node) -> bool:
+        """Whether a switch, a tensor of the model, has another value than zero; so it may if it is computed."""
+        name = self._program.bindings.get(switch.name) if self._program is not None else None
+        return self._program is None or name is None or bool(self._program.tensors[name].any())
 
     def operand_axis(self, mixing: Mixing) -> Axis:
         """What a mixing sums over."""

@@ -37,7 +37,33 @@ def grouped_mm(
     return made if bias is None else made + bias
 
 
-IN_FLOAT64: dict[Any, Callable[..., Any]] = {torch.ops.aten._grouped_mm.default: grouped_mm}
+def fake_quantized(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int) -> Tensor:
+    """x rounded to multiples of a scale, of its own for each entry along `axis` if there is one."""
+    sizes = [-1 if d == axis else 1 for d in range(x.dim())]
+    scale, zero_point = scale.view(sizes), zero_point.view(sizes)
+    return ((torch.round(x / scale) + zero_point).clamp(low, high) - zero_point) * scale
+
+
+def observed_fake_quantized(
+    x: Tensor, observer_on: Tensor, fake_quant_on: Tensor, low: Tensor, high: Tensor, scale: Tensor,
+    zero_point: Tensor, averaging: float, quant_min: int, quant_max: int, ch_axis: int, *how: bool,
+) -> Tensor:  # fmt: skip
+    """The same, with the scale as the observer left it; one that is on goes on in its own precision."""
+    if bool(observer_on.any()):
+        given = (
+            v.float() if v.dtype == torch.float64 else v for v in (x, observer_on, fake_quant_on, low, high, scale)
+        )
+        ranges = averaging, quant_min, quant_max, ch_axis
+        return torch.ops.aten.fused_moving_avg_obs_fake_quant.default(*given, zero_point, *ranges, *how)
+    axis = ch_axis if how[:1] == (True,) else None
+    return fake_quantized(x, scale, zero_point, axis, quant_min, quant_max) if bool(fake_quant_on.any()) else x
+
+
+IN_FLOAT64: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._grouped_mm.default: grouped_mm,
+    torch.ops.aten.fake_quantize_per_channel_affine.default: fake_quantized,
+    torch.ops.aten.fused_moving_avg_obs_fake_quant.default: observed_fake_quantized,
+}
 """Ops whose kernels know no float64 → what computes the same of lifted arguments."""
 
 
