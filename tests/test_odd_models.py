@@ -547,6 +547,7 @@ def test_a_network_prepared_for_quantisation_is_cut_with_its_scales(method: str)
     small = result.model
     assert len(small.first_scale) == len(small.first_zero) == len(small.first_high) == len(small.one.weight) == 5
     assert len(small.second_scale) == 7 and len(small.between_scale) == 1
+    assert {site.kind for site in result.graph.sites} == {"conv", "linear"}  # zero stays zero: weights like any others
 
 
 def test_an_observer_that_is_on_freezes_and_says_so() -> None:

@@ -13,6 +13,9 @@ from actprune.graph.program import op_name, shape
 _MAYBE_ALIKE = ("aten.reshape.", "aten.view.", "aten._unsafe_view.", "aten.expand.")
 """Calls that may leave every dimension as it is."""
 
+_ROUNDED = ("aten.fake_quantize_per_", "aten.fused_moving_avg_obs_fake_quant.")
+"""Calls that leave entries about what they are, and those of zero at zero."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredTensors:
@@ -28,12 +31,14 @@ class StoredTensors:
         """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
 
         Transposes are seen through, and reshapes and expansions that do no more than one, as those that `matmul` makes
-        of its operands below autograd.
+        of its operands below autograd; and fake quantisation.
         """
         if not isinstance(value, Node):
             return None
         if value in self.names:
             return self.names[value], list(range(len(shape(value))))
+        if op_name(value).startswith(_ROUNDED):
+            return self.find(value.args[0])
         if op_name(value).startswith(_MAYBE_ALIKE):
             return self._alike(value)
         turned = _turned(value)
