@@ -452,7 +452,8 @@ class Scores(nn.Module):
             h = F.max_pool2d(F.silu(self.norm(self.one(x))), 2)
             h = F.avg_pool2d(F.logsigmoid(self.alone(self.two(h))), 2)
             h = self.flat(h.flatten(1))
-            (slope,) = torch.autograd.grad(self.out(h[:, :12] * torch.tanh(h[:, 12:]))[:, 0].sum(), x)
+            energy = self.out(h[:, :12] * torch.tanh(h[:, 12:]))[:, 0].sum()
+            (slope,) = torch.autograd.grad(energy, x, create_graph=True)  # a loss of it may be trained with
         return slope
 
 

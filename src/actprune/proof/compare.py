@@ -101,7 +101,7 @@ def _error(a: Any, b: Any) -> float:
     if not is_float(a):
         return 0.0 if torch.equal(a, b) else float("inf")
     wide = torch.promote_types(a.dtype, torch.float64)
-    a, b = a.to(wide), b.to(wide)
+    a, b = a.detach().to(wide), b.detach().to(wide)
     there = a.isfinite()  # moves that are masked out are infinite, and the same on both sides
     if not bool(there.all()):
         if not torch.equal(a[~there], b[~there]):
