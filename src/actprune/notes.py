@@ -284,5 +284,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
     _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
-    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _sure, _speed,
+    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _sure,
+    _speed,
 )  # fmt: skip
