@@ -26,6 +26,7 @@ from actprune.compensation.gauss_newton import (
     VALUE,
     WORK,
 )
+from actprune.compensation.narrowed import Narrowed, narrowed
 from actprune.compensation.schedule import Path
 from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
@@ -45,6 +46,7 @@ class Block:
         path: what becomes of the reader's output.
         start, stop: the places of the first maker and behind the reader.
         masks: weights and biases of all of them by name → 1 where they may change.
+        narrow: the calls in the widths that stay, where they run so.
         macs, values, residuals: numbers of them for one batch.
     """
 
@@ -56,6 +58,7 @@ class Block:
     start: int
     stop: int
     masks: Mapping[str, Tensor]
+    narrow: Narrowed
     macs: int
     values: int
     residuals: int
@@ -99,9 +102,11 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
         return None
     outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.state.kept)
     residuals = prod(shape(result)) * len(outputs) // reader.outputs(tensors[reader.weight])
+    narrow = narrowed(walk.graph, walk.state.kept, calls)
     return Block(
         reader, tuple(outputs), tuple(calls), result, path,
-        min(places[site.node] for site in chosen), places[node.name] + 1, masks, *_effort(walk.graph, calls), residuals,
+        min(places[site.node] for site in chosen), places[node.name] + 1, masks, narrow,
+        *_effort(walk.graph, calls, narrow), residuals,
     )  # fmt: skip
 
 
@@ -152,16 +157,17 @@ def _between(
     return [node for node in nodes if node in behind and node in needed]
 
 
-def _effort(graph: Graph, calls: Iterable[Node]) -> tuple[int, int]:
+def _effort(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int, int]:
     """(multiply-adds, values) of these calls, for one batch; what values take by themselves counts as multiply-adds."""
     sites = {site.node: site for site in graph.sites}
     macs = values = 0
     for node in calls:
-        results, site = prod(shape(node)), sites.get(node.name)
-        values += results
+        values += prod(narrow.shape(node))
+        site = sites.get(node.name)
         if site is not None:
             weight = graph.program.tensors[site.weight]
-            macs += site.columns(weight) * results
+            left = narrow.tensor(site.weight, weight).numel() / weight.numel()
+            macs += int(left * site.columns(weight) * prod(shape(node)))
         elif op_name(node).startswith("aten.scaled_dot_product_attention."):
             query, key = node.args[:2]
             weights = prod(shape(query)[:-1]) * shape(key)[-2]

@@ -22,12 +22,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actprune.compensation.blocks import Block, affordable, find_blocks
 from actprune.compensation.gauss_newton import STEPS, WORTH, best_size, gauss_newton
+from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.graph.run import arguments, call
 from actprune.stats.patches import output_rows
+
+SAME = 1e-4
+"""Calls in the widths that stay may give so much else, as a share of what they give."""
 
 HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
@@ -90,6 +94,21 @@ class _Run:
         reader = next(node for node in block.calls if node.name == block.reader.node)
         self.there = rows_there(walk.state.padding, self.streams, block.reader, reader)
         self.placeholders = {name: walk.state.placeholders[name] for name in block.masks}
+        self._use(WHOLE)
+        if block.narrow:
+            whole = self._as_it_is()
+            self._use(block.narrow)
+            if not float((whole - self._as_it_is()).norm()) <= SAME * float(whole.norm()):
+                self._use(WHOLE)
+
+    def _use(self, narrow: Narrowed) -> None:
+        """Run the calls in these widths from now on."""
+        self.narrow = narrow
+        self.masks = {name: narrow.tensor(name, mask) for name, mask in self.block.masks.items()}
+
+    def _as_it_is(self) -> Tensor:
+        with torch.no_grad():
+            return self._made(0, [torch.zeros_like(mask) for mask in self.masks.values()])
 
     def step(self, fitted: Sequence[int], held: Sequence[int], loss: float) -> float:
         """One step on some batches, as large as is best for the held-out ones; none where that does not help.
@@ -102,15 +121,15 @@ class _Run:
         """
         residuals = [partial(self._residual, i) for i in fitted]
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have one derivative only
-            changes = gauss_newton(residuals, list(self.block.masks.values()), STEPS)
+            changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
         best, loss = best_size(lambda at: self._loss(at, held), changes, loss)
         if best is not None:
-            self.streams.overrides |= self._changed(best)
+            self.streams.overrides |= self._whole(best)
         return loss
 
     def loss(self, batches: Iterable[int]) -> float:
         """Mean square of the residuals."""
-        return self._loss([torch.zeros_like(mask) for mask in self.block.masks.values()], batches)
+        return self._loss([torch.zeros_like(mask) for mask in self.masks.values()], batches)
 
     def _loss(self, at: Sequence[Tensor], batches: Iterable[int]) -> float:
         with torch.no_grad():
@@ -118,30 +137,48 @@ class _Run:
         return sum(losses) / len(losses)
 
     def _changed(self, at: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The weights with some changes, in the widths that stay."""
         return {
-            name: self.streams.tensor(name) + mask * change
-            for (name, mask), change in zip(self.block.masks.items(), at, strict=True)
+            name: self.narrow.tensor(name, self.streams.tensor(name)) + mask * change
+            for (name, mask), change in zip(self.masks.items(), at, strict=True)
         }
 
-    def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
-        """What is left of the dense network's sum; in front of a ReLU, what that lets through; nothing of padding."""
+    def _whole(self, at: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The same weights in all of their width."""
+        return {
+            name: (whole := self.streams.tensor(name)) + self.narrow.put(name, mask * change, whole)
+            for (name, mask), change in zip(self.masks.items(), at, strict=True)
+        }
+
+    def _made(self, i: int, at: Sequence[Tensor]) -> Tensor:
+        """(n, positions, o): the block's own part of what the reader's output becomes, for the outputs that stay."""
         values: dict[Node, Any] = {}
         for name, value in self._changed(at).items():
             values |= dict.fromkeys(self.placeholders[name], value)
         for node in self.block.calls:
-            given = {s: values[s] if s in values else self.streams.now(s, i) for s in node.all_input_nodes}
-            values[node] = call(node, *arguments(node, given))
-        found, target = self._sum(values[self.block.result], i, cut=True), self._target(i)
+            for source in node.all_input_nodes:
+                if source not in values:
+                    values[source] = self.narrow.value(source, self.streams.now(source, i))
+            values[node] = call(node, *arguments(node, values))
+        made = output_rows(self.block.reader, values[self.block.result])
+        return made if self.narrow else made[..., self.block.outputs]
+
+    def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
+        """What is left of the dense network's sum; in front of a ReLU, what that lets through; nothing of padding."""
+        found, target = self._made(i, at) + self._partner(i, cut=True), self._target(i)
         left = torch.where(target > 0, found - target, found.relu()) if self.block.path.rectified else found - target
         there = self.there[i]
         return left if there is None else left.where(there[..., None], 0)
 
     def _target(self, i: int) -> Tensor:
-        return self._sum(self.streams.dense(self.block.result)[i], i, cut=False)
+        return self._rows(self.streams.dense(self.block.result)[i]) + self._partner(i, cut=False)
 
-    def _sum(self, value: Tensor, i: int, cut: bool) -> Tensor:
-        """(n, positions, o): what the reader's output becomes, for the outputs that stay."""
+    def _partner(self, i: int, cut: bool) -> Tensor | float:
+        """The other part of the sum that the reader's output joins."""
         partner = self.block.path.partner
-        if partner is not None:
-            value = value + (self.streams.cut(partner) if cut else self.streams.dense(partner))[i]
+        if partner is None:
+            return 0.0
+        return self._rows((self.streams.cut(partner) if cut else self.streams.dense(partner))[i])
+
+    def _rows(self, value: Tensor) -> Tensor:
         return output_rows(self.block.reader, value)[..., self.block.outputs]

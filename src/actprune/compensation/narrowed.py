@@ -1,0 +1,128 @@
+"""Some calls in the widths that stay: what they give there is the same, in fewer multiply-adds.
+
+The cut stream has the dense network's shapes, with zeros in the columns of its readers. That is one way for all
+networks, and a dear one where the derivatives of a few calls are taken again and again. These calls then get only the
+places that stay of whatever they read. Where one of them has a size among its arguments (a reshape), it would not run,
+or give another shape: shapes are tried without data, and the calls stay as they are unless all of them come out right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices, left_of
+from actprune.axes.site import Dims
+from actprune.graph.program import shape
+from actprune.graph.run import arguments, call
+
+Places = tuple[Tensor | None, ...]
+"""For every dimension the indices that stay, or None where all do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """What stays of the values that some calls read and make; nothing is left out of those that it does not name.
+
+    Attributes:
+        values: call or placeholder → places.
+        tensors: tensor of the model → places.
+    """
+
+    values: Mapping[Node, Places]
+    tensors: Mapping[str, Places]
+
+    def __bool__(self) -> bool:
+        return bool(self.values or self.tensors)
+
+    def value(self, node: Node, value: Tensor) -> Tensor:
+        """What stays of the value of a node."""
+        return _taken(value, self.values.get(node, ()))
+
+    def tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """What stays of a tensor of the model."""
+        return _taken(tensor, self.tensors.get(name, ()))
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The shape of what stays of the value of a call."""
+        return _left(shape(node), self.values.get(node, ()))
+
+    def put(self, name: str, change: Tensor, like: Tensor) -> Tensor:
+        """A change of what stays of a tensor, as one of the whole tensor: zero elsewhere."""
+        places, shape = self.tensors.get(name, ()), list(change.shape)
+        for d, index in enumerate(places):
+            if index is not None:
+                shape[d] = like.shape[d]
+                change = change.new_zeros(shape).index_copy_(d, index, change)
+        return change
+
+
+WHOLE = Narrowed({}, {})
+"""The calls as they are."""
+
+
+def narrowed(graph: Graph, kept: Mapping[int, Indices], calls: Sequence[Node]) -> Narrowed:
+    """These calls with the kept units alone; `WHOLE` where nothing is left out, or not all of them run so.
+
+    Args:
+        kept: leaf key → units.
+        calls: in order.
+    """
+    values: dict[Node, Places] = {}
+    tensors: dict[str, Places] = {}
+    known: dict[Node, Tensor] = {}
+    for node in _all_read(calls):
+        name = graph.program.bindings.get(node.name)
+        dims = graph.node_axes.get(node.name) if name is None else graph.tensor_axes.get(name)
+        held = node.meta.get("val") if name is None else graph.program.tensors[name]
+        if not isinstance(dims, tuple) or not isinstance(held, Tensor):
+            return WHOLE
+        places = _places(dims, kept, held)
+        if places:
+            values[node] = places
+            if name is not None:
+                tensors[name] = places
+        known[node] = torch.empty(_left(held.shape, places), dtype=held.dtype, device="meta")
+    if not values:
+        return WHOLE
+    for node in calls:
+        expected = known[node].shape
+        try:
+            with torch.no_grad():
+                found = call(node, *arguments(node, {s: known[s] for s in node.all_input_nodes}))
+        except Exception:  # whatever an operator says of sizes that it was not recorded with
+            return WHOLE
+        if not isinstance(found, Tensor) or found.shape != expected:
+            return WHOLE
+        known[node] = found
+    return Narrowed(values, tensors)
+
+
+def _all_read(calls: Iterable[Node]) -> list[Node]:
+    """What they read and make, once each."""
+    return list(dict.fromkeys(node for made in calls for node in (*made.all_input_nodes, made)))
+
+
+def _places(dims: Dims, kept: Mapping[int, Indices], like: Tensor) -> Places:
+    found = [left_of(axis, kept) for axis in dims]
+    if all(index is None for index in found):
+        return ()
+    return tuple(None if index is None else torch.as_tensor(index, device=like.device) for index in found)
+
+
+def _left(sizes: Sequence[int], places: Places) -> tuple[int, ...]:
+    if not places:
+        return tuple(sizes)
+    return tuple(n if index is None else len(index) for n, index in zip(sizes, places, strict=True))
+
+
+def _taken(value: Tensor, places: Places) -> Tensor:
+    for d, index in enumerate(places):
+        if index is not None:
+            value = value.index_select(d, index)
+    return value
