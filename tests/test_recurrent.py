@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import actprune as ap
 from actprune.axes.capture import Graph, capture
 from actprune.compensation.refit import compensate
 from actprune.data.take import fit
@@ -169,6 +170,15 @@ def test_layers_are_fitted_as_a_whole(kind: str) -> None:
     assert steps
     assert all(told["as_a_whole"] < 1 for told in steps)
     torch.testing.assert_close(cut(net, plan, whole)(other), outputs(graph, other, whole), atol=1e-4, rtol=1e-4)
+
+
+def test_the_report_says_that_layers_were_fitted_as_a_whole() -> None:
+    net, x = Net("lstm").eval(), torch.randn(384, STEPS, INPUTS, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for tensor in net.steps.parameters():
+            tensor *= 2
+    notes = ap.prune(net, x.split(96), keep="params=50%", allocation="uniform").report.notes
+    assert any("1 recurrent layer was fitted through all of their time" in note for note in notes)
 
 
 def test_the_input_of_a_layer_is_fitted_as_that_of_a_linear_one() -> None:

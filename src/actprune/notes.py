@@ -236,6 +236,17 @@ def _blocks(told: Told) -> Iterator[str]:
         )
 
 
+def _recurrent(told: Told) -> Iterator[str]:
+    fits = told.attempt.rewrite.record.get("consumers", {}).values()
+    left = {fit["module"]: fit["as_a_whole"] for fit in fits if "as_a_whole" in fit}
+    if left:
+        layers = "recurrent layer was" if len(left) == 1 else "recurrent layers were"
+        yield (
+            f"{len(left)} {layers} fitted through all of their time: on held-out calibration samples, "
+            f"{sum(left.values()) / len(left):.1%} of a refit's squared error is left on average."
+        )
+
+
 def _logits(told: Told) -> Iterator[str]:
     if last := told.attempt.rewrite.record.get("logits"):
         yield (
@@ -284,6 +295,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
     _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
-    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _logits, _few_rows, _sure,
-    _speed,
+    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits,
+    _few_rows, _sure, _speed,
 )  # fmt: skip
