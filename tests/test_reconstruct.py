@@ -190,6 +190,7 @@ def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compensate(graph, plan, x, method="reconstruct").record["blocks"]
     assert not compensate(graph, plan, x, method="reconstruct", memory_limit="4KB").record["blocks"]
     monkeypatch.setattr(blocks, "WORK", 1e3)
+    monkeypatch.setattr(blocks, "FIRST", 1e3)
     assert not compensate(graph, plan, x, method="reconstruct").record["blocks"]
     with pytest.raises(DataError, match="memory limit"):
         compensate(graph, plan, x, method="reconstruct", memory_limit="much")

@@ -17,6 +17,7 @@ from actprune.axes.site import Site
 from actprune.compensation.gauss_newton import (
     ENOUGH,
     FEWEST,
+    FIRST,
     GRAPHS,
     PASSES,
     PROBES,
@@ -181,8 +182,9 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
     One round on all the samples that are of use comes first, then further rounds.
     """
 
-    def wanted(block: Block, residuals: int, samples: int) -> int:
-        enough = max(residuals * block.unknowns / max(block.residuals, 1), samples / batch_size)
+    def wanted(block: Block, residuals: int, samples: int, weights: int) -> int:
+        most_samples = min(samples, block.unknowns / weights) if weights else samples
+        enough = max(residuals * block.unknowns / max(block.residuals, 1), most_samples / batch_size)
         return min(most - 1, ceil(enough), room // (GRAPHS * block.values + 1))
 
     found: dict[Site, int] = {}
@@ -190,8 +192,8 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
     for enough in ENOUGH:
         counts = {block.reader: wanted(block, *enough) for block in blocks}
         work = max(sum(block.macs * counts[block.reader] for block in blocks) * PASSES * (STEPS + PROBES), 1)
-        rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, WORK / work)
-        found = {reader: int(share * count) for reader, count in counts.items()}
+        rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, FIRST / work)
+        found = {reader: round(share * count) for reader, count in counts.items()}
         if rounds >= SEVERAL:
             break
     fewest = {block.reader: FEWEST * block.unknowns / max(block.residuals, 1) for block in blocks}

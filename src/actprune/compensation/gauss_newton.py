@@ -44,16 +44,16 @@ ROUNDS, STEPS = 10, 12
 PASSES = 5
 """A step of conjugate gradients takes as much as so many forward passes."""
 
-WORK = 6e11
-"""Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; large models use fewer
-samples, or are left as they are."""
+WORK, FIRST = 6e11, 2e12
+"""Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; and what the first step of
+all blocks may take, where that is more. Large models use fewer samples, or are left as they are."""
 
 FEWEST = 4
 """Residuals for each weight that is fitted: with fewer they are left as they are."""
 
-ENOUGH = ((60, 2048), (20, 512))
+ENOUGH = ((60, 2048, 0), (20, 512, 20))
 """Residuals for each weight, and samples, beyond which more are of little use: the former where they leave work for
-`SEVERAL` rounds, else the latter."""
+`SEVERAL` rounds, else the latter, where one sample for so many weights will do as well."""
 
 SEVERAL = 5
 
