@@ -276,6 +276,13 @@ def test_a_table_and_a_dict_of_tensors_hold_all_samples() -> None:
     assert take(Net(), {"x": x}, 2048).inputs["x"].shape == (30, 4)
 
 
+def test_a_dict_of_tensors_of_several_lengths_is_refused() -> None:
+    with pytest.raises(DataError, match="not of one number") as caught:
+        take(Masked(), {"ids": torch.zeros(60, 4), "mask": torch.ones(1, 4)}, 2048)
+    assert "ids: 60, mask: 1" in str(caught.value) and "[batch]" in str(caught.value)
+    assert take(Net(), Table(torch.zeros(60, 4, dtype=torch.float64)), 2048).leaves[0].dtype == torch.float32  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("data", [X, X.numpy(), [X[:5], X[5:]], Table(X)])
 def test_the_first_batch_is_a_batch(data: Any) -> None:
     (x,) = first_batch(Net(), data)

@@ -95,6 +95,26 @@ def test_calls_that_name_a_width_stay_as_they_are(how: dict[str, Any]) -> None:
     assert not narrowed(graph, kept, between(graph, "conv1", "conv2"))
 
 
+class OverTime(nn.Module):
+    """A layer over the steps, then two over the features of each: both kinds of units are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.up, self.down, self.head = (nn.Linear(*n) for n in ((6, 12), (5, 16), (16, 5), (12, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.steps(x)).transpose(1, 2)
+        return self.head(F.relu(self.down(F.relu(self.up(h)))).transpose(1, 2))
+
+
+def test_positions_that_are_cut_are_those_of_the_target() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 5, 6)
+    graph = capture(OverTime().eval(), x[:64])
+    plan = make_plan(graph, {"steps": range(5), "up": range(7)})
+    assert compensate(graph, plan, x, method="reconstruct").record["blocks"]
+
+
 def test_blocks_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, x = graph_of()
     plan = make_plan(graph, {"conv1": [1, 4, 6], "depthwise": [0, 2, 3, 7]})

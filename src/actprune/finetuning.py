@@ -64,8 +64,7 @@ def _finetuned(
     losses: Losses = [[step, float("nan") if loss is None else loss] for step, loss in report.losses]
     trained = copied(small)
     with preserved(trained), torch.enable_grad(), recording(losses):
-        returned = ranks.together(lambda: finetune(trained))
-    trained = trained_network(returned, trained)
+        trained = ranks.together(lambda: trained_network(finetune(trained), trained))
     after = ranks.from_first(lambda: measured(evaluate, trained))
     if before is not None and after is not None and after < before:
         return Tuned(small, report, before, after, kept=False)

@@ -238,13 +238,20 @@ def _blocks(told: Told) -> Iterator[str]:
 
 def _recurrent(told: Told) -> Iterator[str]:
     fits = told.attempt.rewrite.record.get("consumers", {}).values()
-    left = {fit["module"]: fit["as_a_whole"] for fit in fits if "as_a_whole" in fit}
+    left = {(fit["module"], fit["as_a_whole"]) for fit in fits if "as_a_whole" in fit}
     if left:
         layers = "recurrent layer was" if len(left) == 1 else "recurrent layers were"
         yield (
             f"{len(left)} {layers} fitted through all of their time: on held-out calibration samples, "
-            f"{sum(left.values()) / len(left):.1%} of a refit's squared error is left on average."
+            f"{sum(share for _, share in left) / len(left):.1%} of a refit's squared error is left on average."
         )
+
+
+def _not_unrolled(told: Told) -> Iterator[str]:
+    fits = told.attempt.rewrite.record.get("consumers", {}).values()
+    if failed := {fit["module"]: fit["failed"] for fit in fits if "failed" in fit}:
+        module, reason = next(iter(failed.items()))
+        yield f"Recurrent layers that could not be fitted through all of their time: {len(failed)}. {module}: {reason}"
 
 
 def _logits(told: Told) -> Iterator[str]:
@@ -267,7 +274,8 @@ def _few_rows(told: Told) -> Iterator[str]:
 
 def _sure(told: Told) -> Iterator[str]:
     asked = told.settings.confidence
-    if isinstance(asked, Integral) and asked > 0 and not told.resampled:  # type: ignore[operator]
+    cut = bool(told.attempt.decided.plan.kept)
+    if isinstance(asked, Integral) and asked > 0 and cut and not told.resampled:  # type: ignore[operator]
         yield (
             f"How sure the ranking is can't be told: that of {told.settings.name} is no matter of the folds of the "
             "calibration data, or there is one fold."
@@ -295,6 +303,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
     _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
-    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits,
-    _few_rows, _sure, _speed,
+    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent,
+    _not_unrolled, _logits, _few_rows, _sure, _speed,
 )  # fmt: skip

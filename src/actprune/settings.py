@@ -39,7 +39,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def _function(kind: str) -> tuple[str, Allowed, str]:
-    allowed = Allowed(lambda value: callable(value) and value is not SGD, f"a function {kind}")
+    def holds(value: Any) -> bool:
+        return callable(value) and not (isinstance(value, type) and issubclass(value, SGD))
+
+    allowed = Allowed(holds, f"a function {kind}")
     return "can't be called", or_none(allowed), "pass such a function, not its name or what it returns"
 
 
@@ -148,11 +151,11 @@ class Settings:
             "keep": dict(keep) if isinstance(keep, Mapping) else None if keep is None else str(keep),
             "max_drop": self.max_drop, "evaluate": self.evaluate is not None,
             "recover": _told(vars(self.recover)) if self.recover else None, "finetune": _told(self.finetune),
-            "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": self.round_to,
-            "equal_widths": self.equal_widths, "memory_limit": limit_bytes(self.memory_limit),
+            "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": _told(self.round_to),
+            "equal_widths": bool(self.equal_widths), "memory_limit": limit_bytes(self.memory_limit),
             "latency": str(self.latency) if self.latency else None, "threshold": self.threshold,
-            "distance": _told(self.distance), "loss": _told(self.loss), "norms": self.norms,
-            "form": self.form, "seed": self.seed, "torch": torch.__version__,
+            "distance": _told(self.distance), "loss": _told(self.loss), "norms": bool(self.norms),
+            "form": self.form, "seed": _told(self.seed), "torch": torch.__version__,
         }  # fmt: skip
 
     def _check_drop_decides(self) -> None:
@@ -195,7 +198,9 @@ def _told(value: Any) -> Any:
         return [_told(part) for part in (value.func, *value.args, value.keywords)]
     if isinstance(value, nn.Module):
         return [repr(value), content_digest(value.state_dict().items())]
-    if isinstance(value, Real) and not isinstance(value, int | float):
+    if isinstance(value, Integral):
+        return value if isinstance(value, bool) else int(value)
+    if isinstance(value, Real) and not isinstance(value, float):
         return float(value)
     if callable(value):
         kind = value if hasattr(value, "__qualname__") else type(value)

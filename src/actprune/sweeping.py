@@ -224,7 +224,7 @@ def _of_one_seed(
             made = _side_by_side(model, group, left, samples, jobs, save_to, resume, Path(scratch))
         for one in group:
             yield done[one] if one in done else next(made)
-        next(made, None)  # whatever is left to be cleared away
+        next(made, None)  # its processes end
 
 
 def _in_turn(

@@ -174,18 +174,22 @@ def _configuration(
             explicit = _with(explicit, field)
         found = min(found, nearest(explicit), key=lambda one: len(one[1]))
     config, missed, chosen = found
-    return config if missed else _agreeing(cls, config, _numbers(config, groups), wanted), missed, chosen
+    if not missed and not _valid(config):
+        fields = (field for field in _numbers(config, groups) if field not in without)
+        for field in _agreeing(cls, config, fields, wanted):
+            return _with(config, field), missed, [*chosen, field]
+    return found
 
 
-def _agreeing(cls: Any, config: Any, fields: Iterable[Field], wanted: Shapes) -> Any:
-    """The configuration, with one more of its numbers where its own check asks for it.
+def _agreeing(cls: Any, config: Any, fields: Iterable[Field], wanted: Shapes) -> Iterator[Field]:
+    """The numbers any one of which makes a configuration pass its own check, and leaves the shapes.
 
     Of the heads of a Falcon-H1's Mamba and their size, say, the tensors show the product alone.
     """
-    if _valid(config):
-        return config
-    others = (_with(config, field) for field in fields)
-    return next((one for one in others if _valid(one) and not _missed(wanted, _built(cls, one))), config)
+    for field in fields:
+        changed = _with(config, field)
+        if _valid(changed) and not _missed(wanted, _built(cls, changed)):
+            yield field
 
 
 def _valid(config: Any) -> bool:

@@ -27,7 +27,7 @@ from actprune.compensation.gauss_newton import (
     VALUE,
     WORK,
 )
-from actprune.compensation.narrowed import Narrowed, narrowed
+from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.schedule import Path
 from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
@@ -104,6 +104,8 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
     outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.state.kept)
     residuals = prod(shape(result)) * len(outputs) // reader.outputs(tensors[reader.weight])
     narrow = narrowed(walk.graph, walk.state.kept, calls)
+    if prod(narrow.shape(result)) != residuals:  # positions would be left out, too, which the target has
+        narrow = WHOLE
     return Block(
         reader, tuple(outputs), tuple(calls), result, path,
         min(places[site.node] for site in chosen), places[node.name] + 1, masks, narrow,
@@ -167,7 +169,7 @@ def _effort(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int,
         site = sites.get(node.name)
         if site is not None:
             weight = graph.program.tensors[site.weight]
-            left = narrow.tensor(site.weight, weight).numel() / weight.numel()
+            left = prod(narrow.left(site.weight, weight)) / weight.numel()
             macs += int(left * site.columns(weight) * prod(shape(node)))
         elif op_name(node).startswith("aten.scaled_dot_product_attention."):
             query, key = node.args[:2]

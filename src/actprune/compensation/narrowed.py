@@ -52,6 +52,10 @@ class Narrowed:
         """The shape of what stays of the value of a call."""
         return _left(shape(node), self.values.get(node, ()))
 
+    def left(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        """The shape of what stays of a tensor of the model."""
+        return _left(tensor.shape, self.tensors.get(name, ()))
+
     def put(self, name: str, change: Tensor, like: Tensor) -> Tensor:
         """A change of what stays of a tensor, as one of the whole tensor: zero elsewhere."""
         places, shape = self.tensors.get(name, ()), list(change.shape)

@@ -32,6 +32,7 @@ from actprune.axes.site import Site
 from actprune.compensation.ridge import Normal, choose_ridge, merged, merged_all, normal, solve
 from actprune.compensation.streams import Streams
 from actprune.compensation.unrolled import Whole, affordable
+from actprune.data.samples import evenly
 from actprune.stats.patches import most_rows
 from actprune.stats.recurrent import (
     BACK,
@@ -202,9 +203,11 @@ class _One:
         if not masks.keys() >= weights or any(mask.dtype.itemsize < 4 for mask in masks.values()):
             return found
         starts = list(accumulate(map(len, self.x), initial=0))
+        learnt_of = [[j for j in range(len(x)) if (j + starts[i]) % FOLDS in learnt] for i, x in enumerate(self.x)]
+        some = [i for i, own in enumerate(learnt_of) if own]
 
         def lacking(i: int, params: Params) -> Tensor:
-            own = [j for j in range(len(self.x[i])) if (j + starts[i]) % FOLDS in learnt]
+            own = learnt_of[i]
             there, start = self.there[i], [state[own].double() for state in self.own_states[i]]
             exactly = tuple(None if p is None else p.double() for p in params)  # oneDNN's LSTM has one derivative only
             left = self.part(self.own_x[i][own].double(), start, exactly) - self.hidden[i][own]
@@ -212,11 +215,12 @@ class _One:
 
         rows = _count(self.x) // len(self.x)
         residuals = rows * self.hidden[0][..., self._kept].shape[-1] * len(learnt) // FOLDS
-        effort = affordable(masks, rows, residuals, len(self.x), self.scope.room)
-        params, left = Whole(masks, lacking, lambda one: self._error(self.run(one), held)).stepped(found[0], *effort)
-        if left < 1:
-            for site in self.sites.values():
-                self.record[site.name] = {**self.record.get(site.name, {"module": site.module}), "as_a_whole": left}
+        count, rounds = affordable(masks, rows, residuals, len(some), self.scope.room)
+        whole = Whole(masks, lacking, lambda one: self._error(self.run(one), held))
+        params, left, failed = whole.stepped(found[0], [some[i] for i in evenly(len(some), count)], rounds)
+        told = ({"as_a_whole": left} if left < 1 else {}) | ({"failed": failed} if failed is not None else {})
+        for site in self.sites.values() if told else ():
+            self.record[site.name] = {**self.record.get(site.name, {"module": site.module}), **told}
         return params, self.run(params)
 
     def _mask(self, which: int, name: str) -> Tensor:

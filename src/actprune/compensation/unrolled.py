@@ -48,22 +48,25 @@ class Whole:
     lacking: Callable[[int, Params], Tensor]
     error: Callable[[Params], float]
 
-    def stepped(self, params: Params, batches: int, rounds: int) -> tuple[Params, float]:
-        """The parameters after all steps, at most so many, that lower the error, and the share of it that is left."""
-        first = lowest = self.error(params)
+    def stepped(self, params: Params, batches: Sequence[int], rounds: int) -> tuple[Params, float, str | None]:
+        """The parameters after all steps, at most so many, that lower the error, the share of it that is left, and what
+        went wrong, if anything did."""
+        first, failed = self.error(params), None
+        lowest = first
         for _ in range(rounds):
             changed, before = partial(self._changed, params), lowest
-            residuals = [partial(self._residual, changed, i) for i in range(batches)]
+            residuals = [partial(self._residual, changed, i) for i in batches]
             try:
                 with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                     changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
-            except RuntimeError:  # a call without a second derivative, or no memory for it
+            except RuntimeError as error:  # a call without a second derivative, or no memory for it
+                failed = str(error).partition("\n")[0]
                 break
             best, lowest = best_size(lambda at, of=changed: self.error(of(at)), changes, lowest)
             params = params if best is None else changed(best)
             if not lowest < WORTH * before:
                 break
-        return params, lowest / first if first else 1.0
+        return params, lowest / first if first else 1.0, failed
 
     def _residual(self, changed: Callable[[Sequence[Tensor]], Params], i: int, at: Sequence[Tensor]) -> Tensor:
         return self.lacking(i, changed(at))

@@ -160,7 +160,7 @@ def batches(calibration: Iterable[Any], most: int) -> Iterator[Any]:
     """
     whole = _whole(calibration)
     if whole is not None:
-        count = len(next(value for value in whole.values() if _holds(value)))
+        count = _count(whole)
         return _divided(whole, count, chunk(min(count, most)))
     _check_batches(calibration)
     try:
@@ -182,8 +182,24 @@ def _whole(calibration: Any) -> dict[Any, Any] | None:
         return named if any(map(_holds, named.values())) else None
     if hasattr(calibration, "to_numpy") and hasattr(calibration, "iloc"):  # a table of pandas
         calibration = calibration.to_numpy()
+        if calibration.dtype == np.float64:  # what a table has without being asked
+            calibration = calibration.astype(np.float32)
     found = _tensor(calibration)
     return {None: found} if _holds(found) else None
+
+
+def _count(whole: Mapping[Any, Any]) -> int:
+    """How many samples there are, of which every tensor has to have as many."""
+    sizes = {name: len(value) for name, value in whole.items() if _holds(value)}
+    if len(set(sizes.values())) > 1:
+        raise DataError(
+            "A dict of tensors holds all calibration samples, and these are not of one number.",
+            expected="tensors with the samples in their first dimension",
+            got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
+            where="calibration",
+            hint="put a single batch into a list, [batch]; several batches are a list of dicts",
+        )
+    return next(iter(sizes.values()))
 
 
 def _holds(value: Any) -> bool:
@@ -192,10 +208,7 @@ def _holds(value: Any) -> bool:
 
 def _divided(whole: dict[Any, Any], count: int, size: int) -> Iterator[Any]:
     for start in range(0, max(count, 1), size):
-        part = {
-            name: value[start : start + size] if _holds(value) and len(value) == count else value
-            for name, value in whole.items()
-        }
+        part = {name: value[start : start + size] if _holds(value) else value for name, value in whole.items()}
         yield part.get(None, part)
 
 

@@ -54,7 +54,7 @@ def observed_fake_quantized(
             v.float() if v.dtype == torch.float64 else v for v in (x, observer_on, fake_quant_on, low, high, scale)
         )
         ranges = averaging, quant_min, quant_max, ch_axis
-        return torch.ops.aten.fused_moving_avg_obs_fake_quant.default(*given, zero_point, *ranges, *how)
+        return torch.ops.aten.fused_moving_avg_obs_fake_quant.default(*given, zero_point.clone(), *ranges, *how)
     axis = ch_axis if how[:1] == (True,) else None
     return fake_quantized(x, scale, zero_point, axis, quant_min, quant_max) if bool(fake_quant_on.any()) else x
 

@@ -139,13 +139,12 @@ def trained_network(returned: Any, given: nn.Module) -> nn.Module:
 
     Raises:
         DataError: it returned one with other tensors, such as the dense network.
-        DivergedError: a parameter is not finite.
+        DivergedError: a parameter that is trained is not finite, or a buffer holds NaN.
     """
     network = returned if isinstance(returned, nn.Module) else given
     if not any(module is given for module in network.modules()):  # neither itself nor wrapped
         _check_same_form(network, given)
-    broken = next((name for name, p in network.named_parameters() if not bool(p.isfinite().all())), None)
-    if broken is not None:
+    if (broken := _broken(network)) is not None:
         raise DivergedError(
             "The fine-tune diverged.",
             expected="finite weights",
@@ -154,6 +153,13 @@ def trained_network(returned: Any, given: nn.Module) -> nn.Module:
             hint="lower the learning rate",
         )
     return network
+
+
+def _broken(network: nn.Module) -> str | None:
+    """The first tensor that training has ruined. One of infinities that nobody trains may be a mask."""
+    trained = ((name, p.isfinite()) for name, p in network.named_parameters() if p.requires_grad)
+    held = ((name, ~b.isnan()) for name, b in network.named_buffers() if b.is_floating_point() and b.dtype.itemsize > 1)
+    return next((name for name, fine in (*trained, *held) if not bool(fine.all())), None)
 
 
 def _check_same_form(returned: nn.Module, given: nn.Module) -> None:

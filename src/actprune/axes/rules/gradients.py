@@ -121,8 +121,8 @@ def upsampling_backward(call: Call) -> Dims:
 @rule("aten.log_sigmoid_forward")
 def log_sigmoid(call: Call) -> list[Dims]:
     """The values, and what the gradient needs of them, if anything."""
-    source = call.axes(call["self"])
-    return [source if value.dim() == len(source) else (call.fixed(0),) for value in _values(call)]
+    source, (values, *_) = call.axes(call["self"]), _values(call)
+    return [source if value.shape == values.shape else (call.fixed(0),) for value in _values(call)]
 
 
 @rule("aten.log_sigmoid_backward")
