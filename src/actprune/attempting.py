@@ -77,15 +77,11 @@ class Attempting:
         return replace(self.looking.settings, distance=self.captured.distance)
 
     def asked_for(self, settings: Settings) -> Attempting:
-        """Those for another budget of a sweep; ranked again where the method is another one."""
+        """Those for another budget of a sweep, which freeze nothing in these; ranked again for another method."""
         another = replace(self, looking=replace(self.looking, settings=settings), losses=[])
         if settings.name == self.settings.name:
             return another
         return replace(another, ranked=another.looking.rank_again(self.captured, self.ranked), known={})
-
-    def alone(self) -> Attempting:
-        """The same, whose failed cuts freeze nothing in this one."""
-        return replace(self)
 
     def plan(self, asked: Budget | Amount | None) -> Plan:
         """The plan alone: nothing is refitted for good, cut, proved or trained."""

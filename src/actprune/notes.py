@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
@@ -54,6 +55,11 @@ class Told:
     final_ms: float | None
     dense: float | None
     resampled: bool
+
+    @property
+    def fits(self) -> Collection[Mapping[str, Any]]:
+        """What the refit did with every consumer."""
+        return self.attempt.rewrite.record.get("consumers", {}).values()
 
     @property
     def graph(self) -> Graph:
@@ -216,9 +222,8 @@ def _fewer_samples(told: Told) -> Iterator[str]:
 
 
 def _not_refitted(told: Told) -> Iterator[str]:
-    fits = told.attempt.rewrite.record.get("consumers", {}).values()
-    if left := [fit for fit in fits if "left" in fit]:
-        yield f"{len(left)} of {len(fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."
+    if left := [fit for fit in told.fits if "left" in fit]:
+        yield f"{len(left)} of {len(told.fits)} consumers were not compensated: {left[0]['module']} {left[0]['left']}."
 
 
 def _blocks(told: Told) -> Iterator[str]:
@@ -237,19 +242,14 @@ def _blocks(told: Told) -> Iterator[str]:
 
 
 def _recurrent(told: Told) -> Iterator[str]:
-    fits = told.attempt.rewrite.record.get("consumers", {}).values()
-    left = {(fit["module"], fit["as_a_whole"]) for fit in fits if "as_a_whole" in fit}
+    left = {(fit["module"], fit["as_a_whole"]) for fit in told.fits if "as_a_whole" in fit}
     if left:
         layers = "recurrent layer was" if len(left) == 1 else "recurrent layers were"
         yield (
             f"{len(left)} {layers} fitted through all of their time: on held-out calibration samples, "
             f"{sum(share for _, share in left) / len(left):.1%} of a refit's squared error is left on average."
         )
-
-
-def _not_unrolled(told: Told) -> Iterator[str]:
-    fits = told.attempt.rewrite.record.get("consumers", {}).values()
-    if failed := {fit["module"]: fit["failed"] for fit in fits if "failed" in fit}:
+    if failed := {fit["module"]: fit["failed"] for fit in told.fits if "failed" in fit}:
         module, reason = next(iter(failed.items()))
         yield f"Recurrent layers that could not be fitted through all of their time: {len(failed)}. {module}: {reason}"
 
@@ -264,8 +264,7 @@ def _logits(told: Told) -> Iterator[str]:
 
 
 def _few_rows(told: Told) -> Iterator[str]:
-    fits = told.attempt.rewrite.record.get("consumers", {}).values()
-    refitted = [fit for fit in fits if "rows" in fit]
+    refitted = [fit for fit in told.fits if "rows" in fit]
     few = sum(fit["rows"] < ENOUGH_ROWS * fit["columns"] for fit in refitted)
     if few:
         rows = f"fewer than {ENOUGH_ROWS} calibration rows per column"
@@ -303,6 +302,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
     _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
-    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent,
-    _not_unrolled, _logits, _few_rows, _sure, _speed,
+    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits, _few_rows,
+    _sure, _speed,
 )  # fmt: skip

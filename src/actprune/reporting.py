@@ -65,8 +65,7 @@ class Reporting:
         sure = self._sure(plan)
         told = Told(
             self.settings, self.captured, self.ranked, attempt, budget, after.macs / max(before.macs, 1),
-            latencies[self.captured.model], latencies[final], dense,
-            bool(sure),
+            latencies[self.captured.model], latencies[final], dense, bool(sure),
         )  # fmt: skip
         trained = self.settings.finetune is not None and attempt.diverged is None
 

@@ -20,13 +20,13 @@ from actprune.artifacts.journal import Journal
 from actprune.compensation.refit import check_batchnorm
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks
-from actprune.errors import BudgetError, DataError
+from actprune.errors import BudgetError
 from actprune.graph.keep import preserved
 from actprune.latency.bench import Latency
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.methods import Method
 from actprune.plan import Plan
-from actprune.recovery.allowed import Allowed, at_least, either, one_of, or_none
+from actprune.recovery.allowed import Allowed, at_least, check_settings, either, one_of, or_none
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.stats.gradients import Loss
@@ -38,56 +38,41 @@ Progress = Callable[[str, int, int], None]
 """(stage, done, total): called as stages go on."""
 
 
-def _function(kind: str) -> tuple[str, Allowed, str]:
+def _function(kind: str) -> Allowed:
     def holds(value: Any) -> bool:
         return callable(value) and not (isinstance(value, type) and issubclass(value, SGD))
 
-    allowed = Allowed(holds, f"a function {kind}")
-    return "can't be called", or_none(allowed), "pass such a function, not its name or what it returns"
+    allowed = or_none(Allowed(holds, f"a function {kind}"))
+    return allowed.told("can't be called", "pass such a function, not its name or what it returns")
 
 
-_SWITCH = (
-    "is no switch",
-    Allowed(lambda value: isinstance(value, bool | np.bool_), "True or False"),
-    "leave it out for the default",
+_SWITCH = Allowed(lambda value: isinstance(value, bool | np.bool_), "True or False").told(
+    "is no switch", "leave it out for the default"
 )
 
-_ALLOWED: dict[str, tuple[str, Allowed, str]] = {
+_ALLOWED: dict[str, Allowed] = {
     "evaluate": _function("model → metric"),
     "finetune": _function("of the model, or an SGD"),
     "progress": _function("of (stage, done, total)"),
     "loss": _function("(outputs, labels) → scalar"),
-    "protect": (
-        "holds what is no pattern",
-        Allowed(lambda value: all(isinstance(pattern, str) for pattern in value), "patterns of module paths"),
-        'for example protect=["layer1.*"]',
+    "protect": Allowed(
+        lambda value: all(isinstance(pattern, str) for pattern in value), "patterns of module paths"
+    ).told("holds what is no pattern", 'for example protect=["layer1.*"]'),
+    "recover": or_none(Allowed(lambda value: isinstance(value, Distill), "an actprune.Distill")).told(
+        "is no recovery", "for example recover=actprune.Distill(steps=400)"
     ),
-    "recover": (
-        "is no recovery",
-        or_none(Allowed(lambda value: isinstance(value, Distill), "an actprune.Distill")),
-        "for example recover=actprune.Distill(steps=400)",
+    "latency": or_none(Allowed(lambda value: isinstance(value, Latency), "an actprune.Latency")).told(
+        "is no setting of how to measure", 'for example latency=actprune.Latency(batch=1), with keep="latency=50%"'
     ),
-    "latency": (
-        "is no setting of how to measure",
-        or_none(Allowed(lambda value: isinstance(value, Latency), "an actprune.Latency")),
-        'for example latency=actprune.Latency(batch=1), with keep="latency=50%"',
-    ),
-    "seed": (
-        "is no number that random draws could start from",
-        Allowed(
-            lambda value: isinstance(value, Integral) and 0 <= int(value) < 1 << 32, "a whole number from 0 to 2³² − 1"
-        ),
-        "leave it out for 0",
-    ),
-    "confidence": (
-        "is no number of resamples",
-        either(at_least(0, Integral), one_of("auto")),
-        "5 resamples take five times as long as the guide",
+    "seed": Allowed(  # what NumPy takes
+        lambda value: isinstance(value, Integral) and 0 <= int(value) < 1 << 32, "a whole number from 0 to 2³² − 1"
+    ).told("is no number that random draws could start from", "leave it out for 0"),
+    "confidence": either(at_least(0, Integral), one_of("auto")).told(
+        "is no number of resamples", "5 resamples take five times as long as the guide"
     ),
     "equal_widths": _SWITCH,
     "norms": _SWITCH,
 }
-"""Setting → what is wrong with any other value, the values that it takes, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +109,7 @@ class Settings:
 
     def budget(self) -> Budget | Amount | None:
         """The budget as it was given, once all that can be checked before the work is checked."""
-        for name, (problem, allowed, hint) in _ALLOWED.items():
-            value = getattr(self, name)
-            if not allowed.holds(value):
-                raise DataError(
-                    f"{name} {problem}.",
-                    expected=allowed.words,
-                    got=repr(value),
-                    where=f"prune({name}=…)",
-                    hint=hint,
-                )
+        check_settings(self, _ALLOWED, "prune")
         if self.round_to != "auto":
             check_multiple(self.round_to)
         check_batchnorm(self.batchnorm)

@@ -67,10 +67,10 @@ class Run:
             if asked.name != attempting.settings.name:
                 ledger.ranking, ledger.turn, ledger.frozen = f"-{asked.name}", "", 0
                 ledger.seconds.pop("guide")
-            attempting = attempting.asked_for(asked)
+                attempting = attempting.asked_for(asked)
             shared = dict(ledger.seconds)
             ledger.turn, ledger.frozen = f"{ledger.ranking}-{asked.keep}", 0
-            yield attempting.alone().result(budget)
+            yield attempting.asked_for(asked).result(budget)
 
     def gather(self, calibration: Iterable[Any] | Samples, size: int, forward: Forward | None) -> Stats | None:
         """The statistics that the runs of a sweep need; None where they need none."""

@@ -57,7 +57,7 @@ class Graph:
     unknown_ops: tuple[str, ...] = ()
     training: Program | None = None
     training_sites: tuple[Site, ...] = ()
-    masks: Mapping[str, Mask] = field(default_factory=dict[str, Mask], repr=False)
+    masks: Mapping[str, Mask] = field(default_factory=dict[str, Mask])
 
     def __getitem__(self, name: str) -> Group:
         """The group of that name; a KeyError where there is none."""

@@ -1,9 +1,9 @@
-"""What the settings of trainings may be, as data: a test, and the words for it in a message."""
+"""What settings may be, as data: a test, and the words for it in a message."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from numbers import Integral, Real
 from typing import Any
@@ -15,10 +15,21 @@ from actprune.errors import DataError
 
 @dataclass(frozen=True)
 class Allowed:
-    """Values of one setting."""
+    """Values of one setting.
+
+    Attributes:
+        words: what they are, for a message.
+        problem, hint: what is wrong with any other value, and what to do, where that can be said better than of all.
+    """
 
     holds: Callable[[Any], bool]
     words: str
+    problem: str | None = None
+    hint: str | None = None
+
+    def told(self, problem: str, hint: str) -> Allowed:
+        """The same values, with another message."""
+        return replace(self, problem=problem, hint=hint)
 
 
 def at_least(least: float, *kinds: type) -> Allowed:
@@ -53,17 +64,22 @@ def either(first: Allowed, second: Allowed) -> Allowed:
     return Allowed(lambda value: first.holds(value) or second.holds(value), f"{first.words}, or {second.words}")
 
 
-def check_settings(training: Any, allowed: Mapping[str, Allowed]) -> None:
-    """Raise a DataError for the first attribute that is none of its values."""
+def check_settings(settings: Any, allowed: Mapping[str, Allowed], call: str | None = None) -> None:
+    """Raise a DataError for the first attribute that is none of its values.
+
+    Args:
+        call: what is called with them; None: the class of the settings.
+    """
+    call = call or type(settings).__name__
     for name, values in allowed.items():
-        value = getattr(training, name)
+        value = getattr(settings, name)
         if not values.holds(value):
             raise DataError(
-                f"{name} is no setting of {type(training).__name__}.",
+                f"{name} {values.problem or f'is no setting of {call}'}.",
                 expected=values.words,
                 got=repr(value),
-                where=f"{type(training).__name__}({name}=…)",
-                hint="see the docstring of the class",
+                where=f"{call}({name}=…)",
+                hint=values.hint or "see the docstring of the class",
             )
 
 
