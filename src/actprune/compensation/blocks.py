@@ -14,18 +14,18 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import kept_indices
 from actprune.axes.picked import picked
 from actprune.axes.site import Site
-from actprune.compensation.gauss_newton import (
+from actprune.compensation.effort import (
     ENOUGH,
     FEWEST,
     FIRST,
     GRAPHS,
     PASSES,
-    PROBES,
+    PLENTY,
     ROUNDS,
     SEVERAL,
-    STEPS,
     VALUE,
     WORK,
+    Enough,
 )
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.schedule import Path
@@ -184,16 +184,16 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
     One round on all the samples that are of use comes first, then further rounds.
     """
 
-    def wanted(block: Block, residuals: int, samples: int, weights: int) -> int:
-        most_samples = min(samples, block.unknowns / weights) if weights else samples
-        enough = max(residuals * block.unknowns / max(block.residuals, 1), most_samples / batch_size)
-        return min(most - 1, ceil(enough), room // (GRAPHS * block.values + 1))
+    def wanted(block: Block, enough: Enough) -> int:
+        samples = min(enough.samples, block.unknowns / enough.weights) if enough.weights else enough.samples
+        batches = max(enough.residuals * block.unknowns / max(block.residuals, 1), samples / batch_size)
+        return min(most - 1, ceil(batches), room // (GRAPHS * block.values + 1))
 
     found: dict[Site, int] = {}
     rounds = 0
-    for enough in ENOUGH:
-        counts = {block.reader: wanted(block, *enough) for block in blocks}
-        work = max(sum(block.macs * counts[block.reader] for block in blocks) * PASSES * (STEPS + PROBES), 1)
+    for enough in (PLENTY, ENOUGH):
+        counts = {block.reader: wanted(block, enough) for block in blocks}
+        work = max(sum(block.macs * counts[block.reader] for block in blocks) * PASSES, 1)
         rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, FIRST / work)
         found = {reader: round(share * count) for reader, count in counts.items()}
         if rounds >= SEVERAL:

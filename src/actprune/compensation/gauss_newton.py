@@ -38,31 +38,6 @@ SIZES = (1.0, 0.5, 0.25)
 WORTH = 0.97
 """A step that leaves more of the error than this is the last one."""
 
-ROUNDS, STEPS = 10, 12
-"""Steps of Gauss and Newton at most, and of conjugate gradients in each."""
-
-PASSES = 5
-"""A step of conjugate gradients takes as much as so many forward passes."""
-
-WORK, FIRST = 6e11, 2e12
-"""Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; and what the first step of
-all blocks may take, where that is more. Large models use fewer samples, or are left as they are."""
-
-FEWEST = 4
-"""Residuals for each weight that is fitted: with fewer they are left as they are."""
-
-ENOUGH = ((60, 2048, 0), (20, 512, 20))
-"""Residuals for each weight, and samples, beyond which more are of little use: the former where they leave work for
-`SEVERAL` rounds, else the latter, where one sample for so many weights will do as well."""
-
-SEVERAL = 5
-
-VALUE = 30
-"""Multiply-adds in the time that a value takes which is only read and written."""
-
-GRAPHS = 16
-"""Bytes for each value between weights and residuals that derivatives hold."""
-
 
 class _Linear:
     """The residual of one batch around zero changes."""
@@ -126,6 +101,24 @@ def gauss_newton(residuals: Sequence[Residual], like: Sequence[Tensor], steps: i
         before, length = length, _product(left, towards)
         direction = _plus(towards, length / before, direction)
     return changes
+
+
+def descend(step: Callable[[float], float], loss: float, rounds: int) -> tuple[float, str | None]:
+    """The loss behind so many steps at most, and what went wrong, if anything did.
+
+    Args:
+        step: takes one from where it is, and gives the loss behind it; before → after.
+        loss: where the first one starts.
+    """
+    for _ in range(rounds):
+        before = loss
+        try:
+            loss = step(before)
+        except RuntimeError as error:  # a call without a second derivative, or no memory for it
+            return loss, str(error).partition("\n")[0]
+        if not loss < WORTH * before:
+            break
+    return loss, None
 
 
 def best_size(

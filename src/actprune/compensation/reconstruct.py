@@ -21,7 +21,8 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actprune.compensation.blocks import Block, affordable, find_blocks
-from actprune.compensation.gauss_newton import STEPS, WORTH, best_size, gauss_newton
+from actprune.compensation.effort import STEPS
+from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
@@ -61,26 +62,17 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     held = evenly(count, count - batches)
     fitted = [i for i in range(count) if i not in held]
     refit = walk.branch()
-    refit.state.settings = replace(
-        walk.state.settings, rounds=0, unrolls=0
-    )  # the walk itself refits the reader once more
+    # the walk itself refits the reader once more
+    refit.state.settings = replace(walk.state.settings, rounds=0, unrolls=0)
     refit.advance(block.stop)
     run = _Run(walk, block, evenly(walk.streams.count, count), refit.overrides)
     first = run.loss(held)
-    left, failed = first, dict[str, str]()
-    for _ in range(rounds):
-        before = left
-        try:
-            left = run.step(fitted, held, before)
-        except RuntimeError as error:  # a call without a second derivative, or no memory for it
-            failed = {"failed": str(error).partition("\n")[0]}
-            break
-        if not left < WORTH * before:
-            break
+    left, failed = descend(partial(run.step, fitted, held), first, rounds)
     if left < first:
         walk.streams.overrides = run.streams.overrides
         walk.settled |= block.masks.keys() - {block.reader.weight}
-    return {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0, **failed}
+    told = {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0}
+    return told if failed is None else {**told, "failed": failed}
 
 
 class _Run:

@@ -14,20 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from actprune.compensation.gauss_newton import (
-    ENOUGH,
-    FEWEST,
-    GRAPHS,
-    PASSES,
-    PROBES,
-    ROUNDS,
-    STEPS,
-    VALUE,
-    WORK,
-    WORTH,
-    best_size,
-    gauss_newton,
-)
+from actprune.compensation.effort import FEWEST, GRAPHS, PASSES, PLENTY, ROUNDS, STEPS, VALUE, WORK
+from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
 from actprune.stats.recurrent import Params
 
 TOUCHED = 8
@@ -51,22 +39,20 @@ class Whole:
     def stepped(self, params: Params, batches: Sequence[int], rounds: int) -> tuple[Params, float, str | None]:
         """The parameters after all steps, at most so many, that lower the error, the share of it that is left, and what
         went wrong, if anything did."""
-        first, failed = self.error(params), None
-        lowest = first
-        for _ in range(rounds):
-            changed, before = partial(self._changed, params), lowest
+        found, first = params, self.error(params)
+
+        def step(loss: float) -> float:
+            nonlocal found
+            changed = partial(self._changed, found)
             residuals = [partial(self._residual, changed, i) for i in batches]
-            try:
-                with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-                    changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
-            except RuntimeError as error:  # a call without a second derivative, or no memory for it
-                failed = str(error).partition("\n")[0]
-                break
-            best, lowest = best_size(lambda at, of=changed: self.error(of(at)), changes, lowest)
-            params = params if best is None else changed(best)
-            if not lowest < WORTH * before:
-                break
-        return params, lowest / first if first else 1.0, failed
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+                changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
+            best, loss = best_size(lambda at: self.error(changed(at)), changes, loss)
+            found = found if best is None else changed(best)
+            return loss
+
+        left, failed = descend(step, first, rounds)
+        return found, left / first if first else 1.0, failed
 
     def _residual(self, changed: Callable[[Sequence[Tensor]], Params], i: int, at: Sequence[Tensor]) -> Tensor:
         return self.lacking(i, changed(at))
@@ -91,7 +77,7 @@ def affordable(masks: Mapping[int, Tensor], rows: int, residuals: int, batches: 
     weights = [mask for mask in masks.values() if mask.dim() > 1]
     unknowns = sum(int(mask.sum()) for mask in masks.values())
     values = TOUCHED * rows * sum(map(len, weights))
-    work = (rows * sum(mask.numel() for mask in weights) + VALUE * values) * PASSES * (STEPS + PROBES)
-    enough = ENOUGH[0][0] * unknowns // max(residuals, 1) + 1
+    work = (rows * sum(mask.numel() for mask in weights) + VALUE * values) * PASSES
+    enough = PLENTY.residuals * unknowns // max(residuals, 1) + 1
     count = min(batches, enough, room // (GRAPHS * values + 1), int(WORK / work))
     return (count, min(ROUNDS, int(WORK / (work * count)))) if count * residuals >= FEWEST * unknowns else (0, 0)
