@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -11,16 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, IterableDataset
 
+from actprune.data.batches import as_tensor, batches
 from actprune.data.samples import PerBatch, Samples, form
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments
 from actprune.graph.program import holds_samples
 from actprune.graph.sparse import parts_of
-
-CHUNK = 32
-"""Samples per batch at most where all of them come in one tensor."""
 
 SHARES = 0.02
 """How far from 1 the sum of a sample's class probabilities may be: half precision rounds."""
@@ -111,7 +108,7 @@ def gather(
 
 def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
     """(count, …) the labels of a batch."""
-    found = _tensor(_beside(batch))
+    found = as_tensor(_beside(batch))
     if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
         raise DataError(
             "A calibration batch holds no labels.",
@@ -144,110 +141,13 @@ def _valued(found: Any, count: int) -> tuple[int, ...] | None:
     return None if shares else tuple(found.shape[1:])
 
 
-def chunk(samples: int) -> int:
-    """How many samples make a batch: more than half of `CHUNK`, so that as few as can be are left over.
-
-    600 samples are 20 batches of 30; with 32 in each, 24 would be lost.
-    """
-    return min(range(CHUNK, CHUNK // 2, -1), key=lambda size: samples % size)
-
-
-def batches(calibration: Iterable[Any], most: int) -> Iterator[Any]:
-    """The batches, of which no more than `most` samples are needed.
-
-    One tensor, array or table holds all samples, and so does a dict of them, such as a tokenizer gives: iterating over
-    these would give samples without a batch, or names.
-    """
-    whole = _whole(calibration)
-    if whole is not None:
-        count = _count(whole)
-        return _divided(whole, count, chunk(min(count, most)))
-    _check_batches(calibration)
-    try:
-        return iter(calibration)
-    except TypeError as error:
-        raise DataError(
-            "The calibration data can't be iterated over.",
-            expected="an iterable of batches, such as a list or a data loader",
-            got=type(calibration).__name__,
-            where="calibration",
-            hint="put a single batch into a list: [batch]",
-        ) from error
-
-
-def _whole(calibration: Any) -> dict[Any, Any] | None:
-    """All samples, where they come in one piece, under the names of the inputs; a lone one has the name None."""
-    if isinstance(calibration, Mapping):
-        named = {name: _tensor(value) for name, value in calibration.items()}
-        return named if any(map(_holds, named.values())) else None
-    if hasattr(calibration, "to_numpy") and hasattr(calibration, "iloc"):  # a table of pandas
-        calibration = calibration.to_numpy()
-        if calibration.dtype == np.float64:  # what a table has without being asked
-            calibration = calibration.astype(np.float32)
-    found = _tensor(calibration)
-    return {None: found} if _holds(found) else None
-
-
-def _count(whole: Mapping[Any, Any]) -> int:
-    """How many samples there are, of which every tensor has to have as many."""
-    sizes = {name: len(value) for name, value in whole.items() if _holds(value)}
-    if len(set(sizes.values())) > 1:
-        raise DataError(
-            "A dict of tensors holds all calibration samples, and these are not of one number.",
-            expected="tensors with the samples in their first dimension",
-            got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
-            where="calibration",
-            hint="put a single batch into a list, [batch]; several batches are a list of dicts",
-        )
-    return next(iter(sizes.values()))
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _divided(whole: dict[Any, Any], count: int, size: int) -> Iterator[Any]:
-    for start in range(0, max(count, 1), size):
-        part = {name: value[start : start + size] if _holds(value) else value for name, value in whole.items()}
-        yield part.get(None, part)
-
-
-def check_gives_batches(data: Any, where: str) -> None:
-    """Refuse a data set of single samples."""
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise DataError(
-            "A Dataset gives samples, not batches.",
-            expected="an iterable of batches",
-            got=type(data).__name__,
-            where=where,
-            hint="wrap it: DataLoader(dataset, batch_size=32), or DataLoader(dataset, batch_size=None) where its items "
-            "are batches",
-        )
-
-
-def _check_batches(calibration: Any) -> None:
-    """Refuse what holds single samples, and inputs and labels that are whole."""
-    check_gives_batches(calibration, "calibration")
-    if isinstance(calibration, tuple | list) and len(calibration) == 2:
-        x, y = map(_tensor, calibration)
-        tensors = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 0 and y.dim() > 0
-        if tensors and len(x) == len(y) > 1 and (y.dim() < x.dim() or x.is_floating_point() > y.is_floating_point()):
-            raise DataError(
-                "Inputs and labels in one pair would be taken for two batches.",
-                expected="an iterable of batches",
-                got=f"{form(x)} and {form(y)}",
-                where="calibration",
-                hint="write [(x, y)] for one batch, or zip(x.split(32), y.split(32))",
-            )
-
-
 def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device) -> _Piece:
     """A call flattened, its keyword arguments in the order of `names` where they are the same ones."""
     args, kwargs = call
     if names is not None and set(names) == set(kwargs):
         kwargs = {name: kwargs[name] for name in names}
     flat, spec = pytree.tree_flatten((args, kwargs))
-    flat = [_tensor(v) for v in flat]
+    flat = [as_tensor(v) for v in flat]
     batched = [v for v in flat if isinstance(v, Tensor) and v.dim() > 0 and v.layout == torch.strided]
     if flat and not batched:
         raise DataError(
@@ -308,8 +208,3 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
-
-
-def _tensor(value: Any) -> Any:
-    """An array as a tensor, anything else as it is."""
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value

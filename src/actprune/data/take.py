@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from actprune.data.batches import batches as batches_of
 from actprune.data.calls import Forward, as_call, as_captured_call
-from actprune.data.gather import batches as batches_of
 from actprune.data.gather import gather
 from actprune.data.samples import Calibration, PerBatch, Samples, form
 from actprune.errors import DataError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actprune.data.gather import chunk
+from actprune.data.batches import chunk
 from actprune.data.take import SIZE
 from actprune.errors import DataError
 from actprune.keras3.backend import keras_on_torch

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
 from actprune.artifacts.files import content_digest
-from actprune.data.gather import check_gives_batches
+from actprune.data.batches import check_gives_batches
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.graph.keep import apart, kept_buffers
