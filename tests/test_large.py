@@ -178,6 +178,14 @@ def test_what_is_made_of_files_goes_to_files(folder: Path) -> None:
     assert torch.equal(own, before)
 
 
+def test_a_tensor_inside_vmap_lies_in_no_file() -> None:
+    """While another one does."""
+    own = on_disk(torch.ones(3, 4))
+    seen: list[bool] = []
+    made = torch.vmap(lambda row: (seen.append(is_mapped(row)), 2 * row)[1])(torch.ones(3, 4))
+    assert seen == [False] and is_mapped(own) and torch.equal(made, 2 * own)
+
+
 def test_networks_that_are_called_as_they_are_give_every_layer_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 8)))
     for module in (model[0], model[1][1]):

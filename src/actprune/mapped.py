@@ -167,7 +167,10 @@ def _mapping(value: Any) -> _Mapping | None:
         return None
     if type(value) not in (Tensor, nn.Parameter):  # a fake tensor, or a wrapper, has no memory of its own
         return None
-    address = value.untyped_storage().data_ptr()
+    try:
+        address = value.untyped_storage().data_ptr()
+    except NotImplementedError:  # inside `torch.vmap` a tensor is one of a batch
+        return None
     i = bisect_right(_STARTS, address) - 1
     found = _MAPPINGS.get(_STARTS[i]) if i >= 0 else None
     return found if found is not None and address < found.end else None
