@@ -135,6 +135,10 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         CaptureError, prune(calibration=[torch.randn(8, 1, 5, 5)]),
         ("Residual could not be captured", "got: RuntimeError", "inputs of shape (8, 1, 5, 5)"),
     ),
+    "another type than that of the weights": (
+        CaptureError, prune(calibration=[images(8).double()]),
+        ("the inputs are float64 and the weights float32", "x.to(torch.float32)", "x.astype('float32')"),
+    ),
     "images without a batch": (CaptureError, prune(calibration=[torch.randn(5)]), ("Residual", "inputs of shape (5,)")),
     "keys that the model lacks": (
         DataError, prune(calibration=[{"picture": images(8)}]),

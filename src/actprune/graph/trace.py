@@ -7,7 +7,7 @@ modes, hooks, buffers, cached attributes, random state.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -232,8 +232,8 @@ def _without_dropout(node: Node) -> None:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
     """Export follows some calls on inputs of another type that do not run: where they may be, the model is called."""
-    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    given = {x.dtype for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()}
+    floats = _types(model.parameters())
+    given = _types(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
     looked_up = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
     if len(floats) == 1 and (given - floats or not (given or looked_up)):
         model(*pytree.tree_map_only(Tensor, Tensor.clone, args), **pytree.tree_map_only(Tensor, Tensor.clone, kwargs))
@@ -248,8 +248,26 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
         expected="a forward pass that runs on these inputs",
         got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
         where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
-        hint=_MORE_INPUTS if any("missing" in line and "argument" in line for line in said) else _OTHER_INPUTS,
+        hint=_hint(_types(tensors), _types(model.parameters()), said),
     )
+
+
+def _hint(given: set[torch.dtype], held: set[torch.dtype], said: list[str]) -> str:
+    """What to do where inputs of some types did not run through weights of others, and this was said."""
+    if any("missing" in line and "argument" in line for line in said):
+        return _MORE_INPUTS
+    if len(held) == 1 and given - held:
+        given_as, held_as = (str(next(iter(types))).removeprefix("torch.") for types in (given - held, held))
+        return (
+            f"the inputs are {given_as} and the weights {held_as}: convert the inputs first, as in "
+            f"x.to(torch.{held_as}) or, for NumPy, x.astype('{held_as}')"
+        )
+    return _OTHER_INPUTS
+
+
+def _types(tensors: Iterable[Tensor]) -> set[torch.dtype]:
+    """Those of the numbers with a point."""
+    return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
 
 
 _MORE_INPUTS = (
