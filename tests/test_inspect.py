@@ -163,6 +163,12 @@ def test_kernels_are_told_only_where_nothing_else_is() -> None:
     assert next(iter(reasons)).startswith("mixed by aten.sort") and next(iter(reasons.values())).params == 112
 
 
+OF_TORCH = (
+    "the model's class can't follow a cut here: RuntimeError: The size of tensor a (14) must match the size of tensor b"
+    " (16) at non-singleton dimension 1"
+)
+
+
 @pytest.mark.parametrize(
     ("reason", "general", "place"),
     [
@@ -179,6 +185,7 @@ def test_kernels_are_told_only_where_nothing_else_is() -> None:
         ),
         ("model input", "model input", None),
         ("the model's class can't follow: shape '[2]'", "the model's class can't follow: shape '[2]'", None),
+        (OF_TORCH, OF_TORCH, None),
     ],
 )
 def test_a_reason_without_its_place(reason: str, general: str, place: str | None) -> None:

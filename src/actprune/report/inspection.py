@@ -233,7 +233,11 @@ def owner(tensor: str) -> str:
 
 # -- why the rest is frozen ------------------------------------------------------------------------
 
-_PLACE = re.compile(r"^(?P<before>.* by \S+|.*\S+) at (?P<place>(?:the model|[^\s,]+)(?:, [^,]+:\d+)?)(?P<after>.*)$")
+_SAID = r"(?:(?!: ).)*"
+_PLACE = re.compile(
+    rf"^(?P<before>{_SAID} by \S+|{_SAID}\S+) at (?P<place>(?:the model|[^\s,]+)(?:, [^,]+:\d+)?)(?P<after>.*)$"
+)
+"""Behind a colon stand others' words: torch's "… must match … at non-singleton dimension 1" names no place."""
 
 
 def without_place(reason: str) -> tuple[str, str | None]:
