@@ -411,6 +411,18 @@ def test_regions_with_meaning_stay_and_freeze(middle: Callable[[Any, Tensor], Te
     assert graph.unknown_ops[0] in frozen[0]
 
 
+def filled_with_a_number_that_is_read(m: Any, x: Tensor) -> Tensor:
+    return x * torch.full((1,), m.strides[1])
+
+
+def test_an_op_without_a_rule_is_told_only_where_it_freezes_something() -> None:
+    model = Around(filled_with_a_number_that_is_read, strides=torch.tensor([8.0, 16.0])).eval()
+    graph = capture(model, torch.randn(4, 6))
+    assert any(op_name(node) == "aten.item.default" for node in graph.program.nodes)
+    assert graph.unknown_ops == ()
+    assert [group.name for group in graph.groups] == ["fc1"]
+
+
 def sorted_values(m: Any, x: Tensor) -> Tensor:
     return torch.sort(x, dim=1).values
 

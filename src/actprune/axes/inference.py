@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from actprune.axes.algebra import Algebra
 from actprune.axes.call import NOT_COVERED, Call, NotCovered, rule_of
@@ -121,7 +122,8 @@ class Inference:
         name = op_name(node)
         found = rule_of(name, node.target)
         if found is None:
-            self.unknown.add(name)
+            if self._touches_axes(node):
+                self.unknown.add(name)
             return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")
         result, why = None, ""
         try:
@@ -131,6 +133,12 @@ class Inference:
         if result is None or not _fits(result, node.meta.get("val")):
             return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use{why}")
         return result
+
+    def _touches_axes(self, node: Node) -> bool:
+        """Whether a call has a dimension to freeze: one that reads a single number, as `item()` does, has none."""
+        val: Any = node.meta.get("val")
+        values = [val, *(source.meta.get("val") for source in node.all_input_nodes)]
+        return any(leaf.dim() > 0 for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
 
     def _freeze_call(self, node: Node, reason: str) -> Dims | list[Dims]:
         for source in node.all_input_nodes:
