@@ -315,6 +315,19 @@ class LambdaShortcut(nn.Module):
         return self.head(torch.relu(self.down(x) + self.shortcut(x)))
 
 
+class Repeated(nn.Module):
+    """The input image is added to every channel of a layer, as MONAI's VNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out_channels = 8
+        self.stem, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.stem(x) + x.repeat([1, self.out_channels // x.shape[1], 1, 1])))
+
+
 def tokens() -> Tensor:
     return torch.randn(2, 5, WIDTH)
 
@@ -341,6 +354,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "padded": (lambda: Shortcut(False), maps),
     "padded by numbers": (lambda: Shortcut(True), maps),
     "padded by a lambda": (LambdaShortcut, maps),
+    "repeated input": (Repeated, lambda: torch.randn(2, 1, 4, 4)),
 }
 
 

@@ -66,13 +66,22 @@ def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[
     sizes = [n for n in given if isinstance(n, int)]
     if len(sizes) != len(given) or len(sizes) != result.dim():
         return []
-    role = "times" if name in _REPEAT else "size"
-    first = len(sizes) - (args[0].dim() if role == "times" else len(sizes))
+    several = _several(args[0], len(sizes)) if name in _REPEAT else {}
     return [
-        (i, len(sizes), n, ("size", 0, i) if role == "size" else ("times", i - first) if i >= first else ("size", 0, i))
+        (i, len(sizes), n, ("times", several[i]) if i in several else ("size", 0, i))
         for i, n in enumerate(sizes)
         if n != -1
     ]
+
+
+def _several(source: Tensor, rank: int) -> dict[int, int]:
+    """Dimension of a result of `repeat` → that of its source, where this has several entries.
+
+    One entry, or a dimension that is new, is repeated as often as the size of the result says, whatever the source is:
+    an input of the model as well, of which nothing is recorded.
+    """
+    entries: list[Any] = list(source.shape)
+    return {dim + rank - len(entries): dim for dim, n in enumerate(entries) if not (isinstance(n, int) and n == 1)}
 
 
 def _split(args: Any, kwargs: Any) -> list[Found]:
