@@ -446,3 +446,21 @@ def test_a_budget_out_of_reach_names_what_would_free_it() -> None:
     assert "protect less" not in str(told.value) and "round_to" not in str(told.value)
     with pytest.raises(BudgetError, match="lower round_to"):
         ap.prune(Normed(), torch.randn(32, 6), keep="params=20%", method="l2", round_to=2)
+
+
+class Shut(nn.Module):
+    """Its widest layer makes a size that the class takes from out of reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.small, self.out = nn.Linear(6, 64), nn.Linear(64, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.small(torch.relu(self.into(x)).view(torch.Size([32, 64])))))
+
+
+def test_a_budget_that_the_class_keeps_out_of_reach_names_the_other_form() -> None:
+    with pytest.raises(BudgetError, match='form="graph" cuts what the class') as told:
+        ap.prune(Shut(), torch.randn(32, 6), keep="params=20%", method="l2")
+    assert "norms=True" not in str(told.value)
+    assert ap.prune(Shut(), torch.randn(32, 6), keep="params=20%", method="l2", form="graph").proof.passed

@@ -16,7 +16,7 @@ import numpy as np
 
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import COSTS, Array, cost, costs_along
-from actprune.axes.account import over_norms
+from actprune.axes.account import beyond_class, over_norms
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import BudgetError, PlanError
@@ -179,6 +179,7 @@ def _what_frees(graph: Graph, protected: bool, round_to: int) -> str:
         "protect less": protected,
         "lower round_to": round_to > 1,
         "norms=True cuts what norms and means run over": any(map(over_norms, graph.frozen.values())),
+        'form="graph" cuts what the class can\'t follow': any(map(beyond_class, graph.frozen.values())),
     }
     told = "; ".join(way for way, helps in ways.items() if helps)
     return f"{told}; print(graph.account()) says why the rest can't be cut"

@@ -10,10 +10,18 @@ from actprune.axes.expr import leaves, size
 from actprune.axes.groups import Group
 from actprune.axes.site import Dims
 
+BEYOND_CLASS = "the model's class can't follow a cut here"
+"""So begins the reason for a group that only the class keeps whole."""
+
 
 def over_norms(reason: str) -> bool:
     """Whether an axis is frozen because a norm or a mean runs over it, which `norms=True` cuts."""
     return reason.startswith(("normalised over", "reduced by"))
+
+
+def beyond_class(reason: str) -> bool:
+    """Whether an axis is frozen because of the model's class alone, which `form="graph"` does without."""
+    return reason.startswith(BEYOND_CLASS)
 
 
 @dataclass(frozen=True)

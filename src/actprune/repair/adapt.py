@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from actprune.axes.account import BEYOND_CLASS
 from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
 from actprune.axes.expr import Indices
@@ -87,7 +88,7 @@ def _blamed_groups(graph: Graph, stuck: list[Stuck]) -> dict[str, str]:
 
 def blamed(reason: str) -> str:
     """The words for a group that the class can't follow."""
-    return f"the model's class can't follow a cut here: {reason}"
+    return f"{BEYOND_CLASS}: {reason}"
 
 
 def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, list[int]]:
