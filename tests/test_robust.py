@@ -464,3 +464,22 @@ def test_a_budget_that_the_class_keeps_out_of_reach_names_the_other_form() -> No
         ap.prune(Shut(), torch.randn(32, 6), keep="params=20%", method="l2")
     assert "norms=True" not in str(told.value)
     assert ap.prune(Shut(), torch.randn(32, 6), keep="params=20%", method="l2", form="graph").proof.passed
+
+
+class Thinned(nn.Module):
+    """Goes on with as many tokens as a draw leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stays = (torch.rand(x.shape[1]) < 0.5).nonzero()[:, 0]
+        drawn = torch.relu(self.into(x))[:, stays].reshape(x.shape[0], len(stays.tolist()), 8)
+        return self.out(drawn.mean(1))
+
+
+def test_sizes_that_are_drawn_are_refused() -> None:
+    with pytest.raises(CaptureError, match="don't run again") as told:
+        ap.prune(Thinned(), torch.randn(8, 500, 6), keep=0.5, method="l2")
+    assert "calibration batch 1" in str(told.value) and "random numbers" in str(told.value)
