@@ -877,3 +877,34 @@ def test_a_size_in_the_source_is_edited_twice() -> None:
         other = pickle.loads(pickle.dumps(small))
         assert type(other) is type(small) and torch.equal(other(x), small(x))
         model = small
+
+
+class Heuristic(nn.Module):
+    """Puts sizes into a tensor: for a decision (as torch_geometric's `RGCNConv` does), and perhaps for a scale."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.hidden, self.head, self.use = nn.Linear(6, 8), nn.Linear(8, 3), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x).relu()
+        sizes = (torch.tensor([self.hidden.weight.size(0), self.hidden.weight.size(1)]) - torch.tensor([4.0, 2.0])) / 3
+        if bool(sizes @ torch.tensor([0.5, 0.5]) >= 1000):
+            h = -h
+        if self.use == "number":
+            h = h * sizes[0].item()
+        if self.use == "tensor":
+            h = h * sizes[0]
+        return self.head(h)
+
+
+@pytest.mark.parametrize("use", ["decision", "number", "tensor"])
+def test_sizes_that_only_decide_forbid_no_cut(use: str) -> None:
+    torch.manual_seed(0)
+    model, x = Heuristic(use).eval(), torch.randn(5, 6)
+    graph = capture(model, x)
+    if use != "decision":
+        assert not graph.groups, "a factor that changes with a size is still a fault"
+        return
+    plan = make_plan(graph, {"hidden": [0, 2, 5]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed

@@ -145,6 +145,9 @@ class Recorder(TorchFunctionMode):
         self._uses: list[SizeUse] = []
         self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
         self._came_from: dict[int, Key] = {}
+        self._readers: dict[int, set[int]] = {}
+        self._decisions: set[int] = set()
+        self._beyond: set[int] = set()
         self._parameters: dict[int, str] | None = None
         self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
         self._layers = {path for path, module in model.named_modules() if is_builtin(module)}
@@ -162,6 +165,7 @@ class Recorder(TorchFunctionMode):
         call = self.calls
         with annotations.annotate({CALL: call}):
             result = func(*args, **kwargs)
+        self._note_readers(call, name, (args, kwargs), result)
         self._note_results(call, args, result)
         for slot, count, value, role in given_sizes(name, args, kwargs, result):
             self._note(call, name, slot, count, value, role, args)
@@ -195,6 +199,36 @@ class Recorder(TorchFunctionMode):
         for i, value in enumerate(several):
             if isinstance(value, Tensor):
                 self._known[id(value)] = ((call, i), weakref.ref(value))
+
+    def _note_readers(self, call: int, name: str, given: Any, result: Any) -> None:
+        """Which calls read the tensors of which, as far as these hold numbers of the class alone.
+
+        They are followed until they meet the network's own tensors, are written somewhere, or become numbers again.
+        """
+        read = [self._found(value) for value in pytree.tree_leaves(given) if isinstance(value, Tensor)]
+        for key in filter(None, read):
+            self._readers.setdefault(key[0], set()).add(call)
+        if isinstance(result, bool):
+            self._decisions.add(call)
+        written = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or "out" in given[1]
+        met = any(key is None or key[0] in self._beyond for key in read)
+        if written or met or not all(isinstance(value, Tensor | bool) for value in pytree.tree_leaves(result)):
+            self._beyond.add(call)
+
+    def _only_decides(self, call: int) -> bool:
+        """Whether all that is computed from the result of a call ends as a yes or no, by which the class branches.
+
+        A heuristic may put sizes into a tensor to choose a kernel. The proof sees a branch that changes with them.
+        """
+        seen, waiting = set[int](), [call]
+        while waiting:
+            now = waiting.pop()
+            readers = self._readers.get(now, set[int]())
+            if now in self._beyond or not (readers or now in self._decisions):
+                return False
+            seen.add(now)
+            waiting += readers - seen
+        return True
 
     def _found(self, tensor: Tensor) -> Key | None:
         """Which result this tensor is; a number may have been that of another one before."""
@@ -268,6 +302,8 @@ class Recorder(TorchFunctionMode):
 
         uses: list[SizeUse] = []
         for use in self._uses:
+            if use.role[0] == "fixed" and use.role[1] is not None and self._only_decides(use.role[1][0]):
+                continue
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
             known = role[0] in ("fixed", "equal") or None not in role
             uses.append(replace(use, expr=_renamed(use.expr, named), role=role if known else ("unknown",)))
