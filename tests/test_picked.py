@@ -92,3 +92,23 @@ def test_single_rows_are_told_apart_by_their_number() -> None:
     """Of one sample at a time, each expert gets one row or none: no axis counts them."""
     data = list(torch.randn(24, 12, generator=torch.Generator().manual_seed(1)).split(1))
     assert ap.prune(Network(chosen=2).eval(), data, keep="macs=50%").proof.passed
+
+
+class Counted(nn.Module):
+    """How many rows are picked becomes the size of a new tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.hidden(x)[(x[:, 0] > 0).nonzero().squeeze(1)].relu()
+        return self.head(rows * rows.new_ones(rows.shape[0], 1)).sum(0)
+
+
+@pytest.mark.parametrize("method", ["l2", "flap"])
+def test_a_number_of_rows_that_becomes_a_size_is_told_with_its_place(method: str) -> None:
+    x = torch.arange(1.0, 49.0).view(8, 6)
+    with pytest.raises(ap.DataError, match="does not fit the captured graph") as error:
+        ap.prune(Counted().eval(), [x, x * torch.tensor([1.0, -1.0] * 4)[:, None]], keep="macs=50%", method=method)
+    assert "calibration batch 2, aten.mul.Tensor at the model, test_picked.py:" in str(error.value)

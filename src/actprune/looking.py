@@ -22,7 +22,7 @@ from actprune.forms import capture_form
 from actprune.graph.digest import digest
 from actprune.graph.program import Batch
 from actprune.graph.rebuilt import name_of
-from actprune.graph.run import run
+from actprune.graph.run import run_batch
 from actprune.guidance.guide import Guide
 from actprune.guidance.ranking import guide, questions_of
 from actprune.keeping import given_digests
@@ -156,7 +156,7 @@ def labelled(asks: Iterable[Settings]) -> bool:
 def _outputs(model: nn.Module, graph: Graph, batch: Batch, number: int) -> tuple[Any, ...]:
     """Those of the captured calls; a graph that was recorded on one batch has the sizes of that run."""
     try:
-        return run(graph.program, batch)
+        return run_batch(graph.program, batch, number)
     except (IndexError, RuntimeError) as error:
         if graph.program.source != "real":
             raise

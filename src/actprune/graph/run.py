@@ -16,9 +16,10 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from actprune.errors import DataError
 from actprune.graph.lift import IN_FLOAT64, lift
 from actprune.graph.narrow import in_float32, slow_product
-from actprune.graph.program import Batch, Program
+from actprune.graph.program import Batch, Program, place
 from actprune.mapped import let_go
 
 Observer = Callable[[Node, tuple[Any, ...], Any], None]
@@ -58,6 +59,36 @@ def run(
             for dead in dying.get(node, ()):
                 let_go((values.pop(dead, None),))
     return ()
+
+
+def run_batch(program: Program, batch: Batch, number: int, observe: Observer | None = None) -> tuple[Any, ...]:
+    """The same for calibration batch `number`, counted from 0, by the model's own tensors.
+
+    Raises:
+        DataError: a call can't be made with a batch behind the first: the graph holds a size that is another one there.
+    """
+    waiting = iter([node for node in program.nodes if node.op == "call_function"])
+    here = [next(waiting, None)]
+
+    def made(node: Node, args: tuple[Any, ...], value: Any) -> None:
+        here[0] = None  # an error of the observer is none of this call
+        if observe is not None:
+            observe(node, args, value)
+        here[0] = next(waiting, None)
+
+    try:
+        return run(program, batch, observe=made)
+    except RuntimeError as error:
+        if number == 0 or here[0] is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DataError(
+            "A calibration batch does not fit the captured graph.",
+            expected="the sizes of the first batch, on which the graph was captured, in every call",
+            got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}",
+            where=f"calibration batch {number + 1}, {place(here[0])}",
+            hint="how many rows the data picks (x[mask], nonzero) may differ between batches, but not where the number "
+            "becomes a size: write rows.view(-1, …) and torch.ones_like(rows), or calibrate on one batch",
+        ) from error
 
 
 LayerObserver = Callable[[int, Node, tuple[Any, ...], Any], None]

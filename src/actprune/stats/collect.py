@@ -17,7 +17,7 @@ from actprune.data.samples import Calibration
 from actprune.data.take import fit
 from actprune.errors import DataError
 from actprune.graph.room import calls_until, held_bytes
-from actprune.graph.run import run, run_by_layers
+from actprune.graph.run import run_batch, run_by_layers
 from actprune.mapped import any_mapped
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.stats.collector import Collector
@@ -83,7 +83,7 @@ def collect(
 
     for i, batch in enumerate(data.batches):
         collector.inputs = batch
-        run(graph.program, batch, observe=observe)
+        run_batch(graph.program, batch, i, observe)
         collector.samples += graph.program.batch_size
         others.differentiate(batch, None if data.labels is None else data.labels[i])
     return collector.result(others.found)
