@@ -51,6 +51,26 @@ class Attention(nn.Module):
         return self.head(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
+class Gated(nn.Module):
+    """x + down(u · gate(u)) with u = act(up x), and a head; the gate has a layer of four units within.
+
+    Args:
+        elsewhere: whether that layer leads to an output of its own as well.
+    """
+
+    def __init__(self, elsewhere: bool = False) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(6, 12), nn.Linear(12, 6), nn.Linear(6, 3)
+        self.squeeze, self.excite = nn.Linear(12, 4), nn.Linear(4, 12)
+        self.elsewhere = elsewhere
+
+    def forward(self, x: Tensor) -> Any:
+        made = F.silu(self.up(x))
+        squeezed = F.silu(self.squeeze(made))
+        out = self.head(x + self.down(made * self.excite(squeezed).sigmoid()))
+        return (out, squeezed) if self.elsewhere else out
+
+
 def error(graph: Graph, rewrite: Rewrite, x: Tensor) -> float:
     (dense,), (cut_,) = run(graph.program, (x,)), run(graph.program, (x,), rewrite.tensors)
     return float(((dense - cut_) ** 2).mean() / dense.var())
@@ -120,6 +140,28 @@ def test_linear_layers_in_a_row_are_factorised_anew(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("act", [F.relu, F.gelu, F.silu, torch.tanh])
 def test_mlps_come_nearer_on_new_samples(act: Any, gated: bool) -> None:
     assert ratio(lambda: Mlp(act, gated=gated), (6,), {"gate" if gated else "up": range(0, 12, 2)}) < 0.95
+
+
+def test_units_that_a_gate_reads_too_come_nearer_on_new_samples() -> None:
+    assert ratio(Gated, (6,), {"up": range(0, 12, 2)}) < 0.9
+
+
+def test_a_block_within_another_is_fitted_with_it_or_alone() -> None:
+    def fitted(samples: int) -> list[str]:
+        x = torch.randn(samples, 6)
+        graph = capture(Gated().eval(), x[:8])
+        plan = make_plan(graph, {"up": range(8), "squeeze": range(2)})
+        told = compensate(graph, plan, x, method="reconstruct").record["blocks"]
+        return [one["module"] for one in told.values()]
+
+    assert fitted(SAMPLES) == ["down"]
+    assert fitted(32) == ["excite"]  # too few samples for all four layers
+
+
+def test_units_whose_readers_lead_elsewhere_are_no_block() -> None:
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(Gated(elsewhere=True).eval(), x[:BATCH])
+    assert compensate(graph, make_plan(graph, {"up": range(8)}), x, method="reconstruct").record["blocks"] == {}
 
 
 def test_heads_come_nearer_on_new_samples() -> None:

@@ -34,10 +34,14 @@ from actprune.graph.program import named_arguments, op_name, shape
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS
 
+BETWEEN = 6
+"""Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
+Of longer ways nothing is known."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """From the first maker of some groups to the only call that reads them.
+    """From the first maker of some groups to the call that reads them, the last one where there are several.
 
     Attributes:
         reader: the call that reads them.
@@ -70,16 +74,42 @@ class Block:
 
 
 def find_blocks(walk: Walk) -> list[Block]:
-    """One for every reader with cut groups of its own that linear layers or convolutions alone make, front to back."""
+    """One for every reader with cut groups that linear layers or convolutions alone make, front to back.
+
+    A group has one reader, or the others lead to the last one alone, through some layers whose results are multiplied
+    with or added to the units: the squeeze of a gate, a residual block. These layers then belong to the block, and
+    blocks that end there may lie within it as a whole: see `chosen`.
+    """
     makers: dict[Site, dict[Site, None]] = {}
+    places = {node.name: i for i, node in enumerate(walk.nodes)}
     for group in walk.graph.groups:
         cut = len(walk.state.kept.get(group.key, range(group.width))) < group.width
-        plain = all(site.kind in LAYERS for site in (*group.producers, *group.consumers))
-        if cut and plain and group.producers and len(group.consumers) == 1:
-            makers.setdefault(group.consumers[0], {}).update(dict.fromkeys(group.producers))
-    places = {node.name: i for i, node in enumerate(walk.nodes)}
+        runs = all(site.node in places for site in (*group.producers, *group.consumers))  # not in training alone
+        if not (cut and runs and group.producers and group.consumers):
+            continue
+        *others, reader = sorted(group.consumers, key=lambda site: places[site.node])
+        between = _leading_to(walk, places, reader, others)
+        back = not others or not set(group.producers).isdisjoint(between or ())
+        if between is not None and back and all(site.kind in LAYERS for site in (*group.producers, *between, reader)):
+            makers.setdefault(reader, {}).update(dict.fromkeys((*group.producers, *between)))
     found = (_block(walk, places, reader, sites) for reader, sites in makers.items())
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
+
+
+def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Sequence[Site]) -> list[Site] | None:
+    """The layers from these ones on that lead to the reader; None where some lead elsewhere, or there are many."""
+    end, reached = walk.nodes[places[reader.node]], set[Node]()
+    waiting = [walk.nodes[places[site.node]] for site in others if site.node != reader.node]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "output" or places[node.name] > places[end.name]:
+            return None
+        if node is not end and node not in reached:
+            reached.add(node)
+            waiting += node.users
+    names = {node.name for node in reached}
+    found = [site for site in walk.graph.sites if site.node in names]
+    return found if len(found) <= BETWEEN else None
 
 
 def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable[Site]) -> Block | None:
@@ -176,6 +206,20 @@ def _effort(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int,
             weights = prod(shape(query)[:-1]) * shape(key)[-2]
             macs, values = macs + 2 * weights * shape(query)[-1], values + 2 * weights
     return macs + VALUE * values, values
+
+
+def chosen(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> tuple[list[Block], dict[Site, int], int]:
+    """Those that are fitted, and what `affordable` says of them.
+
+    One that lies within another is fitted with that, unless there are too few samples for it, or too much work.
+    """
+    while True:
+        outer = [one for one in blocks if not any(one.masks.keys() < other.masks.keys() for other in blocks)]
+        batches, rounds = affordable(outer, batch_size, most, room)
+        dear = [one for one in outer if not batches[one.reader]]
+        if not any(one.masks.keys() < other.masks.keys() for one in blocks for other in dear):
+            return outer, batches, rounds
+        blocks = [one for one in blocks if one not in dear]
 
 
 def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> tuple[dict[Site, int], int]:

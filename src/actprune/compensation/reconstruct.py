@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from actprune.compensation.blocks import Block, affordable, find_blocks
+from actprune.compensation.blocks import Block, chosen, find_blocks
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
 from actprune.compensation.narrowed import WHOLE, Narrowed
@@ -46,8 +46,7 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     """
     if any(map(writes, walk.nodes)) or walk.state.sparing:
         return {}
-    blocks = find_blocks(walk)
-    batches, rounds = affordable(blocks, walk.graph.program.batch_size, walk.streams.count, room)
+    blocks, batches, rounds = chosen(find_blocks(walk), walk.graph.program.batch_size, walk.streams.count, room)
     record: dict[str, Any] = {}
     for block in blocks:
         if batches[block.reader]:
