@@ -112,3 +112,47 @@ def test_a_number_of_rows_that_becomes_a_size_is_told_with_its_place(method: str
     with pytest.raises(ap.DataError, match="does not fit the captured graph") as error:
         ap.prune(Counted().eval(), [x, x * torch.tensor([1.0, -1.0] * 4)[:, None]], keep="macs=50%", method=method)
     assert "calibration batch 2, aten.mul.Tensor at the model, test_picked.py:" in str(error.value)
+
+
+class Masked(nn.Module):
+    """Goes on with the tokens that a mask takes.
+
+    Args:
+        by: "input": of the input; "units": of what the cut changes; "positions": the same ones of every sample;
+            "back": those of the input, whose results are written back.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.between, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x).relu()
+        if self.by == "positions":
+            return self.head(self.between(h[:, torch.tensor([True, False, True, True, False])]).relu())
+        mask = (h.sum(-1) > 1.0) if self.by == "units" else x[..., 0] > 0
+        rows = self.between(h[mask]).relu()
+        if self.by == "back":
+            found = torch.zeros_like(h)
+            found[mask] = rows
+            return self.head(h + found)
+        return self.head(rows)
+
+
+@pytest.mark.parametrize("by", ["input", "positions", "back"])
+@pytest.mark.parametrize("method", ["sgd-ap", "flap", "l2"])
+def test_what_a_mask_takes_is_cut_and_proved(method: str, by: str) -> None:
+    data = torch.randn(32, 5, 6, generator=torch.Generator().manual_seed(1)).split(8)
+    result = ap.prune(Masked(by).eval(), list(data), keep="macs=50%", method=method)
+    assert result.proof.passed
+    assert set(result.plan.widths) == ({"hidden"} if by == "back" else {"hidden", "between"})
+
+
+def test_numbers_of_rows_that_a_cut_changes_are_no_ones_to_compare() -> None:
+    data = torch.randn(64, 6, generator=torch.Generator().manual_seed(1)).split(8)
+    assert ap.prune(Masked("units").eval(), list(data), keep="macs=50%", method="l2").proof.passed
+    with pytest.raises(ap.DataError, match="can't be compared") as error:
+        ap.prune(Masked("units").eval(), list(data), keep="macs=50%")
+    assert "how many rows come out" in str(error.value)

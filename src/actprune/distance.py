@@ -177,6 +177,7 @@ def _unscaled(node: Node) -> Node:
 
 def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "logits") -> float:
     """Mean KL(dense ‖ cut) in nats at temperature 4, from logits, or from probabilities through their logarithm."""
+    _check_alike(dense, cut)
     total, count = 0.0, 0
     for pair in zip(dense, cut, strict=True):
         rows = _told(*pair)
@@ -200,6 +201,7 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     Of outputs that don't vary, such as those of a single sample, Σ a² is taken instead. Where all outputs are whole
     numbers, the share of them that differ.
     """
+    _check_alike(dense, cut)
     tensors = _compared(dense[0])
     floats = [i for i in tensors if is_float(dense[0][i])]
     errors: list[float] = []
@@ -211,6 +213,21 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
         a, b = _bounded(a, b)
         errors.append(float(((a - b) ** 2).sum()) / _scale(a))
     return sum(errors) / max(len(errors), 1)
+
+
+def _check_alike(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> None:
+    """Which rows come out may be decided by values; a cut that changes those leaves nothing to compare row by row."""
+    for number, pair in enumerate(zip(dense, cut, strict=True)):
+        wanted, found = ([tuple(out.shape) for out in outputs if isinstance(out, Tensor)] for outputs in pair)
+        if wanted != found:
+            raise DataError(
+                "The outputs of a cut network can't be compared with those of the dense one.",
+                expected=f"the same shapes: {wanted}",
+                got=f"{found}; how many rows come out depends on values that a cut changes",
+                where=f"calibration batch {number + 1}",
+                hint="prune the part of the model in front of that selection, or give a distance=callable that "
+                'compares such outputs; method="l2" with allocation="uniform" compares nothing',
+            )
 
 
 def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
@@ -318,4 +335,5 @@ def _rows(outputs: Outputs) -> Tensor:
 
 def _by_sample(value: Tensor) -> Tensor:
     """(samples, values)"""
-    return as_real(value).double().reshape(value.shape[0] if value.dim() else 1, -1)
+    samples, flat = value.shape[0] if value.dim() else 1, as_real(value).double()
+    return flat.reshape(samples, flat.numel() // max(samples, 1))  # there may be none

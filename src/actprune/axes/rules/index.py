@@ -22,11 +22,22 @@ PICKED = "picked by value"
 @rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
 def index(call: Call) -> Dims:
     """self[i, None, j, …]: the indices' own axes stand where they are, or first where a None lies between them."""
-    if _masked(call["indices"]):
-        raise NotCovered("how many entries a mask takes depends on its values")
     made = [d for d, own in enumerate(call["indices"]) if own is not None]
+    if _masked(call["indices"]):
+        return _under_mask(call, made)
     _makes(call, call["self"], made)
     return _at(call, made, LOOKED_UP)
+
+
+def _under_mask(call: Call, dims: list[int]) -> Dims:
+    """self[…, mask, …]: one new axis, of the entries that the mask takes, in place of those that it runs over."""
+    if len(dims) > 1:
+        raise NotCovered("a mask among other indices")
+    source, mask = call.axes(call["self"]), call.axes(call["indices"][dims[0]])
+    first, behind = dims[0], dims[0] + len(mask)
+    for axis in (*mask, *source[first:behind]):
+        call.freeze(axis, PICKED)
+    return (*source[:first], call.fixed(call.shape()[first], PICKED), *source[behind:])
 
 
 def _at(call: Call, dims: list[int], why: str) -> Dims:
