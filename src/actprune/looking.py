@@ -17,10 +17,9 @@ from actprune.data.calls import Forward
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import fit, take
 from actprune.distance import choose, objective, resolve
-from actprune.errors import CaptureError, DataError
+from actprune.errors import DataError
 from actprune.forms import capture_form
 from actprune.graph.digest import digest
-from actprune.graph.program import Batch
 from actprune.graph.rebuilt import name_of
 from actprune.graph.run import run_batch
 from actprune.guidance.guide import Guide
@@ -153,27 +152,11 @@ def labelled(asks: Iterable[Settings]) -> bool:
     return any(wants_labels(asked.method.measures, asked.loss) for asked in asks)
 
 
-def _outputs(model: nn.Module, graph: Graph, batch: Batch, number: int) -> tuple[Any, ...]:
-    """Those of the captured calls; a graph that was recorded on one batch has the sizes of that run."""
-    try:
-        return run_batch(graph.program, batch, number)
-    except (IndexError, RuntimeError) as error:
-        if graph.program.source != "real":
-            raise
-        raise CaptureError(
-            f"The captured calls of {name_of(model)} don't run again.",
-            expected="sizes that depend neither on values nor on random numbers: they were recorded in one run",
-            got=f"{type(error).__name__}: {error}",
-            where=f"calibration batch {number + 1}",
-            hint="capture the part of the model whose sizes are always the same, or switch off what draws them",
-        ) from error
-
-
 def _check_finite(model: nn.Module, graph: Graph, data: Calibration, most: int | None) -> None:
     """That the outputs of the first batches are finite, of so many at most; of networks that lie in files, of one."""
     large = any_mapped(model.parameters())
     for number, batch in enumerate(data.batches[: 1 if large else most]):
-        outputs = [out for out in _outputs(model, graph, batch, number) if isinstance(out, Tensor)]
+        outputs = [out for out in run_batch(graph.program, batch, number) if isinstance(out, Tensor)]
         if all(bool(out.isfinite().all()) for out in outputs):
             continue
         collect(graph, data.part([number]))  # it names the first layer that is at fault

@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from actprune.errors import DataError
+from actprune.errors import CaptureError, DataError
 from actprune.graph.lift import IN_FLOAT64, lift
 from actprune.graph.narrow import in_float32, slow_product
 from actprune.graph.program import Batch, Program, place
@@ -65,6 +65,7 @@ def run_batch(program: Program, batch: Batch, number: int, observe: Observer | N
     """The same for calibration batch `number`, counted from 0, by the model's own tensors.
 
     Raises:
+        CaptureError: a call that was recorded in one run can't be made again, not even with the first batch.
         DataError: a call can't be made with a batch behind the first: the graph holds a size that is another one there.
     """
     waiting = iter([node for node in program.nodes if node.op == "call_function"])
@@ -78,14 +79,25 @@ def run_batch(program: Program, batch: Batch, number: int, observe: Observer | N
 
     try:
         return run(program, batch, observe=made)
-    except RuntimeError as error:
-        if number == 0 or here[0] is None or isinstance(error, torch.OutOfMemoryError):
+    except (IndexError, RuntimeError) as error:
+        node = here[0]
+        if node is None or isinstance(error, torch.OutOfMemoryError) or (number == 0 and program.source != "real"):
             raise
+        got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        where = f"calibration batch {number + 1}, {place(node)}"
+        if number == 0:
+            raise CaptureError(
+                "The captured calls don't run again.",
+                expected="sizes that depend neither on values nor on random numbers: they were recorded in one run",
+                got=got,
+                where=where,
+                hint="capture the part of the model whose sizes are always the same, or switch off what draws them",
+            ) from error
         raise DataError(
             "A calibration batch does not fit the captured graph.",
             expected="the sizes of the first batch, on which the graph was captured, in every call",
-            got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}",
-            where=f"calibration batch {number + 1}, {place(here[0])}",
+            got=got,
+            where=where,
             hint="how many rows the data picks (x[mask], nonzero) may differ between batches, but not where the number "
             "becomes a size: write rows.view(-1, …) and torch.ones_like(rows), or calibrate on one batch",
         ) from error
