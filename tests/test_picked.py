@@ -150,6 +150,24 @@ def test_what_a_mask_takes_is_cut_and_proved(method: str, by: str) -> None:
     assert set(result.plan.widths) == ({"hidden"} if by == "back" else {"hidden", "between"})
 
 
+class MaskedTable(nn.Module):
+    """Rows of a table of parameters, chosen by a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Parameter(torch.randn(8, 16)), nn.Linear(16, 3)
+        self.register_buffer("mask", torch.tensor([True, False] * 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.head(torch.tanh(self.table[self.get_buffer("mask")]))
+
+
+def test_a_table_under_a_mask_makes_its_units() -> None:
+    result = ap.prune(MaskedTable().eval(), list(torch.randn(32, 4, 3).split(8)), keep="params=50%", method="l2")
+    assert result.proof.passed and set(result.plan.widths) == {"table"}
+
+
 def test_numbers_of_rows_that_a_cut_changes_are_no_ones_to_compare() -> None:
     data = torch.randn(64, 6, generator=torch.Generator().manual_seed(1)).split(8)
     assert ap.prune(Masked("units").eval(), list(data), keep="macs=50%", method="l2").proof.passed

@@ -37,6 +37,7 @@ def _under_mask(call: Call, dims: list[int]) -> Dims:
     first, behind = dims[0], dims[0] + len(mask)
     for axis in (*mask, *source[first:behind]):
         call.freeze(axis, PICKED)
+    _makes(call, call["self"], range(first, behind))
     return (*source[:first], call.fixed(call.shape()[first], PICKED), *source[behind:])
 
 
