@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import random
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -879,6 +882,20 @@ def test_budgets_of_a_sweep_freeze_each_their_own(tmp_path: Path) -> None:
         assert one.plan.widths == prune(model, data_of("chain"), keep=keep, method="l2").plan.widths
     assert several[0].plan.widths.keys() == {"a", "c"} and several[1].plan.widths["b"] == 11
     assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
+def test_a_sweep_that_is_left_halfway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a reference cycle a folder's finalizer comes before the generator's end."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found: list[Any] = [ap.sweep(Narrow({}).eval(), data_of("chain"), ["units=70%", "units=50%"], method="l2")]
+    next(found[0])
+    found.append(found)
+    assert not list(tmp_path.iterdir())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del found
+        gc.collect()
+    assert not [one for one in told if one.category is ResourceWarning]
 
 
 def test_a_cut_that_only_the_metric_runs_into() -> None:

@@ -217,14 +217,13 @@ def _of_one_seed(
     digests = given_digests(group[0].given["model"], samples, group[0].given["calibration_size"]) if resume else {}
     done = {one: read_finished(model, one, samples, digests) for one in group if resume and is_there(one)}
     left = [one for one in group if one not in done]
-    with TemporaryDirectory(prefix="actprune-") as scratch:
-        if jobs == 1:
-            made = _in_turn(group, left, samples, save_to, resume)
-        else:
-            made = _side_by_side(model, group, left, samples, jobs, save_to, resume, Path(scratch))
-        for one in group:
-            yield done[one] if one in done else next(made)
-        next(made, None)  # its processes end
+    if jobs == 1:
+        made = _in_turn(group, left, samples, save_to, resume)
+    else:
+        made = _side_by_side(model, group, left, samples, jobs, save_to, resume)
+    for one in group:
+        yield done[one] if one in done else next(made)
+    next(made, None)  # its processes end
 
 
 def _in_turn(
@@ -256,7 +255,6 @@ def _side_by_side(
     jobs: int,
     save_to: Path | None,
     resume: bool,
-    scratch: Path,
 ) -> Iterator[Finished]:
     """Each in a process of its own; statistics are gathered here."""
     if not left:
@@ -271,18 +269,19 @@ def _side_by_side(
         gathered = job.gather(samples, given["calibration_size"], given["forward"])
     tell = asks[0].tell
     tell("sweep", 0, len(left))
-    placed = [replace(one, given=_sent(one, samples, scratch)) for one in left]
-    streaming = getattr(parallel.get_active_backend()[0], "supports_return_generator", False)
-    several = Parallel(n_jobs=jobs, return_as="generator" if streaming else "list")
-    ended = cast("Iterable[str]", several(delayed(_run)(one.given, gathered) for one in placed))
-    for i, (one, _) in enumerate(zip(placed, ended, strict=True), 1):
-        tell("sweep", i, len(left))
-        found = read_finished(model, one, samples, None)
-        if save_to is None:
-            _ = found.model  # its folder goes
-        if journal is not None and one is placed[-1]:
-            journal.remove()
-        yield found
+    with TemporaryDirectory(prefix="actprune-") as scratch:
+        placed = [replace(one, given=_sent(one, samples, Path(scratch))) for one in left]
+        streaming = getattr(parallel.get_active_backend()[0], "supports_return_generator", False)
+        several = Parallel(n_jobs=jobs, return_as="generator" if streaming else "list")
+        ended = cast("Iterable[str]", several(delayed(_run)(one.given, gathered) for one in placed))
+        for i, (one, _) in enumerate(zip(placed, ended, strict=True), 1):
+            tell("sweep", i, len(left))
+            found = read_finished(model, one, samples, None)
+            if save_to is None:
+                _ = found.model  # its folder goes
+            if journal is not None and one is placed[-1]:
+                journal.remove()
+            yield found
 
 
 def _sent(one: Asked, samples: Samples, scratch: Path) -> dict[str, Any]:
