@@ -22,7 +22,7 @@ BENCHMARKS: dict[str, tuple[ModuleType, Callable[[Rows, Any], None]]] = {
     "lenet5": (lenet5, lambda rows, given: lenet5.measure(rows, given.data / "mnist.npz", given.seeds)),
     "ablation": (ablation, lambda rows, given: ablation.measure(rows, given.data)),
     "caffe": (caffe, lambda rows, given: caffe.measure(rows, given.data / "mnist.npz")),
-    "cost": (cost, lambda rows, given: cost.measure(rows)),
+    "cost": (cost, lambda rows, given: cost.measure(rows, given.data)),
     "lenet300": (lenet300, lambda rows, given: lenet300.measure(rows, given.fashion or given.data)),
     "resnet56": (resnet56, lambda rows, given: resnet56.measure(rows, given.data, long=given.long)),
     "encoder": (encoder, lambda rows, given: encoder.measure(rows, given.encoder, given.data)),

@@ -2,14 +2,17 @@
 
 Residual networks and transformers with drawn weights on drawn inputs, each in a process of its own, on one thread;
 seconds are those of the processor. The floor beside them is what nobody can go below who refits every layer: one
-forward pass over the calibration samples, and the Gram matrix of every layer's input.
+forward pass over the calibration samples, and the Gram matrix of every layer's input. Then the trained ResNet-56, in a
+process that holds no images of CIFAR-10 but those that it is given.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +20,9 @@ import torch.nn.functional as F
 from benchmarks.coverage.child import peak_gb
 from benchmarks.growth import residual, transformer
 from benchmarks.line_plot import Panel, svg
+from benchmarks.method.resnet56 import CALIBRATION
 from benchmarks.method.rows import Row, Rows
+from benchmarks.method.sources import cifar10, resnet56
 from torch import Tensor, nn
 
 import actprune as ap
@@ -25,7 +30,7 @@ import actprune as ap
 USUAL = {"depth": 2, "width": 32, "samples": 512}
 SERIES = {"depth": (1, 2, 4, 8), "width": (16, 32, 64, 128), "samples": (256, 512, 1024, 2048)}
 BATCH = 64
-
+TRAINED, KEEPS = "resnet56", (0.5, 0.3)
 
 NETWORKS = {"transformer": transformer, "residual": residual}
 
@@ -37,29 +42,44 @@ def points() -> list[dict[str, Any]]:
     return [{"model": name, **size} for name in NETWORKS for size in distinct]
 
 
-def measure(rows: Rows) -> None:
+def measure(rows: Rows, folder: Path) -> None:
     for point in points():
         key = {"model": point["model"], "setting": ", ".join(f"{name} {point[name]}" for name in USUAL)}
-        rows.measure(lambda point=point: _apart(point), **key, method="sgd-ap", keep=0.5, stage="pruned", seed=0)
+        rows.measure(
+            lambda point=point: _apart(_drawn, point), **key, method="sgd-ap", keep=0.5, stage="pruned", seed=0
+        )
+    for keep in KEEPS:
+        key = {"model": TRAINED, "method": "sgd-ap", "keep": keep, "stage": "pruned", "seed": 0}
+        rows.measure(lambda keep=keep: _apart(_trained, folder, keep), **key)
     (rows.results / "cost.svg").write_text(_drawing(rows.found))
 
 
-def _apart(point: dict[str, Any]) -> Row:
+def _apart(work: Callable[..., Row], *given: Any) -> Row:
     """Measured in a fork: its peak memory is nobody else's."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_measured, (point,))
+        return pool.apply(work, given)
 
 
-def _measured(point: dict[str, Any]) -> Row:
-    torch.set_num_threads(1)
+def _drawn(point: dict[str, Any]) -> Row:
     torch.manual_seed(0)
     model, inputs = NETWORKS[point["model"]](point["depth"], point["width"], "cpu")
     data = torch.randn(point["samples"], *inputs.shape[1:]).split(BATCH)
+    return {**point, **_measured(model, data, 0.5)}
+
+
+def _trained(folder: Path, keep: float) -> Row:
+    data = cifar10(folder, "train").drawn(CALIBRATION, seed=0).split(128)
+    return _measured(resnet56(folder), data, keep)
+
+
+def _measured(model: nn.Module, data: Sequence[Tensor], keep: float) -> Row:
+    torch.set_num_threads(1)
     before, started = peak_gb(), time.process_time()
-    result = ap.prune(model, data, keep="macs=50%", calibration_size=point["samples"], seed=0)
+    samples = sum(map(len, data))
+    result = ap.prune(model, data, keep=f"macs={keep:.0%}", calibration_size=samples, seed=0)
     seconds = time.process_time() - started
     return {
-        **point,
+        "samples": samples,
         "seconds": round(seconds, 1),
         "seconds_by_stage": dict(result.report.seconds),
         "floor_seconds": round(floor(model.eval(), data), 2),
@@ -69,7 +89,7 @@ def _measured(point: dict[str, Any]) -> Row:
     }
 
 
-def floor(model: nn.Module, data: tuple[Tensor, ...]) -> float:
+def floor(model: nn.Module, data: Sequence[Tensor]) -> float:
     """Seconds of one forward pass over `data` and of the Gram matrix (columns, columns) of every layer's input."""
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     grams = [torch.zeros(layer.weight[0].numel(), layer.weight[0].numel()) for layer in layers]
@@ -104,6 +124,9 @@ def tables(rows: Rows) -> str:
         lines = [_line(row, name) for row in _series(rows.found, name)]
         head = f"| network | {name} | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
         parts.append("\n".join([f"## {name.capitalize()}\n", head, "|---" * 8 + "|", *lines]))
+    if lines := [_line(row, "keep") for row in rows.found if row["model"] == TRAINED]:
+        head = "| network | MACs | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
+        parts.append("\n".join([f"## ResNet-56, {CALIBRATION:,} images\n", head, "|---" * 8 + "|", *lines]))
     return "\n\n".join(parts)
 
 
@@ -121,7 +144,7 @@ def _line(row: Row, name: str) -> str:
 def _series(rows: list[Row], name: str) -> list[Row]:
     """The rows in which nothing but `name` differs from the usual."""
     others = [other for other in USUAL if other != name]
-    found = [row for row in rows if all(row[other] == USUAL[other] for other in others)]
+    found = [r for r in rows if r["model"] in NETWORKS and all(r[other] == USUAL[other] for other in others)]
     return sorted(found, key=lambda row: (row["model"], row[name]))
 
 
