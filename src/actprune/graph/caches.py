@@ -35,12 +35,13 @@ def kept_caches(model: nn.Module) -> Iterator[None]:
 def _caches(model: nn.Module) -> list[Any]:
     """To ask the garbage collector for them would take a time that grows with all that the process holds."""
     modules = [module for module in tuple(sys.modules.values()) if issubclass(type(module), ModuleType)]
-    others = [module for module in modules if _of_library(module) is None]
+    known = list(map(_of_library, modules))
+    others = [module for module, found in zip(modules, known, strict=True) if found is None]
     spaces = [*_own_spaces(model), *map(_names, others)]
     held = held_values(model)
     values = [value for space in _distinct(spaces) for value in tuple(space.values())]
     values += [*held, *(inner for value in held if isinstance(value, tuple) for inner in value)]
-    found = [*_found_in(values), *(cache for module in modules for cache in _of_library(module) or ())]
+    found = [*_found_in(values), *(cache for found in known for cache in found or ())]
     return [cache for cache in _distinct(found) if _package(cache.__module__) not in _OWN]
 
 
