@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from benchmarks.coverage.child import peak_gb
 from benchmarks.growth import residual, transformer
 from benchmarks.line_plot import Panel, svg
+from benchmarks.method.resnet56 import BATCH as TRAINED_BATCH
 from benchmarks.method.resnet56 import CALIBRATION
 from benchmarks.method.rows import Row, Rows
 from benchmarks.method.sources import cifar10, resnet56
@@ -68,7 +69,7 @@ def _drawn(point: dict[str, Any]) -> Row:
 
 
 def _trained(folder: Path, keep: float) -> Row:
-    data = cifar10(folder, "train").drawn(CALIBRATION, seed=0).split(128)
+    data = cifar10(folder, "train").drawn(CALIBRATION, seed=0).split(TRAINED_BATCH)
     return _measured(resnet56(folder), data, keep)
 
 
@@ -120,14 +121,15 @@ def _columns(layer: nn.Module, x: Tensor) -> Tensor:
 
 def tables(rows: Rows) -> str:
     parts = ["# What a cut costs: `sgd-ap`, MACs 50 %, no recovery, seconds of one core\n\n![cost](cost.svg)"]
-    for name in SERIES:
-        lines = [_line(row, name) for row in _series(rows.found, name)]
-        head = f"| network | {name} | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
-        parts.append("\n".join([f"## {name.capitalize()}\n", head, "|---" * 8 + "|", *lines]))
-    if lines := [_line(row, "keep") for row in rows.found if row["model"] == TRAINED]:
-        head = "| network | MACs | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
-        parts.append("\n".join([f"## ResNet-56, {CALIBRATION:,} images\n", head, "|---" * 8 + "|", *lines]))
+    parts += [_table(name.capitalize(), name, name, _series(rows.found, name)) for name in SERIES]
+    if trained := [row for row in rows.found if row["model"] == TRAINED]:
+        parts.append(_table(f"ResNet-56, {CALIBRATION:,} images", "MACs", "keep", trained))
     return "\n\n".join(parts)
+
+
+def _table(title: str, column: str, name: str, rows: list[Row]) -> str:
+    head = f"| network | {column} | parameters | s | floor s | times the floor | the three longest stages | peak GB |"
+    return "\n".join([f"## {title}\n", head, "|---" * 8 + "|", *(_line(row, name) for row in rows)])
 
 
 def _line(row: Row, name: str) -> str:
