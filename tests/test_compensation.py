@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
 from actprune.compensation.batchnorm import reestimate
+from actprune.compensation.equations import part
 from actprune.compensation.near import Near
 from actprune.compensation.rectified import Rectified, rectified_fit
 from actprune.compensation.refit import compensate
-from actprune.compensation.ridge import RIDGES, Fit, Ridge, choose_ridge, normal, solve
+from actprune.compensation.ridge import RIDGES, Fit, Ridge, choose_ridge, merged_all, normal, solve
 from actprune.compensation.schedule import schedule
 from actprune.compensation.streams import Streams
 from actprune.data.samples import Calibration
@@ -24,7 +25,7 @@ from actprune.errors import PlanError
 from actprune.graph.run import run, run_all
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
-from actprune.stats.moments import centred
+from actprune.stats.moments import Few, centred
 from actprune.surgery.slicing import cut
 from nets import NETS, build
 
@@ -37,8 +38,8 @@ class Net(nn.Module):
 
     def __init__(self, forward: Callable[[Any, Tensor], Any], **parts: nn.Module) -> None:
         super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
+        for name, child in parts.items():
+            self.add_module(name, child)
         self.join = forward
 
     def forward(self, x: Tensor) -> Any:
@@ -48,13 +49,13 @@ class Net(nn.Module):
 def made(forward: Callable[[Any, Tensor], Any], shape: tuple[int, ...], **parts: nn.Module) -> tuple[Graph, Tensor]:
     """The graph of a network in eval mode with statistics as after training, and inputs of `shape`."""
     model = Net(forward, **parts).eval()
-    for part in parts.values():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and part.running_mean is not None:
-            nn.init.normal_(part.running_mean, std=0.3)
-            nn.init.uniform_(part.running_var, 0.5, 2.0)
-            if part.affine:
-                nn.init.uniform_(part.weight, 0.5, 1.5)
-                nn.init.normal_(part.bias, std=0.3)
+    for child in parts.values():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and child.running_mean is not None:
+            nn.init.normal_(child.running_mean, std=0.3)
+            nn.init.uniform_(child.running_var, 0.5, 2.0)
+            if child.affine:
+                nn.init.uniform_(child.weight, 0.5, 1.5)
+                nn.init.normal_(child.bias, std=0.3)
     x = torch.randn(SAMPLES, *shape)
     return capture(model, x[:BATCH]), x
 
@@ -464,6 +465,28 @@ def smallest(loss: Callable[[Tensor, Tensor], Tensor], weight: Tensor, bias: Ten
 
     optimizer.step(closure)  # type: ignore[arg-type]
     return float(loss(weight.detach(), bias.detach()).sum())
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-3, 0.1])
+def test_a_refit_of_few_rows_is_that_of_their_equations(
+    ridge: float, intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """λ by fold too, and on a part of the columns."""
+    x, start = torch.randn(24, 100, dtype=torch.float64) + 2, torch.randn(5, 100, dtype=torch.float64)
+    t, columns = x @ start.T + torch.randn(24, 5, dtype=torch.float64), torch.arange(0, 100, 2)
+    found: list[list[Tensor | float]] = []
+    for few in (False, True):
+        monkeypatch.setattr("actprune.stats.moments.LONG", 1 if few else 1000)
+        folds = [normal(x[fold::3], t[fold::3]) for fold in range(3)]
+        assert isinstance(folds[0].inner, Few) is few
+        fits = [solve(equations, own, ridge, intercept) for equations, own in (
+            (merged_all(folds), start / 2), (part(merged_all(folds), columns), start[:, columns] / 2))]  # fmt: skip
+        found.append(
+            [*(value for fit in fits for value in (fit.weight, fit.bias)), choose_ridge(folds, start / 2, intercept)]
+        )
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -1071,6 +1094,11 @@ def test_candidates_near_a_cut_network(name: str, method: str, monkeypatch: pyte
     kept = {group.name: range(max(1, group.width // 2)) for group in graph.groups}
     plan = make_plan(graph, kept)
     near = Near(graph, fitted, held, method=method, around=plan)
+    alone, whole = near.itself(), {**rewritten(plan).tensors, **mask_values(graph, plan)}
+    wanted, dense = (run_all(graph.program, held.batches, network) for network in (whole, {}))
+    assert distance(alone, wanted) <= 1e-4 * distance(wanted, dense) + 1e-9
+    assert distance(near(plan), alone) <= 1e-4 * distance(wanted, dense) + 1e-9
+    assert distance(near.itself(), near(plan)) <= 1e-9
     last = graph.groups[-1]
     for width in (last.width // 2, last.width - 1, last.width):
         candidate = make_plan(graph, {**kept, last.name: range(width)})

@@ -33,7 +33,7 @@ from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
 from actprune.stats import patches
 from actprune.stats.collect import collect
-from actprune.stats.moments import moments
+from actprune.stats.moments import Few, moments
 from actprune.stats.statistics import Stats
 from nets import NETS, build
 
@@ -162,6 +162,24 @@ def test_by_blocks_it_is_the_same_order_where_every_unit_is_a_candidate(width: i
     near, more = eliminate_by_blocks(group, 4 * fewer, 8 * fewer)
     assert sorted(near) == sorted(order)
     np.testing.assert_allclose(more[20:], curve[20:], rtol=0.2, atol=1e-2 * curve[20])
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_few_rows_give_the_same_order(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the rows themselves, where they are fewer than the columns."""
+
+    def asked() -> list[Problem]:
+        return [sampled(40, width, 12, others=60, rows=24, seed=seed).problem for seed in range(2)]
+
+    group = asked()
+    monkeypatch.setattr("actprune.stats.moments.LONG", 1)
+    monkeypatch.setattr("actprune.stats.moments.FEW", 1)
+    few = asked()
+    assert all(isinstance(problem.total, Few) for problem in few)
+    order, curve = eliminate_by_blocks(group, 8, 20)
+    found, costs = eliminate_by_blocks(few, 8, 20)
+    assert found == order
+    np.testing.assert_allclose(costs, curve, rtol=1e-5, atol=1e-9)
 
 
 def test_one_column_reads_as_weight_times_fluctuation_times_what_others_cannot_predict() -> None:

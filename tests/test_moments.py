@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actprune.stats.moments import Moments, Spread, cross, merge, merge_all, moments, spread
+from actprune.stats import moments as module
+from actprune.stats.moments import Few, Moments, Spread, absorb, cross, merge, merge_all, moments, spread
 
 SPLITS = [[100], [1, 99], [50, 50], [0, 40, 0, 60], [10] * 10, [1] * 100]
 
@@ -150,3 +151,32 @@ def test_the_spread_of_one_value_and_of_none() -> None:
     for a, b in itertools.permutations([nothing, one]):
         assert float(a.merge(b).mean) == 3.0
     assert float(nothing.merge(nothing).std) == 0.0
+
+
+# ---- fewer vectors than entries
+
+
+@pytest.mark.parametrize("sizes", [[5, 7, 1], [0, 13], [40, 60], [90, 5, 5]])
+def test_few_vectors_say_what_their_scatter_says(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept while there are few, and given up for the scatter once there are more."""
+    x = torch.randn(sum(sizes), 160, dtype=torch.float64) * torch.rand(160) + 3
+    monkeypatch.setattr(module, "LONG", 160)
+    found, parts = None, in_parts(x, sizes)
+    for part in parts:
+        found = absorb(found, part)
+    merged = merge_all(map(moments, parts))
+    assert found is not None
+    assert all(isinstance(each, Few) is (len(x) * module.FEW <= 160) for each in (found, merged))
+    monkeypatch.setattr(module, "LONG", 161)
+    wanted, columns, weight = moments(x), torch.tensor([0, 5, 159]), torch.randn(4, 160, dtype=torch.float64)
+    assert type(wanted) is Moments
+    for each in (found, merged):
+        assert_same(each, wanted, 1e-12)
+        assert_same(each.part(columns), wanted.part(columns), 1e-12)
+        assert torch.allclose(each.second, wanted.second, rtol=1e-12)
+        assert torch.allclose(each.variances, wanted.variances, rtol=1e-12)
+        assert torch.allclose(each.variances, each.covariance.diagonal(), rtol=1e-12)
+        assert each.spread_along(weight) == pytest.approx(wanted.spread_along(weight), rel=1e-12)
+        moved = each.holding(each.mean.clone(), each.held.clone())
+        assert type(moved) is type(each)
+        assert_same(moved, each, 1e-15)

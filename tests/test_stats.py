@@ -18,6 +18,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import ArtifactError, DataError
 from actprune.stats import room
 from actprune.stats.collect import collect
+from actprune.stats.moments import Few
 from actprune.stats.patches import as_weight, has_rows, input_rows, output_rows, weight_matrix
 from actprune.stats.statistics import Stats, merge_stats
 from nets import NETS, build
@@ -536,6 +537,17 @@ def test_saved_statistics_load_bit_for_bit(net: str, tmp_path: Path) -> None:
     _, stats = made(model, x)
     stats.save(tmp_path / "stats.safetensors")
     assert_stats(Stats.load(tmp_path / "stats.safetensors"), stats)
+
+
+def test_statistics_of_few_rows_are_saved_as_rows(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 600), nn.ReLU(), nn.Linear(600, 3)).eval()
+    _, stats = made(model, torch.randn(20, 6))
+    assert all(isinstance(fold, Few) for fold in stats.sites["linear_1"])
+    stats.save(tmp_path / "stats.safetensors")
+    found = Stats.load(tmp_path / "stats.safetensors")
+    assert all(isinstance(fold, Few) for fold in found.sites["linear_1"])
+    assert_stats(found, stats)
+    assert (tmp_path / "stats.safetensors").stat().st_size < 8 * 600**2
 
 
 def test_files_that_hold_no_statistics(tmp_path: Path) -> None:

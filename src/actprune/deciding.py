@@ -190,10 +190,12 @@ class Deciding:
         solved = self._quick == "least_squares"
         shared = shared_equations(self.graph, fitted.batches, order.nodes, QUICK_ROWS, collected) if solved else {}
 
+        ridges: dict[tuple[str, int, int], float] = {}
+
         def near(plan: Plan | None) -> Near:
             return Near(
                 self.graph, fitted, held, method=self._quick, rounds=rounds, base=self._base(), collected=collected,
-                around=plan, shared=shared,
+                around=plan, shared=shared, ridges=ridges,
             )  # fmt: skip
 
         return measure_all(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import isfinite
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
@@ -40,9 +40,21 @@ from actprune.stats.padding import Padding
 OutputsOf = Callable[[Plan, int], list[Outputs]]
 """(plan, number of batches) → the candidate's outputs on so many batches of the samples that are compared on."""
 
-NearOf = Callable[[Plan | None], OutputsOf]
-"""A plan, or None for the dense network → the outputs of plans that differ from it in some groups; given by the
-pipeline."""
+
+class Nearby(Protocol):
+    """The outputs of one network, and of plans that differ from it in some groups."""
+
+    def itself(self) -> list[Outputs]:
+        """Of the network, on all samples that are compared on."""
+        ...
+
+    def __call__(self, plan: Plan, batches: int) -> list[Outputs]:
+        """See `OutputsOf`."""
+        ...
+
+
+NearOf = Callable[[Plan | None], Nearby]
+"""A plan, or None for the dense network → what is near; given by the pipeline."""
 
 RewriteOf = Callable[[Plan], Rewrite]
 """Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
@@ -177,24 +189,33 @@ def measure_all(
 
     dense = padding.outputs(data.batches)
 
+    wholes: dict[tuple[tuple[str, int], ...], float] = {}
+
     def comparing(batches: int) -> Around:
         """Networks are compared on all samples, single changes of one on the first batches."""
 
         def around(widths: Widths) -> Measure:
             widths = space.every(widths)
             here = make_plan(graph, guide.supports(widths)) if widths else None
-            outputs_of = outputs if near is None else near(here)
+            nearby = None if near is None else near(here)
 
             @cache
             def distance_on(count: int, changed: tuple[tuple[str, int], ...] = ()) -> float:
                 plan = make_plan(graph, guide.near(widths, space.every(dict(changed))))
-                return _finite(how(dense[:count], outputs_of(plan, count)))
+                return _finite(how(dense[:count], (nearby or outputs)(plan, count)))
+
+            def whole() -> float:
+                if here is None or nearby is None:
+                    return distance_on(len(dense))
+                key = tuple(widths.items())
+                if key not in wholes:
+                    wholes[key] = _finite(how(dense, nearby.itself()))
+                return wholes[key]
 
             def measure(changed: Widths) -> float:
-                whole = distance_on(len(dense))
                 if not changed:
-                    return whole
-                return whole + distance_on(batches, tuple(changed.items())) - distance_on(batches)
+                    return whole()
+                return whole() + distance_on(batches, tuple(changed.items())) - distance_on(batches)
 
             return measure
 

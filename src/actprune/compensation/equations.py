@@ -61,18 +61,22 @@ class Equations:
     @property
     def held(self) -> int:
         """Numbers in memory."""
-        return sum(fold.inner.scatter.numel() + fold.outer.scatter.numel() for fold in self.folds)
+        return sum(fold.inner.held.numel() + fold.outer.scatter.numel() for fold in self.folds)
 
     @property
     def again(self) -> Equations:
         """The same, with λ still to be chosen."""
         return Equations(self.site, list(self.folds), self.slot)
 
-    def ridge(self, columns: Tensor, start: Tensor) -> float:
-        """λ, chosen for the first support that is asked for: near ones have the same, but for noise."""
+    def ridge(self, columns: Tensor, start: Tensor, known: float | None = None) -> float:
+        """λ, chosen for the first support that is asked for: near ones have the same, but for noise.
+
+        Args:
+            known: what was chosen in another network.
+        """
         if self.chosen is None:
-            parts = [part(fold, columns) for fold in self.folds]
-            self.chosen = choose_ridge(parts, start, self.slot is not None)
+            parts = [part(fold, columns) for fold in self.folds] if known is None else []
+            self.chosen = choose_ridge(parts, start, self.slot is not None) if known is None else known
             self.folds = [merged_all(self.folds)]
         return self.chosen
 
@@ -85,10 +89,10 @@ def numbers_of(site: Site, weight: Tensor) -> int:
 
 def part(equations: Normal, columns: Tensor) -> Normal:
     """Of these columns alone."""
-    inner, outer = equations.inner, equations.outer
+    outer = equations.outer
     right = None if outer.other is None else outer.other[columns]
     return Normal(
-        Moments(inner.count, inner.mean[columns], inner.scatter[columns][:, columns]),
+        equations.inner.part(columns),
         Moments(outer.count, outer.mean, outer.scatter[:, columns], right),
     )
 

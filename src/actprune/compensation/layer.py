@@ -141,13 +141,14 @@ class Layer:
         def start() -> Tensor:
             return full[outputs][:, columns].double()
 
+        key = site.node, group, len(columns).bit_length()  # widths near each other
         if collects:
             found = state.equations[site.weight] = Equations(site, folds, slot)
             if len(columns) == full.shape[1] and not state.streams.differs(source):
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
-            size, equations = found.ridge(columns, start()), part(found.folds[0], columns)
+            size = state.ridges.setdefault(key, found.ridge(columns, start(), state.ridges.get(key)))
+            equations = part(found.folds[0], columns)
         else:
-            key = site.node, group, len(columns).bit_length()  # widths near each other
             size, equations = self._ridge(key, folds, start), merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if self._aim.path.rectified and state.settings.rounds and not collects:

@@ -1,14 +1,18 @@
 """Candidates near one network: what they share with it is computed once for all of them.
 
 One pass over the samples of the refits leaves the equations of every consumer over all of its columns, in that network;
-the plain refit of any support is solved from a part of them. In front of the first reader of a group that differs the
-candidate's run on the samples that it is compared on is that network's as well: it goes forward once, while the groups
-are asked for from the inputs to the outputs, and every candidate forks from there.
+the plain refit of any support is solved from a part of them. They are gathered for the first candidate: most networks
+are tried for themselves (`itself`), which takes a refit on their own columns alone. In front of the first reader of a
+group that differs the candidate's run on the samples that it is compared on is that network's as well: it goes forward
+once, while the groups are asked for from the inputs to the outputs, and every candidate forks from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
@@ -52,6 +56,8 @@ class Near:
         collected: numbers that these equations may take; consumers beyond them pass over the samples.
         around: that network; None: the dense one.
         shared: `shared_equations` of these samples, which are the same for every network; None: gathered here.
+        ridges: λ as other networks found it, see `State`; what it lacks is added. Where there are rounds every network
+            finds its own.
     """
 
     def __init__(
@@ -67,35 +73,64 @@ class Near:
         base: Mapping[str, Tensor] | None = None,
         around: Plan | None = None,
         shared: Mapping[str, Equations] | None = None,
+        ridges: dict[tuple[str, int, int], float] | None = None,
     ) -> None:
         self.graph, self.base = graph, dict(base or {})
         self.order = schedule(graph)
         plan = make_plan(graph, {}) if around is None else around
-        self.kept = kept_units(graph, plan)
-        self.overrides = zero_columns(graph, plan, Rewrite(self.base))
+        self.plan, self.kept, self.batches = plan, kept_units(graph, plan), fitted.batches
         self.settings: Settings | None = None
         self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.refitted = {site.weight for site in graph.sites if site.kind in (*LAYERS, "recurrent", "stacked")}
-        self.equations: Mapping[str, Equations] = {}
-        self.shared: set[str] = set()
-        self.ridges: dict[tuple[str, int, int], float] | None = None if rounds else {}  # small networks have the time
+        self.shared: Mapping[str, Equations] = {}
+        self.ridges = None if rounds else {} if ridges is None else ridges  # small networks have the time
         if method not in (None, "none"):
             solved = method == "least_squares"
             if shared is None:
                 shared = shared_equations(graph, fitted.batches, self.order.nodes, rows, collected) if solved else {}
-            shared = {name: own.again for name, own in shared.items()}
-            self.shared = set(shared)
+            self.shared = {name: own.again for name, own in shared.items()}
             room = max(collected - sum(own.held for own in shared.values()), 0)
             self.settings = Settings(method, True, rounds, rows, room if solved and not rounds else 0)
-            zeroed = {name: own for name, own in shared.items() if name in self.overrides}
-            self.overrides |= refit_shared(graph, zeroed, self.kept, self.base, {})
-            streams = Streams(graph.program, fitted.batches, self.order.nodes, self.overrides, picking(graph))
-            walk = Walk(graph, plan, self.order, streams, self.settings, ridges=self.ridges)
-            walk.run()
-            self.overrides, self.equations = walk.overrides, shared | walk.equations
-        self.fitted = _Shared(graph, fitted.batches, self.order.nodes, self.overrides, twice=True)
         self.held, self.padding = held, Padding(graph)
         self.runs: dict[int, _Shared] = {}
+
+    def itself(self) -> list[Outputs]:
+        """The flat outputs of that network for every batch of `held`; refitted on its own columns alone."""
+        quick = self.settings is not None and self.settings.collects > 0 and "collected" not in vars(self)
+        overrides = self._refitted(collects=0)[0] if quick else self.overrides
+        return self.padding.outputs(self.held.batches, overrides)
+
+    def _refitted(self, **settings: Any) -> tuple[dict[str, Tensor], Mapping[str, Equations]]:
+        """(the overrides of that network, weight → the equations that its refits left), with other settings."""
+        zeroed = zero_columns(self.graph, self.plan, Rewrite(self.base))
+        if self.settings is None:
+            return zeroed, {}
+        together = {name: own for name, own in self.shared.items() if name in zeroed}
+        zeroed |= refit_shared(self.graph, together, self.kept, self.base, {})
+        streams = Streams(self.graph.program, self.batches, self.order.nodes, zeroed, picking(self.graph))
+        walk = Walk(self.graph, self.plan, self.order, streams, replace(self.settings, **settings), ridges=self.ridges)
+        walk.run()
+        return walk.overrides, {**self.shared, **walk.equations}
+
+    @cached_property
+    def collected(self) -> tuple[dict[str, Tensor], Mapping[str, Equations]]:
+        """The same with all that candidates are refitted from."""
+        return self._refitted()
+
+    @property
+    def overrides(self) -> dict[str, Tensor]:
+        """Of that network, as candidates are compared with it."""
+        return self.collected[0]
+
+    @property
+    def equations(self) -> Mapping[str, Equations]:
+        """Weight → what any support of its inputs is refitted from."""
+        return self.collected[1]
+
+    @cached_property
+    def fitted(self) -> _Shared:
+        """Its run on the samples of the refits."""
+        return _Shared(self.graph, self.batches, self.order.nodes, self.overrides, twice=True)
 
     def __call__(self, plan: Plan, batches: int | None = None) -> list[Outputs]:
         """The flat outputs for every batch of `held`, or for so many of them."""
@@ -152,7 +187,7 @@ class Near:
                 break
             if any(source.name in passed for source in node.all_input_nodes):
                 if node.name in layers:
-                    found |= {layers[node.name].weight} - self.shared
+                    found |= {layers[node.name].weight} - self.shared.keys()
                 else:
                     passed.add(node.name)
         return found

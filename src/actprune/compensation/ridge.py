@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from actprune.errors import DataError
-from actprune.stats.moments import Centred, Moments, absorb, absorb_cross, centred, cross, merge, merge_all, moments
+from actprune.stats.moments import (
+    Centred,
+    Few,
+    Moments,
+    absorb,
+    absorb_cross,
+    centred,
+    cross,
+    merge,
+    merge_all,
+    moments,
+)
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
@@ -71,7 +82,8 @@ class Fit:
 class Ridge:
     """The minimum of E|t − W x̃ − b|² + λ‖W − start‖² for one set of inputs and any targets.
 
-    The Gram matrix is factorised once; where it is singular beyond what λ mends, λ is raised.
+    The Gram matrix C = RᵀR is factorised once; where it is singular beyond what λ mends, λ is raised. With fewer rows R
+    than columns it is the smaller one, RRᵀ: (C + λI)⁻¹ = (I − Rᵀ(RRᵀ + λI)⁻¹R) / λ (Woodbury 1950).
 
     Args:
         inner: moments of the inputs.
@@ -84,11 +96,13 @@ class Ridge:
 
     def __init__(self, inner: Moments, ridge: float, intercept: bool) -> None:
         self._inner, self._intercept = inner, intercept
-        gram = inner.covariance if intercept else inner.second  # a matrix of its own, so λ is added in place
-        diagonal = gram.diagonal().clone()
-        if not bool(diagonal.isfinite().all()):
+        squares = inner.variances if intercept else inner.variances + inner.mean**2
+        if not bool(squares.isfinite().all()):
             raise _not_finite()
-        self._size = max(ridge * float(diagonal.mean()), 1e-12)
+        self._size = max(ridge * float(squares.mean()), 1e-12)
+        self._root = _root(inner, intercept)
+        gram = _gram(inner, intercept) if self._root is None else self._root @ self._root.T
+        diagonal = gram.diagonal().clone()
         while True:
             gram.diagonal().copy_(diagonal + self._size)
             self._factor, failed = torch.linalg.cholesky_ex(gram)
@@ -99,9 +113,28 @@ class Ridge:
     def fit(self, outer: Moments, start: Tensor) -> Fit:
         """For targets with these cross moments, shrunk to `start` (o, k)."""
         right = (outer.covariance if self._intercept else outer.second) + self._size * start
-        weight = torch.cholesky_solve(right.T, self._factor).T
+        weight = self._solved(right)
         bias = outer.mean - weight @ self._inner.mean if self._intercept else torch.zeros_like(outer.mean)
         return Fit(weight, bias)
+
+    def _solved(self, right: Tensor) -> Tensor:
+        """(o, k) right (C + λI)⁻¹"""
+        if self._root is None:
+            return torch.cholesky_solve(right.T, self._factor).T
+        across = torch.cholesky_solve(self._root @ right.T, self._factor)
+        return torch.addmm(right, across.T, self._root, alpha=-1).div_(self._size)
+
+
+def _gram(inner: Moments, intercept: bool) -> Tensor:
+    """(k, k) a matrix of its own: λ is added in place."""
+    return inner.covariance if intercept else inner.second
+
+
+def _root(inner: Moments, intercept: bool) -> Tensor | None:
+    """(m, k) R with RᵀR the covariance, or the second moments without an intercept; None where it has no fewer rows."""
+    if not isinstance(inner, Few) or inner.count + (not intercept) >= len(inner.mean):
+        return None
+    return inner.root if intercept else torch.cat([inner.root, inner.mean[None]])
 
 
 def _not_finite() -> DataError:
@@ -145,7 +178,7 @@ def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> flo
 
 def _error(equations: Normal, fit: Fit) -> float:
     """E|t − W x̃ − b|² without E|t|², which all candidates share."""
-    gram, right = equations.inner.second, equations.outer.second
-    x, t, w, b = equations.inner.mean, equations.outer.mean, fit.weight, fit.bias
-    quadratic = float(((w @ gram) * w).sum()) - 2 * float((w * right).sum())
+    inner, right = equations.inner, equations.outer.second
+    x, t, w, b = inner.mean, equations.outer.mean, fit.weight, fit.bias
+    quadratic = inner.spread_along(w) + float((w @ x).square().sum()) - 2 * float((w * right).sum())
     return quadratic + float(b @ b) + 2 * float(b @ (w @ x - t))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actprune.guidance.problem import Problem, block_costs, inverse_of, traces
+from actprune.stats.moments import Few
 
 WIDE = 2048
 """Groups that have more columns in one of their consumers are ranked so, if they have many units."""
@@ -43,25 +44,79 @@ class _State:
         target = self.problem.factor @ self.problem.gram[:, kept]
         self.weight = self.inverse @ target.T
 
-    def columns(self, rows: Tensor) -> Tensor:
-        """(m, b) those of some units, as they lie in M."""
-        return rows[:, None] * self.width + torch.arange(self.width)
-
     def remove(self, rows: Tensor) -> None:
-        columns = self.columns(rows).reshape(-1)
+        columns = _columns(rows, self.width).reshape(-1)
         across = self.inverse[columns]  # (m b, p)
         solved = torch.linalg.solve(across[:, columns], across)
         self.weight.addmm_(solved.T, self.weight[columns], alpha=-1)
         self.inverse.addmm_(across.T, solved, alpha=-1)
 
     def costs(self, rows: Tensor) -> Tensor:
-        at = self.columns(rows)
+        at = _columns(rows, self.width)
         return block_costs(self.inverse[at[:, :, None], at[:, None, :]], self.weight[at])
 
     def part(self, rows: Tensor) -> _Part:
-        columns = self.columns(rows).reshape(-1)
+        columns = _columns(rows, self.width).reshape(-1)
         weight = self.weight[columns]
         return _Part(self.inverse[columns][:, columns], weight @ weight.T, self.width)
+
+
+class _FewRows:
+    """The same where the covariance is FᵀF of fewer rows F (n, p) than columns: of M there is A = (FFᵀ + λI)⁻¹ F alone.
+
+    M = (I − FᵀA) / λ (Woodbury 1950), and W̃ is W on what is kept and W_D F_Dᵀ A for what the columns D said that are
+    gone. When the columns g go, A gains A_g T⁻¹ F_gᵀA with T = I − F_gᵀA_g.
+    """
+
+    def __init__(self, problem: Problem, rows: Few) -> None:
+        self.problem, self.width = problem, problem.columns.shape[1]
+        self._others, self._all = problem.kept(()), rows.root
+
+    def restart(self, units: Tensor) -> None:
+        """See `_State`."""
+        kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
+        factor, rows = self.problem.factor, self._all[:, kept]
+        gone = factor @ self._all.T - factor[:, kept] @ rows.T  # (r, n)
+        small = rows @ rows.T
+        small.diagonal().add_(self.problem.ridge)
+        self.rows, self.answer = rows, torch.cholesky_solve(rows, torch.linalg.cholesky(small))
+        self.weight = torch.addmm(factor[:, kept].T, self.answer.T, gone.T)
+
+    def remove(self, rows: Tensor) -> None:
+        columns = _columns(rows, self.width).reshape(-1)
+        across = self.rows[:, columns].T @ self.answer  # (m b, p)
+        own = torch.eye(len(columns), dtype=across.dtype)
+        solved = torch.linalg.solve(own - across[:, columns], torch.cat([across, own], 1))
+        pulled, inverse = solved.tensor_split([across.shape[1]], 1)
+        of_gone = self.weight[columns]
+        self.weight.addmm_(pulled.T, of_gone)
+        self.weight[columns] -= inverse.T @ of_gone
+        self.answer.addmm_(self.answer[:, columns], pulled)
+
+    def costs(self, rows: Tensor) -> Tensor:
+        at = _columns(rows, self.width)
+        own = torch.einsum("nmb,nmc->mbc", self.rows[:, at], self.answer[:, at])
+        return block_costs(self._inverse(own), self.weight[at])
+
+    def part(self, rows: Tensor) -> _Part:
+        columns = _columns(rows, self.width).reshape(-1)
+        weight = self.weight[columns]
+        inverse = self._inverse(self.rows[:, columns].T @ self.answer[:, columns])
+        return _Part(inverse, weight @ weight.T, self.width)
+
+    def _inverse(self, product: Tensor) -> Tensor:
+        """(…, q, q) of M, from that of FᵀA."""
+        return (torch.eye(product.shape[-1], dtype=product.dtype) - product) / self.problem.ridge
+
+
+def _columns(rows: Tensor, width: int) -> Tensor:
+    """(m, b) the columns of some units, as they lie in M."""
+    return rows[:, None] * width + torch.arange(width)
+
+
+def _state(problem: Problem) -> _State | _FewRows:
+    few = problem.total
+    return _FewRows(problem, few) if isinstance(few, Few) else _State(problem)
 
 
 class _Part:
@@ -97,7 +152,7 @@ def eliminate_by_blocks(
     group: Sequence[Problem], removed_at_once: int = REMOVED, candidates: int = CANDIDATES
 ) -> tuple[list[int], list[float]]:
     """As `greedy.eliminate`: units from the most important to the first removed, and the curve."""
-    states = [_State(problem) for problem in group]
+    states = [_state(problem) for problem in group]
     fewer = ceil(sqrt(max(state.width for state in states)))
     removed_at_once, candidates = max(removed_at_once // fewer, 1), max(candidates // fewer, 1)
     alive = torch.arange(group[0].columns.shape[0])

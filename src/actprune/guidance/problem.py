@@ -68,12 +68,12 @@ class Problem:
         if is_mapped(self.matrix):
             for name in ("total", "gram", "factor"):
                 vars(self).pop(name, None)
-            let_go((self.matrix, *(fold.scatter for fold in self.folds)))
+            let_go((self.matrix, *(fold.held for fold in self.folds)))
 
     @cached_property
     def ridge(self) -> float:
         """λ."""
-        return max(RIDGE * float(self.total.covariance.diagonal().mean()), 1e-12)
+        return max(RIDGE * float(self.total.variances.mean()), 1e-12)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -85,7 +85,7 @@ class Problem:
     @cached_property
     def variance(self) -> float:
         """tr R W C Wᵀ, the variance of the weighted outputs."""
-        return max(float(((self.factor @ self.total.covariance) * self.factor).sum()), 1e-30)
+        return max(self.total.spread_along(self.factor), 1e-30)
 
     @cached_property
     def factor(self) -> Tensor:
@@ -225,7 +225,7 @@ def inverse_of(gram: Tensor) -> Tensor:
 
 
 def _on_cpu(moments: Moments) -> Moments:
-    return Moments(moments.count, moments.mean.cpu(), moments.scatter.cpu())
+    return moments.holding(moments.mean.cpu(), moments.held.cpu())
 
 
 def widest(group: Sequence[Problem]) -> int:

@@ -20,7 +20,7 @@ def correlation(graph: Graph, stats: Stats, group: Group) -> Correlation | None:
         return None
     site, (name, *_) = next(iter(readers.items()))
     found = stats.correlation(name).cpu()
-    let_go(fold.scatter for fold in stats.sites[name])
+    let_go(fold.held for fold in stats.sites[name])
     columns = unit_columns(graph, site, group, found.shape[0])
     units = _some(group.width, MAP_UNITS)
     own = columns[units, columns.shape[1] // 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
@@ -216,9 +215,9 @@ class Collector:
         parts = (f"{node.name}:", f"{node.name}#")
         for name in {node.name, *(s for s in self.sites if s.startswith(parts))} & self.sites.keys():
             weight = tensors[self._sites[name.partition("#")[0]].weight]
-            found = [replace(own, scatter=alongside(own.scatter, weight)) for own in self.sites[name]]
+            found = [own.holding(own.mean, alongside(own.held, weight)) for own in self.sites[name]]
             self.sites[name] = list(found)
-            let_go(own.scatter for own in found)
+            let_go(own.held for own in found)
 
     def _units(self, group: Group, site: Site, x: Tensor, there: Tensor | None = None) -> None:
         """Activation values of a group in the input of its first reader.

@@ -1,15 +1,23 @@
-"""Streaming mean and covariance that can be merged, after Chan, Golub and LeVeque (1983)."""
+"""Streaming mean and covariance that can be merged, after Chan, Golub and LeVeque (1983).
+
+Where there are far fewer vectors than entries, the vectors themselves are kept (`Few`): they are the smaller ones, and
+what is asked of the covariance is quicker to get from them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 ROUNDING = 1e-7
 """Relative precision of the values that are seen: float32."""
+
+FEW, LONG = 4, 512
+"""Vectors are kept where there are so many times fewer of them than entries, of vectors that have so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +45,14 @@ class Moments:
         return self.scatter / max(self.count, 1)
 
     @property
+    def variances(self) -> Tensor:
+        """(p,) the diagonal of the covariance."""
+        return self.scatter.diagonal() / max(self.count, 1)
+
+    @property
     def varies(self) -> Tensor:
         """(p,) whether a value fluctuates by more than its rounding."""
-        return self.covariance.diagonal() > (ROUNDING * self.mean) ** 2
+        return self.variances > (ROUNDING * self.mean) ** 2
 
     @property
     def second(self) -> Tensor:
@@ -47,9 +60,66 @@ class Moments:
         right = self.mean if self.other is None else self.other
         return self.covariance + torch.outer(self.mean, right)
 
+    def spread_along(self, weight: Tensor) -> float:
+        """tr W C Wᵀ of weights W (r, p): the variance of W x, all entries together."""
+        return float(((weight @ self.covariance) * weight).sum())
+
+    def part(self, columns: Tensor) -> Moments:
+        """Of these entries alone; not of cross moments."""
+        return Moments(self.count, self.mean[columns], self.scatter[columns][:, columns])
+
+    @property
+    def held(self) -> Tensor:
+        """The largest tensor that is held."""
+        return self.scatter
+
+    def holding(self, mean: Tensor, held: Tensor) -> Moments:
+        """With the same numbers in other tensors."""
+        return replace(self, mean=mean, scatter=held)
+
     def mapped(self, weight: Tensor, constant: Tensor) -> Moments:
         """Cross moments of weight (o, p) · x + constant (o,) with y, from those of x with y."""
         return Moments(self.count, weight @ self.mean + constant, weight @ self.scatter, self.other)
+
+
+class Few(Moments):
+    """Of fewer vectors than they have entries.
+
+    Attributes:
+        rows: (count, p) the vectors less their mean, at least float32.
+    """
+
+    rows: Tensor
+
+    def __init__(self, count: int, mean: Tensor, rows: Tensor) -> None:
+        vars(self).update(count=count, mean=mean, rows=rows, other=None)
+
+    @cached_property
+    def scatter(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(p, p), made where something asks for it."""
+        return _gram(self.rows).double()
+
+    @property
+    def variances(self) -> Tensor:
+        return self.rows.double().square().sum(0) / max(self.count, 1)
+
+    @property
+    def root(self) -> Tensor:
+        """(count, p) float64, R with RᵀR = C."""
+        return self.rows.double() / max(self.count, 1) ** 0.5
+
+    def spread_along(self, weight: Tensor) -> float:
+        return float((self.root @ weight.T).square_().sum())
+
+    def part(self, columns: Tensor) -> Few:
+        return Few(self.count, self.mean[columns], self.rows[:, columns])
+
+    @property
+    def held(self) -> Tensor:
+        return self.rows
+
+    def holding(self, mean: Tensor, held: Tensor) -> Few:
+        return Few(self.count, mean, held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +138,15 @@ class Centred:
 def moments(x: Tensor | Centred) -> Moments:
     """Of rows x (n, p); n may be 0."""
     x = centred(x)
-    return Moments(len(x.rows), x.mean, _gram(x.rows).double())
+    return _of_rows(x.mean, x.rows)
+
+
+def _of_rows(mean: Tensor, rows: Tensor) -> Moments:
+    """Of vectors less their mean."""
+    count, p = rows.shape
+    if p >= LONG and 0 < count * FEW <= p:
+        return Few(count, mean, rows)
+    return Moments(count, mean, _gram(rows).double())
 
 
 def cross(x: Tensor | Centred, y: Tensor | Centred) -> Moments:
@@ -82,6 +160,8 @@ def absorb(total: Moments | None, x: Tensor | Centred) -> Moments:
     x = centred(x)
     if total is None or total.count == 0:
         return moments(x)
+    if isinstance(total, Few):
+        return merge(total, moments(x))
     return total if not len(x.rows) else _added(total, len(x.rows), x.mean, _gram(x.rows), None)
 
 
@@ -141,6 +221,9 @@ def merge(a: Moments | None, b: Moments) -> Moments:
         return a
     count = a.count + b.count
     delta = b.mean - a.mean
+    if isinstance(a, Few) and isinstance(b, Few):
+        mean = a.mean + delta * (b.count / count)
+        return _of_rows(mean, torch.cat([own.rows + (own.mean - mean).to(own.rows.dtype) for own in (a, b)]))
     if a.other is None or b.other is None:
         delta_y, other = delta, None
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from actprune.errors import ArtifactError
 from actprune.shards import open_weights, write_tensors
 from actprune.stats.activation import Activation
-from actprune.stats.moments import Moments, Spread
+from actprune.stats.moments import Few, Moments, Spread
 from actprune.stats.statistics import Stats
 
 SCHEMA = "actprune.stats/1"
@@ -37,14 +37,21 @@ class Flat:
     measures: tuple[str, ...]
 
 
-def flat(stats: Stats) -> Flat:
-    """The tensors of `stats`, not copied."""
+def flat(stats: Stats, rows: bool = False) -> Flat:
+    """The tensors of `stats`, not copied.
+
+    Args:
+        rows: those of moments of few rows as they are, instead of their scatter.
+    """
     tensors: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
     def put(prefix: str, item: Moments | Spread) -> None:
         counts[prefix] = item.count
         tensors[f"{prefix}/mean"] = item.mean.contiguous()
+        if rows and isinstance(item, Few):
+            tensors[f"{prefix}/rows"] = item.rows.contiguous()
+            return
         rest = item.scatter if isinstance(item, Moments) else item.deviations
         tensors[f"{prefix}/rest"] = rest.contiguous()
 
@@ -68,7 +75,7 @@ def flat(stats: Stats) -> Flat:
 
 def save_stats(stats: Stats, path: str | Path) -> None:
     """Write `stats`; counts are in the metadata."""
-    found = flat(stats)
+    found = flat(stats, rows=True)
     counts = {f"{_COUNT}{prefix}": str(count) for prefix, count in found.counts.items()}
     told = {"schema": SCHEMA, "samples": str(found.samples), "measures": " ".join(found.measures)}
     write_tensors(Path(path), found.tensors, {**told, **counts})
@@ -106,6 +113,8 @@ def raised(found: Flat) -> Stats:
     counts, tensors = found.counts, found.tensors
 
     def moments(prefix: str) -> Moments:
+        if f"{prefix}/rows" in tensors:
+            return Few(counts[prefix], tensors[f"{prefix}/mean"], tensors[f"{prefix}/rows"])
         return Moments(counts[prefix], tensors[f"{prefix}/mean"], tensors[f"{prefix}/rest"])
 
     def spread(prefix: str) -> Spread:
