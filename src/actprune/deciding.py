@@ -19,6 +19,7 @@ from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
 from actprune.compensation.near import COLLECTED, Near
 from actprune.compensation.refit import compensate as refit
+from actprune.compensation.ridge import Chosen
 from actprune.compensation.room import matrix_bytes
 from actprune.compensation.schedule import refitted_calls, schedule
 from actprune.compensation.shared import shared_equations
@@ -190,7 +191,7 @@ class Deciding:
         solved = self._quick == "least_squares"
         shared = shared_equations(self.graph, fitted.batches, order.nodes, QUICK_ROWS, collected) if solved else {}
 
-        ridges: dict[tuple[str, int, int], float] = {}
+        ridges: Chosen = {}
 
         def near(plan: Plan | None) -> Near:
             return Near(

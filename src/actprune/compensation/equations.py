@@ -68,17 +68,20 @@ class Equations:
         """The same, with λ still to be chosen."""
         return Equations(self.site, list(self.folds), self.slot)
 
-    def ridge(self, columns: Tensor, start: Tensor, known: float | None = None) -> float:
-        """λ, chosen for the first support that is asked for: near ones have the same, but for noise.
+    def ridge(self, columns: Tensor, start: Tensor) -> float:
+        """λ, chosen for the first support that is asked for: near ones have the same, but for noise."""
+        if self.chosen is not None:
+            return self.chosen
+        return self.settle(choose_ridge(self.parts(columns), start, self.slot is not None))
 
-        Args:
-            known: what was chosen in another network.
-        """
-        if self.chosen is None:
-            parts = [part(fold, columns) for fold in self.folds] if known is None else []
-            self.chosen = choose_ridge(parts, start, self.slot is not None) if known is None else known
-            self.folds = [merged_all(self.folds)]
-        return self.chosen
+    def parts(self, columns: Tensor) -> list[Normal]:
+        """Of these columns alone, one for each fold."""
+        return [part(fold, columns) for fold in self.folds]
+
+    def settle(self, ridge: float) -> float:
+        """Take this λ: the folds have served their purpose."""
+        self.chosen, self.folds = ridge, [merged_all(self.folds)]
+        return ridge
 
 
 def numbers_of(site: Site, weight: Tensor) -> int:

@@ -146,10 +146,11 @@ class Layer:
             found = state.equations[site.weight] = Equations(site, folds, slot)
             if len(columns) == full.shape[1] and not state.streams.differs(source):
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
-            size = state.ridges.setdefault(key, found.ridge(columns, start(), state.ridges.get(key)))
+            size = self._ridge(key, lambda: found.parts(columns), start)
+            found.settle(size)
             equations = part(found.folds[0], columns)
         else:
-            size, equations = self._ridge(key, folds, start), merged_all(folds)
+            size, equations = self._ridge(key, lambda: folds, start), merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if self._aim.path.rectified and state.settings.rounds and not collects:
             wanted = self._aim.rectified(targets, stride, outputs, there)
@@ -165,11 +166,14 @@ class Layer:
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
 
-    def _ridge(self, key: tuple[str, int, int], folds: Sequence[Normal], start: Callable[[], Tensor]) -> float:
+    def _ridge(
+        self, key: tuple[str, int, int], folds: Callable[[], Sequence[Normal]], start: Callable[[], Tensor]
+    ) -> float:
         known = self.state.ridges
         if key not in known:
-            several = len(folds) > 1
-            known[key] = choose_ridge(folds, start(), self._slot is not None) if several else usual_ridge()
+            dealt = folds()
+            several = len(dealt) > 1
+            known[key] = choose_ridge(dealt, start(), self._slot is not None) if several else usual_ridge()
         return known[key]
 
     def _units(self) -> Tensor:

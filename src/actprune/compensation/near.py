@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
@@ -21,6 +20,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices
 from actprune.axes.picked import picking
 from actprune.compensation.equations import Equations, refit_from
+from actprune.compensation.ridge import Chosen
 from actprune.compensation.schedule import schedule
 from actprune.compensation.shared import refit_shared, shared_equations
 from actprune.compensation.state import Settings
@@ -73,7 +73,7 @@ class Near:
         base: Mapping[str, Tensor] | None = None,
         around: Plan | None = None,
         shared: Mapping[str, Equations] | None = None,
-        ridges: dict[tuple[str, int, int], float] | None = None,
+        ridges: Chosen | None = None,
     ) -> None:
         self.graph, self.base = graph, dict(base or {})
         self.order = schedule(graph)
@@ -96,36 +96,37 @@ class Near:
 
     def itself(self) -> list[Outputs]:
         """The flat outputs of that network for every batch of `held`; refitted on its own columns alone."""
-        quick = self.settings is not None and self.settings.collects > 0 and "collected" not in vars(self)
-        overrides = self._refitted(collects=0)[0] if quick else self.overrides
+        alone = None if self.settings is None else replace(self.settings, collects=0)
+        known = alone == self.settings or "gathered" in vars(self)
+        overrides = self.overrides if known else self._refitted(alone)[0]
         return self.padding.outputs(self.held.batches, overrides)
 
-    def _refitted(self, **settings: Any) -> tuple[dict[str, Tensor], Mapping[str, Equations]]:
-        """(the overrides of that network, weight → the equations that its refits left), with other settings."""
+    def _refitted(self, settings: Settings | None) -> tuple[dict[str, Tensor], Mapping[str, Equations]]:
+        """(the overrides of that network, weight → the equations that its refits left)."""
         zeroed = zero_columns(self.graph, self.plan, Rewrite(self.base))
-        if self.settings is None:
+        if settings is None:
             return zeroed, {}
         together = {name: own for name, own in self.shared.items() if name in zeroed}
         zeroed |= refit_shared(self.graph, together, self.kept, self.base, {})
         streams = Streams(self.graph.program, self.batches, self.order.nodes, zeroed, picking(self.graph))
-        walk = Walk(self.graph, self.plan, self.order, streams, replace(self.settings, **settings), ridges=self.ridges)
+        walk = Walk(self.graph, self.plan, self.order, streams, settings, ridges=self.ridges)
         walk.run()
         return walk.overrides, {**self.shared, **walk.equations}
 
     @cached_property
-    def collected(self) -> tuple[dict[str, Tensor], Mapping[str, Equations]]:
+    def gathered(self) -> tuple[dict[str, Tensor], Mapping[str, Equations]]:
         """The same with all that candidates are refitted from."""
-        return self._refitted()
+        return self._refitted(self.settings)
 
     @property
     def overrides(self) -> dict[str, Tensor]:
         """Of that network, as candidates are compared with it."""
-        return self.collected[0]
+        return self.gathered[0]
 
     @property
     def equations(self) -> Mapping[str, Equations]:
         """Weight → what any support of its inputs is refitted from."""
-        return self.collected[1]
+        return self.gathered[1]
 
     @cached_property
     def fitted(self) -> _Shared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from actprune.stats.moments import (
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ candidates, as fractions of the mean variance of the kept columns."""
+
+Chosen: TypeAlias = dict[tuple[str, int, int], float]
+"""(call, group of a convolution, magnitude of its columns) → λ, for refits of widths near each other."""
 
 MAX_CHOSEN = 1024
 """With more columns than this λ is the usual one: each choice costs nine to fifteen factorisations."""

@@ -18,6 +18,7 @@ from actprune.axes.site import Site
 from actprune.compensation.equations import Equations, numbers_of
 from actprune.compensation.folds import Dealer
 from actprune.compensation.own import exclusive, placeholders_of
+from actprune.compensation.ridge import Chosen
 from actprune.compensation.streams import Streams
 from actprune.mapped import any_mapped
 from actprune.stats.padding import Padding
@@ -55,7 +56,7 @@ class State:
         streams: the two runs, with the zero columns of the plan as overrides.
         kept: leaf key → kept units.
         zeroed: names of the weights that lose columns.
-        ridges: (call, group of a convolution, magnitude of its columns) → λ; what it lacks is chosen and added.
+        ridges: λ by call and width; what it lacks is chosen and added.
         record: what was done where.
         equations: weight → the equations over all of its columns, where they are asked for.
     """
@@ -65,7 +66,7 @@ class State:
     streams: Streams
     kept: Mapping[int, Indices]
     zeroed: frozenset[str]
-    ridges: dict[tuple[str, int, int], float]
+    ridges: Chosen
     record: dict[str, dict[str, Any]] = field(default_factory=dict[str, "dict[str, Any]"])
     equations: dict[str, Equations] = field(default_factory=dict[str, Equations])
     dealer: Dealer = field(default_factory=Dealer)

@@ -15,6 +15,7 @@ from actprune.compensation.equations import Equations, Slot
 from actprune.compensation.layer import Layer, slot_of
 from actprune.compensation.own import is_plain
 from actprune.compensation.recurrent import Scope, refit_recurrent
+from actprune.compensation.ridge import Chosen
 from actprune.compensation.rows import contracted
 from actprune.compensation.schedule import Path, Schedule
 from actprune.compensation.stacked import refit_stacked
@@ -53,7 +54,7 @@ class Walk:
         settings: Settings,
         start: int = 0,
         lost: Collection[str] | None = None,
-        ridges: dict[tuple[str, int, int], float] | None = None,
+        ridges: Chosen | None = None,
     ) -> None:
         zeroed = frozenset(streams.overrides if lost is None else lost)
         found = {} if ridges is None else ridges

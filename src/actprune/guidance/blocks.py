@@ -45,23 +45,31 @@ class _State:
         self.weight = self.inverse @ target.T
 
     def remove(self, rows: Tensor) -> None:
-        columns = _columns(rows, self.width).reshape(-1)
+        columns = self.columns(rows).reshape(-1)
         across = self.inverse[columns]  # (m b, p)
         solved = torch.linalg.solve(across[:, columns], across)
         self.weight.addmm_(solved.T, self.weight[columns], alpha=-1)
         self.inverse.addmm_(across.T, solved, alpha=-1)
 
+    def own(self, at: Tensor) -> Tensor:
+        """(m, q, q) what the columns of each row of `at` (m, q) have with each other in M."""
+        return self.inverse[at[:, :, None], at[:, None, :]]
+
+    def columns(self, rows: Tensor) -> Tensor:
+        """(m, b) those of some units, as they lie in M."""
+        return rows[:, None] * self.width + torch.arange(self.width)
+
     def costs(self, rows: Tensor) -> Tensor:
-        at = _columns(rows, self.width)
-        return block_costs(self.inverse[at[:, :, None], at[:, None, :]], self.weight[at])
+        at = self.columns(rows)
+        return block_costs(self.own(at), self.weight[at])
 
     def part(self, rows: Tensor) -> _Part:
-        columns = _columns(rows, self.width).reshape(-1)
+        columns = self.columns(rows).reshape(-1)
         weight = self.weight[columns]
-        return _Part(self.inverse[columns][:, columns], weight @ weight.T, self.width)
+        return _Part(self.own(columns[None])[0], weight @ weight.T, self.width)
 
 
-class _FewRows:
+class _FewRows(_State):
     """The same where the covariance is FᵀF of fewer rows F (n, p) than columns: of M there is A = (FFᵀ + λI)⁻¹ F alone.
 
     M = (I − FᵀA) / λ (Woodbury 1950), and W̃ is W on what is kept and W_D F_Dᵀ A for what the columns D said that are
@@ -69,11 +77,10 @@ class _FewRows:
     """
 
     def __init__(self, problem: Problem, rows: Few) -> None:
-        self.problem, self.width = problem, problem.columns.shape[1]
-        self._others, self._all = problem.kept(()), rows.root
+        super().__init__(problem)
+        self._all = rows.root
 
     def restart(self, units: Tensor) -> None:
-        """See `_State`."""
         kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
         factor, rows = self.problem.factor, self._all[:, kept]
         gone = factor @ self._all.T - factor[:, kept] @ rows.T  # (r, n)
@@ -83,7 +90,7 @@ class _FewRows:
         self.weight = torch.addmm(factor[:, kept].T, self.answer.T, gone.T)
 
     def remove(self, rows: Tensor) -> None:
-        columns = _columns(rows, self.width).reshape(-1)
+        columns = self.columns(rows).reshape(-1)
         across = self.rows[:, columns].T @ self.answer  # (m b, p)
         own = torch.eye(len(columns), dtype=across.dtype)
         solved = torch.linalg.solve(own - across[:, columns], torch.cat([across, own], 1))
@@ -93,28 +100,12 @@ class _FewRows:
         self.weight[columns] -= inverse.T @ of_gone
         self.answer.addmm_(self.answer[:, columns], pulled)
 
-    def costs(self, rows: Tensor) -> Tensor:
-        at = _columns(rows, self.width)
-        own = torch.einsum("nmb,nmc->mbc", self.rows[:, at], self.answer[:, at])
-        return block_costs(self._inverse(own), self.weight[at])
-
-    def part(self, rows: Tensor) -> _Part:
-        columns = _columns(rows, self.width).reshape(-1)
-        weight = self.weight[columns]
-        inverse = self._inverse(self.rows[:, columns].T @ self.answer[:, columns])
-        return _Part(inverse, weight @ weight.T, self.width)
-
-    def _inverse(self, product: Tensor) -> Tensor:
-        """(…, q, q) of M, from that of FᵀA."""
-        return (torch.eye(product.shape[-1], dtype=product.dtype) - product) / self.problem.ridge
+    def own(self, at: Tensor) -> Tensor:
+        product = torch.einsum("nmb,nmc->mbc", self.rows[:, at], self.answer[:, at])
+        return (torch.eye(at.shape[1], dtype=product.dtype) - product) / self.problem.ridge
 
 
-def _columns(rows: Tensor, width: int) -> Tensor:
-    """(m, b) the columns of some units, as they lie in M."""
-    return rows[:, None] * width + torch.arange(width)
-
-
-def _state(problem: Problem) -> _State | _FewRows:
+def _state(problem: Problem) -> _State:
     few = problem.total
     return _FewRows(problem, few) if isinstance(few, Few) else _State(problem)
 
