@@ -362,7 +362,7 @@ def less(model: nn.Module, x: Tensor, kind: str | None = None, seed: int = 0) ->
     """Some units of every group of a kind are cut, and the cut is proved."""
     graph = capture(model, x)
     names = [group.name for group in graph.groups if kind in (None, group.kind)]
-    assert names
+    assert names, graph.frozen
     plan = make_plan(graph, trial_units(graph, names, seed))
     small = cut(model, plan)
     verify(model, small, plan, x, graph=graph)
