@@ -164,9 +164,9 @@ def test_by_blocks_it_is_the_same_order_where_every_unit_is_a_candidate(width: i
     np.testing.assert_allclose(more[20:], curve[20:], rtol=0.2, atol=1e-2 * curve[20])
 
 
-@pytest.mark.parametrize("width", [1, 3])
-def test_few_rows_give_the_same_order(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the rows themselves, where they are fewer than the columns."""
+@pytest.mark.parametrize("width", [1, 3, 30])
+def test_few_rows_give_the_same_order_and_path(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the rows themselves, where they are fewer than the columns, or even than those of one unit."""
 
     def asked() -> list[Problem]:
         return [sampled(40, width, 12, others=60, rows=24, seed=seed).problem for seed in range(2)]
@@ -180,6 +180,7 @@ def test_few_rows_give_the_same_order(width: int, monkeypatch: pytest.MonkeyPatc
     found, costs = eliminate_by_blocks(few, 8, 20)
     assert found == order
     np.testing.assert_allclose(costs, curve, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(contribution_gram(few), contribution_gram(group), rtol=1e-5, atol=1e-6)
 
 
 def test_one_column_reads_as_weight_times_fluctuation_times_what_others_cannot_predict() -> None:
@@ -299,6 +300,31 @@ def test_the_held_out_error_is_that_of_refits_applied_to_the_rows(folds: int, un
     assert Judge([one.problem for one in group])(torch.tensor(units, dtype=torch.long)) == pytest.approx(
         found, abs=1e-14
     )
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_few_rows_are_judged_the_same(folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what they predict of each other."""
+
+    def asked() -> list[Problem]:
+        return [sampled(9, 3, others=8, folds=folds, rows=30, seed=seed).problem for seed in range(3)]
+
+    plain = Judge(asked())
+    monkeypatch.setattr("actprune.stats.moments.LONG", 1)
+    monkeypatch.setattr("actprune.stats.moments.FEW", 1)
+    group = asked()
+    assert all(isinstance(fold, Few) for problem in group for fold in (problem.total, *problem.folds))
+    few = Judge(group)
+    for units in ([0, 3, 4, 8], [], list(range(9))):
+        assert few(units) == pytest.approx(plain(units), rel=1e-6, abs=1e-12)
+
+
+def test_outputs_that_count_for_nothing_are_left_out() -> None:
+    problem = sampled(5, 2, o=4, others=2).problem
+    less = problem.with_rows(problem.rows * torch.tensor([1, 0, 1, 0]))
+    assert less.factor.shape[0] == 2
+    weighted = problem.weight.T @ (problem.weight * less.rows[:, None])
+    torch.testing.assert_close(less.factor.T @ less.factor, weighted)
 
 
 def test_many_consumers_are_judged_on_fewer_folds_each_on_others() -> None:

@@ -19,23 +19,29 @@ from actprune.guidance.problem import Problem, block_costs, inverse_of, traces
 from actprune.stats.moments import Few
 
 WIDE = 2048
-"""Groups that have more columns in one of their consumers are ranked so, if they have many units."""
+"""Groups that have more columns in one of their consumers are ranked so, if they have many units or few rows."""
 
 REMOVED, CANDIDATES = 64, 160
 """Units of one column; of units of b columns √b times fewer."""
 
+ALONE = 64
+"""Units of so many columns are taken out one by one: their part of the inverse would be as large as the whole."""
+
 
 def by_blocks(group: Sequence[Problem]) -> bool:
     """Whether a group is ranked so."""
-    return any(len(p.columns) > CANDIDATES and p.columns.numel() > WIDE for p in group)
+    wide = [p for p in group if p.columns.numel() > WIDE]
+    return any(len(p.columns) > CANDIDATES or isinstance(p.total, Few) for p in wide)
 
 
 class _State:
-    """One consumer: the inverse M over the columns of the units that are there, then those of none, and W̃ᵀ."""
+    """One consumer: the inverse M over the columns of the units that are there, then those of none, and W̃ᵀ; and what
+    each unit costs that has nothing to do with the others."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.width = problem, problem.columns.shape[1]
         self._others = problem.kept(())
+        self._alone = torch.zeros(len(problem.columns), dtype=torch.float64)
 
     def restart(self, units: Tensor) -> None:
         """Compute everything afresh with only `units`; they are rows 0, 1, … from now on."""
@@ -43,6 +49,7 @@ class _State:
         self.inverse = inverse_of(self.problem.gram[kept][:, kept])
         target = self.problem.factor @ self.problem.gram[:, kept]
         self.weight = self.inverse @ target.T
+        self.alone = self._alone[units]
 
     def remove(self, rows: Tensor) -> None:
         columns = self.columns(rows).reshape(-1)
@@ -61,12 +68,12 @@ class _State:
 
     def costs(self, rows: Tensor) -> Tensor:
         at = self.columns(rows)
-        return block_costs(self.own(at), self.weight[at])
+        return block_costs(self.own(at), self.weight[at]) + self.alone[rows]
 
     def part(self, rows: Tensor) -> _Part:
         columns = self.columns(rows).reshape(-1)
         weight = self.weight[columns]
-        return _Part(self.own(columns[None])[0], weight @ weight.T, self.width)
+        return _Part(self.own(columns[None])[0], weight @ weight.T, self.width, self.alone[rows])
 
 
 class _FewRows(_State):
@@ -74,20 +81,39 @@ class _FewRows(_State):
 
     M = (I − FᵀA) / λ (Woodbury 1950), and W̃ is W on what is kept and W_D F_Dᵀ A for what the columns D said that are
     gone. When the columns g go, A gains A_g T⁻¹ F_gᵀA with T = I − F_gᵀA_g.
+
+    A unit of more columns than rows is turned so that all its rows lie in its first n columns, and the others are let
+    go: no unit can stand in for those, and they cost λ‖w‖².
     """
 
     def __init__(self, problem: Problem, rows: Few) -> None:
         super().__init__(problem)
-        self._all = rows.root
+        self._all, self._factor, self._units = rows.root, problem.factor, problem.columns
+        if len(self._all) < self.width:
+            self._turn()
+
+    def _turn(self) -> None:
+        rows, factor, units = self._all, self._factor, self._units
+        turns = torch.linalg.qr(rows[:, units].permute(1, 2, 0)).Q  # (units, b, n)
+        turned = [torch.einsum("xub,ubn->xun", x[:, units], turns) for x in (rows, factor)]
+        gone = factor[:, units].square().sum((0, 2)) - turned[1].square().sum((0, 2))
+        self._alone = self.problem.ridge * gone.clamp_min(0.0)
+        self._all, self._factor = (
+            torch.cat([own.flatten(1), x[:, self._others]], 1) for own, x in zip(turned, (rows, factor), strict=True)
+        )
+        self.width = len(rows)
+        self._units = torch.arange(units.shape[0] * self.width).view(-1, self.width)
+        self._others = torch.arange(self._units.numel(), self._all.shape[1])
 
     def restart(self, units: Tensor) -> None:
-        kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
-        factor, rows = self.problem.factor, self._all[:, kept]
+        kept = torch.cat([self._units[units].reshape(-1), self._others])
+        factor, rows = self._factor, self._all[:, kept]
         gone = factor @ self._all.T - factor[:, kept] @ rows.T  # (r, n)
         small = rows @ rows.T
         small.diagonal().add_(self.problem.ridge)
         self.rows, self.answer = rows, torch.cholesky_solve(rows, torch.linalg.cholesky(small))
         self.weight = torch.addmm(factor[:, kept].T, self.answer.T, gone.T)
+        self.alone = self._alone[units]
 
     def remove(self, rows: Tensor) -> None:
         columns = self.columns(rows).reshape(-1)
@@ -117,12 +143,12 @@ class _Part:
     is not needed.
     """
 
-    def __init__(self, inverse: Tensor, products: Tensor, width: int) -> None:
-        self.inverse, self.products, self.width = inverse, products, width
+    def __init__(self, inverse: Tensor, products: Tensor, width: int, alone: Tensor) -> None:
+        self.inverse, self.products, self.width, self.alone = inverse, products, width, alone
 
     def costs(self) -> Tensor:
         """(c,) of each candidate."""
-        return traces(self._own(self.inverse), self._own(self.products))
+        return traces(self._own(self.inverse), self._own(self.products)) + self.alone
 
     def remove(self, j: int) -> None:
         m, g, own = self.inverse, self.products, slice(j * self.width, (j + 1) * self.width)
@@ -144,7 +170,8 @@ def eliminate_by_blocks(
 ) -> tuple[list[int], list[float]]:
     """As `greedy.eliminate`: units from the most important to the first removed, and the curve."""
     states = [_state(problem) for problem in group]
-    fewer = ceil(sqrt(max(state.width for state in states)))
+    widest = max(state.width for state in states)
+    fewer = ceil(sqrt(widest)) if widest < ALONE else max(removed_at_once, candidates)
     removed_at_once, candidates = max(removed_at_once // fewer, 1), max(candidates // fewer, 1)
     alive = torch.arange(group[0].columns.shape[0])
     removed: list[int] = []

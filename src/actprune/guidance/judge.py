@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actprune.guidance.problem import Problem
-from actprune.stats.moments import Moments
+from actprune.stats.moments import Few, Moments
 
 REFITS = 10
 """A support is judged by so many refits at least, where there are as many: a group with many consumers by each of
@@ -26,16 +26,72 @@ class Judge:
 
     def __init__(self, group: Sequence[Problem]) -> None:
         each = ceil(REFITS / max(len(group), 1))
-        self._splits = [(problem, _splits(problem, i, each)) for i, problem in enumerate(group)]
-        self._variance = sum(len(splits) * problem.variance for problem, splits in self._splits)
+        self._courts = [_court(problem, i, each) for i, problem in enumerate(group)]
+        judged = (min(each, len(problem.folds)) for problem in group)
+        self._variance = sum(count * problem.variance for count, problem in zip(judged, group, strict=True))
 
     def __call__(self, units: Sequence[int] | Tensor) -> float:
-        error = 0.0
-        for problem, splits in self._splits:
-            kept = problem.kept(units)
-            total = _part(problem.total.scatter, kept)
-            error += sum(_lost(split, total, problem.ridge, kept) for split in splits)
+        error = sum(court.lost(units) for court in self._courts)
         return max(error, 0.0) / max(self._variance, 1e-30)
+
+
+def _court(problem: Problem, first: int, count: int) -> _Court | _FewRows:
+    """One consumer, judged on `count` of its folds, from the `first` one on and round."""
+    held = [(first + i) % len(problem.folds) for i in range(min(count, len(problem.folds)))]
+    few = [fold for fold in problem.folds if isinstance(fold, Few)]
+    if len(few) == len(problem.folds) and isinstance(problem.total, Few):
+        return _FewRows(problem, few, held)
+    return _Court(problem, held)
+
+
+class _Court:
+    """By the moments of the folds."""
+
+    def __init__(self, problem: Problem, held: Sequence[int]) -> None:
+        self.problem, self.splits = problem, _splits(problem, [problem.folds[i] for i in held])
+
+    def lost(self, units: Sequence[int] | Tensor) -> float:
+        kept = self.problem.kept(units)
+        total = _part(self.problem.total.scatter, kept)
+        return sum(_lost(split, total, self.problem.ridge, kept) for split in self.splits)
+
+
+class _FewRows:
+    """By the rows themselves, where they are fewer than the columns.
+
+    With Z the rows, K the columns that are kept and D the others, the refit on the m rows a predicts of the rows h
+
+        Z_D F_Dᵀ ≈ Z_K,h Z_K,aᵀ (Z_K,a Z_K,aᵀ + m λ I)⁻¹ Z_D,a F_Dᵀ,
+
+    all less the mean of a: the refit's dual form (Saunders, Gammerman and Vovk 1998, Ridge Regression Learning
+    Algorithm in Dual Variables). The products of the rows serve all folds.
+    """
+
+    def __init__(self, problem: Problem, folds: Sequence[Few], held: Sequence[int]) -> None:
+        self.problem, self.factor, self.ridge = problem, problem.factor, problem.ridge
+        fold = torch.repeat_interleave(torch.tensor([one.count for one in folds]))
+        self.held = [fold == i for i in held]
+        mean = problem.total.mean
+        self.rows = torch.cat([one.rows.double() + (one.mean - mean) for one in folds])
+        self.products = self.rows @ self.rows.T
+
+    def lost(self, units: Sequence[int] | Tensor) -> float:
+        gone = torch.ones(self.rows.shape[1], dtype=torch.bool)
+        gone[self.problem.kept(units)] = False
+        rows = self.rows[:, gone]
+        kept, said = self.products - rows @ rows.T, rows @ self.factor[:, gone].T  # (N, N), (N, r)
+        return sum(self._unpredicted(kept, said, held) for held in self.held)
+
+    def _unpredicted(self, kept: Tensor, said: Tensor, held: Tensor) -> float:
+        """The mean square, over the rows that are held out, of what the others don't predict."""
+        rest = held if bool(held.all()) else ~held  # one fold judges itself
+        own = kept[:, rest] - kept[:, rest].mean(1, keepdim=True)
+        own -= own[rest].mean(0)  # (N, m) centred on the others on both sides
+        said = said - said[rest].mean(0)
+        inner = own[rest]
+        inner.diagonal().add_(self.ridge * len(inner))
+        found = own[held] @ torch.cholesky_solve(said[rest], torch.linalg.cholesky(inner))
+        return float((said[held] - found).square().sum()) / int(held.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +116,12 @@ class _Split:
     whole: float
 
 
-def _splits(problem: Problem, first: int, count: int) -> list[_Split]:
-    """Of `count` folds, from the `first` one on and round.
-
-    The others' moments are the total's less the fold's, so no merged scatter is ever held.
-    """
-    total, factor, folds = problem.total, problem.factor, problem.folds
+def _splits(problem: Problem, folds: Sequence[Moments]) -> list[_Split]:
+    """Of these folds. The others' moments are the total's less the fold's, so no merged scatter is ever held."""
+    total, factor = problem.total, problem.factor
     every = factor @ total.scatter
     found: list[_Split] = []
-    for fold in [folds[(first + i) % len(folds)] for i in range(min(count, len(folds)))]:
+    for fold in folds:
         rest = total.count - fold.count
         shift = (fold.mean - total.mean) * (total.count / max(rest, 1))
         moved = torch.outer(factor @ shift, shift)

@@ -18,11 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from actprune.guidance.problem import Problem
+from actprune.stats.moments import Few
 
 MAX_UNITS = 1024
 """Groups wider than this go without the path, which grows with the cube of the width."""
+
+TOGETHER = 10_000_000
+"""Contributions of units to outputs that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,27 @@ def contribution_gram(group: Sequence[Problem]) -> NDArray[np.float64]:
     n = group[0].columns.shape[0]
     total = torch.zeros(n, n, dtype=torch.float64)
     for problem in group:
-        flat = problem.columns.reshape(-1)
-        weight = problem.weight[:, flat]
-        product = problem.total.covariance[flat][:, flat] * (weight.T @ (weight * problem.rows[:, None]))
-        b = problem.columns.shape[1]
-        total += product.reshape(n, b, n, b).sum((1, 3))
+        few, b = problem.total, problem.columns.shape[1]
+        total += _of_rows(problem, few.root) if isinstance(few, Few) and few.count < b**2 else _of_covariance(problem)
     return ((total + total.T) / 2).numpy()
+
+
+def _of_covariance(problem: Problem) -> Tensor:
+    flat, (n, b) = problem.columns.reshape(-1), problem.columns.shape
+    weight = problem.weight[:, flat]
+    product = problem.total.covariance[flat][:, flat] * (weight.T @ (weight * problem.rows[:, None]))
+    return product.reshape(n, b, n, b).sum((1, 3))
+
+
+def _of_rows(problem: Problem, rows: Tensor) -> Tensor:
+    """From the contributions themselves, which is less work where the rows are fewer than a unit's columns squared."""
+    units, outputs = problem.columns, len(problem.matrix)
+    weight = (problem.weight * problem.rows.sqrt()[:, None])[:, units]  # (outputs, n, b)
+    total = torch.zeros(len(units), len(units), dtype=torch.float64)
+    for some in rows.split(max(TOGETHER // (len(units) * outputs), 1)):
+        contributions = torch.einsum("xub,rub->uxr", some[:, units], weight).flatten(1)
+        total += contributions @ contributions.T
+    return total
 
 
 def lasso_path(gram: NDArray[np.float64]) -> Path:

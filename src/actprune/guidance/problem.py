@@ -94,7 +94,8 @@ class Problem:
         Without the columns of constant inputs: whatever their weight, they only add to the bias, and λ must not
         make them dear.
         """
-        weighted = torch.where(self.total.varies, self.weight, 0.0) * self.rows.sqrt()[:, None]
+        told = self.rows > 0
+        weighted = torch.where(self.total.varies, self.weight[told], 0.0) * self.rows[told].sqrt()[:, None]
         if weighted.shape[0] <= weighted.shape[1]:
             return weighted
         return torch.linalg.qr(weighted, mode="r").R  # a vocabulary has many more outputs than columns
