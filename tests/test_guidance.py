@@ -20,7 +20,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError
 from actprune.guidance import greedy, ranking
 from actprune.guidance import guide as guiding
-from actprune.guidance.blocks import eliminate_by_blocks
+from actprune.guidance.blocks import eliminate_by_blocks, greedy_order
 from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
@@ -178,6 +178,10 @@ def test_few_rows_give_the_same_order_and_path(width: int, monkeypatch: pytest.M
     assert all(isinstance(problem.total, Few) for problem in few)
     order, curve = eliminate_by_blocks(group, 8, 20)
     found, costs = eliminate_by_blocks(few, 8, 20)
+    assert found == order
+    np.testing.assert_allclose(costs, curve, rtol=1e-5, atol=1e-9)
+    order, curve = eliminate(group)
+    found, costs = greedy_order(few)
     assert found == order
     np.testing.assert_allclose(costs, curve, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(contribution_gram(few), contribution_gram(group), rtol=1e-5, atol=1e-6)

@@ -56,8 +56,7 @@ class Near:
         collected: numbers that these equations may take; consumers beyond them pass over the samples.
         around: that network; None: the dense one.
         shared: `shared_equations` of these samples, which are the same for every network; None: gathered here.
-        ridges: λ as other networks found it, see `State`; what it lacks is added. Where there are rounds every network
-            finds its own.
+        ridges: λ as other networks found it, see `State`; what it lacks is added.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Near:
         self.layers = {site.node: site for site in graph.sites if site.kind in LAYERS}
         self.refitted = {site.weight for site in graph.sites if site.kind in (*LAYERS, "recurrent", "stacked")}
         self.shared: Mapping[str, Equations] = {}
-        self.ridges = None if rounds else {} if ridges is None else ridges  # small networks have the time
+        self.ridges: Chosen = {} if ridges is None else ridges
         if method not in (None, "none"):
             solved = method == "least_squares"
             if shared is None:

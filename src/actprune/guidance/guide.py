@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actprune.guidance.blocks import greedy_order
 from actprune.guidance.exchange import swap
-from actprune.guidance.greedy import eliminate
 from actprune.guidance.judge import Judge
 from actprune.guidance.problem import Problem, widest
 from actprune.stats.room import JUDGED_COLUMNS
@@ -132,7 +132,7 @@ class Guide:
         """The greedy order where some of what the consumers make is cut; it serves every width."""
         key = (name, tuple(sorted(decided.items())))
         if key not in self._orders:
-            self._orders[key] = eliminate(group)[0]
+            self._orders[key] = greedy_order(group)[0]
         return self._orders[key]
 
     def _choose(self, name: str, k: int, decided: Mapping[str, tuple[int, ...]], quick: bool) -> Choice:

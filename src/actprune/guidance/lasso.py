@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,10 +43,14 @@ class Path:
     alphas: NDArray[np.float64]
     betas: NDArray[np.float64]
 
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(m,) units at each penalty."""
+        return (self.betas > 0).sum(0)
+
     def support(self, k: int) -> list[int] | None:
         """The units of the first point of the path with exactly k of them, or None."""
-        counts = (self.betas > 0).sum(0)
-        hits = np.flatnonzero(counts == k)
+        hits = np.flatnonzero(self.counts == k)
         return None if hits.size == 0 else [int(u) for u in np.flatnonzero(self.betas[:, hits[0]] > 0)]
 
     def order(self) -> list[int]:
@@ -56,7 +61,7 @@ class Path:
 
     def guide(self, k: int) -> NDArray[np.float64]:
         """(n,) the factors β at the first point of the path with at least k units: the pruning guide."""
-        hits = np.flatnonzero((self.betas > 0).sum(0) >= k)
+        hits = np.flatnonzero(self.counts >= k)
         return self.betas[:, hits[0] if hits.size else -1]
 
 

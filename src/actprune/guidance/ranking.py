@@ -11,7 +11,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import PlanError
-from actprune.guidance.blocks import by_blocks, eliminate_by_blocks
+from actprune.guidance.blocks import greedy_order
 from actprune.guidance.greedy import eliminate
 from actprune.guidance.guide import GroupGuide, Guide
 from actprune.guidance.judge import Judge
@@ -139,7 +139,7 @@ def _answer(ask: _Question, criterion: str) -> _Answer | None:
 
 
 def _searched(group: Sequence[Problem], order: Sequence[int] | None = None) -> _Answer:
-    found, curve = eliminate_by_blocks(group) if order is None and by_blocks(group) else eliminate(group, order)
+    found, curve = greedy_order(group) if order is None else eliminate(group, order)
     return _Answer(tuple(found), curve=curve)
 
 
