@@ -230,6 +230,70 @@ def test_modes_and_hooks_stay() -> None:
     assert seen == [1]
 
 
+class Closing(nn.Module):
+    """Functions that refer to the model: a lambda over its modules as in minGPT, one by a default, and a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mlp = nn.ModuleDict({"fc": nn.Linear(6, 8), "proj": nn.Linear(8, 6)})
+        mlp, self.features = self.mlp, dict[str, Tensor]()
+        run = lambda x: mlp.proj(torch.tanh(mlp.fc(x)))  # noqa: E731
+        self.mlpf = lambda x: x + run(x)
+        self.out, self.side = nn.Linear(6, 10), nn.Linear(10, 3)
+        self.last = lambda x, *, side=self.side: side(x)
+        self.out.register_forward_hook(self.keep("out"))
+
+    def keep(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.features[name] = output
+
+        return hook
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.out(self.mlpf(x))
+        return self.last(torch.relu(self.features["out"]))
+
+
+def test_functions_that_close_over_the_model_run_the_cut_one() -> None:
+    model, x = Closing().eval(), torch.randn(4, 6)
+    before = model(x)
+    kept = model.features["out"]
+    graph = capture(model, x)
+    assert [g.name for g in graph.groups] == ["mlp.fc", "out"]
+    small = smaller(model, random_plan(graph))
+    assert (small.mlp.fc.out_features, small.out.out_features) == (4, 5)
+    small(x).sum().backward()
+    assert small.mlp.fc.weight.grad is not None and model.mlp.fc.weight.grad is None
+    assert small.features["out"].shape == (4, 5) and model.features["out"] is kept
+    assert torch.equal(model(x), before)
+
+
+def test_a_function_that_calls_itself_and_one_without_a_value_are_copied() -> None:
+    class Calling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
+
+            def run(x: Tensor, times: int) -> Tensor:
+                return self.fc1(x) if times == 0 else run(x, times - 1).tanh()
+
+            def unused() -> Any:
+                return missing, self  # pyright: ignore[reportPossiblyUnbound]
+
+            self.run, self.unused = run, unused
+            if not self.fc1:
+                missing = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.run(x, 2))
+
+    model = Calling().eval()
+    small = smaller(model, make_plan(capture(model, torch.randn(4, 6)), {"fc1": [1, 2, 6]}))
+    assert small.run is not model.run and small.unused is not model.unused
+    assert small(torch.randn(2, 6)).shape == (2, 3)
+
+
 def test_a_subclass_with_its_own_idea_of_sizes_keeps_it() -> None:
     class Packed(nn.Linear):
         """Says it has as many features as the user thinks, not as many as its weight."""

@@ -6,7 +6,6 @@ layer whose outputs nothing else reads, both go into its weight and bias.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError, EquivalenceError
+from actprune.graph.keep import copied
 from actprune.graph.program import Program, named_arguments, op_name, shape
 from actprune.graph.rebuilt import name_of
 from actprune.graph.trace import call_arguments, trace
@@ -87,7 +87,7 @@ def fold(model: nn.Module, example_inputs: Any, *, channels_last: bool | str = "
             where="fold(channels_last=…)",
             hint='"auto" measures which layout is faster',
         )
-    folded = copy.deepcopy(model).eval()
+    folded = copied(model).eval()
     args, kwargs = call_arguments(folded, example_inputs)
     with torch.no_grad():
         if isinstance(folded, fx.GraphModule) and any(_is_norm(node) for node in folded.graph.nodes):
@@ -205,7 +205,7 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def _check_same(model: nn.Module, folded: nn.Module, args: Any, kwargs: Any) -> None:
-    reference = copy.deepcopy(model).eval()
+    reference = copied(model).eval()
     sides = [pytree.tree_leaves(network(*args, **kwargs)) for network in (reference, folded)]
     error = relative_error(*([x for x in side if isinstance(x, Tensor) and x.is_floating_point()] for side in sides))
     if error > TOLERANCE:
@@ -223,7 +223,7 @@ def _laid_out(model: nn.Module, args: Any, kwargs: Any, channels_last: bool | st
     """`model` with its kernels channels last, or as it is."""
     if channels_last is False or not any(p.dim() == 4 for p in model.parameters()):
         return model
-    moved: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    moved: nn.Module = copied(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if channels_last is True:
         return moved
     device = next(model.parameters()).device

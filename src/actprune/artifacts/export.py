@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import new_file
 from actprune.errors import ArtifactError
+from actprune.graph.keep import copied
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.trace import call_arguments
 from actprune.proof.compare import relative_error
@@ -42,7 +42,7 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
     place = Path(path)
     if place.suffix not in FORMATS:
         raise _failed(place, f"a name that ends in {' or '.join(FORMATS)}", repr(place.suffix), "choose one of them")
-    plain = copy.deepcopy(model).eval()
+    plain = copied(model).eval()
     args, kwargs = call_arguments(plain, example_inputs)
     # of a graph, torch.export takes them in the order of the graph's inputs, whatever their names
     kwargs = {name: kwargs[name] for name in inspect.signature(plain.forward).parameters if name in kwargs} | kwargs

@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from actprune.errors import UnsupportedModelError
+from actprune.graph.closures import Rebound
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
 
@@ -126,13 +128,28 @@ def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     for tensor in tensors:
         if id(tensor) not in known and is_mapped(tensor):
             known[id(tensor)] = _as_held(tensor.detach() if sharing else copied_values(tensor), tensor)
-    return copy.deepcopy(model, known)
+    return _deep_copy(model, known)
 
 
 def twin(model: nn.Module) -> nn.Module:
     """A copy of the modules around the memory of the model's own tensors, to be rearranged and run in its place."""
     tensors = [value for value in held_values(model) if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(tensor): _as_held(tensor.detach(), tensor) for tensor in tensors})
+    return _deep_copy(model, {id(tensor): _as_held(tensor.detach(), tensor) for tensor in tensors})
+
+
+def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
+    """Hooks, and functions among the attributes, are the copy's own: they run its modules.
+
+    Args:
+        known: id of an object → what is to stand for it in the copy.
+    """
+    made = copy.deepcopy(model, known)
+    rebound = Rebound(known)  # by now it knows of every object that was copied
+    for box, entries in _held(made):
+        for key, value in entries.items():
+            if isinstance(value, FunctionType) and (own := rebound(value)) is not value:
+                box[key] = own
+    return made
 
 
 def copied_by(how: Callable[[nn.Module], nn.Module], model: nn.Module, where: str, hint: str) -> nn.Module:

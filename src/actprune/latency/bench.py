@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.errors import BudgetError
-from actprune.graph.keep import preserved
+from actprune.graph.keep import copied, preserved
 from actprune.graph.program import Program
 from actprune.latency.hooks import unwatched
 from actprune.latency.timing import call_ms, side_by_side
@@ -100,7 +99,7 @@ class Bench:
             quick: for figures that nothing is decided by.
         """
         args, kwargs = self.inputs
-        placed = [self.setting.laid_out(copy.deepcopy(m)) if self.setting.moves else m for m in models]
+        placed = [self.setting.laid_out(copied(m)) if self.setting.moves else m for m in models]
         with ExitStack() as stack:
             for model in placed:
                 stack.enter_context(preserved(model))
