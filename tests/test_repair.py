@@ -546,6 +546,33 @@ SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Chunked(nn.Module):
+    """Heads that each take a slice of the stream, as many entries as one attribute says (RetNet, for example)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.size = 4
+        self.embed = nn.Linear(5, 12)
+        self.heads = nn.ModuleList(nn.Linear(4, 6) for _ in range(3))
+        self.out, self.head = nn.Linear(18, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.embed(x))
+        y = [head(x[:, i * self.size : (i + 1) * self.size]) for i, head in enumerate(self.heads)]
+        return self.head(x + self.out(torch.cat(y, 1).relu()))
+
+
+def test_slices_of_one_length_are_tied() -> None:
+    model, x = Chunked().eval(), torch.randn(6, 5)
+    graph = capture(model, x)
+    assert sorted(g.width for g in graph.groups) == [4, 6, 6, 6]  # the slices are one group, the heads one each
+    plan = make_plan(graph, {g.name: range(1, g.width) for g in graph.groups})
+    small = cut(model, plan)
+    assert (small.size, small.embed.out_features, small.heads[0].in_features) == (3, 9, 3)
+    verify(model, small, plan, x, graph=graph)
+
+
 class Gathering(nn.Module):
     """Messages are summed into zeros of the shape of the nodes' own state."""
 

@@ -131,14 +131,17 @@ class _Solver:
     def _ties(self, i: int, rivals: Iterable[int]) -> frozenset[tuple[int, int]]:
         """Pairs of groups that would fit if both kept the same units: they are the same number in the class.
 
-        So is a size that is read off another tensor, as in `torch.zeros(h.shape)`, with the one that it is read off.
+        So is a size that is read off another tensor, as in `torch.zeros(h.shape)`, with the one that it is read off,
+        and so are the parts of a tensor that slices of a number's length take one after the other.
         """
         use = self.sizes.uses[i]
         own, attributes = self.at.lone(use), {leaf for leaf in variables(use.expr) if leaf[0] == "attr"}
         read = {j for leaf in attributes for j in self.reading[self._variable(use, leaf)]}
         same = [j for j in read if self.sizes.uses[j].expr == use.expr]
         others = {self.at.lone(self.sizes.uses[j]) for j in (*rivals, *same)} | {self.at.lone_read(use)}
+        parts = self.at.equal_parts(use) if attributes else []
         pairs = [(own, other) for other in others if own is not None and other is not None and other.key != own.key]
+        pairs += [(parts[0], part) for part in parts if part.key != parts[0].key]
         return frozenset((a.key, b.key) for a, b in pairs if a.size == b.size)
 
     # -- what each size is, and should be ----------------------------------------------------------

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Axis, Indices, Leaf, blocks, leaves, place_after, positions, size
+from actprune.axes.expr import Axis, Concat, Indices, Leaf, blocks, leaves, place_after, positions, size
 from actprune.axes.site import Dims
 from actprune.graph.numbers import evaluate, variables, with_value
 from actprune.graph.sizes import SizeUse
@@ -65,6 +67,16 @@ class Targets:
 
     def _cut(self, axis: Axis | None) -> Leaf | None:
         return axis if isinstance(axis, Leaf) and axis.key in self.kept else None
+
+    def equal_parts(self, use: SizeUse) -> list[Leaf]:
+        """The leaves in front of a bound, where all have one size: in `x[:, i * n : (i + 1) * n]`, n units each."""
+        axis = self.axis(use.role[1], use.role[2]) if use.role[0] == "bound" else None
+        if not isinstance(axis, Concat):
+            return []
+        ends = np.cumsum([size(part) for part in axis.parts])
+        parts = [part for part, end in zip(axis.parts, ends, strict=True) if end <= use.value]
+        found = [leaf for part in parts if (leaf := self._cut(part)) is not None and leaf.size == size(parts[0])]
+        return found if len(found) == len(parts) else []
 
     def own_keys(self, use: SizeUse) -> set[int]:
         """Those of the dimension that a size speaks of, or of the shapes that a number is computed from."""
