@@ -852,3 +852,24 @@ def test_a_model_built_once_more_in_the_session_is_loaded(tmp_path: Path) -> Non
     np.testing.assert_allclose(found.predict(x, verbose=0), result.model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
     with pytest.raises(ArtifactError, match="another architecture"):
         actprune.load(tmp_path / "run", build(12))
+
+
+def test_shapes_that_a_model_built_once_more_writes_down_are_changed(tmp_path: Path) -> None:
+    """They have no weights, whose names would tell: `reshape_4` is what `reshape` was. One of them stays as it is."""
+
+    def build() -> Any:
+        x = images = keras.Input((4, 4, 3))
+        x = kl.Conv2D(8, 3, padding="same", activation="relu")(x)
+        gate = kl.Reshape((1, 1, 8))(kl.GlobalAveragePooling2D()(x))
+        x = kl.Multiply()([x, kl.Dense(8, activation="sigmoid")(kl.Dense(4, activation="relu")(gate))])
+        x = keras.ops.reshape(x, (-1, 16, 8))
+        x = kl.Reshape((16, 10))(kl.Dense(10, activation="relu")(x))
+        return keras.Model(images, kl.Reshape((3, 1))(kl.Dense(3)(kl.GlobalMaxPooling1D()(x))))
+
+    x = np.random.default_rng(0).normal(size=(32, 4, 4, 3)).astype("float32")
+    result = actprune.prune(build(), x, keep="macs=50%", method="l2")
+    result.save(tmp_path / "run")
+    found = actprune.load(tmp_path / "run", build())
+    np.testing.assert_allclose(found.predict(x, verbose=0), result.model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    again = actprune.prune(found, x, keep="macs=60%", method="l2")
+    assert again.model.count_params() < found.count_params()

@@ -17,6 +17,7 @@ from actprune.deployment import fold as fold_network
 from actprune.errors import DataError, UnsupportedModelError
 from actprune.keras3.backend import is_keras, keras_on_torch
 from actprune.keras3.data import Batches
+from actprune.keras3.files import written_names
 from actprune.keras3.network import KerasNetwork
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
@@ -113,7 +114,12 @@ def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
             tampered with or foreign. Nothing in the files has been executed.
         UnsupportedModelError: the model can't be copied.
     """
-    found: Any = load_network(folder, as_network(model), example_inputs)
+    network = as_network(model)
+    if isinstance(
+        network, KerasNetwork
+    ):  # layers without weights, whose numbers a plan may change, are in no other file
+        network = network.named_for(written_names(Path(folder) / MODEL))
+    found: Any = load_network(folder, network, example_inputs)
     return found.model if isinstance(found, KerasNetwork) else found
 
 
@@ -145,9 +151,8 @@ def training_of(finetune: SGD | Callable[[Any], Any] | None) -> SGD | Callable[[
 
     def train(network: KerasNetwork) -> KerasNetwork:
         returned = finetune(network.model)
-        return KerasNetwork(
-            returned if isinstance(returned, keras_on_torch().Model) else network.model, like=network.places
-        )
+        trained = returned if isinstance(returned, keras_on_torch().Model) else network.model
+        return KerasNetwork(trained, network.places, network.calls)
 
     return train
 

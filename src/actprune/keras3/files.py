@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -31,6 +34,27 @@ def load_keras(path: str | Path) -> Any:
             where=str(path),
             hint="a model with Lambda layers or classes of your own is given to actprune.prune in Python",
         ) from error
+
+
+def written_names(path: str | Path) -> set[str]:
+    """What the layers of the model in a `.keras` file are called, and calls that are no layers (`keras.ops.reshape`).
+
+    Nothing is made of it. A file that isn't there, or can't be read, has no names.
+    """
+    try:
+        with ZipFile(path) as file:
+            return set(_names(json.loads(file.read("config.json"))))
+    except (OSError, BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError):
+        return set()
+
+
+def _names(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        inner = config.get("config")
+        if "class_name" in config and isinstance(inner, dict) and isinstance(inner.get("name"), str):
+            yield inner["name"]
+    for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _names(part)
 
 
 def load_npz(path: str | Path) -> Any:

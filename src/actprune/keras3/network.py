@@ -29,10 +29,12 @@ class KerasNetwork(Rebuilt):
     Attributes:
         model: the `keras.Model`.
         places: its layers, under the paths that the dense model gave them.
+        calls: what is called in it and is no layer: its own name → the name that the dense model gave it.
     """
 
     model: Any
     places: list[Placed]
+    calls: dict[str, str]
 
     @property
     def called(self) -> str:
@@ -42,10 +44,11 @@ class KerasNetwork(Rebuilt):
     def input_names(self) -> list[str]:
         return [tensor._keras_history.operation.name for tensor in self.model.inputs]
 
-    def __init__(self, model: Any, like: list[Placed] | None = None) -> None:
+    def __init__(self, model: Any, like: list[Placed] | None = None, calls: Mapping[str, str] | None = None) -> None:
         """
         Args:
             like: the layers of the network that `model` was rebuilt from: its own have the names that they have there.
+            calls: those that have another name there, as the attribute.
 
         Raises:
             UnsupportedModelError: Keras doesn't compute with torch, or the model can't be rebuilt from its config.
@@ -65,6 +68,7 @@ class KerasNetwork(Rebuilt):
             )
         vars(self)["model"] = model
         vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like)
+        vars(self)["calls"] = {op.name: op.name for op in operations(model)} | dict(calls or {})
         for place in self.places:
             holder = _module(self, place.path)
             for name, (variable, trainable) in place.variables.items():
@@ -82,20 +86,24 @@ class KerasNetwork(Rebuilt):
     def _named(self) -> Iterator[tuple[str, Any]]:
         """Everything that is called in the model, and its path."""
         yield from ((one.path, one.layer) for one in self.places if one.path)
-        yield from ((op.name, op) for op in operations(self.model))
+        yield from ((self.calls[op.name], op) for op in operations(self.model))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KerasNetwork:
         return self.rebuilt(Plan({}, {}, {}, ""), {})
 
     def rebuilt(self, plan: Plan, tensors: Mapping[str, Tensor]) -> KerasNetwork:
-        made = KerasNetwork(rebuild(self.model, self.places, plan), like=self.places)
+        made = KerasNetwork(rebuild(self.model, self.places, self.calls, plan), self.places, self.calls)
         filled(made.places, self.places, plan, tensors)
         return made.train(self.training)
 
     def named_for(self, names: Iterable[str]) -> KerasNetwork:
-        """Keras numbers the layers of a session: a model that is built once more has `dense_2` for `dense`."""
-        wanted = {part for name in names for part in name.split(".")[:-1]}
-        own = {part for place in self.places for part in place.path.split(".") if part}
+        """Keras numbers the layers of a session: a model that is built once more has `dense_2` for `dense`.
+
+        Args:
+            names: of tensors, `dense.kernel`, or of layers and calls, `dense` and `reshape`.
+        """
+        wanted = {part for name in names for part in name.split(".")[:-1] or [name]}
+        own = {part for place in self.places for part in place.path.split(".") if part} | {*self.calls.values()}
         found = {part: part for part in own}
         for base in {_base(part)[0] for part in own}:
             mine, theirs = (sorted((p for p in parts if _base(p)[0] == base), key=_base) for parts in (own, wanted))
@@ -105,13 +113,13 @@ class KerasNetwork(Rebuilt):
             replace(place, path=".".join(found.get(part, part) for part in place.path.split(".")))
             for place in self.places
         ]
-        return KerasNetwork(self.model, like=made)
+        return KerasNetwork(self.model, made, {name: found[called] for name, called in self.calls.items()})
 
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)
 
     def written(self, graph: Graph) -> Sizes:
-        return written_sizes(self.places, operations(self.model), graph)
+        return written_sizes(self.places, {self.calls[op.name]: op for op in operations(self.model)}, graph)
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

@@ -51,13 +51,16 @@ def _is_described(model: Any) -> bool:
     return type(model) in (keras_on_torch().Sequential, Functional)
 
 
-def rebuild(model: Any, places: Sequence[Placed], plan: Plan) -> Any:
+def rebuild(model: Any, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> Any:
     """The model with smaller layers, compiled as before, its variables not yet filled.
+
+    Args:
+        calls: own name of what is called and is no layer → its name in the plan.
 
     Raises:
         PlanError: a layer can't be built in that size.
     """
-    return _Rebuilding(places, plan).model(model)
+    return _Rebuilding(places, calls, plan).model(model)
 
 
 _WITHIN = (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "backward_layer"), ("cell", "cell"))
@@ -74,8 +77,8 @@ class _Within:
 class _Rebuilding:
     """One rebuild; layers that are shared are made once."""
 
-    def __init__(self, places: Sequence[Placed], plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> None:
+        self.plan, self.calls = plan, calls
         self.paths = {id(place.layer): place.path for place in places}
         self.shapes = {
             place.full(name): tuple(variable.shape)
@@ -186,7 +189,7 @@ class _Rebuilding:
         return config
 
     def _operation(self, operation: Any) -> Any:
-        edits = self.edits.get(operation.name)
+        edits = self.edits.get(self.calls.get(operation.name, operation.name))
         if not edits:
             return operation
         try:

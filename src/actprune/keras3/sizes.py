@@ -24,10 +24,11 @@ _SCALED = {
 """Class → the field that its scale is computed from, and the sublayers whose last output dimension has that size."""
 
 
-def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Graph) -> Sizes:
+def written_sizes(places: Sequence[Placed], operations: Mapping[str, Any], graph: Graph) -> Sizes:
     """The sizes that these layers and calls write down.
 
     Args:
+        operations: the calls that are no layers, by name.
         graph: the capture, whose nodes know the layers that they were called in.
     """
     nodes: dict[str, list[Node]] = {}
@@ -51,8 +52,8 @@ def written_sizes(places: Sequence[Placed], operations: Sequence[Any], graph: Gr
                 field, sources = _SCALED[kind.__name__]
                 uses += _scale(place, field, sources, nodes)
         uses += _directions(place, places)
-    for op in operations:
-        uses += _target_shape(op.name, op, "newshape", nodes.get(op.name, []), 0)
+    for name, op in operations.items():
+        uses += _target_shape(name, op, "newshape", nodes.get(name, []), 0)
     attributes: dict[Any, int] = {
         use.expr: use.value for use in uses if isinstance(use.expr, tuple) and use.expr[0] == "attr"
     }
