@@ -117,7 +117,7 @@ def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
     network = as_network(model)
     if isinstance(
         network, KerasNetwork
-    ):  # layers without weights, whose numbers a plan may change, are in no other file
+    ):  # of layers without weights, whose sizes a plan may change, only this file tells
         network = network.named_for(written_names(Path(folder) / MODEL))
     found: Any = load_network(folder, network, example_inputs)
     return found.model if isinstance(found, KerasNetwork) else found
