@@ -83,8 +83,11 @@ def change_samples(graph: Graph, samples: int) -> int:
 
 
 def is_small(graph: Graph, samples: int) -> bool:
-    """Whether all rounds with all samples would take no more than half of the work that is allowed."""
-    return 2 * ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED) <= WORK
+    """Whether all rounds with all samples would take no more than half of the work that is allowed, and the refits of
+    all networks no more than the whole of it."""
+    runs = ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED)
+    refits = (STARTS + ROUNDS + TRIALS // 2) * _refit_work(graph, FITTED * samples)
+    return 2 * runs <= WORK and refits <= WORK
 
 
 def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
