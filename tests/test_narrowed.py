@@ -14,7 +14,6 @@ from actprune.axes.expr import left_of
 from actprune.compensation import blocks
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.refit import compensate
-from actprune.graph.run import arguments, call
 from actprune.plan import make_plan
 from actprune.rewrite import kept_units
 
@@ -58,7 +57,7 @@ def run_in(graph: Graph, narrow: Narrowed, calls: list[Any], x: Tensor) -> dict[
             if source not in known:
                 name = graph.program.bindings.get(source.name)
                 known[source] = narrow.value(source, x if name is None else graph.program.tensors[name].detach())
-        known[node] = call(node, *arguments(node, known))
+        known[node] = narrow.call(node, known)
     return known
 
 
@@ -86,11 +85,44 @@ def test_a_change_of_what_stays_is_one_of_the_whole() -> None:
     assert int((whole != 0).sum()) == part.numel()
 
 
-@pytest.mark.parametrize("how", [{"view": True}, {"groups": 8}])
-def test_calls_that_name_a_width_stay_as_they_are(how: dict[str, Any]) -> None:
-    graph, _ = graph_of(**how)
-    group = next(group for group in graph.groups if any(site.module == "conv2" for site in group.consumers))
-    kept = kept_units(graph, make_plan(graph, {group.name: [0, 3]}))
+class Grouped(nn.Module):
+    """Two convolutions with a grouped one between them, and a norm of groups behind it."""
+
+    def __init__(self, groups: int, transposed: bool = False, norm: bool = False) -> None:
+        super().__init__()
+        made = nn.ConvTranspose2d if transposed else nn.Conv2d
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+        self.grouped = made(8, 8, 3, padding=1, groups=groups)
+        self.norm, self.head = nn.GroupNorm(4, 8) if norm else nn.Identity(), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.grouped(F.relu(self.conv1(x))))
+        return self.head(self.conv2(F.relu(h)).mean((2, 3)))
+
+
+def read_by(graph: Graph, module: str) -> Any:
+    return next(group for group in graph.groups if any(site.module == module for site in group.consumers))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("groups", "norm"), [(8, False), (4, False), (2, False), (4, True)])
+def test_of_grouped_calls_the_groups_that_stay_are_counted(groups: int, norm: bool, transposed: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 5, 5)
+    graph = capture(Grouped(groups, transposed, norm).eval(), x)
+    cut = read_by(graph, "conv2")
+    kept = kept_units(graph, make_plan(graph, {cut.name: range(cut.width // 2)}))
+    calls = between(graph, "conv1", "conv2")[:-1]
+    narrow = narrowed(graph, kept, calls)
+    dense, found = run_in(graph, WHOLE, calls, x), run_in(graph, narrow, calls, x)
+    last = calls[-1]
+    assert narrow and found[last].shape == narrow.shape(last) and found[last].shape[1] < 8
+    torch.testing.assert_close(found[last], narrow.value(last, dense[last]))
+
+
+def test_calls_that_name_a_width_stay_as_they_are() -> None:
+    graph, _ = graph_of(view=True)
+    kept = kept_units(graph, make_plan(graph, {read_by(graph, "conv2").name: [0, 3]}))
     assert any(left_of(axis, kept) is not None for axis in graph.tensor_axes["conv2.weight"])
     assert not narrowed(graph, kept, between(graph, "conv1", "conv2"))
 

@@ -2,27 +2,36 @@
 
 The cut stream has the dense network's shapes, with zeros in the columns of its readers. That is one way for all
 networks, and a dear one where the derivatives of a few calls are taken again and again. These calls then get only the
-places that stay of whatever they read. Where one of them has a size among its arguments (a reshape), it would not run,
-or give another shape: shapes are tried without data, and the calls stay as they are unless all of them come out right.
+places that stay of whatever they read, and grouped ones the groups that stay. Where one of them has a size among its
+arguments (a reshape), it would not run, or give another shape: shapes are tried without data, and the calls stay as
+they are unless all of them come out right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Indices, left_of
+from actprune.axes.expr import Indices, blocks, left_of, size
 from actprune.axes.site import Dims
-from actprune.graph.program import shape
+from actprune.graph.program import named_arguments, op_name, shape
 from actprune.graph.run import arguments, call
 
 Places = tuple[Tensor | None, ...]
 """For every dimension the indices that stay, or None where all do."""
+
+_GROUPED = {
+    **{f"aten.{op}{d}d.": ("groups", "weight", 0) for op in ("conv", "conv_transpose") for d in (1, 2, 3)},
+    "aten.convolution.": ("groups", "weight", 0),
+    "aten.group_norm.": ("num_groups", "input", 1),
+}
+"""Op → the argument that counts groups, and where they lie: an argument and its dimension, groups outermost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +41,12 @@ class Narrowed:
     Attributes:
         values: call or placeholder → places.
         tensors: tensor of the model → places.
+        groups: call with fewer groups than before → the argument that counts them, and what stays of it.
     """
 
     values: Mapping[Node, Places]
     tensors: Mapping[str, Places]
+    groups: Mapping[Node, Mapping[str, int]]
 
     def __bool__(self) -> bool:
         return bool(self.values or self.tensors)
@@ -47,6 +58,10 @@ class Narrowed:
     def tensor(self, name: str, tensor: Tensor) -> Tensor:
         """What stays of a tensor of the model."""
         return _taken(tensor, self.tensors.get(name, ()))
+
+    def call(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        """What a call makes of what stays of all that it reads."""
+        return _called(node, values, self.groups.get(node))
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """The shape of what stays of the value of a call."""
@@ -66,7 +81,7 @@ class Narrowed:
         return change
 
 
-WHOLE = Narrowed({}, {})
+WHOLE = Narrowed({}, {}, {})
 """The calls as they are."""
 
 
@@ -94,17 +109,43 @@ def narrowed(graph: Graph, kept: Mapping[int, Indices], calls: Sequence[Node]) -
         known[node] = torch.empty(_left(held.shape, places), dtype=held.dtype, device="meta")
     if not values:
         return WHOLE
+    groups = {node: left for node in calls if (left := _groups_left(graph, node, kept))}
     for node in calls:
         expected = known[node].shape
         try:
             with torch.no_grad():
-                found = call(node, *arguments(node, {s: known[s] for s in node.all_input_nodes}))
+                found = _called(node, known, groups.get(node))
         except Exception:  # whatever an operator says of sizes that it was not recorded with
             return WHOLE
         if not isinstance(found, Tensor) or found.shape != expected:
             return WHOLE
         known[node] = found
-    return Narrowed(values, tensors)
+    return Narrowed(values, tensors, groups)
+
+
+def _groups_left(graph: Graph, node: Node, kept: Mapping[int, Indices]) -> Mapping[str, int]:
+    """The argument that counts the groups of a convolution or a norm, and those that stay; nothing where all do."""
+    counted = next((found for op, found in _GROUPED.items() if op_name(node).startswith(op)), None)
+    if counted is None:
+        return {}
+    argument, source, dim = counted
+    given = named_arguments(node)
+    name = graph.program.bindings.get(given[source].name)
+    dims = graph.node_axes.get(given[source].name) if name is None else graph.tensor_axes.get(name)
+    axis = dims[dim] if isinstance(dims, tuple) else None
+    if axis is None or left_of(axis, kept) is None:
+        return {}
+    left = blocks(axis, size(axis) // given[argument], {key: len(units) for key, units in kept.items()})
+    return {} if left == given[argument] else {argument: left}
+
+
+def _called(node: Node, values: Mapping[Node, Any], groups: Mapping[str, int] | None) -> Any:
+    """A call with these values, and with another number of groups where one is given."""
+    args, kwargs = arguments(node, {source: values[source] for source in node.all_input_nodes})
+    if not groups:
+        return call(node, args, kwargs)
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return call(node, (), {**dict(zip(names, args, strict=False)), **kwargs, **groups})
 
 
 def _all_read(calls: Iterable[Node]) -> list[Node]:

@@ -28,7 +28,6 @@ from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
-from actprune.graph.run import arguments, call
 from actprune.stats.patches import output_rows
 
 SAME = 1e-4
@@ -150,7 +149,7 @@ class _Run:
             for source in node.all_input_nodes:
                 if source not in values:
                     values[source] = self.narrow.value(source, self.streams.now(source, i))
-            values[node] = call(node, *arguments(node, values))
+            values[node] = self.narrow.call(node, values)
         made = output_rows(self.block.reader, values[self.block.result])
         return made if self.narrow else made[..., self.block.outputs]
 
