@@ -21,7 +21,7 @@ from actprune.allocation.allocate import Measured, allocate, measure_all
 from actprune.allocation.budget import Amount, Budget, parse, read_keep
 from actprune.allocation.correct import Corrected, checked, describe, within_budget, within_drop
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import ROUNDS, TRIALS, affordable
+from actprune.allocation.effort import ROUNDS, TRIALS, affordable, is_small
 from actprune.allocation.improve import improve
 from actprune.allocation.rules import layerwise, spatial, units
 from actprune.allocation.sensitivity import Curve, interpolate, measure_curves
@@ -870,6 +870,15 @@ def test_a_wide_convolution_has_fewer_trades_tried(kernel: int, expected: tuple[
     layers = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 4, kernel), nn.ReLU(), nn.Conv1d(4, 1, 1)
     graph = capture(nn.Sequential(*layers), torch.randn(2, 1, 999 + kernel))
     assert affordable(graph, 512) == expected
+
+
+@pytest.mark.parametrize(("kernel", "samples", "small"), [(8, 512, True), (512, 4, False)])
+def test_a_network_of_few_multiply_adds_is_not_small_where_its_refits_are_large(
+    kernel: int, samples: int, small: bool
+) -> None:
+    layers = nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 4, kernel), nn.ReLU(), nn.Conv1d(4, 1, 1)
+    graph = capture(nn.Sequential(*layers), torch.randn(2, 1, 999 + kernel))
+    assert is_small(graph, samples) == small
 
 
 # ---- starts
