@@ -21,14 +21,14 @@ from actprune.rewrite import kept_units
 class Residual(nn.Module):
     """x + conv2(relu(bn(conv1 x))), and a head; or with a view in between that names the width."""
 
-    def __init__(self, view: bool = False, groups: int = 1) -> None:
+    def __init__(self, view: bool = False) -> None:
         super().__init__()
         self.conv1, self.bn, self.conv2 = (
             nn.Conv2d(3, 8, 3, padding=1),
             nn.BatchNorm2d(8),
             nn.Conv2d(8, 3, 3, padding=1),
         )
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1)
         self.head, self.view = nn.Linear(3, 4), view
 
     def forward(self, x: Tensor) -> Tensor:

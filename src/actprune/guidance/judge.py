@@ -27,36 +27,33 @@ class Judge:
     def __init__(self, group: Sequence[Problem]) -> None:
         each = ceil(REFITS / max(len(group), 1))
         self._courts = [_court(problem, i, each) for i, problem in enumerate(group)]
-        judged = (min(each, len(problem.folds)) for problem in group)
-        self._variance = sum(count * problem.variance for count, problem in zip(judged, group, strict=True))
+        self._variance = sum(len(court.held) * court.problem.variance for court in self._courts)
 
     def __call__(self, units: Sequence[int] | Tensor) -> float:
         error = sum(court.lost(units) for court in self._courts)
         return max(error, 0.0) / max(self._variance, 1e-30)
 
 
-def _court(problem: Problem, first: int, count: int) -> _Court | _FewRows:
+def _court(problem: Problem, first: int, count: int) -> _Court | _RowCourt:
     """One consumer, judged on `count` of its folds, from the `first` one on and round."""
     held = [(first + i) % len(problem.folds) for i in range(min(count, len(problem.folds)))]
-    few = [fold for fold in problem.folds if isinstance(fold, Few)]
-    if len(few) == len(problem.folds) and isinstance(problem.total, Few):
-        return _FewRows(problem, few, held)
-    return _Court(problem, held)
+    few = problem.total
+    return _RowCourt(problem, few, held) if isinstance(few, Few) else _Court(problem, held)
 
 
 class _Court:
     """By the moments of the folds."""
 
     def __init__(self, problem: Problem, held: Sequence[int]) -> None:
-        self.problem, self.splits = problem, _splits(problem, [problem.folds[i] for i in held])
+        self.problem, self.held = problem, _splits(problem, [problem.folds[i] for i in held])
 
     def lost(self, units: Sequence[int] | Tensor) -> float:
         kept = self.problem.kept(units)
         total = _part(self.problem.total.scatter, kept)
-        return sum(_lost(split, total, self.problem.ridge, kept) for split in self.splits)
+        return sum(_lost(split, total, self.problem.ridge, kept) for split in self.held)
 
 
-class _FewRows:
+class _RowCourt:
     """By the rows themselves, where they are fewer than the columns.
 
     With Z the rows, K the columns that are kept and D the others, the refit on the m rows a predicts of the rows h
@@ -67,19 +64,17 @@ class _FewRows:
     Algorithm in Dual Variables). The products of the rows serve all folds.
     """
 
-    def __init__(self, problem: Problem, folds: Sequence[Few], held: Sequence[int]) -> None:
-        self.problem, self.factor, self.ridge = problem, problem.factor, problem.ridge
-        fold = torch.repeat_interleave(torch.tensor([one.count for one in folds]))
+    def __init__(self, problem: Problem, few: Few, held: Sequence[int]) -> None:
+        self.problem, self.rows = problem, few.rows.double()  # fold after fold
+        fold = torch.repeat_interleave(torch.tensor([one.count for one in problem.folds]))
         self.held = [fold == i for i in held]
-        mean = problem.total.mean
-        self.rows = torch.cat([one.rows.double() + (one.mean - mean) for one in folds])
         self.products = self.rows @ self.rows.T
 
     def lost(self, units: Sequence[int] | Tensor) -> float:
         gone = torch.ones(self.rows.shape[1], dtype=torch.bool)
         gone[self.problem.kept(units)] = False
         rows = self.rows[:, gone]
-        kept, said = self.products - rows @ rows.T, rows @ self.factor[:, gone].T  # (N, N), (N, r)
+        kept, said = self.products - rows @ rows.T, rows @ self.problem.factor[:, gone].T  # (N, N), (N, r)
         return sum(self._unpredicted(kept, said, held) for held in self.held)
 
     def _unpredicted(self, kept: Tensor, said: Tensor, held: Tensor) -> float:
@@ -89,7 +84,7 @@ class _FewRows:
         own -= own[rest].mean(0)  # (N, m) centred on the others on both sides
         said = said - said[rest].mean(0)
         inner = own[rest]
-        inner.diagonal().add_(self.ridge * len(inner))
+        inner.diagonal().add_(self.problem.ridge * len(inner))
         found = own[held] @ torch.cholesky_solve(said[rest], torch.linalg.cholesky(inner))
         return float((said[held] - found).square().sum()) / int(held.sum())
 

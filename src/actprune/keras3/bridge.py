@@ -115,9 +115,8 @@ def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
         UnsupportedModelError: the model can't be copied.
     """
     network = as_network(model)
-    if isinstance(
-        network, KerasNetwork
-    ):  # of layers without weights, whose sizes a plan may change, only this file tells
+    if isinstance(network, KerasNetwork):
+        # of layers without weights, whose sizes a plan may change, only this file tells the names
         network = network.named_for(written_names(Path(folder) / MODEL))
     found: Any = load_network(folder, network, example_inputs)
     return found.model if isinstance(found, KerasNetwork) else found
