@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from actprune.data.parts import needed
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import first_batch, fit, take
 from actprune.errors import DataError
@@ -312,7 +313,32 @@ def test_nested_tuples_are_several_inputs() -> None:
     (batch,) = fit(program, [((X[:4], X[4:8]), Y[:4])]).batches
     assert torch.equal(batch[1], X[4:8])
     with pytest.raises(DataError, match="structure"):
-        fit(program, [(X[:4], X[4:8])])  # a loader of (x, y) would look like this
+        fit(program, [(X[:4], None)])
+
+
+def test_a_model_that_needs_two_inputs_takes_them_from_a_flat_batch() -> None:
+    """As a `TensorDataset` of (a, b, labels) gives them."""
+    for batch in ((X[:4], X[4:8], Y[:4]), [X[:4], X[4:8], Y[:4]], ((X[:4], X[4:8]), Y[:4])):
+        taken = take(Pair(), [batch], 8, labels=True)
+        assert taken.labels is not None
+        assert torch.equal(taken.labels, Y[:4])
+        assert torch.equal(taken.leaves[1], X[4:8])
+        (known,) = fit(trace(Pair(), (X[:4], X[:4])), [batch]).batches
+        assert torch.equal(known[1], X[4:8])
+    with pytest.raises(DataError, match="no labels") as error:
+        take(Pair(), [(X[:4], X[4:8])], 8, labels=True)
+    says(error.value, "got: none")
+
+
+def test_what_a_model_can_do_without_may_be_labels() -> None:
+    class Maybe(Pair):
+        def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+            return super().forward(a, a)
+
+    assert len(take(Maybe(), [(X[:4], Y[:4])], 8).leaves) == 1
+    assert needed(Pair()) == 2
+    assert needed(nn.MultiheadAttention(4, 1)) == 3
+    assert needed(nn.LSTM(4, 4)) == needed(Maybe()) == 1
 
 
 def test_too_few_samples(program: Program) -> None:

@@ -230,6 +230,23 @@ def test_batches_of_any_form() -> None:
     SGD(deep, F.cross_entropy, epochs=1, forward=lambda model, batch: model(batch[0]["x"])).run(made())
 
 
+def test_a_model_that_needs_two_inputs() -> None:
+    class Sum(Net):
+        def forward(self, x: Tensor, more: Tensor) -> Tensor:
+            return super().forward(x + more)
+
+    trained = []
+    for batch in ((x, 0 * x, y) for x, y in batches(1)), (((x, 0 * x), y) for x, y in batches(1)):
+        torch.manual_seed(0)
+        trained.append(SGD(list(batch), F.cross_entropy, epochs=1, accumulate=2).run(Sum()))
+    torch.manual_seed(0)
+    alone = state(SGD(batches(1), F.cross_entropy, epochs=1).run(Net()))
+    for model in trained:
+        assert same(model, alone)
+    with pytest.raises(DataError, match="no targets"):
+        SGD([(x, x) for x, _ in batches(1)], F.cross_entropy).run(Sum())
+
+
 @pytest.mark.parametrize("empty", [[], iter(()), (batch for batch in ())], ids=["list", "iterator", "generator"])
 def test_an_empty_loader(empty: Any) -> None:
     model = made()

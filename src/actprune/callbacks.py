@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from actprune.errors import DataError
 from actprune.graph.keep import copied
+from actprune.recovery.batches import outputs_of
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.distillation import distillation
 from actprune.recovery.modes import evaluating
@@ -116,7 +117,7 @@ def lightning_callback(
             self._end(pl_module)
             if batchnorm:
                 network = pl_module.get_submodule(module)
-                _reestimate(network, trainer.train_dataloader, lambda model, batch: model(batch[0]))
+                _reestimate(network, trainer.train_dataloader, outputs_of)
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             self._end(pl_module)

@@ -80,8 +80,9 @@ def prune(
         model: any module that `torch.export` takes, or a Keras 3 model on the torch backend (docs/keras.md). It is left
             as it was (modes, dtype, hooks, random state), also when an error is raised, unless `inplace`.
         calibration: any iterable of batches: a tensor is the input; of a tuple or list the first element is, as
-            in a loader of (x, y); a dict holds keyword arguments, others than the model's are dropped. What an input
-            named `attention_mask` or `key_padding_mask` marks as padding is no data (`actprune.stats.padding`).
+            in a loader of (x, y), or as many first ones as `forward` can't do without, as in (a, b, y); a dict holds
+            keyword arguments, others than the model's are dropped. What an input named `attention_mask` or
+            `key_padding_mask` marks as padding is no data (`actprune.stats.padding`).
         keep: the budget: "macs=50%", "params=10%", "bytes=25%", "latency=50%" (measured), "units=70%" (of every
             group, at least one), an amount ("params=500K", "macs=1.5G", "bytes=256KB", "latency=5ms"), a bare
             number (fraction of MACs), a `Budget`, or explicit widths {group name: units}, or a `Plan`, whose units are
@@ -113,8 +114,8 @@ def prune(
         distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
         threshold: for method "filter".
         loss: for the methods "taylor" and "sgd-ap-fisher": (outputs as the model returns them, labels) → scalar, the
-            labels being the second element of every calibration tuple, or "labels" in a dict. Without it, the loss of
-            the model's own predictions (`actprune.stats.gradients`), which needs no labels.
+            labels being what stands behind the inputs in every calibration tuple, or "labels" in a dict. Without it,
+            the loss of the model's own predictions (`actprune.stats.gradients`), which needs no labels.
         norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
             the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
         form: "class", or "graph" for the captured graph as a module (`as_graph`): nothing is frozen then because the

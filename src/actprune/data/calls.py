@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from actprune.data.parts import needed, parted
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments, by_name, call_arguments
 from actprune.graph.program import Program
@@ -19,14 +20,22 @@ Forward = Callable[[Any, Any], Any]
 """`forward(model, batch)` calls the model on a batch; actprune notes what the model is called with."""
 
 
-def as_call(model: nn.Module, batch: Any, forward: Forward | None) -> Arguments:
-    """What `model` is to be called with: by what kind of thing the batch is, or as `forward` does it."""
-    return call_arguments(model, _input(batch)) if forward is None else _recorded(model, batch, forward)
+def as_call(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Arguments, tuple[Any, ...]]:
+    """What `model` is to be called with, by what kind of thing the batch is, or as `forward` does it; and what stands
+    beside that in the batch, see `parted`."""
+    if forward is not None:
+        return _recorded(model, batch, forward), parted(batch)[1]
+    inputs, beside = parted(batch, needed(model))
+    return call_arguments(model, _known(inputs)), beside
 
 
-def as_captured_call(program: Program, batch: Any) -> Arguments:
+def as_captured_call(program: Program, batch: Any) -> tuple[Arguments, tuple[Any, ...]]:
     """As `as_call`, for a model that is captured already."""
-    inputs = _input(batch)
+    inputs, beside = parted(batch, program.positional)
+    return _captured_arguments(program, _known(inputs)), beside
+
+
+def _captured_arguments(program: Program, inputs: Any) -> Arguments:
     if isinstance(inputs, Mapping):
         names = program.kwarg_names
         kwargs = {name: inputs[name] for name in names if name in inputs}
@@ -45,16 +54,14 @@ def as_captured_call(program: Program, batch: Any) -> Arguments:
     return args, {}
 
 
-def _input(batch: Any) -> Any:
-    """What a batch holds for the model."""
-    if isinstance(batch, tuple | list):
-        batch = batch[0] if batch else batch
-    if isinstance(batch, Tensor | np.ndarray | Mapping | tuple | list):
-        return batch
+def _known(inputs: Any) -> Any:
+    """What a batch holds for the model, if it is of a kind that a model is called with."""
+    if isinstance(inputs, Tensor | np.ndarray | Mapping | tuple | list):
+        return inputs
     raise DataError(
         "A calibration batch is of no kind that actprune knows.",
         expected="a tensor, a tuple or list whose first element is the input, or a dict",
-        got=type(batch).__name__,
+        got=type(inputs).__name__,
         where="calibration",
         hint="say with forward= how to call the model on a batch",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -47,14 +47,15 @@ class _Piece:
 def gather(
     calibration: Iterable[Any],
     size: int,
-    call: Callable[[Any], Arguments],
+    call: Callable[[Any], tuple[Arguments, tuple[Any, ...]]],
     device: torch.device,
     labels: bool,
     beside: bool = False,
 ) -> Samples:
-    """Up to `size` samples of the batches, which `call` makes calls of, on `device`.
+    """Up to `size` samples of the batches, on `device`.
 
     Args:
+        call: of a batch, how the model is called, and what stands beside that, labels first.
         labels: take the labels as well.
         beside: what stands where labels do is none of the inputs: its form tells what they are.
     """
@@ -69,16 +70,18 @@ def gather(
     pieces: list[_Piece] = []
     count, valued = 0, None
     for batch in batches(calibration, size):
-        piece = _piece(call(batch), pieces[0].names if pieces else None, device)
+        how, others = call(batch)
+        found = others[0] if others else None
+        piece = _piece(how, pieces[0].names if pieces else None, device)
         if piece.count == 0:
             continue
         if labels:
-            piece = replace(piece, labels=_labels(batch, piece.count, device))
+            piece = replace(piece, labels=_labels(found, piece.count, device))
         if pieces:
             _check_same_form(piece, pieces[0])
         else:
             size = piece.whole(size)
-            valued = _valued(_beside(batch), piece.count) if beside else None
+            valued = _valued(found, piece.count) if beside else None
         pieces.append(piece)
         count += piece.count
         if count >= size:
@@ -106,25 +109,18 @@ def gather(
     )
 
 
-def _labels(batch: Any, count: int, device: torch.device) -> Tensor:
+def _labels(found: Any, count: int, device: torch.device) -> Tensor:
     """(count, …) the labels of a batch."""
-    found = as_tensor(_beside(batch))
+    found = as_tensor(found)
     if not isinstance(found, Tensor) or found.dim() == 0 or found.shape[0] != count:
         raise DataError(
             "A calibration batch holds no labels.",
             expected=f'(inputs, labels), or a dict with "labels", and {count} of them in this batch',
-            got=form(found) if isinstance(found, Tensor) else type(batch).__name__,
+            got=form(found) if isinstance(found, Tensor) else "none" if found is None else type(found).__name__,
             where="calibration, with loss=",
             hint="leave out loss= to take the model's own predictions; a model that predicts its input gets (x, x)",
         )
     return found.detach().to(device)
-
-
-def _beside(batch: Any) -> Any:
-    """What stands where labels do."""
-    if isinstance(batch, Mapping):
-        return batch.get("labels")
-    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
 
 
 def _valued(found: Any, count: int) -> tuple[int, ...] | None:

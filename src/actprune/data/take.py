@@ -31,13 +31,13 @@ def take(
 ) -> Samples:
     """Take up to `size` samples from any iterable of batches.
 
-    A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y)),
-    or a dict (keyword arguments; keys that the model doesn't take are dropped). NumPy arrays count as tensors, and
-    one tensor in place of the iterable holds all samples, as does a dict of them or a table of pandas. `forward`
-    overrides all that. `Samples` are given back as they are.
+    A batch is a tensor (the input), a tuple or list (its first element is the input, as in a loader of (x, y); see
+    `parted` for a model that needs several), or a dict (keyword arguments; keys that the model doesn't take are
+    dropped). NumPy arrays count as tensors, and one tensor in place of the iterable holds all samples, as does a dict
+    of them or a table of pandas. `forward` overrides all that. `Samples` are given back as they are.
 
     Args:
-        labels: take labels as well: the second element of a tuple or list, the entry "labels" of a dict.
+        labels: take labels as well: what stands behind the inputs in a tuple or list, the entry "labels" of a dict.
 
     Raises:
         DataError: nothing to take, or batches that do not fit together.

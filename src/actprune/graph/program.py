@@ -83,6 +83,12 @@ class Program:
         return tuple(returned) if isinstance(returned, tuple | list) else (returned,)
 
     @property
+    def positional(self) -> int:
+        """How many arguments the captured call has by position."""
+        args, _ = pytree.tree_unflatten([None] * self.in_spec.num_leaves, self.in_spec)
+        return len(args)
+
+    @property
     def used(self) -> frozenset[str]:
         """The tensors that some call reads."""
         return frozenset(self.bindings[n.name] for n in self.nodes if n.name in self.bindings and n.users)

@@ -271,8 +271,8 @@ def _types(tensors: Iterable[Tensor]) -> set[torch.dtype]:
 
 
 _MORE_INPUTS = (
-    "give every input: of a batch [a, b] the first alone is taken, for b may be labels; several are a dict of "
-    "arguments, a tuple in the first place, ((a, b), labels), or forward=lambda model, batch: model(*batch)"
+    "give every input: a batch (a, b, labels) of tensors, a tuple in the first place, ((a, b), labels), a dict of "
+    "arguments, or forward=lambda model, batch: model(*batch)"
 )
 _OTHER_INPUTS = (
     "check that the model runs on these inputs, of the type that its weights have; if it does, "

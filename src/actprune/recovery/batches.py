@@ -8,30 +8,27 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from actprune.data.parts import needed, parted
 from actprune.errors import DataError
 from actprune.graph.arguments import call_arguments
 
-LABELS = "labels"
 
+def targets_of(batch: Any, inputs: int = 1) -> Any:
+    """What the loss compares outputs with; a tensor alone would pass for a pair, its second sample for the targets.
 
-def check_batch(batch: Any) -> None:
-    """A tensor alone would pass for a pair: its first sample for the inputs, its second for the targets."""
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return
-    if isinstance(batch, Mapping) and LABELS in batch:
-        return
+    Args:
+        inputs: how many the model needs, see `actprune.data.parts`.
+    """
+    _, others = parted(batch, inputs)
+    if others:
+        return others[0]
     raise DataError(
         "A fine-tune batch has no targets.",
-        expected=f'(inputs, targets), or a dict with "{LABELS}"',
+        expected='(inputs, targets), or a dict with "labels"',
         got=f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__,
         where="SGD.loader",
         hint="pass a loader of pairs, or a function of your own as finetune",
     )
-
-
-def targets_of(batch: Any) -> Any:
-    """What the loss compares outputs with."""
-    return cast("Mapping[str, Any]", batch)[LABELS] if isinstance(batch, Mapping) else batch[1]
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
@@ -39,16 +36,17 @@ def outputs_of(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         args, kwargs = call_arguments(model, batch)
         return model(*args, **kwargs)
-    return model(batch[0])
+    inputs, _ = parted(batch, needed(model))
+    return model(*inputs) if needed(model) > 1 and isinstance(inputs, tuple | list) else model(inputs)
 
 
 def _parts(batch: Any) -> Any:
     return cast("Mapping[str, Any]", batch).values() if isinstance(batch, Mapping) else batch
 
 
-def samples(batch: Any) -> int:
+def samples(batch: Any, inputs: int = 1) -> int:
     """How many samples a batch has: rows of its targets, or else of its inputs."""
-    for held in (targets_of(batch), batch):
+    for held in (parted(batch, inputs)[1], batch):
         sizes = [x.shape[0] for x in pytree.tree_leaves(held) if isinstance(x, Tensor) and x.dim()]
         if sizes:
             return sizes[0]

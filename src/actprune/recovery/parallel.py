@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import content_digest
+from actprune.data.parts import needed
 from actprune.distributed import Ranks
 from actprune.errors import DataError
 from actprune.joining import joined
@@ -58,7 +59,7 @@ class Training:
         A rank without a sample of a batch runs two others of it with the weight 0: DDP and FSDP wait for every rank.
         """
         several = self.ranks.world > 1 or len(batches) > 1
-        sizes = [samples(batch) for batch in batches] if several else [1]
+        sizes = [samples(batch, needed(self.model)) for batch in batches] if several else [1]
         value = 0.0
         for i, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
             own = self.ranks.shard(size)

@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from actprune.artifacts.files import content_digest
 from actprune.data.batches import check_gives_batches
+from actprune.data.parts import needed
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.graph.keep import apart, kept_buffers
 from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, one_of, or_none
-from actprune.recovery.batches import check_batch, outputs_of, targets_of
+from actprune.recovery.batches import outputs_of, targets_of
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.checkpoint import Checkpoint
 from actprune.recovery.distillation import distillation
@@ -84,7 +85,7 @@ class SGD:
 
     Attributes:
         loader: batches (inputs, targets), or dicts with "labels", iterated once per epoch; what a generator gives is
-            kept for all epochs.
+            kept for all epochs. A model whose `forward` needs two inputs takes (a, b, targets), or ((a, b), targets).
         loss: (outputs, targets) → scalar, a mean over the samples, for example `F.cross_entropy`.
         lr: peak learning rate; 0.1 to 0.5 times the rate of the original training is usual.
         epochs: passes over the loader.
@@ -193,7 +194,7 @@ class SGD:
             put_states(self.loader, drawn)
         if batch is None:
             raise empty()
-        check_batch(batch)
+        self._targets(model, batch)
         batch = to(batch, next(model.parameters()).device)
         with apart(0), kept_buffers(model), training(model, self.dropout), torch.enable_grad():
             self._try(model, batch)
@@ -204,7 +205,7 @@ class SGD:
         except Exception as error:  # whatever the user's forward raises
             raise _fails("The model does not run on a batch of the fine-tune.", error, "loader") from error
         try:
-            loss = self.loss(outputs, targets_of(batch))
+            loss = self.loss(outputs, self._targets(model, batch))
         except Exception as error:
             raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -212,7 +213,7 @@ class SGD:
         if not loss.requires_grad:
             raise _fails("The loss has no gradient.", loss, "loss")
         if self.distill:
-            self._distillation(outputs, outputs, targets_of(batch))
+            self._distillation(outputs, outputs, self._targets(model, batch))
 
     def told(self) -> dict[str, Any]:
         """What was asked for, but for the data, the place of the checkpoint and the way of sharing out the work."""
@@ -264,6 +265,9 @@ class SGD:
     def _outputs(self, model: nn.Module, batch: Any) -> Any:
         return self.forward(model, batch) if self.forward is not None else outputs_of(model, batch)
 
+    def _targets(self, model: nn.Module, batch: Any) -> Any:
+        return targets_of(batch, needed(model) if self.forward is None else 1)
+
     def _precise(self, model: nn.Module, batch: Any) -> Any:
         """Outputs in the precision that was asked for; they are float32 then."""
         dtype = PRECISIONS[self.precision]
@@ -275,12 +279,13 @@ class SGD:
 
     def _loss(self, teacher: nn.Module | None, model: nn.Module, batch: Any) -> Tensor:
         outputs = self._precise(model, batch)
-        loss = self.loss(outputs, targets_of(batch))
+        targets = self._targets(model, batch)
+        loss = self.loss(outputs, targets)
         if teacher is None:
             return loss
         with torch.no_grad():
             wanted = self._precise(teacher, batch)
-        return (1 - self.distill) * loss + self.distill * self._distillation(outputs, wanted, targets_of(batch))
+        return (1 - self.distill) * loss + self.distill * self._distillation(outputs, wanted, targets)
 
     def _distillation(self, outputs: Any, wanted: Any, targets: Any) -> Tensor:
         classes = isinstance(targets, Tensor) and not targets.is_floating_point()

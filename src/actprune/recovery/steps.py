@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actprune.errors import DataError
 from actprune.graph.keep import apart
-from actprune.recovery.batches import check_batch
+from actprune.recovery.batches import targets_of
 from actprune.recovery.checkpoint import Begun, Checkpoint
 from actprune.recovery.parallel import Training, check_same_batch
 from actprune.recovery.place import to
@@ -87,7 +87,7 @@ class Fit:
                 done -= 1
                 continue
             for batch in group:
-                check_batch(batch)
+                targets_of(batch)  # before any rank waits for the others
             if begun.within == 0:
                 check_same_batch(group[0], self.trained.ranks)
             yield group

@@ -46,8 +46,8 @@ def collect(
         measures: what else to take, which costs more: "taylor" or "fisher" (gradients), "hrank" or "chip"
             (feature maps).
         loss: for "taylor" and "fisher": (outputs as the model returns them, labels) → scalar. Labels are then the
-            second element of every calibration tuple, or "labels" in a dict. Without it, the loss of the model's own
-            predictions.
+            element behind the inputs in every calibration tuple, or "labels" in a dict. Without it, the loss of the
+            model's own predictions.
         total: number of samples of all parts together, where these are one part of what will be merged. The patches of
             a convolution overlap: of large maps only so many positions count that there are `ROWS` rows for each
             column, and every part must take the same.
