@@ -11,10 +11,11 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.site import Site
+from actprune.compensation.direction import Scope
 from actprune.compensation.equations import Equations, Slot
 from actprune.compensation.layer import Layer, slot_of
 from actprune.compensation.own import is_plain
-from actprune.compensation.recurrent import Scope, refit_recurrent
+from actprune.compensation.recurrent import refit_recurrent
 from actprune.compensation.ridge import Chosen
 from actprune.compensation.rows import contracted
 from actprune.compensation.schedule import Path, Schedule

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from actprune.graph.names import Names
 from actprune.graph.program import place
 from actprune.graph.rebuilt import Rebuilt
-from actprune.graph.sizes import Recorder, recording
+from actprune.graph.size_recorder import Recorder, recording
 from actprune.graph.traced import Refused, Traced
 
 

@@ -28,7 +28,7 @@ from actprune.graph.names import Names
 from actprune.graph.outputs import register_containers
 from actprune.graph.program import op_name, place, shape
 from actprune.graph.rebuilt import Rebuilt
-from actprune.graph.sizes import Recorder, recording
+from actprune.graph.size_recorder import Recorder, recording
 from actprune.graph.traced import Refused, Traced
 
 _IDLE = {"_set_grad_enabled", "aten.item.default", "aten._assert_async.default", "aten._assert_async.msg"}

@@ -1,4 +1,4 @@
-"""What sizes a forward pass writes down, and where: recorded while the model is captured.
+"""The record of the sizes that a forward pass writes down, and where: data, made by `size_recorder`.
 
 Every call that takes sizes (`reshape`, `split`, `x[:, :n]`, `zeros`, …) is noted with the expression of each size and
 what the axes have to say about it: the size of a result's dimension, or a bound within a dimension. From these,
@@ -7,42 +7,12 @@ what the axes have to say about it: the size of a result's dimension, or a bound
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import sys
-import types
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import CodeType, FrameType
-from typing import Any, TypeAlias, cast
+from types import CodeType
+from typing import Any
 
-import torch
-import torch.fx.traceback as annotations
-from torch import Tensor, nn
-from torch.fx import Graph, Node
-from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-
-from actprune.graph.frames import definer, holder_of, is_torchs, owner_of, span_of
-from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
-from actprune.graph.size_arguments import given_sizes
-from actprune.graph.traced_attributes import (
-    Attributes,
-    Owners,
-    is_builtin,
-    traced_attributes,
-    traced_roots,
-    uncached_einops,
-)
-from actprune.hints import hint_for
-
-Key: TypeAlias = tuple[int, int]
-"""A tensor of the recording: the number of the call that gave it, and which of its results it is."""
-
-CALL = "actprune_call"
-"""Under this name a node's annotations hold the number of the call that made it."""
+from actprune.graph.numbers import Expr
 
 
 @dataclass(frozen=True)
@@ -130,215 +100,13 @@ def _in_training(use: SizeUse) -> SizeUse:
         return TRAINING + name if isinstance(name, str) and not name.startswith("@") else name
 
     kind, *role = use.role
-    return replace(use, expr=_renamed(use.expr, named), role=(kind, *map(named, role)))
+    return replace(use, expr=renamed(use.expr, named), role=(kind, *map(named, role)))
 
 
-class Recorder(TorchFunctionMode):
-    """Notes every call inside one forward pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.calls = 0
-        self.attributes: Attributes = {}
-        self.owners: Owners = {}
-        self._uses: list[SizeUse] = []
-        self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
-        self._came_from: dict[int, Key] = {}
-        self._readers: dict[int, set[int]] = {}
-        self._decisions: set[int] = set()
-        self._beyond: set[int] = set()
-        self._parameters: dict[int, str] | None = None
-        self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
-        self._layers = {path for path, module in model.named_modules() if is_builtin(module)}
-        self._paths = {id(vars(module)): path for path, module in model.named_modules()}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "__get__" and func == Tensor.shape.__get__:  # type: ignore[attr-defined]
-            return self._traced_shape(args[0], func(*args))
-        if name == "size" and func == Tensor.size:
-            result = func(*args, **kwargs)
-            return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
-        self.calls += 1
-        call = self.calls
-        with annotations.annotate({CALL: call}):
-            result = func(*args, **kwargs)
-        self._note_readers(call, name, (args, kwargs), result)
-        self._note_results(call, args, result)
-        for slot, count, value, role in given_sizes(name, args, kwargs, result):
-            self._note(call, name, slot, count, value, role, args)
-        return result
-
-    def _traced_shape(self, tensor: Tensor, shape: Any, *dim: int) -> Any:
-        key = self._key(tensor)
-        if key is None or any(not isinstance(n, int) for n in tensor.shape):
-            return shape
-        if dim:
-            return TracedInt(shape, ("shape", key, dim[0] % tensor.dim()))
-        return torch.Size([TracedInt(n, ("shape", key, d)) for d, n in enumerate(shape)])
-
-    def _key(self, tensor: Tensor) -> Any:
-        """(call, output) of a computed tensor, or "@" and the name of a parameter."""
-        known = self._found(tensor)
-        if known is not None:
-            return known
-        if self._parameters is None:
-            named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            self._parameters = {id(held): name for name, held in named}
-        name = self._parameters.get(id(tensor))
-        return None if name is None else f"@{name}"
-
-    def _note_results(self, call: int, args: Any, result: Any) -> None:
-        several = cast("list[Any]", result) if isinstance(result, tuple | list) else [result]
-        first = next((a for a in pytree.tree_leaves(args) if isinstance(a, Tensor)), None)
-        source = self._found(first) if first is not None else None
-        if source is not None:
-            self._came_from[call] = source
-        for i, value in enumerate(several):
-            if isinstance(value, Tensor):
-                self._known[id(value)] = ((call, i), weakref.ref(value))
-
-    def _note_readers(self, call: int, name: str, given: Any, result: Any) -> None:
-        """Which calls read the tensors of which, as far as these hold numbers of the class alone.
-
-        They are followed until they meet the network's own tensors, are written somewhere, or become numbers again.
-        """
-        read = [self._found(value) for value in pytree.tree_leaves(given) if isinstance(value, Tensor)]
-        for key in filter(None, read):
-            self._readers.setdefault(key[0], set()).add(call)
-        if isinstance(result, bool):
-            self._decisions.add(call)
-        written = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or "out" in given[1]
-        met = any(key is None or key[0] in self._beyond for key in read)
-        if written or met or not all(isinstance(value, Tensor | bool) for value in pytree.tree_leaves(result)):
-            self._beyond.add(call)
-
-    def _only_decides(self, call: int) -> bool:
-        """Whether all that is computed from the result of a call ends as a yes or no, by which the class branches.
-
-        A heuristic may put sizes into a tensor to choose a kernel. The proof sees a branch that changes with them.
-        """
-        seen, waiting = set[int](), [call]
-        while waiting:
-            now = waiting.pop()
-            readers = self._readers.get(now, set[int]())
-            if now in self._beyond or not (readers or now in self._decisions):
-                return False
-            seen.add(now)
-            waiting += readers - seen
-        return True
-
-    def _found(self, tensor: Tensor) -> Key | None:
-        """Which result this tensor is; a number may have been that of another one before."""
-        known = self._known.get(id(tensor))
-        return known[0] if known is not None and known[1]() is tensor else None
-
-    def _note(self, call: int, op: str, slot: int, count: int, value: Any, role: tuple[Any, ...], args: Any) -> None:
-        kind, *rest = role
-        if kind in ("size", "part"):
-            role = (kind, (call, rest[0]), *rest[1:])
-        elif kind in ("bound", "times", "groups"):
-            source = self._key(args[0])
-            role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])
-            if source is None:
-                role = ("fixed", (call, 0))
-        elif kind == "fixed":
-            role = ("fixed", (call, 0))
-        place = self._place()
-        if place.module in self._hinted:
-            return
-        if place.module in self._layers and isinstance(expression(value), int):
-            return  # of an attribute of the layer: surgery sets those by its tensors (the initial state of an LSTM)
-        self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, place))
-
-    def note_equal(self, difference: Expr) -> None:
-        """Two numbers that the user's class found to be equal (`assert x.shape[1] == self.channels`)."""
-        if is_torchs(sys._getframe(2)):
-            return
-        place = self._place()
-        if place.module not in self._hinted:
-            self._uses.append(SizeUse(0, difference, ("equal", None), "==", -1, 0, place))
-
-    def _place(self) -> Place:
-        """The nearest frame of the user's, and the module that it runs for."""
-        inner: FrameType = sys._getframe(3)
-        while is_torchs(inner) and inner.f_back is not None:
-            inner = inner.f_back  # a function of torch's own that is written in Python, such as `torch.split`
-        span, frame = span_of(inner), definer(inner)
-        code, between = frame.f_code, list[FrameType]()
-        while (owner := owner_of(frame)) is None:
-            between.append(frame)
-            if frame.f_back is None:
-                return Place(None, code, (), span)
-            frame = definer(frame.f_back)
-        path = self._paths.get(id(vars(owner)))  # the tracer's stand-ins share their module's attributes
-        callers = [frame, *reversed(between)]
-        holder, first = next(((name, i) for i, f in enumerate(callers) if (name := holder_of(owner, f))), (None, 0))
-        return Place(path, code, tuple(f.f_code for f in callers[first:-1]), span, holder)
-
-    def result(self, graph: Graph) -> Sizes:
-        """The record, with nodes of the captured graph in the place of call numbers; the graph gets plain numbers."""
-        for node in graph.nodes:
-            node.args, node.kwargs = map_aggregate(node.args, plain), map_aggregate(node.kwargs, plain)
-        nodes: dict[Key, Node] = {}
-        for node in graph.nodes:
-            call = (node.meta.get("custom") or {}).get(CALL)
-            if call is None or node.op != "call_function":
-                continue
-            if getattr(node.target, "__name__", "") == "getitem":
-                nodes[call, int(node.args[1])] = node
-            else:
-                nodes[call, 0] = node
-
-        calls = {call for call, _ in nodes}
-
-        def named(key: Any) -> Any:
-            """Of a call that left no node (dropout), the argument that it returned."""
-            while isinstance(key, tuple) and key[0] not in calls and key[0] in self._came_from:
-                key = self._came_from[key[0]]
-            return key if isinstance(key, str) else nodes[key].name if key in nodes else None
-
-        uses: list[SizeUse] = []
-        for use in self._uses:
-            if use.role[0] == "fixed" and use.role[1] is not None and self._only_decides(use.role[1][0]):
-                continue
-            role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
-            known = role[0] in ("fixed", "equal") or None not in role
-            uses.append(replace(use, expr=_renamed(use.expr, named), role=role if known else ("unknown",)))
-        return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
-
-
-def _renamed(expr: Expr, named: Any) -> Expr:
+def renamed(expr: Expr, named: Callable[[Any], Any]) -> Expr:
+    """The expression with what its sizes are read from under other names."""
     if isinstance(expr, int | float):
         return expr
     if expr[0] == "shape":
         return ("shape", named(expr[1]), expr[2])
-    return expr if expr[0] == "attr" else (expr[0], _renamed(expr[1], named), _renamed(expr[2], named))
-
-
-@contextlib.contextmanager
-def recording(model: nn.Module) -> Iterator[Recorder]:
-    """Record the forward pass of `model` inside this context; its attributes are put back, also after an error."""
-    recorder = Recorder(model)
-    original = type(model)
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with recorder:  # inside the tracer's own mode, so that ours sees the call first
-            return original.forward(self, *args, **kwargs)
-
-    # a subclass, not an attribute: the tracer calls it on a stand-in for the model that knows modules by their names
-    space = {"forward": functools.wraps(original.forward)(forward), "__module__": original.__module__}
-    with (
-        traced_attributes(model, recorder.attributes, recorder.owners),
-        uncached_einops(),
-        traced_roots(),
-        compared(recorder.note_equal),
-        annotations.preserve_node_meta(),
-    ):
-        model.__class__ = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(space))
-        try:
-            yield recorder
-        finally:
-            model.__class__ = original
+    return expr if expr[0] == "attr" else (expr[0], renamed(expr[1], named), renamed(expr[2], named))

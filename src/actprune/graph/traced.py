@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 from torch.utils import _pytree as pytree
 
-from actprune.graph.sizes import Recorder
+from actprune.graph.size_recorder import Recorder
 
 
 @dataclass(frozen=True, eq=False)

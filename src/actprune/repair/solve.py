@@ -16,6 +16,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, size
 from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
+from actprune.repair.arithmetic import inverted, with_values
 from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
 from actprune.repair.rewriting import source_edit
 from actprune.repair.source import argument
@@ -118,7 +119,7 @@ class _Solver:
             other = self.sizes.uses[i]
             if (other.place.module, other.place.code) == (use.place.module, use.place.code):
                 fixed[other.expr] = other.value
-        return _with_values(use.expr, fixed)
+        return with_values(use.expr, fixed)
 
     def _together(self, use: SizeUse) -> list[int]:
         """The sizes that stand at the same place in the source, which becomes one number for all of them."""
@@ -256,21 +257,9 @@ class _Solver:
 
     def _solutions(self, use: SizeUse, leaf: tuple[Any, ...], target: int, assumed: Changes) -> list[int]:
         """Values of one attribute with which the expression gives the target."""
-        found = list(self._invert(use, use.expr, leaf, target, assumed))
+        found = inverted(use.expr, leaf, target, lambda part: self._value(use, part, assumed))
         variable = self._variable(use, leaf)
         return [v for v in found if v > 0 and self._value(use, use.expr, {**assumed, variable: v}) == target]
-
-    def _invert(self, use: SizeUse, expr: Expr, leaf: tuple[Any, ...], target: int, assumed: Changes) -> Iterator[int]:
-        if expr == leaf:
-            yield target
-        elif isinstance(expr, tuple) and expr[0] not in ("attr", "shape"):
-            op, left, right = expr
-            for part, other, first in ((left, right, True), (right, left, False)):
-                if leaf in variables(part):
-                    known = self._value(use, other, assumed)
-                    if known is not None:
-                        for needed in _operand(op, known, target, first):
-                            yield from self._invert(use, part, leaf, needed, assumed)
 
     def _set_unread(self) -> None:
         """Attributes that the captured path ignores but other back ends may read, such as `all_head_size`.
@@ -320,35 +309,7 @@ class _Solver:
         return frozenset()
 
 
-def _with_values(expr: Expr, values: Mapping[Any, int]) -> Expr:
-    """The expression with the given arithmetic replaced by numbers."""
-    if isinstance(expr, int | float) or expr[0] in ("attr", "shape"):
-        return expr
-    if expr in values:
-        return values[expr]
-    return (expr[0], _with_values(expr[1], values), _with_values(expr[2], values))
-
-
 def _written_at(use: SizeUse) -> tuple[Any, ...]:
     found = argument(use) if use.role[0] not in ("fixed", "equal", "follows") else None
     place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset)
     return use.place.module, use.place.code, *place
-
-
-def _operand(op: str, known: int, target: int, first: bool) -> Iterable[int]:
-    """What the other operand of `op` may be so that the result is `target`; `first` if it is the left one."""
-    match op, first:
-        case "+", _:
-            return [target - known]
-        case "-", True:
-            return [target + known]
-        case "-", False:
-            return [known - target]
-        case "*", _:
-            return [target // known] if known and target % known == 0 else []
-        case "//", True:
-            return [target * known]
-        case "//", False:
-            return [known // target] if target else []
-        case _:
-            return []
