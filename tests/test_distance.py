@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from actprune.data.samples import Calibration
 from actprune.data.take import fit, take
-from actprune.distance import choose, divergence, normalised_error, output_kind, resolve
+from actprune.distance import choose, divergence, normalised_error, resolve
 from actprune.errors import PlanError
+from actprune.graph.output_kinds import output_kind
 from actprune.graph.program import Program
 from actprune.graph.run import run_all
 from actprune.graph.trace import trace

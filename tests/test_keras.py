@@ -22,9 +22,9 @@ from keras import layers as kl
 import actprune
 from actprune.artifacts.export import export
 from actprune.cli.main import main
-from actprune.distance import output_kind
 from actprune.errors import ArtifactError, CaptureError, DataError, UnsupportedModelError
 from actprune.graph.lift import lift
+from actprune.graph.output_kinds import output_kind
 from actprune.graph.program import op_name
 from actprune.graph.run import run
 from actprune.keras3.bridge import progress_callback

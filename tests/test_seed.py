@@ -26,7 +26,8 @@ from actprune.allocation.allocate import Measured
 from actprune.allocation.correct import describe, within_budget, within_drop
 from actprune.allocation.rules import layerwise, spatial
 from actprune.allocation.sensitivity import interpolate
-from actprune.allocation.space import make_space, trim
+from actprune.allocation.space import make_space
+from actprune.allocation.walks import trim
 from actprune.axes.capture import Graph
 from actprune.demo import main_job
 from actprune.demo.lenet5 import LeNet5, Split, accuracy, minibatches, tensors, train_dense

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import log, prod
+from math import log
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import Node
 
 from actprune.data.samples import Calibration, evenly
 from actprune.errors import DataError, PlanError
-from actprune.graph.program import Program, named_arguments, op_name, shape
+from actprune.graph.output_kinds import compared, output_kind, tensor_outputs
+from actprune.graph.program import Program, shape
 from actprune.graph.run import run
 from actprune.graph.values import as_real, is_float
 from actprune.methods import known
@@ -125,56 +125,6 @@ def _compares_values(kind: str, distance: str) -> bool:
     return distance == "mse" or (distance == "auto" and kind == "values")
 
 
-def output_kind(program: Program) -> str:
-    """What the one output is, told by its last op: "probabilities", "log_probabilities", "logits" or "values".
-
-    Beside a logit for every word of a vocabulary, outputs that it is computed from (what an encoder has made of the
-    text, keys and values, hidden states) do not count as outputs.
-    """
-    outputs = tensor_outputs(program)
-    if not outputs:
-        return "values"
-    last = _unscaled(outputs[0])
-    name, shape = op_name(last), tuple(outputs[0].meta["val"].shape)
-    if len(shape) > 2 and shape[-1] in _vocabularies(program) and name.startswith("aten.linear"):
-        return "logits" if set(outputs[1:]) <= _before(outputs[0]) else "values"
-    if len(outputs) != 1:
-        return "values"
-    if "softmax" in name and last is outputs[0] and len(shape) > 1 and shape[-1] > 1:
-        if named_arguments(last).get("dim") not in (-1, len(shape) - 1):
-            return "values"
-        return "log_probabilities" if "log_softmax" in name else "probabilities"
-    if len(shape) != 2 or shape[1] < 2:
-        return "values"
-    return "logits" if name.startswith(("aten.linear", "aten.addmm", "aten.flatten", "aten.view")) else "values"
-
-
-def _before(node: Node) -> set[Node]:
-    """All that a value is computed from."""
-    found, waiting = set[Node](), [node]
-    while waiting:
-        sources = set(waiting.pop().all_input_nodes) - found
-        found |= sources
-        waiting += sources
-    return found
-
-
-_SCALES = ("aten.mul.", "aten.div.", "aten.tanh.", "aten.to.", "aten._to_copy.")
-
-
-def _unscaled(node: Node) -> Node:
-    """What logits were before a model multiplied them by a number, capped them softly, or gave them another type."""
-    while op_name(node).startswith(_SCALES):
-        given = [one for one in node.args if isinstance(one, Node)]
-        operands = [one for one in given if shape(one) == shape(node)]
-        numbers = all(prod(shape(one)) == 1 for one in given if one not in operands)
-        divided = not op_name(node).startswith("aten.div.") or node.args[0] in operands
-        if len(operands) != 1 or not numbers or not divided:
-            break
-        (node,) = operands
-    return node
-
-
 def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "logits") -> float:
     """Mean KL(dense ‖ cut) in nats at temperature 4, from logits, or from probabilities through their logarithm."""
     _check_alike(dense, cut)
@@ -188,13 +138,6 @@ def divergence(dense: Sequence[Outputs], cut: Sequence[Outputs], kind: str = "lo
     return max(total, 0.0) / max(count, 1)
 
 
-def _vocabularies(program: Program) -> set[int]:
-    """The numbers of rows of the tables that whole numbers are looked up in."""
-    calls = [node for node in program.nodes if op_name(node).startswith("aten.embedding.")]
-    tables = [named_arguments(node)["weight"] for node in calls]
-    return {table.meta["val"].shape[0] for table in tables if isinstance(table, Node)}
-
-
 def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     """Σ (a − b)² / Σ (a − mean a)² over all float outputs of all batches, the outputs weighing alike.
 
@@ -202,7 +145,7 @@ def normalised_error(dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     numbers, the share of them that differ.
     """
     _check_alike(dense, cut)
-    tensors = _compared(dense[0])
+    tensors = compared(dense[0])
     floats = [i for i in tensors if is_float(dense[0][i])]
     errors: list[float] = []
     for position in floats or tensors:
@@ -234,7 +177,7 @@ def batch_error(dense: Outputs, cut: Outputs) -> Tensor:
     """The normalised error of one batch."""
     pairs = [
         _bounded(as_real(dense[i].detach()).float(), as_real(cut[i]).float())
-        for i in _compared(dense)
+        for i in compared(dense)
         if is_float(dense[i])
     ]
     return torch.stack([((a - b) ** 2).sum() / _scale(a) for a, b in pairs]).mean()
@@ -271,19 +214,6 @@ def _divergences(dense: Outputs, cut: Outputs, kind: str, dtype: torch.dtype = t
     """(rows,) KL(dense ‖ cut) in nats at temperature 4."""
     p, q = (F.log_softmax(_logits(rows, kind, dtype) / TEMPERATURE, -1) for rows in _told(dense, cut))
     return (p.exp() * (p - q)).sum(-1)
-
-
-def tensor_outputs(program: Program) -> list[Node]:
-    """The outputs that are compared, in order: tensors, but for scalars (a loss) beside others of floats."""
-    nodes = [out for out in program.outputs if isinstance(out, Node)]
-    return [nodes[i] for i in _compared([out.meta.get("val") for out in nodes])]
-
-
-def _compared(outputs: Sequence[Any]) -> list[int]:
-    """The places of these among all."""
-    tensors = [i for i, out in enumerate(outputs) if isinstance(out, Tensor)]
-    several = [i for i in tensors if outputs[i].dim()]
-    return several if any(is_float(outputs[i]) for i in several) else tensors
 
 
 def _check_classes(program: Program) -> None:
@@ -330,7 +260,7 @@ def _told(dense: Outputs, cut: Outputs) -> list[Tensor]:
 
 def _rows(outputs: Outputs) -> Tensor:
     """(rows, classes): the first tensor output."""
-    return outputs[_compared(outputs)[0]].flatten(0, -2)
+    return outputs[compared(outputs)[0]].flatten(0, -2)
 
 
 def _by_sample(value: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from actprune.allocation.effort import (
     starts,
 )
 from actprune.allocation.improve import improve
+from actprune.allocation.protection import protected
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
-from actprune.allocation.space import Space, Widths, make_space, protected
+from actprune.allocation.space import Space, Widths, make_space
 from actprune.allocation.starts import best_start
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration

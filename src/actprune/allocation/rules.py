@@ -10,7 +10,8 @@ from math import exp, floor, log, prod
 
 import numpy as np
 
-from actprune.allocation.space import Space, Widths, fill, largest
+from actprune.allocation.space import Space, Widths
+from actprune.allocation.walks import fill, largest
 from actprune.errors import PlanError
 from actprune.graph.program import shape
 from actprune.guidance.guide import Guide

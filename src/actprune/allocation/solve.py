@@ -12,7 +12,8 @@ import numpy as np
 
 from actprune.allocation.rules import layerwise
 from actprune.allocation.sensitivity import Curve
-from actprune.allocation.space import Space, Widths, fill, trim
+from actprune.allocation.space import Space, Widths
+from actprune.allocation.walks import fill, trim
 from actprune.guidance.guide import Guide
 
 ROUNDS = 6

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, floor, lcm, log10
@@ -16,6 +15,7 @@ import numpy as np
 
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import COSTS, Array, cost, costs_along
+from actprune.allocation.protection import protected
 from actprune.axes.account import beyond_class, over_norms
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
@@ -233,86 +233,3 @@ def _rounded_up(percent: float) -> str:
     """So that who asks for just that much gets it."""
     digits = 2 - floor(log10(percent))
     return f"{ceil(percent * 10**digits) / 10**digits:g}"
-
-
-def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
-    """Names of the groups whose units are made by a module that matches one of the patterns."""
-    names: set[str] = set()
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        known = {module for names in graph.program.aliases.values() for name in names for module in _ancestors(name)}
-        known |= {group.name for group in graph.groups}
-        if not any(fnmatch.fnmatchcase(module, pattern) for module in known):
-            raise PlanError(
-                f"The protect pattern {pattern!r} matches no module.",
-                expected=f"a pattern for one of {', '.join(sorted(known)[:12])}",
-                got=repr(pattern),
-                where="protect",
-                hint="patterns are matched against module paths such as layer1.0.conv1; * stands for anything",
-            )
-        names |= {group.name for group in graph.groups if _makes(graph, group, pattern)}
-    return names
-
-
-def _makes(graph: Graph, group: Group, pattern: str) -> bool:
-    """Whether a module that matches makes the group's units; a module may be known by several paths."""
-    weights = (alias for site in group.producers for alias in graph.program.aliases[site.weight])
-    paths = {path for weight in weights for path in _ancestors(weight)}
-    paths |= {path for site in group.producers for path in _ancestors(f"{site.module}.")}
-    return any(fnmatch.fnmatchcase(path, pattern) for path in (*paths, group.name))
-
-
-def _ancestors(name: str) -> list[str]:
-    """The modules around a tensor: `a.b.weight` → `a`, `a.b`."""
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def largest(space: Space, widths_at: Callable[[float], Widths], steps: int = 60) -> tuple[float, Widths]:
-    """The largest ρ in [0, 1] at which `widths_at(ρ)` fits the budget, by bisection, and its widths."""
-    if space.fits(widths_at(1.0)):
-        return 1.0, widths_at(1.0)
-    low, high = 0.0, 1.0
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (middle, high) if space.fits(widths_at(middle)) else (low, middle)
-    return low, widths_at(low)
-
-
-def fill(space: Space, widths: Widths, gain: Callable[[str, int, int], float]) -> Widths:
-    """Grow group by group while the budget allows, always where `gain(name, now, next)` per cost is largest."""
-    widths = dict(widths)
-    while True:
-        now = space.cost(widths)
-        best: tuple[float, str, int] | None = None
-        for name, k in widths.items():
-            more = space.neighbour(name, k, 1)
-            if more is None:
-                continue
-            after = space.cost({**widths, name: more})
-            if after <= space.target:
-                rate = gain(name, k, more) / max(after - now, 1e-9)
-                if best is None or rate > best[0]:
-                    best = rate, name, more
-        if best is None:
-            return widths
-        widths[best[1]] = best[2]
-
-
-def trim(space: Space, widths: Widths, loss: Callable[[str, int, int], float]) -> Widths:
-    """Shrink group by group until the budget fits, always where `loss(name, now, next)` per cost is smallest."""
-    widths = dict(widths)
-    while not space.fits(widths):
-        now = space.cost(widths)
-        best: tuple[float, str, int] | None = None
-        for name, k in widths.items():
-            less = space.neighbour(name, k, -1)
-            if less is None:
-                continue
-            saved = now - space.cost({**widths, name: less})
-            rate = loss(name, k, less) / max(saved, 1e-9)
-            if saved > 0 and (best is None or rate < best[0]):
-                best = rate, name, less
-        if best is None:  # what is left to cut saves nothing of this cost
-            return space.narrowest
-        widths[best[1]] = best[2]
-    return widths

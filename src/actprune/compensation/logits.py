@@ -32,7 +32,7 @@ from actprune.axes.site import Site
 from actprune.compensation.own import exclusive, is_plain, placeholders_of
 from actprune.compensation.rows import contracted
 from actprune.data.samples import Calibration
-from actprune.distance import output_kind, tensor_outputs
+from actprune.graph.output_kinds import output_kind, tensor_outputs
 from actprune.graph.program import shape
 from actprune.graph.run import run
 from actprune.mapped import any_mapped

@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from actprune.axes.capture import Graph
 from actprune.axes.expr import positions
 from actprune.axes.groups import Group
-from actprune.distance import output_kind
 from actprune.errors import DataError
+from actprune.graph.output_kinds import output_kind
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.stats.patches import LAYERS, output_dim

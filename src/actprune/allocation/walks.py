@@ -1,0 +1,58 @@
+"""Ways through a space of widths to its budget: along a ratio, and greedily group by group, up or down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actprune.allocation.space import Space, Widths
+
+
+def largest(space: Space, widths_at: Callable[[float], Widths], steps: int = 60) -> tuple[float, Widths]:
+    """The largest ρ in [0, 1] at which `widths_at(ρ)` fits the budget, by bisection, and its widths."""
+    if space.fits(widths_at(1.0)):
+        return 1.0, widths_at(1.0)
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if space.fits(widths_at(middle)) else (low, middle)
+    return low, widths_at(low)
+
+
+def fill(space: Space, widths: Widths, gain: Callable[[str, int, int], float]) -> Widths:
+    """Grow group by group while the budget allows, always where `gain(name, now, next)` per cost is largest."""
+    widths = dict(widths)
+    while True:
+        now = space.cost(widths)
+        best: tuple[float, str, int] | None = None
+        for name, k in widths.items():
+            more = space.neighbour(name, k, 1)
+            if more is None:
+                continue
+            after = space.cost({**widths, name: more})
+            if after <= space.target:
+                rate = gain(name, k, more) / max(after - now, 1e-9)
+                if best is None or rate > best[0]:
+                    best = rate, name, more
+        if best is None:
+            return widths
+        widths[best[1]] = best[2]
+
+
+def trim(space: Space, widths: Widths, loss: Callable[[str, int, int], float]) -> Widths:
+    """Shrink group by group until the budget fits, always where `loss(name, now, next)` per cost is smallest."""
+    widths = dict(widths)
+    while not space.fits(widths):
+        now = space.cost(widths)
+        best: tuple[float, str, int] | None = None
+        for name, k in widths.items():
+            less = space.neighbour(name, k, -1)
+            if less is None:
+                continue
+            saved = now - space.cost({**widths, name: less})
+            rate = loss(name, k, less) / max(saved, 1e-9)
+            if saved > 0 and (best is None or rate < best[0]):
+                best = rate, name, less
+        if best is None:  # what is left to cut saves nothing of this cost
+            return space.narrowest
+        widths[best[1]] = best[2]
+    return widths
