@@ -501,6 +501,23 @@ def test_pruned_attention_is_stock_attention_when_nothing_is_cut(
     torch.testing.assert_close(pruned(x, x, x, **settings), stock(x, x, x, **settings))
 
 
+class Causal(nn.Module):
+    """A decoder as torch builds it: its causal mask is a buffer, which the stock attention does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, dropout=0.0, batch_first=True)
+        self.decoder, self.head = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(WIDTH, 3)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decoder(x, mask=self.mask))
+
+
+def test_a_cut_attention_reads_a_causal_mask_no_more_than_the_stock_class() -> None:
+    less(Causal().eval(), tokens(), "heads")  # the proof redraws the mask as well
+
+
 class GroupedQueries(nn.Module):
     """Two numbers in the class, and sizes made of both: a change of either alone breaks as much as it mends."""
 

@@ -47,7 +47,9 @@ class PrunedMHA(nn.MultiheadAttention):
             F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, w, b in zip((query, key, value), self._weights(), self._biases(), strict=True)
         )
-        mask = self._mask(q, k, attn_mask, key_padding_mask, unbatched)
+        # the stock class does not read a mask then that is said to be causal
+        causal = is_causal and attn_mask is not None and key_padding_mask is None and not need_weights
+        mask = None if causal else self._mask(q, k, attn_mask, key_padding_mask, unbatched)
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (torch.cat([x, self._heads(b, x)], 2) for x, b in ((k, self.bias_k), (v, self.bias_v)))
             mask = mask if mask is None else F.pad(mask, (0, 1))
@@ -62,7 +64,7 @@ class PrunedMHA(nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             dropout = self.dropout if self.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if unbatched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
