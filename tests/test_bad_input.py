@@ -139,6 +139,10 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         CaptureError, prune(calibration=[images(8).double()]),
         ("the inputs are float64 and the weights float32", "x.to(torch.float32)", "x.astype('float32')"),
     ),
+    "images of whole numbers": (
+        CaptureError, prune(calibration=[images(8).to(torch.uint8)]),
+        ("the inputs are uint8 and the weights float32", "x.to(torch.float32)"),
+    ),
     "images without a batch": (CaptureError, prune(calibration=[torch.randn(5)]), ("Residual", "inputs of shape (5,)")),
     "keys that the model lacks": (
         DataError, prune(calibration=[{"picture": images(8)}]),
@@ -268,7 +272,22 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         DataError, prune(forward=lambda m, b: b),
         ("did not call the model", "where: forward"),
     ),
+    "a forward that takes the batch alone": (
+        DataError, prune(forward=lambda batch: batch),
+        ("no function of a model and a batch", "got: <lambda>(batch)", "where: forward", "lambda model, batch"),
+    ),
+    "a forward that is a name": (
+        DataError, prune(forward="call"), ("no function of a model and a batch", "got: str"),
+    ),
     # plans and stages
+    "widths in place of a plan": (
+        PlanError, staged(lambda m, g: ap.cut(m, {"conv1": 2})),  # type: ignore[arg-type]
+        ("This is no plan", "got: dict", "where: cut", "make_plan(graph"),
+    ),
+    "widths in place of a plan to prove": (
+        PlanError, staged(lambda m, g: ap.verify(m, m, {"conv1": 2}, images(8))),  # type: ignore[arg-type]
+        ("This is no plan", "where: verify"),
+    ),
     "a plan for another model": (
         PlanError, staged(lambda m, g: ap.cut(CHAIN, ap.make_plan(g, {"conv1": [0]}))),
         ("The plan does not fit", "expected: a dense Residual", "got: Chain"),

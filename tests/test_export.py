@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -69,6 +70,21 @@ def test_the_published_errors_are_small() -> None:
 class Fixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(4, 6).sum(1)
+
+
+class Scores(NamedTuple):
+    logits: Tensor
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Scores:
+        return Scores(2 * x)
+
+
+def test_outputs_of_a_class_that_no_file_knows(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="next: put the model into a module whose forward returns"):
+        export(Named(), torch.randn(4, 6), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_that_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

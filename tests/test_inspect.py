@@ -459,6 +459,21 @@ def test_errors(run: Callable[..., Any], words: list[str], said: list[str]) -> N
         assert word in err, err
 
 
+@pytest.mark.parametrize("name", ["net.pth", "./net.pth", "net.pth:model"])
+def test_a_file_of_weights(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    (tmp_path / "net.pth").write_bytes(b"weights")
+    (tmp_path / "net.py").write_text("raise RuntimeError('not asked for')", "utf-8")  # what `import net.pth` would run
+    code, _, err = run(name, "--input", "1,6")
+    assert code == 1 and "net.pth is no Python file" in err and "got: a file that ends in .pth" in err
+    assert "actprune init" in err
+
+
+def test_a_recipe_without_a_name(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").touch()
+    code, _, err = run("recipe.py", "--input", "1,6")
+    assert code == 2 and "recipe.py:model" in err
+
+
 def test_a_module_that_cannot_be_imported(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "needy_nets.py").write_text("import not_there_at_all", "utf-8")
     for spec in ("needy_nets:net", "needy_nets.py:net"):

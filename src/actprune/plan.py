@@ -138,6 +138,19 @@ class Plan:
             raise malformed(where, "JSON", f"{type(error).__name__}: {error}") from error
 
 
+def check_plan(plan: Any, where: str) -> None:
+    """A dict of widths or of kept units is what is most easily taken for a plan."""
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            "This is no plan.",
+            expected="a Plan",
+            got=type(plan).__name__,
+            where=where,
+            hint="make_plan(graph, {'conv1': [0, 2]}) makes one of the units that stay, "
+            "allocate(graph, guide, keep={'conv1': 2}) of widths",
+        )
+
+
 def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> Plan:
     """The plan that keeps these units; groups that are not named stay whole.
 

@@ -60,7 +60,7 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
             raise
         except Exception as error:  # whatever an exporter or a runtime raises
             got = f"{type(error).__name__}: {str(error)[:300]}"
-            hint = 'install actprune[onnx] for ONNX; else export the graph form, form="graph"'
+            hint = _OWN_CLASS if "regist" in got else _OTHERWISE
             raise _failed(place, "a model that can be exported for any batch size", got, hint) from error
     return place
 
@@ -121,6 +121,14 @@ FORMATS: dict[str, tuple[Callable[..., None], Callable[..., Outputs]]] = {
     ".onnx": (_write_onnx, _run_onnx),
     ".pt2": (_write_pt2, _run_pt2),
 }
+
+
+_OTHERWISE = 'install actprune[onnx] for ONNX; else export the graph form, form="graph"'
+
+_OWN_CLASS = (
+    "put the model into a module whose forward returns a plain tuple or dict; a dataclass can also be registered, "
+    'torch.export.register_dataclass(Out, serialized_type_name="Out")'
+)
 
 
 def _failed(path: Path, expected: str, got: str, hint: str) -> ArtifactError:

@@ -54,9 +54,17 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read a SPEC; nothing is imported yet. `typer.BadParameter` where it has another form."""
+    """Read a SPEC; nothing is imported yet.
+
+    Raises:
+        CaptureError: it is a file that is no Python.
+        typer.BadParameter: it has another form.
+    """
     found = _FORM.fullmatch(text)
     if found is None:
+        _check_python(text)
+        if Path(text).is_file():
+            raise typer.BadParameter(f"{text} is a file; expected {text}:name, for a recipe {text}:model")
         raise typer.BadParameter(f"{text!r} can't be read; expected {FORM}")
     if found["arguments"] is None:
         return Spec(text, found["home"], found["name"])
@@ -124,6 +132,7 @@ def load_module(spec: Spec) -> Any:
     """Import the home of `spec`, with the working folder (or the file's own) on the path, as Python has it."""
     if spec.home.endswith(".py"):
         return _file(spec)
+    _check_python(spec.home)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -135,6 +144,19 @@ def load_module(spec: Spec) -> Any:
         raise _missing(spec, missing) from error
     except (Exception, SystemExit) as error:
         raise _unimportable(spec, error) from error
+
+
+def _check_python(home: str) -> None:
+    """`model.pth` would be looked up as the module pth of a package, and code of that package run on the way."""
+    path = Path(home)
+    if path.suffix not in ("", ".py") and path.is_file():
+        raise CaptureError(
+            f"{home} is no Python file.",
+            expected="a recipe, the path of a file that ends in .py, or a file of Keras's that ends in .keras",
+            got=f"a file that ends in {path.suffix}",
+            where=home,
+            hint="load weights in the function model() of a recipe: `actprune init` writes one to start from",
+        )
 
 
 def _missing(spec: Spec, missing: str) -> CaptureError:

@@ -87,6 +87,7 @@ class _Recorded(Exception):
 
 
 def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
+    _check_takes_two(forward)
     recorder = _Recorder(model)
     with contextlib.suppress(_Recorded):
         forward(recorder, batch)
@@ -102,6 +103,30 @@ def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
     if args and kwargs:
         kwargs = _by_keyword(model, args, kwargs)
     return call_arguments(model, kwargs or args)  # as the capture calls it: a decoder without its cache
+
+
+def _check_takes_two(forward: Any) -> None:
+    """What can't be called with a model and a batch would end in a TypeError that doesn't name `forward=`."""
+    if callable(forward):
+        with contextlib.suppress(ValueError):  # of what is written in C, Python may know no signature
+            signature = inspect.signature(forward)
+            with contextlib.suppress(TypeError):
+                signature.bind(None, None)
+                return
+            got = f"{getattr(forward, '__name__', type(forward).__name__)}{signature}"
+            raise _no_forward(got)
+        return
+    raise _no_forward(type(forward).__name__)
+
+
+def _no_forward(got: str) -> DataError:
+    return DataError(
+        "forward= is no function of a model and a batch.",
+        expected="a function forward(model, batch) that calls model(…) once",
+        got=got,
+        where="forward",
+        hint="for example forward=lambda model, batch: model(batch['image'])",
+    )
 
 
 def _by_keyword(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
         expected="a forward pass that runs on these inputs",
         got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
         where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
-        hint=_hint(_types(tensors), _types(model.parameters()), said),
+        hint=_hint(_given(tensors, said), _types(model.parameters()), said),
     )
 
 
@@ -263,6 +263,13 @@ def _hint(given: set[torch.dtype], held: set[torch.dtype], said: list[str]) -> s
             f"x.to(torch.{held_as}) or, for NumPy, x.astype('{held_as}')"
         )
     return _OTHER_INPUTS
+
+
+def _given(tensors: list[Tensor], said: list[str]) -> set[torch.dtype]:
+    """The types of the inputs. Whole numbers may be tokens: they count where a layer asks for the type of weights."""
+    if any("same" in line and "type" in line for line in said):
+        return _types(tensors) or {tensor.dtype for tensor in tensors}
+    return _types(tensors)
 
 
 def _types(tensors: Iterable[Tensor]) -> set[torch.dtype]:

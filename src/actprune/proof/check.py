@@ -27,7 +27,7 @@ from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments
 from actprune.mapped import letting_go
-from actprune.plan import Plan
+from actprune.plan import Plan, check_plan
 from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
 from actprune.repair.adapt import adapt
@@ -100,6 +100,7 @@ def verify(
             differs.
         PlanError: the plan is for another model.
     """
+    check_plan(plan, "verify")
     started = time.perf_counter()
     dense = graph if graph is not None else dense_graph(model, plan, inputs)
     if dense.program.architecture != plan.architecture:

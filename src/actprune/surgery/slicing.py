@@ -16,7 +16,7 @@ from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.hints import hint_for
 from actprune.mapped import alongside, is_mapped, let_go
-from actprune.plan import Plan
+from actprune.plan import Plan, check_plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
@@ -43,6 +43,7 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
         PlanError: the plan or the rewrite is for a model with other names, shapes or dtypes.
         UnsupportedModelError: the model can't be deep-copied.
     """
+    check_plan(plan, "cut")
     overrides = rewrite.tensors if rewrite is not None else {}
     _check_fits(model, plan, overrides)
     if isinstance(model, Rebuilt):
