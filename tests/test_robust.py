@@ -384,7 +384,7 @@ class Sum(nn.Module):
 def test_inputs_that_lack_one_or_are_no_tensors_are_told() -> None:
     pairs = [[torch.randn(8, 6), torch.randn(8, 6)] for _ in range(3)]
     with pytest.raises(CaptureError, match=r"forward=lambda model, batch: model\(\*batch\)"):
-        ap.prune(Sum(), pairs, keep="macs=50%", method="l2")
+        ap.prune(Sum(), [x for x, _ in pairs], keep="macs=50%", method="l2")
     batches = [SimpleNamespace(x=x) for x, _ in pairs]
     with pytest.raises(DataError, match="has to be called with tensors, tuples or dicts"):
         ap.prune(Sum(), batches, keep="macs=50%", method="l2", forward=lambda model, batch: model(batch))
