@@ -87,41 +87,32 @@ class _Recorded(Exception):
 
 
 def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
-    _check_takes_two(forward)
     recorder = _Recorder(model)
     with contextlib.suppress(_Recorded):
         forward(recorder, batch)
     if recorder.called is None:
-        raise DataError(
-            "forward= did not call the model.",
-            expected="a function forward(model, batch) that calls model(…) once",
-            got="a return without that call",
-            where="forward",
-            hint="for example forward=lambda model, batch: model(batch['image'])",
-        )
+        raise _no_call("forward= did not call the model.", "a return without that call")
     args, kwargs = recorder.called
     if args and kwargs:
         kwargs = _by_keyword(model, args, kwargs)
     return call_arguments(model, kwargs or args)  # as the capture calls it: a decoder without its cache
 
 
-def _check_takes_two(forward: Any) -> None:
+def check_forward(forward: Any) -> None:
     """What can't be called with a model and a batch would end in a TypeError that doesn't name `forward=`."""
-    if callable(forward):
-        with contextlib.suppress(ValueError):  # of what is written in C, Python may know no signature
+    got = type(forward).__name__
+    with contextlib.suppress(ValueError):  # of what is written in C, Python may know no signature
+        try:
             signature = inspect.signature(forward)
-            with contextlib.suppress(TypeError):
-                signature.bind(None, None)
-                return
-            got = f"{getattr(forward, '__name__', type(forward).__name__)}{signature}"
-            raise _no_forward(got)
-        return
-    raise _no_forward(type(forward).__name__)
+            got = f"{getattr(forward, '__name__', got)}{signature}"
+            signature.bind(None, None)
+        except TypeError:
+            raise _no_call("forward= is no function of a model and a batch.", got) from None
 
 
-def _no_forward(got: str) -> DataError:
+def _no_call(problem: str, got: str) -> DataError:
     return DataError(
-        "forward= is no function of a model and a batch.",
+        problem,
         expected="a function forward(model, batch) that calls model(…) once",
         got=got,
         where="forward",

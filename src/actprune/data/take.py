@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from actprune.data.batches import batches as batches_of
-from actprune.data.calls import Forward, as_call, as_captured_call
+from actprune.data.calls import Forward, as_call, as_captured_call, check_forward
 from actprune.data.gather import gather
 from actprune.data.samples import Calibration, PerBatch, Samples, form
 from actprune.errors import DataError
@@ -46,7 +46,8 @@ def take(
     if isinstance(calibration, Samples):
         return calibration
     check_ready(model)
-
+    if forward is not None:
+        check_forward(forward)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return gather(calibration, size, lambda batch: as_call(model, batch, forward), device, labels, forward is None)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -85,8 +85,8 @@ class Program:
     @property
     def positional(self) -> int:
         """How many arguments the captured call has by position."""
-        args, _ = pytree.tree_unflatten([None] * self.in_spec.num_leaves, self.in_spec)
-        return len(args)
+        args, _ = cast("tuple[Any, Any]", self.in_spec.children())
+        return len(args.children())
 
     @property
     def used(self) -> frozenset[str]:

@@ -36,8 +36,9 @@ def outputs_of(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         args, kwargs = call_arguments(model, batch)
         return model(*args, **kwargs)
-    inputs, _ = parted(batch, needed(model))
-    return model(*inputs) if needed(model) > 1 and isinstance(inputs, tuple | list) else model(inputs)
+    several = needed(model)
+    inputs, _ = parted(batch, several)
+    return model(*inputs) if several > 1 and isinstance(inputs, tuple | list) else model(inputs)
 
 
 def _parts(batch: Any) -> Any:

@@ -58,8 +58,8 @@ class Training:
 
         A rank without a sample of a batch runs two others of it with the weight 0: DDP and FSDP wait for every rank.
         """
-        several = self.ranks.world > 1 or len(batches) > 1
-        sizes = [samples(batch, needed(self.model)) for batch in batches] if several else [1]
+        several, inputs = self.ranks.world > 1 or len(batches) > 1, needed(self.model)
+        sizes = [samples(batch, inputs) for batch in batches] if several else [1]
         value = 0.0
         for i, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
             own = self.ranks.shard(size)

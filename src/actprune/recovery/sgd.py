@@ -194,18 +194,18 @@ class SGD:
             put_states(self.loader, drawn)
         if batch is None:
             raise empty()
-        self._targets(model, batch)
         batch = to(batch, next(model.parameters()).device)
         with apart(0), kept_buffers(model), training(model, self.dropout), torch.enable_grad():
             self._try(model, batch)
 
     def _try(self, model: nn.Module, batch: Any) -> None:
+        targets = self._targets(model, batch)
         try:
             outputs = self._precise(model, batch)
         except Exception as error:  # whatever the user's forward raises
             raise _fails("The model does not run on a batch of the fine-tune.", error, "loader") from error
         try:
-            loss = self.loss(outputs, self._targets(model, batch))
+            loss = self.loss(outputs, targets)
         except Exception as error:
             raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -213,7 +213,7 @@ class SGD:
         if not loss.requires_grad:
             raise _fails("The loss has no gradient.", loss, "loss")
         if self.distill:
-            self._distillation(outputs, outputs, self._targets(model, batch))
+            self._distillation(outputs, outputs, targets)
 
     def told(self) -> dict[str, Any]:
         """What was asked for, but for the data, the place of the checkpoint and the way of sharing out the work."""

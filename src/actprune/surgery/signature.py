@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
@@ -14,8 +14,7 @@ from actprune.graph.program import Program
 
 def calling(model: nn.Module, program: Program) -> _PyTreeCodeGen:
     """The code generator of a graph that is called like `model`."""
-    args, _ = cast("tuple[Any, Any]", program.in_spec.children())
-    count = len(args.children())
+    count = program.positional
     parameters = [*inspect.signature(model.forward).parameters]
     first = [*parameters[:count], *(f"arg{i}" for i in range(len(parameters), count))]
     info = _PyTreeInfo([*first, *program.kwarg_names], program.in_spec, program.out_spec)
