@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import actprune as ap
 from actprune.artifacts.checkpoint import proved_folder
+from actprune.asked import Finished
 from actprune.errors import ArtifactError, BudgetError, DataError
-from actprune.sweeping import Finished
 from nets import build
 
 

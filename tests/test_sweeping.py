@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import actprune as ap
+from actprune.asked import Finished
 from actprune.errors import ArtifactError, BudgetError, DataError, DistributedError
-from actprune.sweeping import Finished
 from nets import build
 
 KEEPS = ("params=70%", "params=50%")

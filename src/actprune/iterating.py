@@ -17,6 +17,7 @@ from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.arguments import settings_of
 from actprune.artifacts.checkpoint import check_output
+from actprune.asked import Asked, Finished, is_there, read_finished, samples_for
 from actprune.axes.capture import capture
 from actprune.composing import save_composed
 from actprune.errors import BudgetError, DataError
@@ -28,7 +29,6 @@ from actprune.plan import Plan
 from actprune.report.record import Report
 from actprune.result import Result
 from actprune.run_folder import on_disk
-from actprune.sweeping import Asked, Finished, is_there, read_finished, samples_for
 
 FINAL = "final"
 """The run folder of all rounds as one cut."""

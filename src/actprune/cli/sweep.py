@@ -71,13 +71,13 @@ def sweep(
     """
     _check_different(keep)
     methods, seeds = method or ["sgd-ap"], seed or [0]
+    from actprune.asked import run_names
     from actprune.cli.console import console_of
     from actprune.cli.progress import progress_of
     from actprune.cli.recipe import load_recipe
     from actprune.cli.runs import write_texts
     from actprune.pipeline import check_arguments
     from actprune.report.frontier import Frontier, Point
-    from actprune.sweeping import run_names
     from actprune.sweeping import sweep as run
 
     if not resume:
