@@ -32,7 +32,7 @@ from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
-from actprune.graph.traced import Refused, Traced
+from actprune.graph.traced import MadeKnown, Refused, Traced
 
 __all__ = ["call_arguments", "check_ready", "trace"]
 
@@ -153,16 +153,24 @@ def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
     return traced.recorder.result(graph) if traced.recorder is not None else Sizes()
 
 
-def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
-    """By export, else by a run on real tensors, the last time below autograd and vmap."""
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, *, last: bool = False
+) -> Traced:
+    """By export, else by a run on real tensors, the last time below autograd and vmap.
+
+    What a class in the outputs holds may be known only after a run: export, which takes it from then on, is tried
+    once more, so that this capture is what the next one will be.
+    """
     reasons: dict[str, Exception] = {}
-    below = partial(recorded, whole=False)
-    for name, tracer in (("torch.export", _exported), ("recording a run", recorded), ("recording a run", below)):
+    run, below = (partial(recorded, whole=whole, last=last) for whole in (True, False))
+    for name, tracer in (("torch.export", _exported), ("recording a run", run), ("recording a run", below)):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
                 traced = tracer(model, args, kwargs, names)
                 _check_flat(traced.graph)
                 return traced
+        except MadeKnown:
+            return _traced(model, args, kwargs, names, last=True)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons.setdefault(name, error)
     tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]

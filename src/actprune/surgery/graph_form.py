@@ -25,6 +25,7 @@ from actprune.graph.program import named_as, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
 from actprune.surgery.batch_sizes import BatchSizes, batch_sizes
+from actprune.surgery.graph_names import check_names, with_keywords
 from actprune.surgery.signature import calling
 from actprune.surgery.slicing import sliced, tensor_slots
 
@@ -45,7 +46,11 @@ def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None
         A module that is called like `model`, with the model's names for its tensors. Any batch size will do where the
         capture had two samples or more. `torch.export` takes the arguments of a graph in the order of its `forward`,
         whatever their names: give them in that order, all of them.
+
+    Raises:
+        UnsupportedModelError: a module of the model has the name of an attribute of every graph ("graph", "meta").
     """
+    check_names(sorted(graph.program.held), graph.program.model_name)
     return _Builder(model, graph, plan, rewrite).build()
 
 
@@ -107,6 +112,7 @@ class _Builder:
         else:
             calls = {node.name: node for node in self.program.nodes}
             self.graph.output([*outputs, *(self.values[calls[name]] for name in inside)])
+        self.graph.on_generate_code(lambda _: with_keywords)
         made = GraphModule(self.root, self.graph, class_name=f"{self.program.model_name}Graph")
         return made.train(self.model.training)
 
@@ -122,6 +128,8 @@ class _Builder:
         if name in self.paths:
             return self.paths[name]
         path = name if name in self.program.held else f"constants.{name.replace('.', '_')}"
+        if self.given is not None:  # nobody asks for the names
+            path = f"constants.{len(self.paths)}"
         if name in self.program.held and self.given is not None:
             new = self.given[name]
         elif name in self.program.held:
@@ -133,7 +141,7 @@ class _Builder:
         where = self.root
         *parents, last = path.split(".")
         for parent in parents:
-            if not hasattr(where, parent):
+            if parent not in where._modules:
                 where.add_module(parent, nn.Module())
             where = where.get_submodule(parent)
         if name in self.program.parameters:
