@@ -21,6 +21,7 @@ from actprune.errors import CaptureError
 from actprune.graph.arguments import added, call_arguments
 from actprune.graph.caches import kept_caches
 from actprune.graph.canonical import make_canonical
+from actprune.graph.covering import covered_as_channels
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
@@ -96,6 +97,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             weights = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in weights.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(weights))
+        covered_as_channels(graph)
     _note_stock_classes(graph, model)
     every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
