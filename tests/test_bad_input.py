@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import actprune as ap
 from actprune.demo.mnist import load_mnist
@@ -134,6 +134,22 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "channels that the model lacks": (
         CaptureError, prune(calibration=[torch.randn(8, 1, 5, 5)]),
         ("Residual could not be captured", "got: RuntimeError", "inputs of shape (8, 1, 5, 5)"),
+    ),
+    "a loader in place of a batch": (
+        CaptureError, lambda model, folder: ap.capture(model, DataLoader(TensorDataset(images(8)), 4)),
+        ("given no tensor", "got: DataLoader", "next(iter(loader))"),
+    ),
+    "an array in place of a tensor": (
+        CaptureError, lambda model, folder: ap.capture(model, images(8).numpy()),
+        ("given no tensor", "got: ndarray", "torch.as_tensor(x)"),
+    ),
+    "a shape in place of a tensor": (
+        CaptureError, lambda model, folder: ap.capture(model, (1, 3, 5, 5)),
+        ("given no tensor", "got: tuple", "torch.randn(1, 3, 5, 5)"),
+    ),
+    "labels beside the inputs": (
+        CaptureError, lambda model, folder: ap.capture(model, (images(8), torch.zeros(8))),
+        ("could not be captured", "2 positional arguments but 3 were given", "without what stands beside them"),
     ),
     "another type than that of the weights": (
         CaptureError, prune(calibration=[images(8).double()]),

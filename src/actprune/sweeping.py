@@ -108,7 +108,7 @@ def sweep(
     if "keep" in arguments or arguments.get("inplace"):
         raise TypeError("sweep() takes neither keep= nor inplace=: it has keeps, and leaves the model as it is")
     several = {"methods": [methods] if isinstance(methods, str) else methods, "seeds": seeds}
-    budgets = [keeps] if isinstance(keeps, str) else keeps
+    budgets = list(keeps) if isinstance(keeps, Iterable) and not isinstance(keeps, str | Mapping) else [keeps]
     asked = _all_asked(model, budgets, several, {**arguments, "save_to": save_to, "resume": resume})
     _check_processes(model, jobs)
     for one in asked if save_to is not None else ():
@@ -154,6 +154,14 @@ def _all_asked(
     model: nn.Module, keeps: Sequence[Keep], several: Mapping[str, Sequence[Any]], arguments: Mapping[str, Any]
 ) -> list[Asked]:
     usual = arguments_of(model, (), arguments)
+    if not keeps:
+        raise BudgetError(
+            "A sweep has no budget.",
+            expected="at least one",
+            got="none",
+            where="sweep(keeps=…)",
+            hint='write for example sweep(model, data, ["macs=70%", "macs=50%"])',
+        )
     methods = tuple(several["methods"]) or (usual["method"],)
     seeds = tuple(several["seeds"]) or (usual["seed"],)
     found: list[Asked] = []

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from actprune.errors import CaptureError
 from actprune.graph.arguments import added, call_arguments
@@ -78,7 +80,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             expected="a tensor, a tuple of tensors or a dict of tensors",
             got=type(example_inputs).__name__,
             where="example_inputs",
-            hint="pass one batch of inputs, as the model gets them in use",
+            hint=_one_batch(example_inputs),
         )
     names = Names(model)
     # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
@@ -262,10 +264,23 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
     )
 
 
+def _one_batch(given: Any) -> str:
+    """What to pass in place of example inputs that hold no tensor."""
+    if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(given)):
+        return "convert arrays: torch.as_tensor(x)"
+    if isinstance(given, Iterable | Dataset) and not isinstance(given, str | tuple | list | Mapping):
+        return "pass the inputs of one batch, of a loader of (x, y): x, _ = next(iter(loader))"
+    if isinstance(given, tuple | list) and all(isinstance(size, int) for size in given) and given:
+        return f"pass a tensor of that shape: torch.randn({', '.join(map(str, given))})"
+    return "pass one batch of inputs, as the model gets them in use"
+
+
 def _hint(given: set[torch.dtype], held: set[torch.dtype], said: list[str]) -> str:
     """What to do where inputs of some types did not run through weights of others, and this was said."""
     if any("missing" in line and "argument" in line for line in said):
         return _MORE_INPUTS
+    if any("positional argument" in line and ("were given" in line or "too many" in line) for line in said):
+        return _FEWER_INPUTS
     if len(held) == 1 and given - held:
         given_as, held_as = (str(next(iter(types))).removeprefix("torch.") for types in (given - held, held))
         return (
@@ -290,6 +305,10 @@ def _types(tensors: Iterable[Tensor]) -> set[torch.dtype]:
 _MORE_INPUTS = (
     "give every input: a batch (a, b, labels) of tensors, a tuple in the first place, ((a, b), labels), a dict of "
     "arguments, or forward=lambda model, batch: model(*batch)"
+)
+_FEWER_INPUTS = (
+    "a tuple or list holds the arguments of one call: pass the inputs of one batch without what stands beside them, "
+    "such as labels, and a lone input as it is"
 )
 _OTHER_INPUTS = (
     "check that the model runs on these inputs, of the type that its weights have; if it does, "

@@ -232,7 +232,9 @@ class SGD:
             training(trained.model, self.dropout),
         ):
             optimizer = self._optimizer(trained.model)
-            Fit(self._schedule, trained, optimizer, loader, steps, device, checkpoint, progress).run(losses)
+            Fit(
+                self._schedule, trained, optimizer, loader, steps, device, checkpoint, progress, self._inputs(model)
+            ).run(losses)
         if self.batchnorm:  # every rank alike, of whole batches
             reestimate_batchnorm(model, (self._outputs, loader, device))
         for buffer in model.buffers():  # each has seen its own samples
@@ -266,7 +268,11 @@ class SGD:
         return self.forward(model, batch) if self.forward is not None else outputs_of(model, batch)
 
     def _targets(self, model: nn.Module, batch: Any) -> Any:
-        return targets_of(batch, needed(model) if self.forward is None else 1)
+        return targets_of(batch, self._inputs(model))
+
+    def _inputs(self, model: nn.Module) -> int:
+        """How many of them stand before the targets in a batch."""
+        return needed(model) if self.forward is None else 1
 
     def _precise(self, model: nn.Module, batch: Any) -> Any:
         """Outputs in the precision that was asked for; they are float32 then."""
