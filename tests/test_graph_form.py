@@ -157,3 +157,24 @@ def test_a_name_that_every_graph_has(name: str) -> None:
     recover = ap.Distill(steps=2)  # looks inside a class by such a graph
     result = ap.prune(Named(name), [x, x], keep="units=50%", method="l2", form="auto", recover=recover)
     assert result.plan.note["form"] == "class"
+
+
+class Pairs(nn.Module):
+    """Images and texts meet in a table of all pairs alone: each have a batch axis of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(4, 6), nn.Embedding(5, 8)
+        self.q, self.v = nn.Linear(8, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        heads = self.q(self.text(ids)).unflatten(-1, (2, 4)).transpose(1, 2)
+        pooled = heads.reshape(len(ids) * 2, 3, 4).tanh().mean(1)
+        return self.image(x) @ self.v(pooled.view(len(ids), 8)).T
+
+
+def test_inputs_whose_samples_only_meet_in_a_table() -> None:
+    x, ids = torch.randn(4, 4), torch.randint(0, 5, (4, 3))
+    small = graph_of(Pairs().eval(), (x, ids))
+    assert small(torch.randn(7, 4), torch.randint(0, 5, (7, 3))).shape == (7, 7)
+    assert small(x, ids[:2]).shape == (4, 2)
