@@ -76,8 +76,8 @@ def channel_shuffle(call: Call) -> Dims:
 def grid_sampler(call: Call) -> Dims:
     """input (N, C, space…), grid (N, new space…, dimensions) → (N, C, new space…).
 
-    A parameter as the input is a table that is looked up at places between its entries, such as the planes of a radiance
-    field: it makes its channels as an embedding does.
+    A parameter as the input is a table that is looked up between its entries, such as the planes of a radiance field:
+    it makes its channels as an embedding does.
     """
     source, grid = call.axes(call["input"]), call.axes(call["grid"])
     call.unify(source[0], grid[0])
