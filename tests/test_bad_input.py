@@ -255,6 +255,23 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         DataError, prune(evaluate=0.9),
         ("evaluate can't be called", "got: 0.9", "model → metric"),
     ),
+    "a metric of nothing": (
+        DataError, prune(evaluate=lambda: 0.9), ("evaluate can't be called", "got: <lambda>()", "model → metric"),
+    ),
+    "a metric of every sample": (
+        DataError, prune(evaluate=lambda model: torch.zeros(99, 2)), ("no", "got: Tensor: tensor([[0., 0.], …"),
+    ),
+    "a fine-tune of nothing": (DataError, prune(finetune=lambda: None), ("finetune can't be called",)),
+    "a loss that is a class": (
+        DataError, lambda model, folder: ap.SGD([], nn.CrossEntropyLoss), ("loss is no loss", "nn.CrossEntropyLoss()"),
+    ),
+    "a number to protect": (DataError, prune(protect=0), ("holds what is no pattern", "got: (0,)")),
+    "a path in place of data": (DataError, prune(calibration="data.npz"), ("got: 'data.npz'", "numpy.load(path)")),
+    "a function in place of data": (DataError, prune(calibration=lambda: [images(8)]), ("pass what it returns",)),
+    "a path in place of a budget": (BudgetError, prune(keep="run/plan.json"), ("keep=Plan.from_json(Path(",)),
+    "a path in place of a plan": (
+        PlanError, lambda model, folder: ap.Plan.from_json("run/plan.json"), ("Path('run/plan.json').read_text()",),
+    ),
     "a fine-tune that is no function": (DataError, prune(finetune="sgd"), ("finetune can't be called", "got: 'sgd'")),
     "a fine-tune that returns the dense network": (
         DataError, prune(finetune=lambda m: build("residual")[0]),

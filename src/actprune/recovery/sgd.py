@@ -27,7 +27,7 @@ from actprune.data.parts import needed
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.graph.keep import apart, kept_buffers
-from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, one_of, or_none
+from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, function, one_of, or_none
 from actprune.recovery.batches import outputs_of, targets_of
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.checkpoint import Checkpoint
@@ -48,7 +48,9 @@ _TOLD = (
 
 _ALLOWED: dict[str, Allowed] = {
     "loader": Allowed(lambda x: hasattr(x, "__iter__") or hasattr(x, "__getitem__"), "an iterable of batches"),
-    "loss": Allowed(callable, "a function (outputs, targets) → scalar"),
+    "loss": function(2, "(outputs, targets) → scalar").told(
+        "is no loss", "for example F.cross_entropy, or an instance of a class: nn.CrossEntropyLoss()"
+    ),
     "lr": at_least(0, Real, Tensor),
     "epochs": at_least(0, Integral),
     "momentum": at_least(0, Real),
