@@ -140,6 +140,12 @@ def test_malformed_budgets(written: Any, problem: str, got: str) -> None:
     says(caught.value, f"got: {got}", "where: keep")
 
 
+@pytest.mark.parametrize("written", ["macs=50%,params=40%", "macs=50% params=10%", ["macs=50%", "params=40%"]])
+def test_one_budget_at_a_time(written: Any) -> None:
+    with pytest.raises(BudgetError, match="a network has one budget: ask for the scarcest"):
+        parse(written)
+
+
 @pytest.mark.parametrize(
     ("written", "cost_name", "most"),
     [
@@ -445,6 +451,7 @@ def test_explicit_widths() -> None:
 @pytest.mark.parametrize(
     ("widths", "error", "words"),
     [
+        ({"macs": "50%"}, BudgetError, ["one has the name of a cost", "got: 'macs': '50%'", 'keep="macs=50%"']),
         ({"conv1": 0}, BudgetError, ["Group 'conv1' can't have 0 units", "a whole number, 1 to 6", "where: keep"]),
         ({"conv1": 7}, BudgetError, ["1 to 6", "got: 7"]),
         ({"conv1": 2.5}, BudgetError, ["got: 2.5"]),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -921,3 +921,29 @@ def test_a_new_file_is_whole_or_not_there(tmp_path: Path) -> None:
         scratch.write_text("new")
         assert path.read_text() == "old"
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "new")]
+
+
+class Told(nn.Module):
+    """Returns a class of its own; the order of its layers is not that of the calls."""
+
+    def __init__(self, kind: Callable[[], Any]) -> None:
+        super().__init__()
+        self.kind, self.b, self.a = kind, nn.Linear(6, 2), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.kind()(self.b(self.a(x).relu()))
+
+
+def test_the_graph_of_a_model_that_returns_a_dataclass(tmp_path: Path) -> None:
+    """pytree learns of the class in the first capture: the second one of the process was another graph."""
+    x, kind = torch.randn(8, 4), make_dataclass("Out", ["logits"])
+    form = capture_form(Told(lambda: kind), x, "graph")
+    model = Told(lambda: kind)
+    plan = make_plan(form.graph, {"a": [0, 2, 5]}).with_note(**form.note)
+    small = form.cut(model, plan)
+    again = load(save(tmp_path / "run", small, plan, {}), Told(lambda: kind), x)
+    assert torch.equal(again(x).logits, small(x).logits)
+
+
+def test_a_dataclass_that_every_call_makes_anew_is_captured() -> None:
+    assert capture(Told(lambda: make_dataclass("Out", ["logits"])), torch.randn(8, 4)).groups

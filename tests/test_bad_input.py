@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import actprune as ap
 from actprune.demo.mnist import load_mnist
@@ -135,6 +135,22 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         CaptureError, prune(calibration=[torch.randn(8, 1, 5, 5)]),
         ("Residual could not be captured", "got: RuntimeError", "inputs of shape (8, 1, 5, 5)"),
     ),
+    "a loader in place of a batch": (
+        CaptureError, lambda model, folder: ap.capture(model, DataLoader(TensorDataset(images(8)), 4)),
+        ("given no tensor", "got: DataLoader", "next(iter(loader))"),
+    ),
+    "an array in place of a tensor": (
+        CaptureError, lambda model, folder: ap.capture(model, images(8).numpy()),
+        ("given no tensor", "got: ndarray", "torch.as_tensor(x)"),
+    ),
+    "a shape in place of a tensor": (
+        CaptureError, lambda model, folder: ap.capture(model, (1, 3, 5, 5)),
+        ("given no tensor", "got: tuple", "torch.randn(1, 3, 5, 5)"),
+    ),
+    "labels beside the inputs": (
+        CaptureError, lambda model, folder: ap.capture(model, (images(8), torch.zeros(8))),
+        ("could not be captured", "2 positional arguments but 3 were given", "without what stands beside them"),
+    ),
     "another type than that of the weights": (
         CaptureError, prune(calibration=[images(8).double()]),
         ("the inputs are float64 and the weights float32", "x.to(torch.float32)", "x.astype('float32')"),
@@ -238,6 +254,23 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "an evaluate that is no function": (
         DataError, prune(evaluate=0.9),
         ("evaluate can't be called", "got: 0.9", "model → metric"),
+    ),
+    "a metric of nothing": (
+        DataError, prune(evaluate=lambda: 0.9), ("evaluate can't be called", "got: <lambda>()", "model → metric"),
+    ),
+    "a metric of every sample": (
+        DataError, prune(evaluate=lambda model: torch.zeros(99, 2)), ("no", "got: Tensor: tensor([[0., 0.], …"),
+    ),
+    "a fine-tune of nothing": (DataError, prune(finetune=lambda: None), ("finetune can't be called",)),
+    "a loss that is a class": (
+        DataError, lambda model, folder: ap.SGD([], nn.CrossEntropyLoss), ("loss is no loss", "nn.CrossEntropyLoss()"),
+    ),
+    "a number to protect": (DataError, prune(protect=0), ("holds what is no pattern", "got: (0,)")),
+    "a path in place of data": (DataError, prune(calibration="data.npz"), ("got: 'data.npz'", "numpy.load(path)")),
+    "a function in place of data": (DataError, prune(calibration=lambda: [images(8)]), ("pass what it returns",)),
+    "a path in place of a budget": (BudgetError, prune(keep="run/plan.json"), ("keep=Plan.from_json(Path(",)),
+    "a path in place of a plan": (
+        PlanError, lambda model, folder: ap.Plan.from_json("run/plan.json"), ("Path('run/plan.json').read_text()",),
     ),
     "a fine-tune that is no function": (DataError, prune(finetune="sgd"), ("finetune can't be called", "got: 'sgd'")),
     "a fine-tune that returns the dense network": (

@@ -167,7 +167,7 @@ def test_no_data(nothing: Any) -> None:
 @pytest.mark.parametrize(
     ("calibration", "words"),
     [
-        ("abc", ["of no kind that actprune knows", "got: str", "forward="]),
+        ("abc", ["can't be iterated over", "got: 'abc'", "load what lies there"]),
         ([("label", X)], ["of no kind that actprune knows", "got: str"]),
         ([(["a", "b"], X)], ["no tensor with a batch dimension", "got: str, str"]),
         ([torch.tensor(1.0)], ["no tensor with a batch dimension", "got: Tensor"]),

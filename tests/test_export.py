@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -72,6 +73,11 @@ class Fixed(nn.Module):
         return x.reshape(4, 6).sum(1)
 
 
+class Counted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), 2, 3).sum(1)
+
+
 class Scores(NamedTuple):
     logits: Tensor
 
@@ -87,12 +93,69 @@ def test_outputs_of_a_class_that_no_file_knows(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Graphs(nn.Module):
+    """Nodes (N, 4) and edges (2, E)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        source, target = edges
+        return torch.zeros(x.shape[0], 3).index_add(0, target, self.fc(x)[source])
+
+
+@pytest.mark.parametrize("ending", [".pt2", ONNX])
+def test_edges_are_no_samples(ending: str, tmp_path: Path) -> None:
+    model, edges = Graphs(), torch.tensor([[0, 1, 5], [3, 0, 4]])
+    path = export(model, (torch.randn(6, 4), edges), tmp_path / f"model{ending}")
+    more = torch.randn(9, 4), edges + 3
+    torch.testing.assert_close(FORMATS[ending][1](path, more, {})[0], model(*more).detach(), rtol=1e-4, atol=1e-5)
+
+
+class Determined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.eye(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w + torch.linalg.slogdet(self.w)[1]
+
+
+class Keyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"in": nn.Linear(6, 2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts["in"](x)
+
+
+@pytest.mark.parametrize(
+    ("make", "ending", "got", "hint"),
+    [
+        pytest.param(Determined, ".onnx", "No ONNX function found for .*slogdet", "pt2 instead", marks=ONNX.marks),
+        (Keyword, ".pt2", "SyntaxError", "rename it"),
+    ],
+)
+def test_what_an_exporter_can_not_write(
+    make: type[nn.Module], ending: str, got: str, hint: str, tmp_path: Path
+) -> None:
+    """The message has the cause, without the exporter's advice around it, and what to do."""
+    with pytest.raises(ArtifactError) as caught:
+        export(make(), torch.randn(4, 6), tmp_path / f"model{ending}")
+    assert re.search(got, str(caught.value.got)) and hint in str(caught.value.hint)
+    assert "This is step" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_written_that_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = build("chain")
     with pytest.raises(ArtifactError, match="is not written"):
         export(model, inputs, tmp_path / "model.pth")
     with pytest.raises(ArtifactError, match="any batch size"):
         export(Fixed(), torch.randn(4, 6), tmp_path / "model.pt2")
+    with pytest.raises(ArtifactError, match=r"write x.shape\[0\] for len\(x\)"):
+        export(Counted(), torch.randn(4, 6), tmp_path / "model.pt2")
     write, run = FORMATS[".pt2"]
     monkeypatch.setitem(FORMATS, ".pt2", (write, lambda *a: [1.01 * out for out in run(*a)]))
     with pytest.raises(ArtifactError, match="relative error"):

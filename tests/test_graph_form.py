@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import actprune as ap
 from actprune.axes.capture import capture
 from actprune.plan import make_plan
 from actprune.proof.check import verify
@@ -117,3 +119,62 @@ def test_batch_sizes_that_no_axis_tells() -> None:
         more = torch.randn(size, 6)
         torch.testing.assert_close(whole(more), model(more))
         assert small(more).shape == (size, 3)
+
+
+class Named(nn.Module):
+    """A block under a name of the user's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        setattr(self, name, nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()))
+        self.name, self.last = name, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(getattr(self, self.name)(x))
+
+
+@pytest.mark.parametrize("name", ["in", "class", "None"])
+def test_names_that_are_words_of_python(name: str, tmp_path: Path) -> None:
+    """torch.fx writes `self.in.weight`, which ends in a SyntaxError."""
+    x = torch.randn(8, 4)
+    model = Named(name).eval()
+    result = ap.prune(model, [x, x], keep="units=50%", method="l2", form="graph")
+    assert set(result.model.state_dict()) <= set(model.state_dict())
+    copied = copy.deepcopy(result.model).train()
+    copied(x).sum().backward()
+    again = ap.load(result.save(tmp_path / "run"), Named(name), x)
+    assert torch.equal(again.eval()(x), result.model.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["graph", "meta"])
+def test_a_name_that_every_graph_has(name: str) -> None:
+    x = torch.randn(8, 4)
+    with pytest.raises(ap.UnsupportedModelError) as caught:
+        ap.prune(Named(name), [x, x], keep="units=50%", method="l2", form="graph")
+    assert caught.value.got == repr(name)
+    assert caught.value.where == f"{name}.0.bias"
+    assert "rename it in the class" in str(caught.value.hint)
+    recover = ap.Distill(steps=2)  # looks inside a class by such a graph
+    result = ap.prune(Named(name), [x, x], keep="units=50%", method="l2", form="auto", recover=recover)
+    assert result.plan.note["form"] == "class"
+
+
+class Pairs(nn.Module):
+    """Images and texts meet in a table of all pairs alone: each have a batch axis of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(4, 6), nn.Embedding(5, 8)
+        self.q, self.v = nn.Linear(8, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        heads = self.q(self.text(ids)).unflatten(-1, (2, 4)).transpose(1, 2)
+        pooled = heads.reshape(len(ids) * 2, 3, 4).tanh().mean(1)
+        return self.image(x) @ self.v(pooled.view(len(ids), 8)).T
+
+
+def test_inputs_whose_samples_only_meet_in_a_table() -> None:
+    x, ids = torch.randn(4, 4), torch.randint(0, 5, (4, 3))
+    small = graph_of(Pairs().eval(), (x, ids))
+    assert small(torch.randn(7, 4), torch.randint(0, 5, (7, 3))).shape == (7, 7)
+    assert small(x, ids[:2]).shape == (4, 2)

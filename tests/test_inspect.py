@@ -468,10 +468,20 @@ def test_a_file_of_weights(run: Callable[..., Any], tmp_path: Path, name: str) -
     assert "actprune init" in err
 
 
-def test_a_recipe_without_a_name(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_recipe_brings_its_own_inputs(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The first batch of its calibration data, labels left out; --input goes before it."""
+    text = "import torch\nfrom some_nets import net as model\nx = torch.ones(2, 6)\ndef calibration(): return [(x, x)]"
+    (tmp_path / "own_recipe.py").write_text(text, "utf-8")
+    code, out, err = run("own_recipe.py")
+    assert code == 0 and "of parameters prunable (" in out, err
+    code, _, err = run("own_recipe.py", "--input", "1,7")
+    assert code == 1 and "(1, 7)" in err
+
+
+def test_a_recipe_without_a_model(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "recipe.py").touch()
     code, _, err = run("recipe.py", "--input", "1,6")
-    assert code == 2 and "recipe.py:model" in err
+    assert code == 1 and "no function model()" in err and "recipe.py:name" in err
 
 
 def test_a_module_that_cannot_be_imported(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -484,7 +494,7 @@ def test_a_module_that_cannot_be_imported(run: Callable[..., Any], tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["some_nets"], "can't be read"),
+        (["some nets"], "can't be read"),
         (["some_nets:net(open('x'))"], "no python literals"),
         (["some_nets:net(1)(2)"], "no python literals"),
         (["some_nets:net(**{})"], "no python literals"),

@@ -280,6 +280,10 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
         ),
         {"conv2d": 3},
     ),
+    "a kernel that covers the features": (
+        lambda: _model((6, 4), kl.Dense(8), kl.Reshape((6, 8, 1)), kl.Conv2D(4, (2, 8)), kl.Flatten(), kl.Dense(2)),
+        {"dense": 4, "conv2d": 2},
+    ),
     "merges": (merges, {"dense_2": 3}),
     "transformer": (
         transformer,

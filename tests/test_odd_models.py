@@ -556,3 +556,21 @@ def test_an_observer_that_is_on_freezes_and_says_so() -> None:
     graph = ap.capture(Quantizing(observed=True).eval(), torch.randn(16, 1, 6, 6))
     assert any("disable_observer" in reason for reason in graph.frozen.values())
     assert graph.groups == ()
+
+
+def test_planes_that_are_looked_up_between_their_entries() -> None:
+    """Of a radiance field: features are sampled from parameters, and make units as an embedding does."""
+
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plane = nn.Parameter(torch.randn(1, 6, 4, 4))
+            self.hidden, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = F.grid_sample(self.plane, x[None, :, None], align_corners=True)
+            return self.out(self.hidden(found[0, :, :, 0].T).relu())
+
+    x = torch.rand(16, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = ap.prune(Field(), [x, x], keep={"plane": 3, "hidden": 4}, method="l2")
+    assert result.model.plane.shape == (1, 3, 4, 4)

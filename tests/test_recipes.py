@@ -196,6 +196,14 @@ def test_what_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.count("code from outside the working folder") == 1
 
 
+def test_what_a_recipe_raises_is_told_with_its_line(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "mine.py").write_text("def model():\n    return help_me()\ndef help_me():\n    return weights\n")
+    code, out, err = run("prune", "mine.py", "--out", "runs/mine")
+    assert code == 1 and out == "" and "Traceback" not in err
+    for words in ("The recipe's model() fails.", "got: NameError: name 'weights'", "where: mine.py, line 4"):
+        assert words in err, err
+
+
 def test_errors_in_a_plan_name_the_line(tmp_path: Path) -> None:
     good = {"schema": "actprune.plan/1", "model": "", "architecture": "", "dims": {}, "aliases": {}, "edits": {},
             "note": {}, "groups": {"a": {"key": 1, "width": 4, "kept": [0, 1]}}}  # fmt: skip

@@ -243,8 +243,9 @@ def test_a_model_that_needs_two_inputs() -> None:
     alone = state(SGD(batches(1), F.cross_entropy, epochs=1).run(Net()))
     for model in trained:
         assert same(model, alone)
-    with pytest.raises(DataError, match="no targets"):
+    with pytest.raises(DataError, match="no targets") as caught:
         SGD([(x, x) for x, _ in batches(1)], F.cross_entropy).run(Sum())
+    says(caught.value, "expected: (a, b, targets)", "the model takes 2 inputs", "got: 2 of them")
 
 
 @pytest.mark.parametrize("empty", [[], iter(()), (batch for batch in ())], ids=["list", "iterator", "generator"])

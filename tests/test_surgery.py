@@ -434,7 +434,7 @@ def test_slots_leave_out_what_is_absent() -> None:
     [
         (nn.Linear(2, 3), {"in_features": 2, "out_features": 3}),
         (nn.Bilinear(2, 3, 4), {"in1_features": 2, "in2_features": 3, "out_features": 4}),
-        (nn.Conv1d(4, 6, 3, groups=2), {"in_channels": 4, "out_channels": 6}),
+        (nn.Conv1d(4, 6, 3, groups=2), {"in_channels": 4, "out_channels": 6, "kernel_size": (3,)}),
         (nn.ConvTranspose2d(4, 6, 3, groups=2), {"in_channels": 4, "out_channels": 6}),
         (nn.BatchNorm2d(5), {"num_features": 5}),
         (nn.BatchNorm2d(5, affine=False), {"num_features": 5}),

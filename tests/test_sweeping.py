@@ -111,6 +111,7 @@ def test_an_interrupted_sweep_of_methods_goes_on(tmp_path: Path) -> None:
         ({"jobs": 0}, DataError, "no number of processes"),
         ({"keeps": ["macs=50%", 0.5]}, BudgetError, "one run folder"),
         ({"methods": ["l2", "l2"]}, BudgetError, "one run folder"),
+        ({"keeps": []}, BudgetError, "A sweep has no budget"),
         ({"keep": 0.5}, TypeError, "keeps"),
         ({"inplace": True}, TypeError, "inplace"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -61,7 +61,7 @@ def settings_of(given: Mapping[str, Any], journal: Journal | None = None, ranks:
     checked = {
         "method": _checked_method(name, _allocation(given), given["compensate"], budgeted),
         "name": name,
-        "protect": tuple((protect,) if isinstance(protect, str) else protect),
+        "protect": tuple(protect if isinstance(protect, Iterable) and not isinstance(protect, str) else (protect,)),
         "form": known(given["form"], FORMS, "form"),
         "distance": distance if callable(distance) else known(distance, DISTANCES, "distance"),
         "journal": journal,

@@ -86,6 +86,14 @@ def all_asked(
         arguments: those of `prune`, but for budget, method and seed; `save_to` is the folder of all runs.
     """
     usual = arguments_of(model, (), arguments)
+    if not keeps:
+        raise BudgetError(
+            "A sweep has no budget.",
+            expected="at least one",
+            got="none",
+            where="sweep(keeps=…)",
+            hint='write for example sweep(model, data, ["macs=70%", "macs=50%"])',
+        )
     methods = tuple(several["methods"]) or (usual["method"],)
     seeds = tuple(several["seeds"]) or (usual["seed"],)
     found: list[Asked] = []

@@ -6,6 +6,8 @@ because the message is the part of the interface that people read when they most
 
 from __future__ import annotations
 
+import inspect
+
 
 class ActpruneError(Exception):
     """Base class: catch this to catch everything actprune raises on purpose.
@@ -67,3 +69,15 @@ class DataError(ActpruneError):
 
 class DistributedError(ActpruneError):
     """A run of several processes that can't go on: one has failed or is gone, or they do not do the same thing."""
+
+
+def shortly(value: object) -> str:
+    """What was given, in a line: of a function what it takes, of what fills more lines the first one."""
+    if inspect.isroutine(value):
+        try:
+            return f"{getattr(value, '__name__', type(value).__name__)}{inspect.signature(value)}"
+        except ValueError:  # of what is written in C, Python may know no signature
+            pass
+    text = repr(value)
+    first = text.partition("\n")[0][:200]
+    return text if first == text else f"{type(value).__name__}: {first} …"

@@ -26,6 +26,7 @@ from actprune.proof.trial import cannot_follow, first_samples
 from actprune.repair.adapt import adapt
 from actprune.rewrite import Rewrite
 from actprune.surgery.graph_form import as_graph
+from actprune.surgery.graph_names import check_names, taken
 from actprune.surgery.slicing import cut
 
 FORMS = ("class", "graph", "auto")
@@ -97,13 +98,16 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = Fals
 
     Raises:
         CaptureError: the model can't be traced with these inputs.
-        UnsupportedModelError: nothing in it can be cut in this form.
+        UnsupportedModelError: nothing in it can be cut in this form, or a graph can't have its names.
     """
     whole = captured(model, inputs, norms=norms)
+    names = sorted(whole.program.held)
     if form == "graph":
+        check_names(names, whole.program.model_name)
         found = Form("graph", alone(whole), norms)
     else:
-        found = Form("class", adapt(whole), norms, alone(whole) if form == "auto" else None)
+        other = alone(whole) if form == "auto" and not any(map(taken, names)) else None
+        found = Form("class", adapt(whole), norms, other)
         found = found.without(cannot_follow(model, found.graph, inputs, seed=seed))
     if not found.graph.groups:
         helps = _what_helps(whole, "its own" if isinstance(model, Rebuilt) else form, norms)

@@ -131,6 +131,14 @@ class Plan:
         Raises:
             PlanError: not JSON, another schema, or values that make no plan; the message says which.
         """
+        if str(text).endswith(".json"):
+            raise PlanError(
+                "from_json takes a plan, not the name of its file.",
+                expected="the text that to_json wrote",
+                got=repr(str(text)),
+                where="from_json",
+                hint=f"Plan.from_json(Path({str(text)!r}).read_text())",
+            )
         try:
             data = json.loads(text)
             return _read_plan(data, where)

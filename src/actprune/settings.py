@@ -26,7 +26,7 @@ from actprune.latency.bench import Latency
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.methods import Method
 from actprune.plan import Plan
-from actprune.recovery.allowed import Allowed, at_least, check_settings, either, one_of, or_none
+from actprune.recovery.allowed import Allowed, at_least, check_settings, either, function, one_of, or_none
 from actprune.recovery.distill import Distill
 from actprune.recovery.sgd import SGD
 from actprune.stats.gradients import Loss
@@ -38,11 +38,8 @@ Progress = Callable[[str, int, int], None]
 """(stage, done, total): called as stages go on."""
 
 
-def _function(kind: str) -> Allowed:
-    def holds(value: Any) -> bool:
-        return callable(value) and not (isinstance(value, type) and issubclass(value, SGD))
-
-    allowed = or_none(Allowed(holds, f"a function {kind}"))
+def _function(arguments: int, kind: str) -> Allowed:
+    allowed = or_none(function(arguments, kind))
     return allowed.told("can't be called", "pass such a function, not its name or what it returns")
 
 
@@ -51,10 +48,10 @@ _SWITCH = Allowed(lambda value: isinstance(value, bool | np.bool_), "True or Fal
 )
 
 _ALLOWED: dict[str, Allowed] = {
-    "evaluate": _function("model → metric"),
-    "finetune": _function("of the model, or an SGD"),
-    "progress": _function("of (stage, done, total)"),
-    "loss": _function("(outputs, labels) → scalar"),
+    "evaluate": _function(1, "model → metric"),
+    "finetune": _function(1, "of the model, or an SGD"),
+    "progress": _function(3, "of (stage, done, total)"),
+    "loss": _function(2, "(outputs, labels) → scalar"),
     "protect": Allowed(
         lambda value: all(isinstance(pattern, str) for pattern in value), "patterns of module paths"
     ).told("holds what is no pattern", 'for example protect=["layer1.*"]'),

@@ -65,7 +65,7 @@ def sweep(
     if "keep" in arguments or arguments.get("inplace"):
         raise TypeError("sweep() takes neither keep= nor inplace=: it has keeps, and leaves the model as it is")
     several = {"methods": [methods] if isinstance(methods, str) else methods, "seeds": seeds}
-    budgets = [keeps] if isinstance(keeps, str) else keeps
+    budgets = list(keeps) if isinstance(keeps, Iterable) and not isinstance(keeps, str | Mapping) else [keeps]
     asked = all_asked(model, budgets, several, {**arguments, "save_to": save_to, "resume": resume})
     _check_processes(model, jobs)
     for one in asked if save_to is not None else ():

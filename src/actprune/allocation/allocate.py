@@ -9,7 +9,7 @@ from math import isfinite
 from numbers import Integral
 from typing import Any, Protocol
 
-from actprune.allocation.budget import Amount, Budget, Keep, read_keep
+from actprune.allocation.budget import COSTS, Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import (
     CURVE_SAMPLES,
@@ -249,6 +249,14 @@ def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Se
     names = [group.name for group in graph.groups]
     untouched = protected(graph, protect)
     for name, k in widths.items():
+        if name in COSTS and name not in names:
+            raise BudgetError(
+                "These are widths of groups, and one has the name of a cost.",
+                expected="the names of groups, with how many units stay of each",
+                got=f"{name!r}: {k!r}",
+                where="keep",
+                hint=f'a budget is a text: keep="{name}=50%"',
+            )
         width = graph[known(name, names, "group")].width
         least = width if name in untouched else 1
         if isinstance(k, bool) or not isinstance(k, Integral) or not least <= k <= width:

@@ -18,6 +18,11 @@ _BLOCKS = (
     'amount of the whole network, such as "params=500K"'
 )
 
+_ONE = (
+    "a network has one budget: ask for the scarcest, and see in the report what the others come to; "
+    "sweep(model, data, [...]) makes a network for each of several"
+)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -163,6 +168,14 @@ def read_keep(keep: Budget | Amount | str | float) -> Budget | Amount:
     return Amount(cost, float(match[2]) * UNITS[cost][unit])
 
 
+def _hint(keep: object) -> str:
+    if isinstance(keep, list | tuple | set) or (isinstance(keep, str) and len(re.findall(r"\w+\s*=", keep)) > 1):
+        return _ONE
+    if isinstance(keep, str) and keep.endswith(".json"):
+        return f"the units of a saved plan: keep=Plan.from_json(Path({keep!r}).read_text())"
+    return f'the costs are {", ".join(COSTS)}; an amount has a unit: "params=500K"'
+
+
 def _amount(keep: str) -> re.Match[str] | None:
     """Cost, number and unit (or none) of what writes down an amount."""
     return _AMOUNT.fullmatch(keep) or _COUNT.fullmatch(keep)
@@ -197,7 +210,7 @@ def parse(keep: Budget | str | float) -> Budget:
             expected='COST=NUMBER%, for example "macs=50%", "params=10%", "bytes=0.25" or "units=70%"',
             got=repr(keep),
             where="keep",
-            hint=f'the costs are {", ".join(COSTS)}; an amount has a unit: "params=500K"',
+            hint=_hint(keep),
         )
     cost = (match[1] or "macs").lower()
     if number > 1 and not match[3] and cost in COSTS:

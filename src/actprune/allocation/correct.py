@@ -15,7 +15,7 @@ from typing import Any
 
 from actprune.allocation.budget import Budget
 from actprune.axes.capture import Graph
-from actprune.errors import BudgetError, DataError
+from actprune.errors import BudgetError, DataError, shortly
 from actprune.latency.table import LatencyTable
 from actprune.plan import Plan
 
@@ -218,7 +218,7 @@ def checked(metric: Any) -> float:
         raise DataError(
             "evaluate did not return a finite number.",
             expected="a finite number, higher is better",
-            got=repr(metric),
+            got=shortly(metric),
             where="evaluate",
             hint="check the validation data and the metric on the dense model",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from actprune.artifacts.files import new_file
 from actprune.errors import ArtifactError
 from actprune.graph.keep import copied
+from actprune.graph.program import holds_samples
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.trace import call_arguments
 from actprune.proof.compare import relative_error
@@ -29,7 +31,8 @@ Outputs = list[Tensor]
 def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
     """Write a model as the ending of `path` says: `.onnx` (runs in onnxruntime) or `.pt2` (`torch.export.load`).
 
-    The first dimension of every input is taken to be the batch, which may then have any size.
+    The first dimension of the first input is taken to be the batch, which may then have any size; so may that of any
+    other input, as far as the model lets it (the edges of a graph may be a matrix of two rows).
 
     Args:
         model: in any mode; it is exported as in eval mode, and left as it was.
@@ -52,17 +55,52 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
     with torch.no_grad(), new_file(place) as scratch:
         try:
             write(plain, args, kwargs, scratch)
-            for part in (slice(None), slice(0, 1)):
-                some = pytree.tree_map_only(Tensor, lambda x, part=part: x[part].clone(), (args, kwargs))
-                expected, found = _tensors(plain(*some[0], **some[1])), run(scratch, *some)
-                _check_same(expected, found, place)
+            for count in (None, 1):
+                some = _samples(args, kwargs, count)
+                if count is None or _runs(plain, *_samples(args, kwargs, count)):
+                    expected, found = _tensors(plain(*some[0], **some[1])), run(scratch, *some)
+                    _check_same(expected, found, place)
         except ArtifactError:
             raise
         except Exception as error:  # whatever an exporter or a runtime raises
-            got = f"{type(error).__name__}: {str(error)[:300]}"
-            hint = _OWN_CLASS if "regist" in got else _OTHERWISE
-            raise _failed(place, "a model that can be exported for any batch size", got, hint) from error
+            got = _told(error)
+            raise _failed(place, "a model that can be exported for any batch size", got, _hint(got)) from error
     return place
+
+
+def _samples(args: Any, kwargs: Any, count: int | None) -> Any:
+    """Copies of the arguments with so many of the samples, or all. Some may hold none, such as the edges of a graph."""
+    batch = _batch((args, kwargs))
+    return pytree.tree_map_only(
+        Tensor, lambda x: x[:count].clone() if holds_samples(x, batch) else x.clone(), (args, kwargs)
+    )
+
+
+def _runs(model: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether the model itself takes them: of a graph's nodes none may be missing that an edge ends at."""
+    try:
+        model(*args, **kwargs)
+    except Exception:  # whatever a model raises
+        return False
+    return True
+
+
+def _batch(given: Any) -> int:
+    """The number of samples: the first dimension of the first input that has one."""
+    return next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def _told(error: BaseException) -> str:
+    """What an exporter says in the end, which it wraps in advice of its own."""
+    chain = [error]
+    while (below := chain[-1].__cause__) is not None:
+        chain.append(below)
+    lines = [f"{type(one).__name__}: {_COLOURS.sub('', str(one)).strip()[:200]}" for one in chain]
+    return lines[0] if len(lines) == 1 else "; ".join(dict.fromkeys((lines[1], lines[-1])))
+
+
+def _hint(got: str) -> str:
+    return next((hint for pattern, hint in _HINTS if re.search(pattern, got)), _OTHERWISE)
 
 
 def _check_same(expected: Outputs, found: Outputs, path: Path) -> None:
@@ -75,7 +113,14 @@ def _check_same(expected: Outputs, found: Outputs, path: Path) -> None:
 def _dynamic(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """For every argument by its name, what `**kwargs` takes as one of them, the dimension that may have any size."""
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    return pytree.tree_map(lambda x: {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, dict(given))
+    batch = _batch(given)
+
+    def first(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return None
+        return {0: Dim.DYNAMIC if holds_samples(value, batch) else Dim.AUTO}
+
+    return pytree.tree_map(first, dict(given))
 
 
 def _write_pt2(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
@@ -123,12 +168,23 @@ FORMATS: dict[str, tuple[Callable[..., None], Callable[..., Outputs]]] = {
 }
 
 
-_OTHERWISE = 'install actprune[onnx] for ONNX; else export the graph form, form="graph"'
+_OTHERWISE = 'export the graph form, form="graph", or the part of the model that the exporter follows'
 
 _OWN_CLASS = (
     "put the model into a module whose forward returns a plain tuple or dict; a dataclass can also be registered, "
     'torch.export.register_dataclass(Out, serialized_type_name="Out")'
 )
+
+_HINTS = (
+    (r"ModuleNotFoundError|No module named", "pip install 'actprune[onnx]'"),
+    (r"ONNX function|translating node", "ONNX, or what writes it, lacks that call: export to .pt2 instead"),
+    (r"regist", _OWN_CLASS),
+    (r"SyntaxError", "torch.export writes no module that is called by a word of Python (in, class): rename it"),
+    (r"specialized|static shape", f"write x.shape[0] for len(x), and no batch size as a number; else {_OTHERWISE}"),
+)
+"""What an exporter says, as a pattern → what to do."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _failed(path: Path, expected: str, got: str, hint: str) -> ArtifactError:

@@ -84,12 +84,18 @@ class Graph:
 
         The input is given by the name of its placeholder.
         """
+        return self.batches[0] if self.batches else None
+
+    @cached_property
+    def batches(self) -> tuple[tuple[str, Leaf], ...]:
+        """The same for each of these axes: of images and texts that only meet in a table of all pairs there are two."""
+        found: dict[int, tuple[str, Leaf]] = {}
         for i, name in enumerate(self.program.inputs):
             dims = self.node_axes.get(name)
             first = dims[0] if isinstance(dims, tuple) and self.program.is_batched(i) else None
             if isinstance(first, Leaf) and first.size > 1:
-                return name, first
-        return None
+                found.setdefault(first.key, (name, first))
+        return tuple(found.values())
 
     def without(self, reasons: Mapping[str, str]) -> Graph:
         """The same graph with some groups frozen: group name → reason."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actprune.cli.recipe import KERAS
+from actprune.cli.recipe import Recipe
 from actprune.errors import ArtifactError, CaptureError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from actprune.cli.inputs import Input
     from actprune.report.inspection import Inspection
 
 DRAWINGS = (".dot", ".html")
@@ -20,7 +24,7 @@ DRAWINGS = (".dot", ".html")
 
 def inspect(
     spec: Annotated[
-        str, typer.Argument(metavar="SPEC", help="package.module:name, path/to/file.py:name or model.keras.")
+        str, typer.Argument(metavar="SPEC", help="A recipe, package.module:name, path/to/file.py:name or model.keras.")
     ],
     inputs: Annotated[
         list[str] | None,
@@ -31,46 +35,58 @@ def inspect(
 ) -> None:
     """Show what can be cut in a model, what that would take with it, and why the rest is frozen.
 
-    SPEC names a model, or a class or function that makes one; arguments are Python literals. A function may return
-    the pair (model, example inputs), then no --input is needed, nor for a Keras model whose inputs have shapes.
+    SPEC names a recipe, a model, or a class or function that makes one; arguments are Python literals. Without --input,
+    a recipe's first calibration batch is taken; a function may return the pair (model, example inputs), and a Keras
+    model whose inputs have shapes needs none.
 
     Example: actprune inspect "torchvision.models:resnet18(num_classes=10)" --input 1,3,224,224
     """
-    from actprune.cli.inputs import make_inputs, parse_inputs
-    from actprune.cli.spec import load_spec, parse_spec
+    from actprune.cli.inputs import parse_inputs
 
     if draw is not None and draw.suffix not in DRAWINGS:
         raise typer.BadParameter(f"a file that ends in {' or '.join(DRAWINGS)}, not {draw}", param_hint="--draw")
-    wanted = None if spec.endswith(KERAS) else parse_spec(spec)
     shapes = parse_inputs(inputs or [])
 
     from actprune.cli.recipe import load_recipe
-    from actprune.graph.rebuilt import name_of
-    from actprune.keras3.bridge import as_network, example_of
+    from actprune.keras3.bridge import as_network
     from actprune.proof.trial import cannot_follow
     from actprune.repair.adapt import capture
     from actprune.report.inspection import inspect as inspect_graph
 
     with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-        model, example = load_spec(wanted) if wanted else (load_recipe(spec).model(), None)
-        if example is None:
-            example = example_of(model)
-        model = as_network(model)
-        if shapes:
-            example = make_inputs(shapes, model)
-        if example is None:
-            raise CaptureError(
-                f"{name_of(model)} needs inputs to be captured with.",
-                expected="--input with a shape, once for each input",
-                got="none",
-                where=spec,
-                hint="--input 1,3,224,224 for images, --input int64:1,16 for tokens, or return (model, example inputs)",
-            )
-        graph = capture(model, example)
-        found = inspect_graph(graph.without(cannot_follow(model, graph, example)))  # as prune sees it
+        recipe = load_recipe(spec)
+        model = recipe.model()
+        network = as_network(model)
+        example = _example(recipe, model, network, shapes)
+        graph = capture(network, example)
+        found = inspect_graph(graph.without(cannot_follow(network, graph, example)))  # as prune sees it
     _show(found, as_json)
     if draw is not None:
         _draw(found, draw)
+
+
+def _example(recipe: Recipe, model: Any, network: nn.Module, shapes: Sequence[Input]) -> Any:
+    """What the model is captured with: inputs of the shapes that were asked for, or those that come with it."""
+    from actprune.cli.inputs import make_inputs
+    from actprune.data.take import first_batch
+    from actprune.graph.rebuilt import name_of
+    from actprune.keras3.bridge import as_batches, example_of
+
+    if shapes:
+        return make_inputs(shapes, network)
+    own = recipe.optional("example_inputs")
+    example = own() if own is not None else example_of(model)
+    if example is None and "calibration" in recipe.functions:
+        example = first_batch(network, as_batches(recipe.calibration(), model))
+    if example is None:
+        raise CaptureError(
+            f"{name_of(network)} needs inputs to be captured with.",
+            expected="--input with a shape, once for each input",
+            got="none",
+            where=recipe.text,
+            hint="--input 1,3,224,224 for images, --input int64:1,16 for tokens, or return (model, example inputs)",
+        )
+    return example
 
 
 def _show(found: Inspection, as_json: bool) -> None:

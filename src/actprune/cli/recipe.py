@@ -14,6 +14,7 @@ import difflib
 import inspect
 import os
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from typing import Any
 
 import typer
 
-from actprune.cli.spec import Spec, load_module, load_spec, parse_spec
-from actprune.errors import CaptureError, DataError
+from actprune.cli.spec import Spec, load_module, load_spec, parse_spec, told
+from actprune.errors import ActpruneError, CaptureError, DataError
 
 NAMES = ("model", "calibration", "evaluate", "finetune", "example_inputs")
 
@@ -106,7 +107,20 @@ class Recipe:
         self._check_arguments(name)
         if self.seed is not None:
             seed_all(self.seed)
-        return self.functions[name](*args)
+        if args:  # what trains or measures a network may fail late: the whole traceback is of use then
+            return self.functions[name](*args)
+        try:
+            return self.functions[name]()
+        except ActpruneError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise CaptureError(
+                f"The recipe's {name}() fails.",
+                expected="a function that runs to its end",
+                got=told(error),
+                where=_line(error, self.text),
+                hint=f"call {name}() in Python, where the traceback shows all lines",
+            ) from error
 
     def _check_arguments(self, name: str) -> None:
         """That a function can be called as those of recipes are."""
@@ -165,6 +179,14 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
             hint=f"did you mean {near[0]!r}?" if near else f"name one model in it: {text}:name",
         )
     return Recipe(text, seed, functions)
+
+
+def _line(error: BaseException, text: str) -> str:
+    """The last line of the recipe's own that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(frames[1].filename) if len(frames) > 1 else None  # the first frame is the call of the recipe
+    line = next((frame.lineno for frame in reversed(frames) if Path(frame.filename) == own), None)
+    return text if own is None else f"{own.name}, line {line}"
 
 
 def _keras_recipe(text: str, seed: int, data: Path | None) -> Recipe:

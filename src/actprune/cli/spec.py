@@ -122,7 +122,7 @@ def _called(found: Any, spec: Spec) -> Any:
         return found(*args, **kwargs)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         hint = "call it in Python first, where the traceback shows the line"
-        raise _problem(spec, "could not be called", "a model", _told(error), hint) from error
+        raise _problem(spec, "could not be called", "a model", told(error), hint) from error
 
 
 # -- where it is -----------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def _unimportable(spec: Spec, error: BaseException) -> CaptureError:
     return CaptureError(
         f"{spec.home} could not be imported.",
         expected="a module that runs to its end",
-        got=_told(error),
+        got=told(error),
         where=spec.text,
         hint="import it in Python, where the traceback shows the line",
     )
@@ -231,7 +231,7 @@ def _names(found: Any) -> Iterable[str]:
     return [name for name in dir(found) if not name.startswith("_")]
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:300]}"
 

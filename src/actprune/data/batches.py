@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,23 @@ def batches(calibration: Iterable[Any], most: int) -> Iterator[Any]:
         count = _count(whole)
         return _divided(whole, count, chunk(min(count, most)))
     _check_batches(calibration)
+    if isinstance(calibration, str | Path):
+        raise _no_batches(repr(str(calibration)), "load what lies there: torch.load(path), numpy.load(path)")
     try:
         return iter(calibration)
     except TypeError as error:
-        raise DataError(
-            "The calibration data can't be iterated over.",
-            expected="an iterable of batches, such as a list or a data loader",
-            got=type(calibration).__name__,
-            where="calibration",
-            hint="put a single batch into a list: [batch]",
-        ) from error
+        hint = "pass what it returns" if callable(calibration) else "put a single batch into a list: [batch]"
+        raise _no_batches(type(calibration).__name__, hint) from error
+
+
+def _no_batches(got: str, hint: str) -> DataError:
+    return DataError(
+        "The calibration data can't be iterated over.",
+        expected="an iterable of batches, such as a list or a data loader",
+        got=got,
+        where="calibration",
+        hint=hint,
+    )
 
 
 def _whole(calibration: Any) -> dict[Any, Any] | None:

@@ -29,23 +29,31 @@ from actprune.graph.outputs import register_containers
 from actprune.graph.program import op_name, place, shape
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.size_recorder import Recorder, recording
-from actprune.graph.traced import Refused, Traced
+from actprune.graph.traced import MadeKnown, Refused, Traced
 
 _IDLE = {"_set_grad_enabled", "aten.item.default", "aten._assert_async.default", "aten._assert_async.msg"}
 """Calls that compute nothing here: gradients are off, what was read is a number by now, and the checks held."""
 
 
 def recorded(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, *, whole: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: Names,
+    *,
+    whole: bool = True,
+    last: bool = True,
 ) -> Traced:
     """Trace the call `model(*args, **kwargs)` by running it once.
 
     Args:
         whole: note calls as they are made, so that one `linear` stays one node. Otherwise what autograd and vmap make
             of them: there, gradients that the forward pass takes are calls like any others.
+        last: go on where the outputs are of a class that pytree knows only now, as of one that each call makes anew.
 
     Raises:
         Refused: the outputs hide tensors where nobody can compare them.
+        MadeKnown: that is so, and `last` is not.
         Exception: whatever the model or the tracer raises.
     """
     flat, spec = pytree.tree_flatten((args, kwargs))
@@ -61,7 +69,8 @@ def recorded(
             whole[i] = tensor
         inner_args, inner_kwargs = pytree.tree_unflatten(whole, spec)
         outputs = model(*inner_args, **inner_kwargs)
-        register_containers(outputs)
+        if register_containers(outputs) and not last:
+            raise MadeKnown
         leaves, out_spec = pytree.tree_flatten(outputs)
         returned[:] = leaves
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
@@ -75,6 +84,8 @@ def recorded(
         try:
             with contextlib.nullcontext() if isinstance(model, Rebuilt) else recording(model) as recorder:
                 module = tracer(*tensors)
+        except MadeKnown:
+            raise
         except Exception:  # recording may be in the way; else the same is raised again
             recorder = None
             module = tracer(*tensors)

@@ -11,16 +11,19 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from actprune.errors import CaptureError
 from actprune.graph.arguments import added, call_arguments
 from actprune.graph.caches import kept_caches
 from actprune.graph.canonical import make_canonical
+from actprune.graph.covering import covered_as_channels
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
@@ -32,7 +35,7 @@ from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
-from actprune.graph.traced import Refused, Traced
+from actprune.graph.traced import MadeKnown, Refused, Traced
 
 __all__ = ["call_arguments", "check_ready", "trace"]
 
@@ -77,7 +80,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             expected="a tensor, a tuple of tensors or a dict of tensors",
             got=type(example_inputs).__name__,
             where="example_inputs",
-            hint="pass one batch of inputs, as the model gets them in use",
+            hint=_one_batch(example_inputs),
         )
     names = Names(model)
     # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
@@ -96,6 +99,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             weights = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in weights.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(weights))
+        covered_as_channels(graph)
     _note_stock_classes(graph, model)
     every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
@@ -153,16 +157,24 @@ def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
     return traced.recorder.result(graph) if traced.recorder is not None else Sizes()
 
 
-def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
-    """By export, else by a run on real tensors, the last time below autograd and vmap."""
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, *, last: bool = False
+) -> Traced:
+    """By export, else by a run on real tensors, the last time below autograd and vmap.
+
+    What a class in the outputs holds may be known only after a run: export, which takes it from then on, is tried
+    once more, so that this capture is what the next one will be.
+    """
     reasons: dict[str, Exception] = {}
-    below = partial(recorded, whole=False)
-    for name, tracer in (("torch.export", _exported), ("recording a run", recorded), ("recording a run", below)):
+    run, below = (partial(recorded, whole=whole, last=last) for whole in (True, False))
+    for name, tracer in (("torch.export", _exported), ("recording a run", run), ("recording a run", below)):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
                 traced = tracer(model, args, kwargs, names)
                 _check_flat(traced.graph)
                 return traced
+        except MadeKnown:
+            return _traced(model, args, kwargs, names, last=True)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons.setdefault(name, error)
     tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
@@ -252,10 +264,23 @@ def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exce
     )
 
 
+def _one_batch(given: Any) -> str:
+    """What to pass in place of example inputs that hold no tensor."""
+    if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(given)):
+        return "convert arrays: torch.as_tensor(x)"
+    if isinstance(given, Iterable | Dataset) and not isinstance(given, str | tuple | list | Mapping):
+        return "pass the inputs of one batch, of a loader of (x, y): x, _ = next(iter(loader))"
+    if isinstance(given, tuple | list) and all(isinstance(size, int) for size in given) and given:
+        return f"pass a tensor of that shape: torch.randn({', '.join(map(str, given))})"
+    return "pass one batch of inputs, as the model gets them in use"
+
+
 def _hint(given: set[torch.dtype], held: set[torch.dtype], said: list[str]) -> str:
     """What to do where inputs of some types did not run through weights of others, and this was said."""
     if any("missing" in line and "argument" in line for line in said):
         return _MORE_INPUTS
+    if any("positional argument" in line and ("were given" in line or "too many" in line) for line in said):
+        return _FEWER_INPUTS
     if len(held) == 1 and given - held:
         given_as, held_as = (str(next(iter(types))).removeprefix("torch.") for types in (given - held, held))
         return (
@@ -280,6 +305,10 @@ def _types(tensors: Iterable[Tensor]) -> set[torch.dtype]:
 _MORE_INPUTS = (
     "give every input: a batch (a, b, labels) of tensors, a tuple in the first place, ((a, b), labels), a dict of "
     "arguments, or forward=lambda model, batch: model(*batch)"
+)
+_FEWER_INPUTS = (
+    "a tuple or list holds the arguments of one call: pass the inputs of one batch without what stands beside them, "
+    "such as labels, and a lone input as it is"
 )
 _OTHER_INPUTS = (
     "check that the model runs on these inputs, of the type that its weights have; if it does, "

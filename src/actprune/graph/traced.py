@@ -39,3 +39,7 @@ class Traced:
 
 class Refused(Exception):
     """Raised by a tracer that takes the model, but whose graph is of no use; the message says why."""
+
+
+class MadeKnown(Exception):
+    """A signal, not an error: pytree has just been told of a class of the outputs, so that export may take it now."""

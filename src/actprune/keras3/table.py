@@ -41,7 +41,8 @@ class Cut:
 
 
 def _conv(cut: Cut) -> Config:
-    return {"filters": cut.size("kernel", -1), "groups": cut.groups("kernel", -1, cut.layer.groups)}
+    sizes = {"filters": cut.size("kernel", -1), "groups": cut.groups("kernel", -1, cut.layer.groups)}
+    return {**sizes, "kernel_size": cut.shapes["kernel"][:-2]}  # it may cover a dimension that is cut
 
 
 def _depthwise(cut: Cut) -> Config:

@@ -114,7 +114,7 @@ def timed_calls(graph: Graph, batch: int) -> Iterator[TimedCall]:
     """The calls that compute something from what groups hold; views take no time, and masks are in no cut network."""
     keys = {group.key: group.multiple for group in graph.groups}
     masks = {name for name, held in graph.program.bindings.items() if held in graph.masks}
-    sizes = {} if graph.batch is None else {graph.batch[1].key: batch}
+    sizes = {axis.key: batch for _, axis in graph.batches}
     for node in graph.program.nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or any(a.name in masks for a in node.all_input_nodes):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isnan
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from actprune.errors import DataError
+from actprune.errors import DataError, shortly
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,23 @@ def or_none(allowed: Allowed) -> Allowed:
     return Allowed(lambda value: value is None or allowed.holds(value), f"{allowed.words}, or None")
 
 
+def function(arguments: int, words: str) -> Allowed:
+    """Functions that can be called with so many arguments; a class would make an instance of them."""
+
+    def holds(value: Any) -> bool:
+        if not callable(value) or isinstance(value, type):
+            return False
+        try:
+            inspect.signature(value).bind(*range(arguments))
+        except TypeError:
+            return False
+        except ValueError:  # of what is written in C, Python may know no signature
+            pass
+        return True
+
+    return Allowed(holds, f"a function {words}")
+
+
 def either(first: Allowed, second: Allowed) -> Allowed:
     """The values of both."""
     return Allowed(lambda value: first.holds(value) or second.holds(value), f"{first.words}, or {second.words}")
@@ -77,7 +95,7 @@ def check_settings(settings: Any, allowed: Mapping[str, Allowed], call: str | No
             raise DataError(
                 f"{name} {values.problem or f'is no setting of {call}'}.",
                 expected=values.words,
-                got=repr(value),
+                got=shortly(value),
                 where=f"{call}({name}=…)",
                 hint=values.hint or "see the docstring of the class",
             )

@@ -22,9 +22,10 @@ def targets_of(batch: Any, inputs: int = 1) -> Any:
     _, others = parted(batch, inputs)
     if others:
         return others[0]
+    several = f"({', '.join('abcdefgh'[:inputs])}, targets)" if 1 < inputs <= 8 else "(inputs, targets)"
     raise DataError(
         "A fine-tune batch has no targets.",
-        expected='(inputs, targets), or a dict with "labels"',
+        expected=f'{several}, or a dict with "labels"' + (f": the model takes {inputs} inputs" if inputs > 1 else ""),
         got=f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__,
         where="SGD.loader",
         hint="pass a loader of pairs, or a function of your own as finetune",

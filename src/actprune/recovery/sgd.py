@@ -27,7 +27,7 @@ from actprune.data.parts import needed
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import DataError
 from actprune.graph.keep import apart, kept_buffers
-from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, one_of, or_none
+from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, function, one_of, or_none
 from actprune.recovery.batches import outputs_of, targets_of
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from actprune.recovery.checkpoint import Checkpoint
@@ -48,7 +48,9 @@ _TOLD = (
 
 _ALLOWED: dict[str, Allowed] = {
     "loader": Allowed(lambda x: hasattr(x, "__iter__") or hasattr(x, "__getitem__"), "an iterable of batches"),
-    "loss": Allowed(callable, "a function (outputs, targets) → scalar"),
+    "loss": function(2, "(outputs, targets) → scalar").told(
+        "is no loss", "for example F.cross_entropy, or an instance of a class: nn.CrossEntropyLoss()"
+    ),
     "lr": at_least(0, Real, Tensor),
     "epochs": at_least(0, Integral),
     "momentum": at_least(0, Real),
@@ -232,7 +234,9 @@ class SGD:
             training(trained.model, self.dropout),
         ):
             optimizer = self._optimizer(trained.model)
-            Fit(self._schedule, trained, optimizer, loader, steps, device, checkpoint, progress).run(losses)
+            Fit(
+                self._schedule, trained, optimizer, loader, steps, device, checkpoint, progress, self._inputs(model)
+            ).run(losses)
         if self.batchnorm:  # every rank alike, of whole batches
             reestimate_batchnorm(model, (self._outputs, loader, device))
         for buffer in model.buffers():  # each has seen its own samples
@@ -266,7 +270,11 @@ class SGD:
         return self.forward(model, batch) if self.forward is not None else outputs_of(model, batch)
 
     def _targets(self, model: nn.Module, batch: Any) -> Any:
-        return targets_of(batch, needed(model) if self.forward is None else 1)
+        return targets_of(batch, self._inputs(model))
+
+    def _inputs(self, model: nn.Module) -> int:
+        """How many of them stand before the targets in a batch."""
+        return needed(model) if self.forward is None else 1
 
     def _precise(self, model: nn.Module, batch: Any) -> Any:
         """Outputs in the precision that was asked for; they are float32 then."""

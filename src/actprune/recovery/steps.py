@@ -51,6 +51,7 @@ class Fit:
     device: torch.device
     checkpoint: Checkpoint | None
     progress: Epoch | None
+    inputs: int
 
     def run(self, losses: Losses | None) -> None:
         """All steps that are left, from wherever the fine-tune is."""
@@ -87,7 +88,7 @@ class Fit:
                 done -= 1
                 continue
             for batch in group:
-                targets_of(batch)  # before any rank waits for the others
+                targets_of(batch, self.inputs)  # before any rank waits for the others
             if begun.within == 0:
                 check_same_batch(group[0], self.trained.ranks)
             yield group

@@ -25,6 +25,7 @@ from actprune.graph.program import named_as, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
 from actprune.surgery.batch_sizes import BatchSizes, batch_sizes
+from actprune.surgery.graph_names import check_names, with_keywords
 from actprune.surgery.signature import calling
 from actprune.surgery.slicing import sliced, tensor_slots
 
@@ -45,7 +46,11 @@ def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None
         A module that is called like `model`, with the model's names for its tensors. Any batch size will do where the
         capture had two samples or more. `torch.export` takes the arguments of a graph in the order of its `forward`,
         whatever their names: give them in that order, all of them.
+
+    Raises:
+        UnsupportedModelError: a module of the model has the name of an attribute of every graph ("graph", "meta").
     """
+    check_names(sorted(graph.program.held), graph.program.model_name)
     return _Builder(model, graph, plan, rewrite).build()
 
 
@@ -76,7 +81,7 @@ class _Builder:
         self.graph = FxGraph()
         self.values: dict[Node, Any] = {}
         self.paths: dict[str, str] = {}
-        self.batch: tuple[int, Any] | None = None
+        self.batches: dict[int, Any] = {}
         self.given: Mapping[str, Tensor] | None = None
         self.numbers: BatchSizes | None = None
 
@@ -85,11 +90,10 @@ class _Builder:
         nodes = {node.name: node for node in self.program.nodes if node.op == "placeholder"}
         for placeholder in self.program.inputs:  # one for each leaf of the arguments
             self.values[nodes[placeholder]] = self.graph.placeholder(placeholder)
-        if (found := self.captured.batch) is not None:  # its size is read from an input when the module runs
-            name, axis = found
-            self.batch = axis.key, self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
-            if self.given is None:
-                self.numbers = batch_sizes(self.model, self.program)
+        for name, axis in self.captured.batches:  # their sizes are read from the inputs when the module runs
+            self.batches[axis.key] = self.graph.call_function(ATEN.sym_size.int, (self.values[nodes[name]], 0))
+        if self.batches and self.given is None:
+            self.numbers = batch_sizes(self.model, self.program)
         for node in self.program.nodes:
             if node.op == "placeholder" and node not in self.values:
                 self.values[node] = self._held(self.program.bindings[node.name])
@@ -107,6 +111,10 @@ class _Builder:
         else:
             calls = {node.name: node for node in self.program.nodes}
             self.graph.output([*outputs, *(self.values[calls[name]] for name in inside)])
+        for read in self.batches.values():
+            if not read.users:
+                self.graph.erase_node(read)
+        self.graph.on_generate_code(lambda _: with_keywords)
         made = GraphModule(self.root, self.graph, class_name=f"{self.program.model_name}Graph")
         return made.train(self.model.training)
 
@@ -122,6 +130,8 @@ class _Builder:
         if name in self.paths:
             return self.paths[name]
         path = name if name in self.program.held else f"constants.{name.replace('.', '_')}"
+        if self.given is not None:  # nobody asks for the names
+            path = f"constants.{len(self.paths)}"
         if name in self.program.held and self.given is not None:
             new = self.given[name]
         elif name in self.program.held:
@@ -133,7 +143,7 @@ class _Builder:
         where = self.root
         *parents, last = path.split(".")
         for parent in parents:
-            if not hasattr(where, parent):
+            if parent not in where._modules:
                 where.add_module(parent, nn.Module())
             where = where.get_submodule(parent)
         if name in self.program.parameters:
@@ -169,19 +179,19 @@ class _Builder:
     def _sized(self, made: Any, node: Node, arguments: Callable[[Node], Any]) -> Any:
         """With the numbers that are batch sizes, beyond what the axes tell."""
         others = self.numbers.others.get(node.name) if self.numbers is not None else None
-        if self.numbers is None or self.batch is None or others is None:
+        if self.numbers is None or others is None:
             return made
-        seen = tuple(map(arguments, others))
-        return self.numbers.followed(made, arguments(node), seen, self.batch[1], self.graph.call_function)
+        seen, first = tuple(map(arguments, others)), next(iter(self.batches.values()))
+        return self.numbers.followed(made, arguments(node), seen, first, self.graph.call_function)
 
     # -- sizes, for the table below ----------------------------------------------------------------
 
     def size(self, axis: Axis) -> Any:
         """The size of an axis after the cut: a number, or a node that computes it from the batch size."""
-        if self.batch is None or not any(leaf.key == self.batch[0] for leaf in leaves(axis)):
+        if self.batches.keys().isdisjoint(leaf.key for leaf in leaves(axis)):
             return size(axis, self.widths)
         if isinstance(axis, Leaf):
-            return self.batch[1]
+            return self.batches[axis.key]
         op = operator.mul if isinstance(axis, Product) else operator.add
         parts = [self.size(part) for part in axis.parts]
         total = parts[0]

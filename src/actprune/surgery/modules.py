@@ -130,7 +130,8 @@ def _bilinear(module: Any) -> Attributes:
 
 def _conv(module: Any) -> Attributes:
     out, within = module.weight.shape[:2]
-    return {"out_channels": out, "in_channels": within * module.groups}
+    sizes = {"out_channels": out, "in_channels": within * module.groups}
+    return {**sizes, "kernel_size": tuple(module.weight.shape[2:])}  # it may cover a dimension that is cut
 
 
 def _conv_transpose(module: Any) -> Attributes:

@@ -74,11 +74,16 @@ def channel_shuffle(call: Call) -> Dims:
 
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 def grid_sampler(call: Call) -> Dims:
-    """input (N, C, space…), grid (N, new space…, dimensions) → (N, C, new space…)."""
+    """input (N, C, space…), grid (N, new space…, dimensions) → (N, C, new space…).
+
+    A parameter as the input is a table that is looked up between its entries, such as the planes of a radiance field:
+    it makes its channels as an embedding does.
+    """
     source, grid = call.axes(call["input"]), call.axes(call["grid"])
     call.unify(source[0], grid[0])
     for axis in (*source[2:], grid[-1]):
         call.freeze(axis, "sampled")
+    call.makes("embedding", call["input"], 1)
     return (*source[:2], *grid[1:-1])
 
 
