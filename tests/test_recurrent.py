@@ -116,14 +116,19 @@ def test_every_step_by_hand(kind: str) -> None:
     torch.testing.assert_close(torch.cat(last, -1), wanted)
 
 
+def units_of(graph: Graph) -> list[str]:
+    """The groups of hidden units, one for each layer and direction."""
+    return [group.name for group in graph.groups if group.name.startswith("steps") and group.width == HIDDEN]
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_copies_are_cut_without_loss(kind: str) -> None:
     """The refits of input, state and projection give what was there."""
     net, x = copied(Net(kind)), inputs(kind)
     graph = captured(net, x)
-    steps = "steps#1" if kind == "projection" else "steps"
-    every = {"up": range(WIDTH // 2), steps: range(HIDDEN // 2)}
-    for kept in ({"up": every["up"]}, {steps: every[steps]}, every):
+    up = {"up": range(WIDTH // 2)}
+    steps = {name: range(HIDDEN // 2) for name in units_of(graph)}
+    for kept in (up, steps, up | steps):
         plan = make_plan(graph, kept)
         rewrite = compensate(graph, plan, [x])
         assert error(graph, x, rewrite) < 1e-8 < 1e-3 < error(graph, x, compensate(graph, plan, [x], method="none"))
@@ -135,7 +140,7 @@ def test_the_guide_keeps_one_of_each_pair(kind: str) -> None:
     net, x = copied(Net(kind)), inputs(kind)
     graph = captured(net, x)
     found = guide(graph, collect(graph, [x]))
-    for name, width in (("up", WIDTH // 2), ("steps", HIDDEN // 2)):
+    for name, width in (("up", WIDTH // 2), *((name, HIDDEN // 2) for name in units_of(graph))):
         assert {unit % width for unit in found.kept(name, width)} == set(range(width))
 
 
@@ -210,3 +215,69 @@ def test_the_steps_of_a_sample_stay_in_one_fold() -> None:
         own = rows[:, fold::5].flatten(0, 1)
         assert found.count == len(own)
         torch.testing.assert_close(found.mean, own.mean(0), atol=1e-6, rtol=1e-5)
+
+
+class Reader(nn.Module):
+    """Two layers in both directions, of which the last states are read."""
+
+    def __init__(self, read: Any, wide: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.steps, self.head = read, nn.LSTM(INPUTS, HIDDEN, batch_first=True, **DEEP), nn.Linear(wide, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.read(self.steps(x)[1][0]))
+
+
+def test_layers_and_directions_keep_units_of_their_own() -> None:
+    """As many of each, for one number of the class counts them."""
+    net, x = Reader(lambda h: torch.cat([h[-2], h[-1]], 1), 2 * HIDDEN).eval(), inputs("lstm")
+    graph = ap.capture(net, x)
+    names = [group.name for group in graph.groups]
+    assert names == [f"steps#{i}" for i in range(1, 5)] == list(graph.peers["steps#3"])
+    kept = [[0, 1, 2], [1, 4, 7], [2, 3, 5], [0, 6, 7]]
+    plan = make_plan(graph, dict(zip(names, kept, strict=True)))
+    small = cut(net, plan)
+    assert small.steps.hidden_size == 3
+    assert ap.verify(net, small, plan, x, graph=graph).passed
+    with pytest.raises(ap.PlanError, match="different widths"):
+        make_plan(graph, {"steps#1": [0, 1, 2]})
+    assert not graph.without({"steps#2": "for a test"}).groups
+
+
+@pytest.mark.parametrize("keep", ["macs=50%", {"steps": 5}, {"steps#2": 5}, "units=70%"], ids=str)
+@pytest.mark.parametrize("form", ["class", "graph"])
+def test_budgets_of_layers_that_have_one_width(keep: Any, form: str) -> None:
+    net, x = Reader(lambda h: h[-1], HIDDEN).eval(), inputs("lstm")
+    result = ap.prune(net, [x], keep=keep, method="l2", form=form)
+    assert len(result.plan.widths) == 4
+    assert len(set(result.plan.widths.values())) == 1
+    assert keep == "macs=50%" or set(result.plan.widths.values()) == {5}
+
+
+def test_a_state_that_is_read_as_a_whole_ties_its_slices() -> None:
+    net, x = Reader(lambda h: h.transpose(0, 1).flatten(1), 4 * HIDDEN).eval(), inputs("lstm")
+    graph = ap.capture(net, x)
+    assert [group.name for group in graph.groups] == ["steps"]
+    assert ap.prune(net, [x], keep="macs=50%", method="l2").proof.passed
+
+
+def test_a_decoder_that_begins_with_the_states_of_an_encoder() -> None:
+    """Layer for layer they have the same units."""
+
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.encoder, self.decoder = (nn.GRU(INPUTS, HIDDEN, num_layers=2, batch_first=True) for _ in range(2))
+            self.head = nn.Linear(HIDDEN, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.decoder(x, self.encoder(x)[1])[0])
+
+    net, x = Translator().eval(), inputs("gru")
+    graph = ap.capture(net, x)
+    assert [group.name for group in graph.groups] == ["encoder#1", "encoder#2"]
+    assert len({site.module for site in graph.groups[1].producers}) == 2
+    plan = make_plan(graph, {"encoder#1": [0, 1, 2], "encoder#2": [3, 5, 7]})
+    assert ap.verify(net, cut(net, plan), plan, x, graph=graph).passed

@@ -167,7 +167,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
 
     Raises:
         PlanError: an unknown group, a unit that is no whole number or outside it, a group left empty or of a width
-            that the model's kernels can't take.
+            that the model's kernels can't take, or that differs from that of another with which one number counts it.
     """
     names = {group.name for group in graph.groups}
     for name in kept:
@@ -190,6 +190,15 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
                 got=f"{len(units)} units",
                 where=f"plan: groups/{group.name}/kept",
                 hint="keep some units more or less; group.widths are the widths that a group can have",
+            )
+    for name, peers in graph.peers.items():
+        if other := next((peer for peer in peers if len(groups[peer].kept) != len(groups[name].kept)), None):
+            raise PlanError(
+                f"Groups {name!r} and {other!r} can't have different widths.",
+                expected="as many units in each of them: one number of the class counts both, such as hidden_size",
+                got=f"{len(groups[name].kept)} and {len(groups[other].kept)} units",
+                where=f"plan: groups/{other}/kept",
+                hint="keep as many of the one as of the other; they need not be the same ones",
             )
     keys = {group.key for group in groups.values()}
     units = {g.key: np.asarray(g.kept, dtype=np.int64) for g in groups.values() if len(g.kept) < g.width}

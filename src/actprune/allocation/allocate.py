@@ -245,19 +245,12 @@ def _preset(guide: Guide, keep: Keep) -> str:
 
 
 def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Sequence[str]) -> Plan:
-    """Widths by name; groups that are not named stay whole."""
-    names = [group.name for group in graph.groups]
-    untouched = protected(graph, protect)
-    for name, k in widths.items():
-        if name in COSTS and name not in names:
-            raise BudgetError(
-                "These are widths of groups, and one has the name of a cost.",
-                expected="the names of groups, with how many units stay of each",
-                got=f"{name!r}: {k!r}",
-                where="keep",
-                hint=f'a budget is a text: keep="{name}=50%"',
-            )
-        width = graph[known(name, names, "group")].width
+    """Widths by name; groups that are not named stay whole, but for those that one number of the class counts with one
+    that is: they have its width."""
+    asked = {_group_named(graph, name): k for name, k in widths.items()}
+    untouched = {peer for name in protected(graph, protect) for peer in graph.peers[name]}
+    for name, k in asked.items():
+        width = graph[name].width
         least = width if name in untouched else 1
         if isinstance(k, bool) or not isinstance(k, Integral) or not least <= k <= width:
             raise BudgetError(
@@ -267,11 +260,27 @@ def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Se
                 where="keep",
                 hint="graph.groups lists the widths of the dense network",
             )
-    wanted = {name: int(k) for name, k in widths.items()}
+    wanted = {peer: int(k) for name, k in asked.items() for peer in graph.peers[name]}
+    wanted |= {name: int(k) for name, k in asked.items()}  # that two differ, the plan says
     return make_plan(
         graph, guide.supports(wanted), method=guide.method, allocation="explicit", budget=None,
         predicted=predicted(graph, wanted),
     )  # fmt: skip
+
+
+def _group_named(graph: Graph, name: str) -> str:
+    """The group of a name; a module's own stands for the first of its groups where they all have one width: `lstm`."""
+    names = [group.name for group in graph.groups]
+    if name in COSTS and name not in names:
+        raise BudgetError(
+            "These are widths of groups, and one has the name of a cost.",
+            expected="the names of groups, with how many units stay of each",
+            got=repr(name),
+            where="keep",
+            hint=f'a budget is a text: keep="{name}=50%"',
+        )
+    own = tuple(other for other in names if other.partition("#")[0] == name)
+    return own[0] if own and name not in own and own == graph.peers[own[0]] else known(name, names, "group")
 
 
 def predicted(graph: Graph, widths: Mapping[str, int], latency: LatencyTable | None = None) -> dict[str, float]:

@@ -18,6 +18,7 @@ from actprune.allocation.cost import COSTS, Array, cost, costs_along
 from actprune.allocation.protection import protected
 from actprune.axes.account import beyond_class, over_norms
 from actprune.axes.capture import Graph
+from actprune.axes.components import components
 from actprune.axes.groups import Group
 from actprune.errors import BudgetError, PlanError
 from actprune.latency.table import LatencyTable
@@ -35,7 +36,8 @@ class Space:
         options: group name → the widths that are allowed, ascending; the last is the dense width.
         budget: the goal.
         latency: what milliseconds any widths cost; needed for a budget of latency.
-        tied: group name → all groups that have its width, itself first; only the first of them has options.
+        tied: group name → all groups that have its width, itself first; only the first of them has options. Empty
+            where all widths are free.
     """
 
     graph: Graph = field(repr=False)
@@ -115,7 +117,7 @@ def make_space(
         BudgetError: even the narrowest network costs more than the budget; a budget of latency without a table.
     """
     _check_asked(budget, round_to, latency)
-    untouched = protected(graph, protect)
+    untouched = {peer for name in protected(graph, protect) for peer in graph.peers[name]}
     options = {
         group.name: (group.width,) if group.name in untouched else _widths(graph, group, budget, round_to)
         for group in graph.groups
@@ -128,9 +130,9 @@ def make_space(
             where="plan",
             hint="print(graph.account()) says for every dimension why it is frozen; protect less, or lower round_to",
         )
-    tied = _tied(graph, options) if equal else {}
-    if equal:
-        options = {name: options[name] for name in tied}
+    tied = _tied(graph, options, equal) if equal or graph.counted else {}
+    if tied:
+        options = {name: _common([options[one] for one in names]) for name, names in tied.items()}
     space = Space(graph, options, budget, latency, tied)
     within = budget.cost == "units" or budget.keep == 1  # the whole network is, also where narrow ones seem slower
     if not within and not space.fits(space.narrowest):
@@ -206,6 +208,11 @@ def _out_of_reach(space: Space, ways: str) -> BudgetError:
     )
 
 
+def _common(choices: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The widths that all of some groups may have, ascending."""
+    return tuple(sorted(set(choices[0]).intersection(*choices[1:])))
+
+
 def role(name: str) -> str:
     """What repeated blocks call a group: its path without the numbers of the blocks, `layers.*.mlp.up`.
 
@@ -215,18 +222,19 @@ def role(name: str) -> str:
     return ".".join([*("*" if part.isdecimal() else part for part in blocks), own])
 
 
-def _tied(graph: Graph, options: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
-    """The first group of each role, kind and choice of widths → all of them.
+def _tied(graph: Graph, options: Mapping[str, tuple[int, ...]], equal: bool) -> dict[str, tuple[str, ...]]:
+    """The first of some groups that have one width → all of them: those that a number of the class counts, and if
+    `equal` those of one role, kind and choice of widths.
 
     Of several groups that one module makes, `name#1` and `name#2`, the first ones belong together, then the second.
     """
-    found: dict[tuple[object, ...], list[str]] = {}
+    roles: dict[tuple[object, ...], list[str]] = {}
     seen = Counter[str]()
-    for name, choice in options.items():
+    for name, choice in options.items() if equal else ():
         module = name.partition("#")[0]
-        found.setdefault((role(name), seen[module], graph[name].kind, choice), []).append(name)
+        roles.setdefault((role(name), seen[module], graph[name].kind, choice), []).append(name)
         seen[module] += 1
-    return {names[0]: tuple(names) for names in found.values()}
+    return {names[0]: names for names in components(options, [*graph.peers.values(), *roles.values()])}
 
 
 def _rounded_up(percent: float) -> str:

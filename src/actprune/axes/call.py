@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch.fx import Node
@@ -82,8 +82,15 @@ class Call:
 
     def axes(self, value: Any) -> Dims:
         """The axes of an argument; none for a number or an absent one."""
+        if isinstance(value, Node) and value in self.inference.stacks:
+            self.inference.merge(self.inference.stacks.pop(value), self.where)
         found = self.inference.axes.get(value, ()) if isinstance(value, Node) else ()
         return tuple(self.algebra.resolve(axis) for axis in found) if isinstance(found, tuple) else ()
+
+    def stack(self, value: Any) -> tuple[Dims, Sequence[Axis]] | None:
+        """The axes of a stack whose slices have units of their own, and those units; None of what is no such stack."""
+        units = self.inference.stacks.get(value) if isinstance(value, Node) else None
+        return None if units is None else (cast("Dims", self.inference.axes[value]), units)
 
     def dim(self, rank: int) -> int:
         """The argument `dim` as an index from the front."""
@@ -206,6 +213,10 @@ class Call:
     def aligns(self, axis: Axis, units: int) -> None:
         """Note that the size of an axis has to stay a multiple of `units`: what a kernel demands of its strides."""
         self.inference.multiples.append((axis, units))
+
+    def counts(self, axes: Sequence[Axis]) -> None:
+        """Note axes of which equally many units stay, because one number of the class counts each of them."""
+        self.inference.counted.append(axes)
 
     def attends(self, axes: Iterable[Axis]) -> None:
         """Note the axes that run beside each other through a product of two activations, such as heads."""

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table of rules)
 from actprune.axes.account import Account, account
+from actprune.axes.components import components
 from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.groups import Group, find_groups
 from actprune.axes.inference import Inference
@@ -45,6 +46,7 @@ class Graph:
             (auxiliary heads); else None.
         masks: tensor name → the factor of ones under that name, which takes away units that no weight reads.
         training_sites: the contractions with those parameters; `training/` precedes their nodes' names.
+        counted: the groups (by leaf key) that one number of the class counts: as many units stay of each.
     """
 
     program: Program
@@ -58,6 +60,7 @@ class Graph:
     training: Program | None = None
     training_sites: tuple[Site, ...] = ()
     masks: Mapping[str, Mask] = field(default_factory=dict[str, Mask])
+    counted: tuple[tuple[int, ...], ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         """The group of that name; a KeyError where there is none."""
@@ -79,6 +82,13 @@ class Graph:
         return "\n".join([f"{self.program.model_name}: {len(self.groups)} groups", *rows])
 
     @cached_property
+    def peers(self) -> Mapping[str, tuple[str, ...]]:
+        """Group name → the names of all groups of which as many units have to stay, itself among them, in order."""
+        names = {group.key: group.name for group in self.groups}
+        found = (tuple(names[key] for key in keys) for keys in components(names, self.counted))
+        return {name: own for own in found for name in own}
+
+    @cached_property
     def batch(self) -> tuple[str, Leaf] | None:
         """An input and the axis of the samples in it; None for a single sample, or where they are no axis of their own.
 
@@ -98,7 +108,8 @@ class Graph:
         return tuple(found.values())
 
     def without(self, reasons: Mapping[str, str]) -> Graph:
-        """The same graph with some groups frozen: group name → reason."""
+        """The same graph with some groups frozen, and those of which as many units stay: group name → reason."""
+        reasons = {peer: reason for name, reason in reasons.items() for peer in self.peers.get(name, ())} | {**reasons}
         frozen = {group.key: reasons[group.name] for group in self.groups if group.name in reasons}
         kept = tuple(group for group in self.groups if group.name not in reasons)
         return replace(self, groups=kept, frozen={**self.frozen, **frozen})
@@ -138,6 +149,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         extra = tuple(replace(site, node=f"{TRAINING}{site.node}") for site in found)
         program = replace(program, sizes=program.sizes.with_training(training.sizes))
     used = program.used if training is None else program.used | training.used
+    counted = inference.settle()
     groups = find_groups(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)
@@ -162,6 +174,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         node_axes={
             (node.name if node in nodes else TRAINING + node.name): _resolved(dims, resolve)
             for node, dims in inference.axes.items()
+            if not inference.is_mixed(node)
         },
         terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
         frozen=frozen,
@@ -169,6 +182,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         training=training,
         training_sites=tuple(site for site in extra if site.reads),
         masks=masks,
+        counted=counted,
     )
 
 

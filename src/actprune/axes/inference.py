@@ -7,6 +7,7 @@ the result relate to those of the arguments. An op without a rule freezes every 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes.algebra import Algebra
 from actprune.axes.call import NOT_COVERED, Call, NotCovered, rule_of
-from actprune.axes.expr import ONE, Axis, leaves, size
+from actprune.axes.expr import ONE, Axis, Leaf, leaves, size
 from actprune.axes.site import Dims, Mixing, Site, Term
 from actprune.axes.stored import StoredTensors
 from actprune.graph.program import Program, op_name, place, shape
@@ -38,6 +39,8 @@ class Inference:
         norms: whether axes that a norm runs over may be cut.
         normalized: those axes, if so.
         multiples: axes whose size has to stay a multiple of a number.
+        counted: axes that one number of the class counts: as many units stay of each, but not the same ones.
+        stacks: node → the last axis of every slice along its first dimension, where these are not one axis.
         unknown: op names without a rule.
         stored: which tensors of the model its calls read.
     """
@@ -53,6 +56,8 @@ class Inference:
         self.mixings: list[Mixing] = []
         self.parallel: list[Axis] = []
         self.multiples: list[tuple[Axis, int]] = []
+        self.counted: list[Sequence[Axis]] = []
+        self.stacks: dict[Node, Sequence[Axis]] = {}
         self.unknown: set[str] = set()
         self.stored = StoredTensors()
         self._program: Program | None = None
@@ -134,6 +139,28 @@ class Inference:
             return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use{why}")
         return result
 
+    def settle(self) -> tuple[tuple[int, ...], ...]:
+        """The leaves (by key) of which equally many stay. What is counted by one number and no leaf that may be cut, as
+        units that are heads × dimensions, is one axis from then on."""
+        found: list[tuple[int, ...]] = []
+        for axes in self.counted:
+            resolved = [self.algebra.resolve(axis) for axis in axes]
+            if all(isinstance(axis, Leaf) and self.algebra.frozen(axis) is None for axis in resolved):
+                keys = tuple(dict.fromkeys(axis.key for axis in resolved if isinstance(axis, Leaf)))
+                found += [keys] if len(keys) > 1 else []
+            else:
+                self.merge(axes, "one number in the class")
+        return tuple(found)
+
+    def merge(self, axes: Sequence[Axis], where: str) -> None:
+        """Make them one."""
+        for axis in axes[1:]:
+            self.algebra.unify(axes[0], axis, where)
+
+    def is_mixed(self, node: Node) -> bool:
+        """Whether the slices of a node along its first dimension have different units."""
+        return len({self.algebra.resolve(axis) for axis in self.stacks.get(node, ())}) > 1
+
     def _touches_axes(self, node: Node) -> bool:
         """Whether a call has a dimension to freeze: one that reads a single number, as `item()` does, has none."""
         val: Any = node.meta.get("val")
@@ -153,7 +180,7 @@ class Inference:
 
     def _freeze_node(self, node: Node, reason: str) -> None:
         found = self.axes.get(node, ())
-        for dims in found if isinstance(found, list) else [found]:
+        for dims in (*(found if isinstance(found, list) else [found]), self.stacks.get(node, ())):
             for axis in dims:
                 self.algebra.freeze(axis, reason)
 

@@ -38,6 +38,7 @@ def tied(graph: Graph, pairs: Iterable[tuple[int, int]]) -> Graph:
         },
         terms=tuple(Term(_all(term.axes, to), term.factor) for term in graph.terms),
         masks={name: replace(mask, axis=_renamed(mask.axis, to)) for name, mask in graph.masks.items()},
+        counted=tuple(tuple(to.get(key, key) for key in keys) for keys in graph.counted),
     )
 
 

@@ -92,11 +92,14 @@ def blamed(reason: str) -> str:
 
 
 def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, list[int]]:
-    """Each named group loses between one unit and half of them; different counts, so that ties show."""
-    draw, numbers, wanted = random.Random(seed), np.random.default_rng(seed), set(names)
+    """Each named group loses between one unit and half of them; different counts, so that ties show, but for groups of
+    which as many have to stay: these come along."""
+    draw, numbers = random.Random(seed), np.random.default_rng(seed)
+    wanted = {peer for name in names for peer in graph.peers[name]}
     kept: dict[str, list[int]] = {}
     for group in graph.groups:
         count = draw.choice([n for n in group.widths if 2 * n >= group.width] or [*group.widths][-1:])
+        count = next((len(kept[peer]) for peer in graph.peers[group.name] if peer in kept), count)
         units = np.sort(numbers.permutation(group.width)[:count])
         if group.name in wanted:
             kept[group.name] = units.tolist()

@@ -155,6 +155,10 @@ def slice_scatter(call: Call) -> Dims:
 
 @rule("aten.select.int", "aten.select_copy")
 def select(call: Call) -> Dims:
+    if (stack := call.stack(call.values[0])) is not None and call.dim(len(stack[0])) == 0:
+        (layers, *rows, _), units = stack
+        call.freeze(layers, "selected from")
+        return (*rows, call.algebra.resolve(units[_index(call["index"], len(units))]))
     source = call.axes(call.values[0])
     dim = call.dim(len(source))
     call.freeze(source[dim], "selected from")

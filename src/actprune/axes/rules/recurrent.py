@@ -1,12 +1,15 @@
-"""Recurrent networks: the hidden units of all layers and directions of one call are one group.
+"""Recurrent networks: every layer and direction of a call has hidden units of its own, and equally many of them stay.
 
-One number, `hidden_size`, states them all, and the initial state is one tensor for all of them. The rows of a weight
-are its gates times the hidden units. Cutting a unit leaves the others as they are: it only stands in sums, those of
-the weights that read it.
+One number, `hidden_size`, counts them all. The rows of a weight are its gates times the hidden units. Cutting a unit
+leaves the others as they are: it only stands in sums, those of the weights that read it. A state is a stack with a
+slice for each layer and direction; where one is read as a whole, by other calls than another recurrent one, all its
+slices have the same units.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import Node
@@ -14,6 +17,9 @@ from torch.fx import Node
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import Axis, concat, size
 from actprune.axes.site import Dims
+from actprune.graph.program import op_name
+
+_ZEROS = ("aten.zeros.", "aten.new_zeros.")
 
 
 @rule(
@@ -27,20 +33,47 @@ def recurrent(call: Call) -> list[Dims]:
     call.freeze(source[1 if call["batch_first"] else 0], "stepped through")
     directions = 2 if call["bidirectional"] else 1
     weights = _weights(call, len(call["params"]) // (int(call["num_layers"]) * directions))
-    hidden, given = _hidden(call, weights)
-    inner = source[-1]
-    rows = source[:-1]
-    for layer in range(int(call["num_layers"])):
-        for own in weights[layer * directions : (layer + 1) * directions]:
-            _layer(call, own, inner, hidden, given, rows)
-        inner = concat([given] * directions)
+    units = [_hidden(call, own) for own in weights]
+    inner, rows = source[-1], source[:-1]
+    for start in range(0, len(weights), directions):
+        layer = range(start, start + directions)
+        for i in layer:
+            _layer(call, weights[i], inner, *units[i], rows)
+        inner = concat(units[i][1] for i in layer)
     results: list[Dims] = []
     for i, state in enumerate(states):
-        stack, batch, units = call.axes(state)
-        call.freeze(stack, "stacked layers")
-        call.unify(units, hidden if i else given)
-        results.append((stack, batch, call.algebra.resolve(units)))
+        own = [hidden if i else given for hidden, given in units]  # cells stand in front of a projection
+        call.counts(own)
+        stack, batch = _given(call, state, own)
+        results.append((stack, batch, call.algebra.resolve(own[0])))
+        _stack(call, 1 + i, own)
     return [(*rows, inner), *results]
+
+
+def _given(call: Call, state: Node, units: Sequence[Axis]) -> tuple[Axis, Axis]:
+    """The axes of layers and of samples of an initial state, whose slices get these units. Zeros have any."""
+    given = call.stack(state)
+    if given is not None and len(given[1]) == len(units):
+        for axis, own in zip(given[1], units, strict=True):
+            call.unify(axis, own)
+        layers, batch, _ = given[0]
+    else:
+        layers, batch, axis = call.axes(state)
+        for own in units[:1] if _is_zero(state) else units:
+            call.unify(axis, own)
+    call.freeze(layers, "stacked layers")
+    return layers, batch
+
+
+def _is_zero(state: Node) -> bool:
+    return state.op == "call_function" and op_name(state).startswith(_ZEROS)
+
+
+def _stack(call: Call, result: int, units: Sequence[Axis]) -> None:
+    """Say of a state that its slices have these units."""
+    for user in call.node.users if len(units) > 1 else ():
+        if user.target is operator.getitem and user.args[1] == result:
+            call.inference.stacks[user] = units
 
 
 def _weights(call: Call, count: int) -> list[list[Any]]:
@@ -49,11 +82,11 @@ def _weights(call: Call, count: int) -> list[list[Any]]:
     return [params[i : i + count] for i in range(0, len(params), count)]
 
 
-def _hidden(call: Call, weights: list[list[Any]]) -> tuple[Axis, Axis]:
-    """The hidden units, and the units that a layer gives on: others where there is a projection."""
-    given = call.axes(weights[0][1])[1]
-    projected = len(weights[0]) % 2 == 1
-    return (call.axes(weights[0][-1])[1] if projected else given), given
+def _hidden(call: Call, own: list[Any]) -> tuple[Axis, Axis]:
+    """The hidden units of a layer in one direction, and those that it gives on: others where there is a projection."""
+    given = call.axes(own[1])[1]
+    projected = len(own) % 2 == 1
+    return (call.axes(own[-1])[1] if projected else given), given
 
 
 def _layer(call: Call, own: list[Any], inner: Axis, hidden: Axis, given: Axis, rows: Dims) -> None:
