@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, leaves, left_of, size
 from actprune.errors import PlanError
 from actprune.json_fields import array_in, field_of, malformed, names_in, object_in, shown, text_in, whole_in
+from actprune.kept import checked_units, possible
 from actprune.repair.edits import Edits
 from actprune.repair.solve import repair
 
@@ -169,37 +169,8 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         PlanError: an unknown group, a unit that is no whole number or outside it, a group left empty or of a width
             that the model's kernels can't take, or that differs from that of another with which one number counts it.
     """
-    names = {group.name for group in graph.groups}
-    for name in kept:
-        if name not in names:
-            raise PlanError(
-                f"There is no group named {name!r}.",
-                expected=f"one of {', '.join(sorted(names)[:20])}",
-                got=repr(name),
-                where="plan",
-                hint="graph.groups lists the groups of the captured model",
-            )
-    groups: dict[str, GroupPlan] = {}
-    for group in graph.groups:
-        units = _unit_numbers(group.name, kept.get(group.name, range(group.width)))
-        groups[group.name] = _checked(group.name, GroupPlan(group.key, group.width, units), "plan")
-        if len(units) < group.width and len(units) % group.multiple:
-            raise PlanError(
-                f"Group {group.name!r} can't have {len(units)} units.",
-                expected=f"all {group.width}, or a multiple of {group.multiple}: its kernel demands aligned rows",
-                got=f"{len(units)} units",
-                where=f"plan: groups/{group.name}/kept",
-                hint="keep some units more or less; group.widths are the widths that a group can have",
-            )
-    for name, peers in graph.peers.items():
-        if other := next((peer for peer in peers if len(groups[peer].kept) != len(groups[name].kept)), None):
-            raise PlanError(
-                f"Groups {name!r} and {other!r} can't have different widths.",
-                expected="as many units in each of them: one number of the class counts both, such as hidden_size",
-                got=f"{len(groups[name].kept)} and {len(groups[other].kept)} units",
-                where=f"plan: groups/{other}/kept",
-                hint="keep as many of the one as of the other; they need not be the same ones",
-            )
+    stays = checked_units(graph, kept)
+    groups = {group.name: GroupPlan(group.key, group.width, stays[group.name]) for group in graph.groups}
     keys = {group.key for group in groups.values()}
     units = {g.key: np.asarray(g.kept, dtype=np.int64) for g in groups.values() if len(g.kept) < g.width}
     dims = {
@@ -216,39 +187,6 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         edits=repair(graph, units).edits,
         note=note,
     )
-
-
-def _unit_numbers(name: str, units: Iterable[Any]) -> tuple[int, ...]:
-    """Ascending, each once. A mask of booleans would silently mean the units 0 and 1: refused."""
-    numbers: set[int] = set()
-    for unit in units:
-        try:
-            if "bool" in str(getattr(unit, "dtype", type(unit).__name__)):
-                raise TypeError
-            numbers.add(operator.index(unit))
-        except TypeError as error:
-            raise PlanError(
-                f"Group {name!r} is given a unit that is no number.",
-                expected="the numbers of the units that stay",
-                got=f"{unit!r}, a {type(unit).__name__}",
-                where=f"plan: groups/{name}/kept",
-                hint="turn a mask into numbers with mask.nonzero()",
-            ) from error
-    return tuple(sorted(numbers))
-
-
-def _checked(name: str, group: GroupPlan, where: str) -> GroupPlan:
-    inside = bool(group.kept) and group.kept[0] >= 0 and group.kept[-1] < group.width
-    ascending = all(a < b for a, b in zip(group.kept, group.kept[1:], strict=False))
-    if not (inside and ascending):
-        raise PlanError(
-            f"Group {name!r} would keep an impossible set of units.",
-            expected=f"at least one of the units 0 to {group.width - 1}, ascending, none twice",
-            got=f"{len(group.kept)} units: {list(group.kept)[:10]}",
-            where=f"{where}: groups/{name}/kept",
-            hint="every group keeps at least one unit",
-        )
-    return group
 
 
 def _axis_data(axis: Axis) -> Any:
@@ -298,7 +236,7 @@ def _read_group(name: str, data: Any, where: str) -> GroupPlan:
     key, width = (whole_in(*field_of(entry, field_name, place, "/")) for field_name in ("key", "width"))
     kept, kept_place = field_of(entry, "kept", place, "/")
     units = tuple(whole_in(unit, f"{kept_place}/{i}") for i, unit in enumerate(array_in(kept, kept_place)))
-    return _checked(name, GroupPlan(key, width, units), where)
+    return GroupPlan(key, width, possible(name, width, units, where))
 
 
 def _read_dims(name: str, data: Any, widths: Mapping[int, int], where: str) -> tuple[Axis, ...]:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import isfinite
-from numbers import Integral
 from typing import Any, Protocol
 
-from actprune.allocation.budget import COSTS, Amount, Budget, Keep, read_keep
+from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import (
     CURVE_SAMPLES,
@@ -20,8 +19,8 @@ from actprune.allocation.effort import (
     is_small,
     starts,
 )
+from actprune.allocation.explicit import explicit, predicted
 from actprune.allocation.improve import improve
-from actprune.allocation.protection import protected
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
 from actprune.allocation.space import Space, Widths, make_space
@@ -119,7 +118,7 @@ def allocate(
     """
     name = known(allocation or _preset(guide, keep), ALLOCATIONS, "allocation")
     if isinstance(keep, Mapping):
-        return _explicit(graph, guide, keep, protect)
+        return explicit(graph, guide, keep, protect)
     budget = Budget("macs", 1.0) if keep is None else share_of(read_keep(keep), graph, lambda: _whole(latency))
     space = make_space(graph, budget, protect=protect, round_to=round_to, latency=latency, equal=equal_widths)
     note: dict[str, Any] = {"method": guide.method, "budget": None if keep is None else str(budget)}
@@ -242,52 +241,6 @@ def _preset(guide: Guide, keep: Keep) -> str:
     """The method's allocation; natural widths know of no budget."""
     own = method(guide.method).allocation
     return "uniform" if own == "natural" and keep is not None else own
-
-
-def _explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Sequence[str]) -> Plan:
-    """Widths by name; groups that are not named stay whole, but for those that one number of the class counts with one
-    that is: they have its width."""
-    asked = {_group_named(graph, name): k for name, k in widths.items()}
-    untouched = {peer for name in protected(graph, protect) for peer in graph.peers[name]}
-    for name, k in asked.items():
-        width = graph[name].width
-        least = width if name in untouched else 1
-        if isinstance(k, bool) or not isinstance(k, Integral) or not least <= k <= width:
-            raise BudgetError(
-                f"Group {name!r} can't have {k!r} units.",
-                expected=f"a whole number, {least} to {width}" if least < width else f"{width}: it is protected",
-                got=repr(k),
-                where="keep",
-                hint="graph.groups lists the widths of the dense network",
-            )
-    wanted = {peer: int(k) for name, k in asked.items() for peer in graph.peers[name]}
-    wanted |= {name: int(k) for name, k in asked.items()}  # that two differ, the plan says
-    return make_plan(
-        graph, guide.supports(wanted), method=guide.method, allocation="explicit", budget=None,
-        predicted=predicted(graph, wanted),
-    )  # fmt: skip
-
-
-def _group_named(graph: Graph, name: str) -> str:
-    """The group of a name; a module's own stands for the first of its groups where they all have one width: `lstm`."""
-    names = [group.name for group in graph.groups]
-    if name in COSTS and name not in names:
-        raise BudgetError(
-            "These are widths of groups, and one has the name of a cost.",
-            expected="the names of groups, with how many units stay of each",
-            got=repr(name),
-            where="keep",
-            hint=f'a budget is a text: keep="{name}=50%"',
-        )
-    own = tuple(other for other in names if other.partition("#")[0] == name)
-    return own[0] if own and name not in own and own == graph.peers[own[0]] else known(name, names, "group")
-
-
-def predicted(graph: Graph, widths: Mapping[str, int], latency: LatencyTable | None = None) -> dict[str, float]:
-    """What a plan notes of its costs; milliseconds where there is a table of them."""
-    found = cost(graph, widths)
-    milliseconds = {} if latency is None else {"latency_ms": latency(widths)}
-    return {"macs": found.macs, "params": found.params, "bytes": found.bytes, **milliseconds}
 
 
 def _finite(distance: float) -> float:
