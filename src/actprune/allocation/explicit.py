@@ -27,6 +27,7 @@ def explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Seq
         BudgetError: there is no such group, or it can't have that width.
         PlanError: two groups that one number counts would have different widths.
     """
+    _check_no_cost(graph, widths)
     asked = {_group_named(graph, name): k for name, k in widths.items()}
     untouched = {peer for name in protected(graph, protect) for peer in graph.peers[name]}
     for name, k in asked.items():
@@ -48,17 +49,22 @@ def explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Seq
     )  # fmt: skip
 
 
+def _check_no_cost(graph: Graph, widths: Mapping[str, int]) -> None:
+    names = {group.name for group in graph.groups}
+    for name, k in widths.items():
+        if name in COSTS and name not in names:
+            raise BudgetError(
+                "These are widths of groups, and one has the name of a cost.",
+                expected="the names of groups, with how many units stay of each",
+                got=f"{name!r}: {k!r}",
+                where="keep",
+                hint=f'a budget is a text: keep="{name}=50%"',
+            )
+
+
 def _group_named(graph: Graph, name: str) -> str:
     """The group of a name; a module's own stands for the first of its groups where they all have one width: `lstm`."""
     names = [group.name for group in graph.groups]
-    if name in COSTS and name not in names:
-        raise BudgetError(
-            "These are widths of groups, and one has the name of a cost.",
-            expected="the names of groups, with how many units stay of each",
-            got=repr(name),
-            where="keep",
-            hint=f'a budget is a text: keep="{name}=50%"',
-        )
     own = tuple(other for other in names if other.partition("#")[0] == name)
     return own[0] if own and name not in own and own == graph.peers[own[0]] else known(name, names, "group")
 
