@@ -101,7 +101,8 @@ def calls_by_name(caller: CodeType, callee: CodeType) -> bool:
     space = vars(inspect.getmodule(caller) or object)
     libraries = [space[name] for name in caller.co_names if isinstance(space.get(name), ModuleType)]
     held = [space.get(callee.co_name), *(getattr(library, callee.co_name, None) for library in libraries)]
-    return any(callable(f) and getattr(inspect.unwrap(f), "__code__", None) is callee for f in held)
+    # equal, not the same: a file may have been imported twice, as pytest does
+    return any(callable(f) and getattr(inspect.unwrap(f), "__code__", None) == callee for f in held)
 
 
 @dataclass(frozen=True)
