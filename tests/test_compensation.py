@@ -407,6 +407,26 @@ def test_the_ridge_is_the_best_on_held_out_folds() -> None:
     assert choose_ridge(folds[:1], start, True) == 1e-3
 
 
+def test_fewer_samples_than_columns_hardly_move_weights_that_they_say_little_of() -> None:
+    """The fits are worse than the weights as they are, on other samples, up to a λ of ten variances."""
+    start = torch.randn(1, 60, dtype=torch.float64)
+
+    def drawn(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(rows, 60, dtype=torch.float64)
+        return x, x @ start.T + 8 * torch.randn(rows, 1, dtype=torch.float64)
+
+    folds = [normal(*drawn(15)) for _ in range(3)]
+    x, t = drawn(2000)
+
+    def error(ridge: float) -> float:
+        found = solve(merged_all(folds), start, ridge, True)
+        return float((x @ found.weight.T + found.bias - t).square().mean())
+
+    chosen = choose_ridge(folds, start, True)
+    assert chosen >= 1
+    assert error(chosen) < 1.1 * float((x @ start.T - t).square().mean()) < 0.9 * error(0.1)
+
+
 def test_useless_columns_shrink_to_the_weights_that_are_there() -> None:
     x = torch.randn(50, 4, dtype=torch.float64)
     x[:, 2] = 0
@@ -567,7 +587,7 @@ def relu_inputs(graph: Graph, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["bare", "norm", "sum"])
 def test_the_rectified_loss_in_a_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actprune.compensation.ridge.RIDGES", (1e-9,))
+    monkeypatch.setattr("actprune.compensation.ridge.RIDGES", (1e-9,) * 3)
     graph, x = rectified_net(kind)
     plan = make_plan(graph, {"a0": [0, 4], "a": [0, 2, 5]})
     dense = relu_inputs(graph, x, {})

@@ -566,6 +566,15 @@ def test_data_in_every_form() -> None:
         shapes({"a": x}, two)
 
 
+@pytest.mark.parametrize("labels", [(), (np.zeros(8),)])
+def test_several_inputs_may_come_in_flat_batches(labels: tuple[Any, ...]) -> None:
+    """(a, b, y), as a loader gives it; the model had been called with the first one alone."""
+    a, b = RNG.normal(size=(8, 7)).astype("float32"), RNG.normal(size=(8, 7)).astype("float32")
+    inputs, *beside = next(iter(Batches([(a, b, *labels)] * 3, two_inputs())))
+    assert [value.tolist() for value in inputs] == [a.tolist(), b.tolist()]
+    assert len(beside) == len(labels)
+
+
 def test_dicts_of_inputs_are_pruned_with() -> None:
     x = RNG.normal(size=(32, 7)).astype("float32")
     result = actprune.prune(two_inputs(), {"a": x, "b": x[::-1]}, keep="units=50%", method="l2")

@@ -24,14 +24,18 @@ from actprune.stats.moments import (
     moments,
 )
 
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-"""λ candidates, as fractions of the mean variance of the kept columns."""
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""λ candidates, as fractions of the mean variance of the kept columns. The last ones all but leave the weights as they
+are: fewer samples than columns say little of what to change."""
+
+USUAL = 2
+"""The place of the usual candidate."""
 
 Chosen: TypeAlias = dict[tuple[str, int, int], float]
 """(call, group of a convolution, magnitude of its columns) → λ, for refits of widths near each other."""
 
 MAX_CHOSEN = 1024
-"""With more columns than this λ is the usual one: each choice costs nine to fifteen factorisations."""
+"""With more columns than this λ is the usual one: each choice costs nine to twenty-one factorisations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +161,8 @@ def solve(equations: Normal, start: Tensor, ridge: float, intercept: bool) -> Fi
 
 
 def usual_ridge() -> float:
-    """The middle candidate: where λ is not chosen, and where the choice begins."""
-    return RIDGES[len(RIDGES) // 2]
+    """Where λ is not chosen, and where the choice begins."""
+    return RIDGES[USUAL]
 
 
 def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> float:

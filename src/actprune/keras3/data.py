@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from actprune.data.batches import chunk
+from actprune.data.parts import parted
 from actprune.data.take import SIZE
 from actprune.errors import DataError
 from actprune.keras3.backend import keras_on_torch
@@ -20,7 +21,7 @@ class Batches:
 
     A tuple (x, y) or (x, y, weights) of arrays is what `fit` takes: all samples. A dict of arrays holds all samples
     under the names of the inputs. Everything else is an iterable of batches; of a tuple or list the first element is
-    the input.
+    the input, or the first ones where the model has several, see `parted`.
     """
 
     def __init__(self, data: Any, model: Any) -> None:
@@ -33,7 +34,7 @@ class Batches:
 
     def _batch(self, batch: Any) -> Any:
         """(inputs, labels) of tensors: one input, a tuple of them in the model's order, or a dict of them."""
-        x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        x, rest = parted(batch, len(self.dtypes)) if isinstance(batch, tuple | list) else (batch, ())
         if isinstance(x, Mapping):
             known = {name: x[name] for name in self.dtypes if name in x}
             if len(known) < len(self.dtypes):
