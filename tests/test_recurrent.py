@@ -281,3 +281,20 @@ def test_a_decoder_that_begins_with_the_states_of_an_encoder() -> None:
     assert len({site.module for site in graph.groups[1].producers}) == 2
     plan = make_plan(graph, {"encoder#1": [0, 1, 2], "encoder#2": [3, 5, 7]})
     assert ap.verify(net, cut(net, plan), plan, x, graph=graph).passed
+
+
+def test_what_one_number_counts_is_whole_where_a_part_of_it_is() -> None:
+    """The last layer is the output; the other one could not be cut without it."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.steps = nn.GRU(INPUTS, HIDDEN, num_layers=2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps(x)[0]
+
+    graph = ap.capture(Last().eval(), inputs("gru"))
+    assert graph.groups == ()
+    assert "model output" in graph.frozen.values()

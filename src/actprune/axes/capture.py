@@ -25,6 +25,8 @@ from actprune.graph.trace import trace
 
 UNUSED = "not used by the forward pass"
 
+COUNTED = "one number of the class counts it and units that can't be cut"
+
 UNSEEN = f"{UNUSED} (that of training mode can't be captured with these inputs)"
 """Said of parameters that only a training branch may use: it may no longer fit what is cut."""
 
@@ -166,7 +168,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         for leaf in leaves(axis)
         if (reason := inference.algebra.frozen(leaf)) is not None
     }
-    return Graph(
+    graph = Graph(
         program=program,
         groups=groups,
         sites=tuple(site for site in every if site.reads),
@@ -184,6 +186,8 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         masks=masks,
         counted=counted,
     )
+    whole = {key for among in counted if not keys.issuperset(among) for key in among}
+    return graph.without({group.name: COUNTED for group in groups if group.key in whole})
 
 
 def _resolved(dims: Dims | list[Dims], resolve: Callable[[Axis], Axis]) -> Dims | list[Dims]:
