@@ -581,7 +581,8 @@ def test_a_group_that_fails_only_beside_another_is_found() -> None:
         return "both" if {"b", "c"} <= set(names) else None
 
     names = ["a", "b", "c", "d", "e"]
-    assert _culprits(test, names, {name: (name,) for name in names}) == {"c": "both"}
+    alone = {name: (name,) for name in names}
+    assert _culprits(test, names, alone, alone) == {"c": "both"}
     assert len(tried) <= 5
 
 

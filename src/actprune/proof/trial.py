@@ -111,7 +111,7 @@ def _culprits(
         failures[alike[name]] += 1
         # where the same code failed twice, its other instances are not tried one by one
         every = [n for n in names if alike[n] == alike[name]] if failures[alike[name]] > 1 else [name]
-        every = {peer for n in every for peer in peers[n]}
+        every = [*dict.fromkeys(peer for n in every for peer in peers[n])]
         culprits |= dict.fromkeys(every, reason)
         names = [n for n in names if n not in every]
     return culprits
