@@ -25,8 +25,11 @@ from actprune.stats.moments import (
 )
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""λ candidates, as fractions of the mean variance of the kept columns. The last ones all but leave the weights as they
-are: fewer samples than columns say little of what to change."""
+"""λ candidates, as fractions of the mean variance of the kept columns."""
+
+LARGE, SAID = 5, 4
+"""From this place on they all but leave the weights as they are; looked at where rows say little of what to change:
+where there are fewer than so many for each column."""
 
 USUAL = 2
 """The place of the usual candidate."""
@@ -172,16 +175,18 @@ def choose_ridge(folds: Sequence[Normal], start: Tensor, intercept: bool) -> flo
     """
     if len(folds) < 2 or start.shape[1] > MAX_CHOSEN:
         return usual_ridge()
+    few = sum(fold.inner.count for fold in folds) < SAID * start.shape[1]
+    sizes = RIDGES if few else RIDGES[:LARGE]
     pairs = [(fold, merged_all([part for i, part in enumerate(folds) if i != held])) for held, fold in enumerate(folds)]
 
     @cache
     def error(place: int) -> float:
-        return sum(_error(fold, solve(rest, start, RIDGES[place], intercept)) for fold, rest in pairs)
+        return sum(_error(fold, solve(rest, start, sizes[place], intercept)) for fold, rest in pairs)
 
-    best = RIDGES.index(usual_ridge())
-    while near := [i for i in (best - 1, best + 1) if 0 <= i < len(RIDGES) and error(i) < error(best)]:
+    best = USUAL
+    while near := [i for i in (best - 1, best + 1) if 0 <= i < len(sizes) and error(i) < error(best)]:
         best = min(near, key=error)
-    return RIDGES[best]
+    return sizes[best]
 
 
 def _error(equations: Normal, fit: Fit) -> float:
