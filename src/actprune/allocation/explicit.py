@@ -29,7 +29,7 @@ def explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Seq
     """
     _check_no_cost(graph, widths)
     asked = {_group_named(graph, name): k for name, k in widths.items()}
-    untouched = {peer for name in protected(graph, protect) for peer in graph.peers[name]}
+    untouched = protected(graph, protect)
     for name, k in asked.items():
         width = graph[name].width
         least = width if name in untouched else 1

@@ -11,7 +11,8 @@ from actprune.errors import PlanError
 
 
 def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
-    """Names of the groups whose units are made by a module that matches one of the patterns."""
+    """Names of the groups whose units are made by a module that matches one of the patterns, and of those of which as
+    many units have to stay."""
     names: set[str] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         known = {module for names in graph.program.aliases.values() for name in names for module in _ancestors(name)}
@@ -25,7 +26,7 @@ def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
                 hint="patterns are matched against module paths such as layer1.0.conv1; * stands for anything",
             )
         names |= {group.name for group in graph.groups if _makes(graph, group, pattern)}
-    return names
+    return set(graph.together(names))
 
 
 def _makes(graph: Graph, group: Group, pattern: str) -> bool:

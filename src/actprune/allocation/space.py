@@ -117,7 +117,7 @@ def make_space(
         BudgetError: even the narrowest network costs more than the budget; a budget of latency without a table.
     """
     _check_asked(budget, round_to, latency)
-    untouched = {peer for name in protected(graph, protect) for peer in graph.peers[name]}
+    untouched = protected(graph, protect)
     options = {
         group.name: (group.width,) if group.name in untouched else _widths(graph, group, budget, round_to)
         for group in graph.groups

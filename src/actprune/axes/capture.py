@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -89,6 +89,10 @@ class Graph:
         names = {group.key: group.name for group in self.groups}
         found = (tuple(names[key] for key in keys) for keys in components(names, self.counted))
         return {name: own for own in found for name in own}
+
+    def together(self, names: Iterable[str]) -> list[str]:
+        """These groups with all of which as many units have to stay, each once."""
+        return [*dict.fromkeys(peer for name in names for peer in self.peers[name])]
 
     @cached_property
     def batch(self) -> tuple[str, Leaf] | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import lcm
 
 from actprune.axes.capture import Graph
+from actprune.axes.components import components
 from actprune.axes.expr import Axis, Leaf, Product, concat, product
 from actprune.axes.groups import Group
 from actprune.axes.site import Dims, Term
@@ -17,13 +18,8 @@ def tied(graph: Graph, pairs: Iterable[tuple[int, int]]) -> Graph:
 
     It has the name of the earlier one, and the members, producers and consumers of both.
     """
-    first: dict[int, int] = {}
-    order = {group.key: i for i, group in enumerate(graph.groups)}
-    for a, b in pairs:
-        a, b = sorted((_root(first, a), _root(first, b)), key=order.__getitem__)
-        if a != b:
-            first[b] = a
-    to = {key: _root(first, key) for key in first}
+    found = components([group.key for group in graph.groups], pairs)
+    to = {key: first for first, *others in found for key in others}
     groups: dict[int, Group] = {}
     for group in graph.groups:
         key = to.get(group.key, group.key)
@@ -40,12 +36,6 @@ def tied(graph: Graph, pairs: Iterable[tuple[int, int]]) -> Graph:
         masks={name: replace(mask, axis=_renamed(mask.axis, to)) for name, mask in graph.masks.items()},
         counted=tuple(tuple(to.get(key, key) for key in keys) for keys in graph.counted),
     )
-
-
-def _root(first: dict[int, int], key: int) -> int:
-    while key in first:
-        key = first[key]
-    return key
 
 
 def _joined(a: Group, b: Group) -> Group:

@@ -57,7 +57,7 @@ def cannot_follow(model: nn.Module, graph: Graph, inputs: Any, *, seed: int = 0)
             return _refused(error)
         return _runs(model, small, inputs, graph.program.batch_size)
 
-    culprits = _culprits(test, [group.name for group in graph.groups], _alike(model, graph), graph.peers)
+    culprits = _culprits(test, [group.name for group in graph.groups], _alike(model, graph), graph.together)
     return {name: blamed(reason) for name, reason in culprits.items()}
 
 
@@ -81,7 +81,7 @@ def at_fault(
     """
 
     def test(names: Sequence[str]) -> str | None:
-        part = make_plan(graph, {peer: plan.groups[peer].kept for name in names for peer in graph.peers[name]})
+        part = make_plan(graph, {name: plan.groups[name].kept for name in graph.together(names)})
         try:
             small = make(model, part, rewrite)
         except PlanError as error:
@@ -91,7 +91,7 @@ def at_fault(
     if test(()) is not None:
         return {}
     names = [name for name, group in plan.groups.items() if len(group.kept) < group.width]
-    culprits = _culprits(test, names, _alike(model, graph), graph.peers)
+    culprits = _culprits(test, names, _alike(model, graph), graph.together)
     return {name: f"a cut here can't be proved: {reason}" for name, reason in culprits.items()}
 
 
@@ -101,7 +101,10 @@ def _refused(error: PlanError) -> str:
 
 
 def _culprits(
-    test: Test, names: Sequence[str], alike: Mapping[str, tuple[str, ...]], peers: Mapping[str, tuple[str, ...]]
+    test: Test,
+    names: Sequence[str],
+    alike: Mapping[str, tuple[str, ...]],
+    together: Callable[[Sequence[str]], list[str]],
 ) -> dict[str, str]:
     """Groups without which the others pass: name → how it failed with them."""
     culprits: dict[str, str] = {}
@@ -110,8 +113,7 @@ def _culprits(
         name, reason = _first_culprit(test, names, failure)
         failures[alike[name]] += 1
         # where the same code failed twice, its other instances are not tried one by one
-        every = [n for n in names if alike[n] == alike[name]] if failures[alike[name]] > 1 else [name]
-        every = [*dict.fromkeys(peer for n in every for peer in peers[n])]
+        every = together([n for n in names if alike[n] == alike[name]] if failures[alike[name]] > 1 else [name])
         culprits |= dict.fromkeys(every, reason)
         names = [n for n in names if n not in every]
     return culprits

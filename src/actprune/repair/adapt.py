@@ -95,7 +95,7 @@ def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, 
     """Each named group loses between one unit and half of them; different counts, so that ties show, but for groups of
     which as many have to stay: these come along."""
     draw, numbers = random.Random(seed), np.random.default_rng(seed)
-    wanted = {peer for name in names for peer in graph.peers[name]}
+    wanted = set(graph.together(names))
     kept: dict[str, list[int]] = {}
     for group in graph.groups:
         count = draw.choice([n for n in group.widths if 2 * n >= group.width] or [*group.widths][-1:])
