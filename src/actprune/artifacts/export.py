@@ -21,6 +21,7 @@ from actprune.graph.program import holds_samples
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.trace import call_arguments
 from actprune.proof.compare import relative_error
+from actprune.proof.trial import first_samples
 
 TOLERANCE = 1e-4
 """Relative error of the outputs in float32."""
@@ -70,9 +71,9 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
 
 def _samples(args: Any, kwargs: Any, count: int | None) -> Any:
     """Copies of the arguments with so many of the samples, or all. Some may hold none, such as the edges of a graph."""
-    batch = _batch((args, kwargs))
+    given = (args, kwargs)
     return pytree.tree_map_only(
-        Tensor, lambda x: x[:count].clone() if holds_samples(x, batch) else x.clone(), (args, kwargs)
+        Tensor, Tensor.clone, given if count is None else first_samples(given, _batch(given), count)
     )
 
 

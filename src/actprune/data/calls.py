@@ -100,14 +100,24 @@ def _recorded(model: nn.Module, batch: Any, forward: Forward) -> Arguments:
 
 def check_forward(forward: Any) -> None:
     """What can't be called with a model and a batch would end in a TypeError that doesn't name `forward=`."""
-    got = type(forward).__name__
-    with contextlib.suppress(ValueError):  # of what is written in C, Python may know no signature
-        try:
-            signature = inspect.signature(forward)
-            got = f"{getattr(forward, '__name__', got)}{signature}"
-            signature.bind(None, None)
-        except TypeError:
-            raise _no_call("forward= is no function of a model and a batch.", got) from None
+    if not takes(forward, 2):
+        got = type(forward).__name__
+        if callable(forward):
+            got = f"{getattr(forward, '__name__', got)}{inspect.signature(forward)}"
+        raise _no_call("forward= is no function of a model and a batch.", got)
+
+
+def takes(function: Any, arguments: int) -> bool:
+    """Whether it can be called with so many arguments, as far as Python knows."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # of what is written in C, Python may know no signature
+        pass
+    return True
 
 
 def _no_call(problem: str, got: str) -> DataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isnan
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from actprune.data.calls import takes
 from actprune.errors import DataError, shortly
 
 
@@ -62,19 +62,7 @@ def or_none(allowed: Allowed) -> Allowed:
 
 def function(arguments: int, words: str) -> Allowed:
     """Functions that can be called with so many arguments; a class would make an instance of them."""
-
-    def holds(value: Any) -> bool:
-        if not callable(value) or isinstance(value, type):
-            return False
-        try:
-            inspect.signature(value).bind(*range(arguments))
-        except TypeError:
-            return False
-        except ValueError:  # of what is written in C, Python may know no signature
-            pass
-        return True
-
-    return Allowed(holds, f"a function {words}")
+    return Allowed(lambda value: not isinstance(value, type) and takes(value, arguments), f"a function {words}")
 
 
 def either(first: Allowed, second: Allowed) -> Allowed:
