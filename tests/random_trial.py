@@ -112,6 +112,9 @@ def _cut(net: Net, model: nn.Module, graph: Graph, batch: Any) -> tuple[Plan, nn
     kept = {g.name: draw.sample(range(g.width), draw.randint(1, g.width)) for g in graph.groups}
     first = graph.groups[0]
     kept[first.name] = kept[first.name][: first.width - 1]
+    for name, peers in graph.peers.items():
+        count = len(kept[peers[0]])
+        kept[name] = kept[name] if len(kept[name]) == count else draw.sample(range(graph[name].width), count)
     plan = make_plan(graph, kept)
     small = cut(model, plan)
     return plan, small, verify(model, small, plan, batch, graph=graph, check=False).failure

@@ -216,8 +216,10 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
         _attention_and_recurrence,
         {
             "dense": 4, "grouped_query_attention.query#1": 1, "grouped_query_attention.query#2": 1,
-            "grouped_query_attention.query#3": 2, "grouped_query_attention.attention_output": 4,
-            "time_distributed.dense_1": 4, "bidirectional.forward_gru": 2, "bidirectional_1.forward_lstm": 2,
+            "grouped_query_attention.query#3": 2, "grouped_query_attention.value": 2,
+            "grouped_query_attention.attention_output": 4,
+            "time_distributed.dense_1": 4, "bidirectional.forward_gru": 2,
+            "bidirectional_1.forward_lstm": 2, "bidirectional_1.backward_lstm": 2,
             "multi_head_attention.query#1": 1, "multi_head_attention.value": 2,
             "multi_head_attention.attention_output": 3, "simple_rnn.simple_rnn_cell": 2,
         },
@@ -226,7 +228,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
         lambda: _model(
             (9, 4), kl.Conv1D(6, 3), kl.Bidirectional(kl.LSTM(4, return_sequences=True)), kl.GRU(4), kl.Dense(2)
         ),
-        {"conv1d": 3, "bidirectional.forward_lstm": 2, "gru": 2},
+        {"conv1d": 3, "bidirectional.forward_lstm": 2, "bidirectional.backward_lstm": 2, "gru": 2},
     ),
     "einsum": (
         lambda: _model(
@@ -419,14 +421,16 @@ def test_a_saved_plan_is_replayed_on_a_fresh_model(tmp_path: Path) -> None:
     assert np.array_equal(loaded.predict(x, verbose=0), result.model.predict(x, verbose=0))
 
 
-def test_a_run_folder_of_tied_directions_is_proved_again(
+def test_a_run_folder_of_directions_of_one_width_is_proved_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another capture has to know that both directions are one group, and `inspect` to say so."""
+    """Another capture has to know that both directions have one width, and `inspect` both groups."""
     model = _model((8, 6), kl.Bidirectional(kl.LSTM(8)), kl.Dense(4))
     x = RNG.normal(size=(16, 8, 6)).astype("float32")
     result = actprune.prune(model, x, keep="macs=50%", method="l2")
-    assert list(result.plan.widths) == ["bidirectional.forward_lstm"]
+    forward, backward = result.plan.widths.items()
+    assert (forward[0], backward[0]) == ("bidirectional.forward_lstm", "bidirectional.backward_lstm")
+    assert forward[1] == backward[1] < 8
     result.save(tmp_path / "run")
     model.save(tmp_path / "dense.keras")
     np.savez(tmp_path / "x.npz", x=x)
@@ -437,7 +441,7 @@ def test_a_run_folder_of_tied_directions_is_proved_again(
             main()
         assert not stopped.value.code
         out = capsys.readouterr().out
-        assert out.startswith("proved") if words[0] == "verify" else len(json.loads(out)["groups"]) == 1
+        assert out.startswith("proved") if words[0] == "verify" else len(json.loads(out)["groups"]) == 2
 
 
 def test_gradients_of_gates_with_a_scale_that_follows_a_size() -> None:

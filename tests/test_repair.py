@@ -548,12 +548,15 @@ def test_two_attributes_that_only_change_together(kept: int) -> None:
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
 
 
-def test_values_and_queries_with_one_number_are_tied() -> None:
-    """`size` is the head size of q, k and v alike: they keep the same units."""
+def test_values_and_queries_with_one_number_have_one_width() -> None:
+    """`size` is the head size of q, k and v alike: of the values as many units stay, but others."""
     graph = capture(Configured().eval(), tokens())
     dims = [group for group in graph.groups if group.kind == "head dims"]
     assert len(dims) == 2
-    assert {member.tensor.split(".")[-2] for member in dims[0].members} == {"q", "k", "v", "o"}
+    for group in dims:
+        mates = [graph[name] for name in graph.peers[group.name]]
+        parts = [{member.tensor.split(".")[-2] for member in mate.members} for mate in mates]
+        assert parts == [{"q", "k"}, {"v", "o"}]
 
 
 SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -580,10 +583,11 @@ class Chunked(nn.Module):
         return self.head(x + self.out(torch.cat(y, 1).relu()))
 
 
-def test_slices_of_one_length_are_tied() -> None:
+def test_slices_of_one_length_have_one_width() -> None:
     model, x = Chunked().eval(), torch.randn(6, 5)
     graph = capture(model, x)
-    assert sorted(g.width for g in graph.groups) == [4, 6, 6, 6]  # the slices are one group, the heads one each
+    assert graph.peers["embed#1"] == ("embed#1", "embed#2", "embed#3")
+    assert sorted(g.width for g in graph.groups) == [4, 4, 4, 6, 6, 6]
     plan = make_plan(graph, {g.name: range(1, g.width) for g in graph.groups})
     small = cut(model, plan)
     assert (small.size, small.embed.out_features, small.heads[0].in_features) == (3, 9, 3)
@@ -607,11 +611,12 @@ class Gathering(nn.Module):
 
 
 @pytest.mark.parametrize("shaped", SHAPED)
-def test_a_shape_taken_from_another_tensor_ties_the_two(shaped: str) -> None:
-    """The class has one number for both, which no argument in its source says: they keep the same units."""
+def test_a_shape_taken_from_another_tensor_is_one_number_for_both(shaped: str) -> None:
+    """The class has one number for both, which no argument in its source says."""
     model, x = Gathering(SHAPED[shaped]).eval(), torch.randn(2, 5, 5)
     graph = capture(model, x)
-    assert {group.name: group.width for group in graph.groups} == {"embed": 12, "update": 8}
+    assert {group.name: group.width for group in graph.groups} == {"embed": 12, "message": 12, "update": 8}
+    assert graph.peers["embed"] == ("embed", "message")
     plan = make_plan(graph, trial_units(graph, ["embed", "update"]))
     small = cut(model, plan)
     assert small.message.weight.shape[0] == plan.widths["embed"] < 12

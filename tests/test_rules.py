@@ -122,7 +122,7 @@ def case(*names: str, **settings: Any) -> Callable[[Op], Op]:
 
 def _unary(name: str) -> Op:
     values = {
-        "clamp": (0.2, 0.8), "threshold": (0.5, 0.1), "full_like": (2.0,), "fill": (2.0,), "to": (torch.bfloat16,),
+        "clamp": (0.2, 0.8), "threshold": (0.5, 0.1), "fill": (2.0,), "to": (torch.bfloat16,),
     }  # fmt: skip
     function = getattr(ATEN, name)
 
@@ -134,8 +134,6 @@ def _unary(name: str) -> Op:
             return x * function(x > 0.5)
         if name == "type_as":
             return x + function(x, m.v)
-        if name == "empty_like":
-            return x + ATEN.zero(function(x))
         return x + function(x, *values.get(name, ()))
 
     return op
@@ -902,6 +900,13 @@ CREATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 for _name in ("hann", "hamming", "blackman", "bartlett", "kaiser"):
     CREATIONS[f"{_name}_window"] = lambda x, f=f"{_name}_window": getattr(torch, f)(4)
+for _name, _like in {
+    "zeros_like": torch.zeros_like,
+    "ones_like": torch.ones_like,
+    "full_like": lambda x: torch.full_like(x, 2.0),
+    "empty_like": lambda x: ATEN.zero(torch.empty_like(x)),
+}.items():
+    case(_name)(lambda m, x, f=_like: x.relu() + f(x))
 for _name, _make in CREATIONS.items():
     case(_name)(lambda m, x, f=_make: x * (1 + f(x)).unsqueeze(1))
 DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -1194,9 +1199,23 @@ def test_rows_of_experts_stay_aligned(dtype: torch.dtype, multiple: int) -> None
     assert make_space(graph, parse("macs=90%"), round_to=2).options["first"] == (4, UNITS)
 
 
-def test_chunks_lose_the_same_units() -> None:
-    """Two halves by `chunk` stay halves only if they stay equal: one group of 4, not two of 4 each."""
+def test_chunks_lose_as_many_units() -> None:
+    """Two halves by `chunk` stay halves only if they stay equal: two groups of one width."""
     model = Between(Case(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))).eval()
+    graph = capture(model, model.x)
+    assert [(group.name, group.width) for group in graph.groups] == [("first#1", 4), ("first#2", 4)]
+    assert graph.peers["first#1"] == ("first#1", "first#2")
+    with pytest.raises(PlanError, match="can't have different widths"):
+        make_plan(graph, {"first#1": [0, 1, 3]})
+    plan = make_plan(graph, {"first#1": [0, 1, 3], "first#2": [1, 2, 3]})
+    small: Any = cut(model, plan)
+    assert small.first.out_features == 6
+    assert verify(model, small, plan, model.x, graph=graph).passed
+
+
+def test_a_chunk_that_nothing_reads_loses_the_same_units() -> None:
+    """By itself it could not be cut, nor then the other half."""
+    model = Between(Case(lambda m, x: x.chunk(2, 1)[0])).eval()
     graph = capture(model, model.x)
     assert [(group.name, group.width) for group in graph.groups] == [("first", 4)]
     plan = make_plan(graph, {"first": [0, 1, 3]})

@@ -458,7 +458,7 @@ def test_size_attributes(module: nn.Module, expected: dict[str, Any]) -> None:
 
 
 class Attending(nn.Module):
-    """The stock attention between two layers; its sizes are three groups: the stream before, the heads, the output."""
+    """The stock attention between two layers."""
 
     def __init__(self, into: int | None = None) -> None:
         super().__init__()
@@ -479,7 +479,7 @@ def test_any_size_of_an_attention_may_be_cut_alone(into: int | None) -> None:
     graph = capture(model, x)
     assert {"stem", "attention#1"} <= {group.name for group in graph.groups}
     for group in graph.groups:
-        plan = make_plan(graph, {group.name: range(group.width // 2)})
+        plan = make_plan(graph, {name: range(group.width // 2) for name in graph.peers[group.name]})
         small = smaller(model, plan)
         assert isinstance(small.attention, nn.MultiheadAttention)
         assert verify(model, small, plan, x, graph=graph).passed

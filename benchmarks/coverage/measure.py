@@ -176,7 +176,7 @@ def _one_head_less(model: nn.Module, captured: Graph, graph: Graph, inputs: Any)
     tried = [*_heads(graph), *(name for name in _heads(captured) if name not in _heads(graph))][:3]
     failure: str | None = None
     for name in tried:
-        plan = ap.make_plan(captured, {name: range(1, captured[name].width)})
+        plan = ap.make_plan(captured, {peer: range(1, captured[peer].width) for peer in captured.peers[name]})
         try:
             small = ap.cut(model, plan)
             failed = ap.verify(model, small, plan, inputs, graph=captured, check=False).failure

@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table of rules)
 from actprune.axes.account import Account, account
 from actprune.axes.components import components
+from actprune.axes.counting import settle
 from actprune.axes.expr import Axis, Leaf, leaves
-from actprune.axes.groups import Group, find_groups
+from actprune.axes.groups import Group, Survey, find_groups, survey
 from actprune.axes.inference import Inference
 from actprune.axes.masks import Mask, with_masks
 from actprune.axes.site import Dims, Site, Term
@@ -24,8 +25,6 @@ from actprune.graph.sizes import TRAINING
 from actprune.graph.trace import trace
 
 UNUSED = "not used by the forward pass"
-
-COUNTED = "one number of the class counts it and units that can't be cut"
 
 UNSEEN = f"{UNUSED} (that of training mode can't be captured with these inputs)"
 """Said of parameters that only a training branch may use: it may no longer fit what is cut."""
@@ -155,8 +154,12 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         extra = tuple(replace(site, node=f"{TRAINING}{site.node}") for site in found)
         program = replace(program, sizes=program.sizes.with_training(training.sizes))
     used = program.used if training is None else program.used | training.used
-    counted = inference.settle()
-    groups = find_groups(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
+
+    def surveyed() -> Survey:
+        return survey(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
+
+    counted = settle(inference, surveyed)
+    groups = find_groups(inference, surveyed())
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)
     if training is not None:
@@ -172,7 +175,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         for leaf in leaves(axis)
         if (reason := inference.algebra.frozen(leaf)) is not None
     }
-    graph = Graph(
+    return Graph(
         program=program,
         groups=groups,
         sites=tuple(site for site in every if site.reads),
@@ -190,8 +193,6 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         masks=masks,
         counted=counted,
     )
-    whole = {key for among in counted if not keys.issuperset(among) for key in among}
-    return graph.without({group.name: COUNTED for group in groups if group.key in whole})
 
 
 def _resolved(dims: Dims | list[Dims], resolve: Callable[[Axis], Axis]) -> Dims | list[Dims]:

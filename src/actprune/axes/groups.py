@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, lcm
 
@@ -52,17 +52,43 @@ class Group:
         return range(self.multiple, self.width, self.multiple)
 
 
-def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str], unused: str) -> tuple[Group, ...]:
-    """The groups of a finished inference, in the order of the forward pass.
+@dataclass(frozen=True)
+class Survey:
+    """What is known of every leaf, once the axes are.
 
-    A group's units are made by some parameter, and removed at every sum over them: by zero columns of a weight, or
+    Attributes:
+        sites: all contractions, in the order of the forward pass.
+        leaves: leaf key → the leaf.
+        members: leaf key → the dimensions of tensors that contain it.
+        producers, consumers: leaf key → the contractions that make it, and that sum over it.
+        mixed: those that products of two activations sum over.
+        multiples: leaf key → of what its width has to stay a multiple.
+        whole: leaf key → why it can't be cut.
+    """
+
+    sites: Sequence[Site]
+    leaves: Mapping[int, Leaf]
+    members: Mapping[int, Sequence[Member]]
+    producers: Mapping[int, Sequence[Site]]
+    consumers: Mapping[int, Sequence[Site]]
+    mixed: set[int]
+    multiples: Mapping[int, int]
+    whole: Mapping[int, str]
+
+    @property
+    def cut(self) -> set[int]:
+        """The leaves that can be cut, each by itself."""
+        return self.leaves.keys() - self.whole.keys()
+
+
+def survey(inference: Inference, sites: Iterable[Site], used: frozenset[str], unused: str) -> Survey:
+    """A group's units are made by some parameter, and removed at every sum over them: by zero columns of a weight, or
     by a mask.
 
-    Leaves that nothing in `used` reads (for the reason `unused`), that no contraction makes or consumes, or that
-    stand twice in one product are frozen here, so that afterwards every leaf is either a group's or frozen.
+    Args:
+        used: the tensors that the forward pass reads; what is in none of them is whole for the reason `unused`.
     """
-    algebra, tensors = inference.algebra, _resolved(inference)
-    sites = list(sites)
+    tensors, sites = _resolved(inference), list(sites)
     members: dict[int, list[Member]] = {}
     found: dict[int, Leaf] = {}
     for name, dims in tensors.items():
@@ -72,33 +98,49 @@ def find_groups(inference: Inference, sites: Iterable[Site], used: frozenset[str
                 if Member(name, d) not in members.setdefault(leaf.key, []):
                     members[leaf.key].append(Member(name, d))
             for leaf in _squared(axis):  # one index would belong to two units of it
-                algebra.freeze(leaf, f"stands twice in a dimension of {name}")
+                inference.algebra.freeze(leaf, f"stands twice in a dimension of {name}")
     producers = _by_leaf((site, site.out_axis(tensors[site.weight])) for site in sites)
     consumers = _by_leaf((site, site.in_axis(tensors[site.weight])) for site in sites if site.reads)
     mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
+    multiples = _multiples(inference)
+
+    def why(key: int, leaf: Leaf) -> str | None:
+        if (reason := inference.algebra.frozen(leaf)) is not None:
+            return reason
+        if not any(member.tensor in used for member in members[key]):
+            return unused
+        if key not in consumers and key not in mixed:
+            return "no linear layer or convolution consumes it"
+        if key not in producers:
+            return "no linear layer or convolution makes it"
+        if multiples.get(key, 1) >= leaf.size:
+            return f"its width has to stay a multiple of {multiples[key]}"
+        return None
+
+    whole = {key: reason for key, leaf in found.items() if (reason := why(key, leaf)) is not None}
+    return Survey(sites, found, members, producers, consumers, mixed, multiples, whole)
+
+
+def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
+    """The groups of a finished inference, in the order of the forward pass.
+
+    Leaves that can't be cut are frozen here, so that afterwards every leaf is either a group's or frozen.
+    """
     normalized = _leaves_of(inference, inference.normalized)
     parallel = _leaves_of(inference, inference.parallel)
-    multiples = _multiples(inference)
     groups: list[Group] = []
-    order = {site: i for i, site in enumerate(sites)}
-    for key, leaf in found.items():
-        if not any(member.tensor in used for member in members[key]):
-            algebra.freeze(leaf, unused)
-        elif key not in consumers and key not in mixed:
-            algebra.freeze(leaf, "no linear layer or convolution consumes it")
-        elif key not in producers:
-            algebra.freeze(leaf, "no linear layer or convolution makes it")
-        elif key in multiples and multiples[key] >= leaf.size:
-            algebra.freeze(leaf, f"its width has to stay a multiple of {multiples[key]}")
-        if algebra.frozen(leaf) is None:
-            made, read = producers[key], consumers.get(key, [])
-            kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
-            kind = (
-                "width" if key in normalized else "heads" if key in parallel else "head dims" if key in mixed else kind
-            )
-            name = made[0].module or made[0].weight
-            carried = tuple(members[key]), tuple(made), tuple(read)
-            groups.append(Group(name, key, leaf.size, kind, *carried, multiples.get(key, 1)))
+    for key, leaf in known.leaves.items():
+        if key in known.whole:
+            inference.algebra.freeze(leaf, known.whole[key])
+            continue
+        made, read = known.producers[key], known.consumers.get(key, ())
+        kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
+        kind = "head dims" if key in known.mixed else kind
+        kind = "width" if key in normalized else "heads" if key in parallel else kind
+        name = made[0].module or made[0].weight
+        carried = tuple(known.members[key]), tuple(made), tuple(read)
+        groups.append(Group(name, key, leaf.size, kind, *carried, known.multiples.get(key, 1)))
+    order, tensors = {site: i for i, site in enumerate(known.sites)}, _resolved(inference)
     groups.sort(key=lambda group: (order[group.producers[0]], _place(tensors, group)))
     return tuple(_with_unique_names(groups))
 

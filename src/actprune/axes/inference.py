@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes.algebra import Algebra
 from actprune.axes.call import NOT_COVERED, Call, NotCovered, rule_of
-from actprune.axes.expr import ONE, Axis, Leaf, leaves, size
+from actprune.axes.expr import ONE, Axis, leaves, size
 from actprune.axes.site import Dims, Mixing, Site, Term
 from actprune.axes.stored import StoredTensors
 from actprune.graph.program import Program, op_name, place, shape
@@ -138,19 +138,6 @@ class Inference:
         if result is None or not _fits(result, node.meta.get("val")):
             return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use{why}")
         return result
-
-    def settle(self) -> tuple[tuple[int, ...], ...]:
-        """The leaves (by key) of which equally many stay. What is counted by one number and no leaf that may be cut, as
-        units that are heads × dimensions, is one axis from then on."""
-        found: list[tuple[int, ...]] = []
-        for axes in self.counted:
-            resolved = [self.algebra.resolve(axis) for axis in axes]
-            if all(isinstance(axis, Leaf) and self.algebra.frozen(axis) is None for axis in resolved):
-                keys = tuple(dict.fromkeys(axis.key for axis in resolved if isinstance(axis, Leaf)))
-                found += [keys] if len(keys) > 1 else []
-            else:
-                self.merge(axes, "one number in the class")
-        return tuple(found)
 
     def merge(self, axes: Sequence[Axis], where: str) -> None:
         """Make them one."""

@@ -1,13 +1,14 @@
 """Before any plan: which groups can the user's class carry a cut of, as far as its recorded sizes tell?
 
-Every group is cut a little on paper. Where a size can't be mended, two groups that are one number in the class are
-tied, and what is left is frozen with the place of that size as the reason.
+Every group is cut a little on paper. Where a size can't be mended, of two groups that are one number in the class as
+many units have to stay, and what is left is frozen with the place of that size as the reason.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from actprune.axes.account import BEYOND_CLASS
 from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
 from actprune.axes.expr import Indices
-from actprune.axes.ties import tied
 from actprune.graph.sizes import SizeUse
 from actprune.repair.scales import followers, following, scaled
 from actprune.repair.solve import Stuck, repair
@@ -46,13 +46,10 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
 
 
 def adapt(graph: Graph) -> Graph:
-    """The graph with groups tied or frozen where the class can't carry a cut."""
+    """The graph with groups that are one number in the class, and with those frozen of which it can't carry a cut."""
     stuck = _stuck(graph, ())
-    for _ in graph.groups:
-        pairs = {pair for one in stuck for pair in one.ties}
-        if not pairs:
-            break
-        graph = tied(graph, sorted(pairs))
+    while pairs := {pair for one in stuck for pair in one.counted} - {*graph.counted}:
+        graph = replace(graph, counted=(*graph.counted, *sorted(pairs)))
         stuck = _stuck(graph, ())
     with_scales = _with_scales(graph)
     lost = _blamed_groups(graph, stuck) if with_scales is graph else beyond_repair(with_scales)

@@ -37,13 +37,13 @@ class Stuck:
         index: its number in the record.
         use: where it stands.
         keys: the groups (by leaf key) that it depends on.
-        ties: pairs of groups that the class can carry if both keep the same units.
+        counted: pairs of groups that the class can carry if both keep as many units.
     """
 
     index: int
     use: SizeUse
     keys: frozenset[int]
-    ties: frozenset[tuple[int, int]]
+    counted: frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class _Solver:
             edit = source_edit(self.at, use, self.targets[i])
             rivals = [j for j in self._together(use) if self.targets[j] != self.targets[i]]
             if edit is None or rivals:
-                stuck.append(Stuck(i, use, self._concerns(use), self._ties(i, rivals)))
+                stuck.append(Stuck(i, use, self._concerns(use), self._counted(i, rivals)))
             else:
                 sources[edit.module, edit.functions, edit.line, edit.column] = edit
         edited = wrong - {s.index for s in stuck}
@@ -129,8 +129,8 @@ class _Solver:
                 self._written.setdefault(_written_at(self.sizes.uses[i]), []).append(i)
         return self._written[_written_at(use)]
 
-    def _ties(self, i: int, rivals: Iterable[int]) -> frozenset[tuple[int, int]]:
-        """Pairs of groups that would fit if both kept the same units: they are the same number in the class.
+    def _counted(self, i: int, rivals: Iterable[int]) -> frozenset[tuple[int, int]]:
+        """Pairs of groups that would fit if both kept as many units: they are the same number in the class.
 
         So is a size that is read off another tensor, as in `torch.zeros(h.shape)`, with the one that it is read off,
         and so are the parts of a tensor that slices of a number's length take one after the other.

@@ -7,6 +7,7 @@ the values depend on the place (a range) or on chance, they would not be the sam
 from __future__ import annotations
 
 from actprune.axes.call import Call, rule
+from actprune.axes.expr import size
 from actprune.axes.site import Dims
 
 
@@ -16,6 +17,16 @@ from actprune.axes.site import Dims
 )  # fmt: skip
 def constant(call: Call) -> Dims:
     return tuple(call.algebra.leaf(n) for n in call.shape())
+
+
+@rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like")
+def constant_like(call: Call) -> Dims:
+    """As many entries as the other tensor has, whichever these are."""
+    source = call.axes(call.values[0])
+    result = tuple(axis if call.is_frozen(axis) else call.algebra.leaf(size(axis)) for axis in source)
+    for pair in zip(source, result, strict=True):
+        call.counts(pair)
+    return result
 
 
 @rule(

@@ -11,13 +11,13 @@ from actprune.axes.expr import ONE, Axis, size
 from actprune.axes.site import Dims
 
 UNARY = """
-    relu relu6 sigmoid tanh gelu silu mish elu selu celu leaky_relu hardtanh hardsigmoid hardswish softplus
-    log_sigmoid exp log log2 log10 log1p expm1 sqrt rsqrt reciprocal neg abs sign ceil floor round trunc sin cos tan
-    asin acos atan sinh cosh erf erfc square threshold clone contiguous to _to_copy type_as logical_not bitwise_not
-    isnan isinf isfinite nan_to_num logit hardshrink softshrink rrelu positive zeros_like ones_like full_like
-    empty_like fill zero absolute negative arctan arcsin arccos arcsinh arccosh arctanh fix special_expit special_erf
-    special_erfc special_expm1 special_exp2 special_log1p special_round special_digamma special_gammaln special_logit
-    special_sinc special_i0 isreal resolve_conj resolve_neg real conj
+    relu relu6 sigmoid tanh gelu silu mish elu selu celu leaky_relu hardtanh hardsigmoid hardswish softplus log_sigmoid
+    exp log log2 log10 log1p expm1 sqrt rsqrt reciprocal neg abs sign ceil floor round trunc sin cos tan asin acos atan
+    sinh cosh erf erfc square threshold clone contiguous to _to_copy type_as logical_not bitwise_not isnan isinf
+    isfinite nan_to_num logit hardshrink softshrink rrelu positive fill zero absolute negative arctan arcsin arccos
+    arcsinh arccosh arctanh fix special_expit special_erf special_erfc special_expm1 special_exp2 special_log1p
+    special_round special_digamma special_gammaln special_logit special_sinc special_i0 isreal resolve_conj resolve_neg
+    real conj
 """.split()
 """Ops that torch's own tag for element-wise ops leaves out, or that are met often.
 

@@ -71,28 +71,27 @@ def split(call: Call) -> list[Dims]:
     "aten.unsafe_chunk",
 )  # fmt: skip
 def chunk(call: Call) -> list[Dims]:
-    """So many equal parts, whatever the size: only parts that lose the same units are equal afterwards."""
+    """So many equal parts, whatever the size: only parts that lose as many units are equal afterwards."""
     results = _sections(call)
     dim = _split_dim(call, len(results[0]))
-    first = results[0][dim]
-    for dims in results[1:]:
-        if size(dims[dim]) == size(first):
-            call.unify(first, dims[dim])
-        else:
-            call.freeze(call.axes(call.values[0])[dim], "divided unevenly")
+    parts = [dims[dim] for dims in results]
+    if len(set(map(size, parts))) > 1:
+        call.freeze(call.axes(call.values[0])[dim], "divided unevenly")
+    call.counts(parts)
     return results
 
 
 @rule("aten.split.Tensor", "aten.unsafe_split")
 def split_by_one_number(call: Call) -> list[Dims]:
-    """Parts of one size, and perhaps a smaller one at the end: the equal ones lose the same units."""
+    """Parts of one size, and perhaps a smaller one at the end: the equal ones lose as many units."""
     results = _sections(call)
     dim = _split_dim(call, len(results[0]))
-    for dims in results[1:]:
-        if size(dims[dim]) == size(results[0][dim]):
-            call.unify(results[0][dim], dims[dim])
-        else:
-            call.freeze(dims[dim], "what is left of a division into equal parts")
+    *parts, last = [dims[dim] for dims in results]
+    if parts and size(last) != size(parts[0]):
+        call.freeze(last, "what is left of a division into equal parts")
+    else:
+        parts.append(last)
+    call.counts(parts)
     return results
 
 

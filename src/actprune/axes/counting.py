@@ -1,0 +1,53 @@
+"""Which leaves one number counts: those of equal parts of a chunk, of the layers of a recurrent network.
+
+As many units stay of each of them, but not the same ones. Where one of them can't be cut by itself, or where two axes
+are built differently, they are one axis: then what is cut of one is cut of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from actprune.axes.expr import Axis, Leaf, size
+from actprune.axes.groups import Survey
+from actprune.axes.inference import Inference
+
+
+def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[int, ...], ...]:
+    """The leaves (by key) of which equally many stay.
+
+    Args:
+        look: what can be cut by itself, by what the axes are by now; asked again whenever some became one.
+    """
+    apart = list(inference.counted)
+    while apart:
+        known = look()
+        found = [_side_by_side([inference.algebra.resolve(axis) for axis in axes]) for axes in apart]
+        alike = [at is not None and all(len(_fates(own, inference, known)) == 1 for own in at) for at in found]
+        if all(alike):
+            each = (tuple(leaf.key for leaf in own if leaf.key in known.cut) for at in found for own in at or ())
+            return tuple(keys for keys in each if len(keys) > 1)
+        for axes, same in zip(apart, alike, strict=True):
+            if not same:
+                inference.merge(axes, "one number in the class")
+        apart = [axes for axes, same in zip(apart, alike, strict=True) if same]
+    return ()
+
+
+def _fates(own: Sequence[Leaf], inference: Inference, known: Survey) -> set[bool]:
+    """Whether leaves can be cut; those that no tensor of the model has, as others will."""
+    held = {leaf.key in known.cut for leaf in own if leaf.key in known.leaves}
+    frozen = any(inference.algebra.frozen(leaf) is not None for leaf in own)
+    return (held or {True}) | ({False} if frozen else set())
+
+
+def _side_by_side(axes: Sequence[Axis]) -> list[tuple[Leaf, ...]] | None:
+    """The leaves of all axes at every place, each once; None where they are built differently."""
+    if any(isinstance(axis, Leaf) for axis in axes):
+        own = dict.fromkeys(axis for axis in axes if isinstance(axis, Leaf) and axis.size == size(axes[0]))
+        return [tuple(own)] if all(axis in own for axis in axes) else None
+    built = [axis for axis in axes if not isinstance(axis, Leaf)]
+    if len({(type(axis), len(axis.parts)) for axis in built}) > 1:
+        return None
+    found = [_side_by_side(parts) for parts in zip(*(axis.parts for axis in built), strict=True)]
+    return None if None in found else [own for at in found for own in at or ()]
