@@ -79,7 +79,7 @@ def test_a_class_made_from_an_attention_keeps_its_code() -> None:
     x = torch.randn(4, 7, 6)
     result = ap.prune(WithNoisy(), [x] * 2, keep="units=50%", method="l2")
     assert isinstance(result.model.a, Noisy)
-    assert result.plan.widths == {"i": 8, "a#1": 4, "a#2": 1, "a#3": 8}, "head sizes, too"
+    assert result.plan.widths == {"i": 8, "a#1": 4, "a#2": 1, "a#3": 4, "a#4": 8}, "head sizes, too"
     assert not torch.equal(result.model.train()(x), result.model(x)), "its noise in training"
     again = pickle.loads(pickle.dumps(result.model)).eval()
     assert torch.equal(again(x), result.model.eval()(x)) and type(again.a) is type(result.model.a)
@@ -98,7 +98,7 @@ def test_a_causal_decoder_loses_head_sizes() -> None:
     torch.manual_seed(0)
     batch = torch.randn(6, 4, 16), torch.randn(6, 4, 16)
     result = ap.prune(Translator(), [batch] * 2, forward=called, keep="units=50%", method="l2")
-    assert len(result.plan.widths) == 8
+    assert len(result.plan.widths) == 11
 
 
 class Packed(nn.Module):

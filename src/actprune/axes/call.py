@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch.fx import Node
 
 from actprune.axes.expr import Axis, leaves
 from actprune.axes.site import Dims, Form, Mixing, Site, Term
+from actprune.axes.stacks import Stack
 from actprune.axes.twins import TWINS
 from actprune.graph.program import module_path, named_arguments, op_name, place, shape
 
@@ -82,15 +83,21 @@ class Call:
 
     def axes(self, value: Any) -> Dims:
         """The axes of an argument; none for a number or an absent one."""
-        if isinstance(value, Node) and value in self.inference.stacks:
-            self.inference.merge(self.inference.stacks.pop(value), self.where)
+        if isinstance(value, Node):
+            self.inference.merge_slices(value, self.where)
         found = self.inference.axes.get(value, ()) if isinstance(value, Node) else ()
         return tuple(self.algebra.resolve(axis) for axis in found) if isinstance(found, tuple) else ()
 
-    def stack(self, value: Any) -> tuple[Dims, Sequence[Axis]] | None:
-        """The axes of a stack whose slices have units of their own, and those units; None of what is no such stack."""
-        units = self.inference.stacks.get(value) if isinstance(value, Node) else None
-        return None if units is None else (cast("Dims", self.inference.axes[value]), units)
+    def stack(self, value: Any) -> Stack | None:
+        """The stack that an argument is; None of what is none."""
+        return self.inference.stacks.get(value) if isinstance(value, Node) else None
+
+    def taken(self, value: Any, dim: int) -> Sequence[Dims] | None:
+        """The axes of every slice of a stack along `dim`, without that dimension; None of what is no such stack."""
+        stack = self.stack(value)
+        if stack is None or stack.dim != dim:
+            return None
+        return [tuple(map(self.algebra.resolve, (*dims[:dim], *dims[dim + 1 :]))) for dims in stack.slices]
 
     def dim(self, rank: int) -> int:
         """The argument `dim` as an index from the front."""

@@ -40,6 +40,8 @@ class Graph:
         sites: every contraction of an activation with a parameter.
         tensor_axes: tensor name → the axis expression of each of its dimensions.
         node_axes: node name → the same for its result; `training/` precedes the names of `training`'s.
+        stacks: the names of stacks, whose slices have units of their own → the axes of one slice, which has the sizes
+            of all.
         terms: the multiply-adds of every call as products of axes.
         frozen: leaf key → why it can't be cut.
         unknown_ops: ops without a rule; what they touch is frozen.
@@ -55,6 +57,7 @@ class Graph:
     sites: tuple[Site, ...]
     tensor_axes: Mapping[str, Dims]
     node_axes: Mapping[str, Dims | list[Dims]]
+    stacks: Mapping[str, Dims]
     terms: tuple[Term, ...]
     frozen: Mapping[int, str]
     unknown_ops: tuple[str, ...] = ()
@@ -81,6 +84,10 @@ class Graph:
         width = max((len(group.name) for group in self.groups), default=0)
         rows = [f"{g.name:<{width}}  {g.width:>6} {g.kind}" for g in self.groups]
         return "\n".join([f"{self.program.model_name}: {len(self.groups)} groups", *rows])
+
+    def sizes(self, name: str) -> Dims | list[Dims]:
+        """Axes that have the sizes of a call's result; its units too where it is no stack."""
+        return self.stacks.get(name) or self.node_axes.get(name, ())
 
     @cached_property
     def peers(self) -> Mapping[str, tuple[str, ...]]:
@@ -184,6 +191,11 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
             (node.name if node in nodes else TRAINING + node.name): _resolved(dims, resolve)
             for node, dims in inference.axes.items()
             if not inference.is_mixed(node)
+        },
+        stacks={
+            (node.name if node in nodes else TRAINING + node.name): tuple(map(resolve, stack.slices[0]))
+            for node, stack in inference.stacks.items()
+            if inference.is_mixed(node)
         },
         terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
         frozen=frozen,

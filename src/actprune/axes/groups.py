@@ -29,8 +29,8 @@ class Group:
         key: the leaf's key in axis expressions.
         width: number of units in the dense network.
         kind: "channels" (made by a convolution), "neurons", "heads" (they run beside each other through an
-            attention; with grouped queries one unit is a key-value head with its queries), "head dims" (what
-            the products of an attention sum over), or "width" (what norms run over).
+            attention; with grouped queries one unit is a key-value head with its queries), "head dims" (those of
+            queries and keys, or of values, in each of them), or "width" (what norms run over).
         members: every tensor dimension that holds them.
         producers: the contractions whose output they are.
         consumers: the contractions with a parameter that sum over them; none where only masked products do.
@@ -126,8 +126,10 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
 
     Leaves that can't be cut are frozen here, so that afterwards every leaf is either a group's or frozen.
     """
+    tensors = _resolved(inference)
     normalized = _leaves_of(inference, inference.normalized)
     parallel = _leaves_of(inference, inference.parallel)
+    within = {key for dims in tensors.values() for axis in dims for key in _beside(axis, parallel)}
     groups: list[Group] = []
     for key, leaf in known.leaves.items():
         if key in known.whole:
@@ -135,14 +137,25 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
             continue
         made, read = known.producers[key], known.consumers.get(key, ())
         kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
-        kind = "head dims" if key in known.mixed else kind
+        kind = "head dims" if key in known.mixed or key in within else kind
         kind = "width" if key in normalized else "heads" if key in parallel else kind
         name = made[0].module or made[0].weight
         carried = tuple(known.members[key]), tuple(made), tuple(read)
         groups.append(Group(name, key, leaf.size, kind, *carried, known.multiples.get(key, 1)))
-    order, tensors = {site: i for i, site in enumerate(known.sites)}, _resolved(inference)
+    order = {site: i for i, site in enumerate(known.sites)}
     groups.sort(key=lambda group: (order[group.producers[0]], _place(tensors, group)))
     return tuple(_with_unique_names(groups))
+
+
+def _beside(axis: Axis, parallel: set[int]) -> Iterator[int]:
+    """The leaves that factors beside heads have: the dimensions of each."""
+    if isinstance(axis, Leaf):
+        return
+    for part in axis.parts:
+        yield from _beside(part, parallel)
+    heads = [part for part in axis.parts if not parallel.isdisjoint(leaf.key for leaf in leaves(part))]
+    if isinstance(axis, Product) and heads:
+        yield from (leaf.key for part in axis.parts if part not in heads for leaf in leaves(part))
 
 
 def _place(tensors: Mapping[str, tuple[Axis, ...]], group: Group) -> int:

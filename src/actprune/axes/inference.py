@@ -15,9 +15,10 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.axes.algebra import Algebra
-from actprune.axes.call import NOT_COVERED, Call, NotCovered, rule_of
+from actprune.axes.call import NOT_COVERED, Call, NotCovered, Rule, rule_of
 from actprune.axes.expr import ONE, Axis, leaves, size
 from actprune.axes.site import Dims, Mixing, Site, Term
+from actprune.axes.stacks import Stack, moved, rearranges
 from actprune.axes.stored import StoredTensors
 from actprune.graph.program import Program, op_name, place, shape
 
@@ -40,7 +41,7 @@ class Inference:
         normalized: those axes, if so.
         multiples: axes whose size has to stay a multiple of a number.
         counted: axes that one number of the class counts: as many units stay of each, but not the same ones.
-        stacks: node → the last axis of every slice along its first dimension, where these are not one axis.
+        stacks: node → the stack that it gives, where its slices have units of their own.
         unknown: op names without a rule.
         stored: which tensors of the model its calls read.
     """
@@ -57,7 +58,7 @@ class Inference:
         self.parallel: list[Axis] = []
         self.multiples: list[tuple[Axis, int]] = []
         self.counted: list[Sequence[Axis]] = []
-        self.stacks: dict[Node, Sequence[Axis]] = {}
+        self.stacks: dict[Node, Stack] = {}
         self.unknown: set[str] = set()
         self.stored = StoredTensors()
         self._program: Program | None = None
@@ -132,12 +133,33 @@ class Inference:
             return self._freeze_call(node, f"frozen by {place(node)}, an op without a rule")
         result, why = None, ""
         try:
-            result = found(Call(self, node))
+            result = self._ruled(found, node)
         except NOT_COVERED as error:
             why = f": {error}" if isinstance(error, NotCovered) else ""
         if result is None or not _fits(result, node.meta.get("val")):
             return self._freeze_call(node, f"frozen by {place(node)}, whose rule doesn't cover this use{why}")
         return result
+
+    def _ruled(self, found: Rule, node: Node) -> Dims | list[Dims] | None:
+        """What a rule says of a call; of a stack that it only rearranges, for each slice."""
+        source = node.args[0] if node.args else None
+        if not isinstance(source, Node) or source not in self.stacks or not rearranges(node, self.stacks[source].dim):
+            return found(Call(self, node))
+        stack, results = self.stacks.pop(source), list[Dims]()
+        try:
+            for dims in stack.slices:
+                self.axes[source] = dims
+                results.append(cast("Dims", found(Call(self, node))))
+        finally:
+            self.axes[source], self.stacks[source] = stack.slices[0], stack
+        self.stacks[node] = Stack(moved(node, stack.dim), results)
+        return results[0]
+
+    def merge_slices(self, node: Node, where: str) -> None:
+        """Make the slices of a stack one."""
+        if (stack := self.stacks.pop(node, None)) is not None:
+            for axes in zip(*stack.slices, strict=True):
+                self.merge(axes, where)
 
     def merge(self, axes: Sequence[Axis], where: str) -> None:
         """Make them one."""
@@ -145,8 +167,9 @@ class Inference:
             self.algebra.unify(axes[0], axis, where)
 
     def is_mixed(self, node: Node) -> bool:
-        """Whether the slices of a node along its first dimension have different units."""
-        return len({self.algebra.resolve(axis) for axis in self.stacks.get(node, ())}) > 1
+        """Whether a node is a stack of slices with different units."""
+        slices = self.stacks[node].slices if node in self.stacks else ()
+        return len({tuple(map(self.algebra.resolve, dims)) for dims in slices}) > 1
 
     def _touches_axes(self, node: Node) -> bool:
         """Whether a call has a dimension to freeze: one that reads a single number, as `item()` does, has none."""
@@ -167,7 +190,8 @@ class Inference:
 
     def _freeze_node(self, node: Node, reason: str) -> None:
         found = self.axes.get(node, ())
-        for dims in (*(found if isinstance(found, list) else [found]), self.stacks.get(node, ())):
+        slices = self.stacks[node].slices if node in self.stacks else ()
+        for dims in (*(found if isinstance(found, list) else [found]), *slices):
             for axis in dims:
                 self.algebra.freeze(axis, reason)
 

@@ -150,7 +150,7 @@ def _around(n: int, points: tuple[int, ...]) -> list[tuple[int, float]]:
 
 
 def _operand(graph: Graph, operands: list[Operand], node: Node) -> Operand:
-    dims, value = graph.node_axes.get(node.name), node.meta.get("val")
+    dims, value = graph.sizes(node.name), node.meta.get("val")
     if isinstance(dims, tuple) and isinstance(value, Tensor):
         operands.append(Operand(dims, value.dtype))
     else:  # a number, or several tensors at once: the call will not run on what stands for it, and be left out

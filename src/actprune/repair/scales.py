@@ -102,7 +102,7 @@ def _given_as(graph: Graph, use: SizeUse, part: tuple[Any, ...]) -> tuple[str, i
 
 
 def _axis(graph: Graph, name: str, dim: int) -> Axis:
-    dims = graph.tensor_axes[name[1:]] if name.startswith("@") else graph.node_axes[name]
+    dims = graph.tensor_axes[name[1:]] if name.startswith("@") else graph.sizes(name)
     return dims[dim]  # type: ignore[return-value]  # a list only where a call has several results, which have no size
 
 

@@ -49,7 +49,7 @@ class Targets:
 
     def dims(self, name: str) -> Dims:
         """The axes of a node's result, or of the tensor whose name follows an "@"."""
-        dims = self.graph.tensor_axes.get(name[1:]) if name.startswith("@") else self.graph.node_axes.get(name)
+        dims = self.graph.tensor_axes.get(name[1:]) if name.startswith("@") else self.graph.sizes(name)
         return dims if isinstance(dims, tuple) else ()
 
     def axis(self, name: str, dim: int) -> Axis | None:

@@ -200,11 +200,11 @@ class _Builder:
         return total
 
     def dims(self, node: Any, result: int | None = None) -> tuple[Axis, ...]:
-        found = self.captured.node_axes.get(node.name, ())
+        found = self.captured.sizes(node.name)
         return found if isinstance(found, tuple) else found[result or 0]
 
     def results(self, node: Node) -> int:
-        found = self.captured.node_axes.get(node.name, ())
+        found = self.captured.sizes(node.name)
         return len(found) if isinstance(found, list) else 1
 
     def bound(self, axis: Axis, place: Any) -> Any:

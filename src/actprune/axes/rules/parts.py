@@ -154,20 +154,20 @@ def slice_scatter(call: Call) -> Dims:
 
 @rule("aten.select.int", "aten.select_copy")
 def select(call: Call) -> Dims:
-    if (stack := call.stack(call.values[0])) is not None and call.dim(len(stack[0])) == 0:
-        (layers, *rows, _), units = stack
-        call.freeze(layers, "selected from")
-        return (*rows, call.algebra.resolve(units[_index(call["index"], len(units))]))
+    dim = call.dim(len(call.shape(call.values[0])))
+    if (slices := call.taken(call.values[0], dim)) is not None:
+        return slices[_index(call["index"], len(slices))]
     source = call.axes(call.values[0])
-    dim = call.dim(len(source))
     call.freeze(source[dim], "selected from")
     return (*source[:dim], *source[dim + 1 :])
 
 
 @rule("aten.unbind", "aten.unbind_copy")
 def unbind(call: Call) -> list[Dims]:
+    dim = call.dim(len(call.shape(call.values[0])))
+    if (slices := call.taken(call.values[0], dim)) is not None:
+        return [*slices]
     source = call.axes(call.values[0])
-    dim = call.dim(len(source))
     call.freeze(source[dim], "unbound")
     return [(*source[:dim], *source[dim + 1 :])] * size(source[dim])
 

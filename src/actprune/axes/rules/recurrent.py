@@ -17,6 +17,7 @@ from torch.fx import Node
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import Axis, concat, size
 from actprune.axes.site import Dims
+from actprune.axes.stacks import Stack
 from actprune.graph.program import op_name
 
 _ZEROS = ("aten.zeros.", "aten.new_zeros.")
@@ -46,17 +47,17 @@ def recurrent(call: Call) -> list[Dims]:
         call.counts(own)
         stack, batch = _given(call, state, own)
         results.append((stack, batch, call.algebra.resolve(own[0])))
-        _stack(call, 1 + i, own)
+        _stack(call, 1 + i, [(stack, batch, axis) for axis in own])
     return [(*rows, inner), *results]
 
 
 def _given(call: Call, state: Node, units: Sequence[Axis]) -> tuple[Axis, Axis]:
     """The axes of layers and of samples of an initial state, whose slices get these units. Zeros have any."""
     given = call.stack(state)
-    if given is not None and len(given[1]) == len(units):
-        for axis, own in zip(given[1], units, strict=True):
-            call.unify(axis, own)
-        layers, batch, _ = given[0]
+    if given is not None and given.dim == 0 and len(given.slices) == len(units):
+        layers, batch, _ = given.slices[0]
+        for dims, own in zip(given.slices, units, strict=True):
+            call.unify(dims[-1], own)
     else:
         layers, batch, axis = call.axes(state)
         for own in units[:1] if _is_zero(state) else units:
@@ -69,11 +70,11 @@ def _is_zero(state: Node) -> bool:
     return state.op == "call_function" and op_name(state).startswith(_ZEROS)
 
 
-def _stack(call: Call, result: int, units: Sequence[Axis]) -> None:
-    """Say of a state that its slices have these units."""
-    for user in call.node.users if len(units) > 1 else ():
+def _stack(call: Call, result: int, slices: Sequence[Dims]) -> None:
+    """Say of a state that its slices have these axes."""
+    for user in call.node.users if len(slices) > 1 else ():
         if user.target is operator.getitem and user.args[1] == result:
-            call.inference.stacks[user] = units
+            call.inference.stacks[user] = Stack(0, slices)
 
 
 def _weights(call: Call, count: int) -> list[list[Any]]:

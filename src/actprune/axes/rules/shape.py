@@ -10,6 +10,7 @@ from torch.fx import Node
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, Axis, product, size
 from actprune.axes.site import Dims
+from actprune.axes.stacks import Stack, taken_apart
 
 
 @rule(
@@ -21,13 +22,15 @@ from actprune.axes.site import Dims
 def reshape(call: Call) -> Dims:
     """Blocks of input dimensions against blocks of output dimensions of the same product, outermost first."""
     source = [axis for axis in call.axes(call.values[0]) if size(axis) != 1]
-    target = [n for n in call.shape() if n != 1]
+    places = [d for d, n in enumerate(call.shape()) if n != 1]
+    target = [call.shape()[d] for d in places]
     if 0 in target:
         return tuple(call.fixed(n) for n in call.shape())
-    factors: list[Axis] = []
+    apart = next((k for k, d in enumerate(places) if taken_apart(call.node, d)), -1)
+    slices: list[list[Axis]] = [[]]
     i = 0
     while i < len(target):
-        ins, outs = [source.pop(0)], [target[i]]
+        first, ins, outs = i, [source.pop(0)], [target[i]]
         i += 1
         while size(product(ins)) != prod(outs):
             if size(product(ins)) < prod(outs):
@@ -36,8 +39,27 @@ def reshape(call: Call) -> Dims:
                 outs.append(target[i])
                 i += 1
         merged = product(ins)
-        factors += [merged] if len(outs) == 1 else call.algebra.split(merged, outs, call.where)
-    return tuple(ONE if n == 1 else factors.pop(0) for n in call.shape())
+        if len(outs) == 1:
+            found = [[merged]]
+        elif first <= apart < i - 1 and not call.is_frozen(merged):
+            found = _slices(call, merged, outs, apart - first)
+        else:
+            found = [call.algebra.split(merged, outs, call.where)]
+        slices = [[*before, *own] for before in slices for own in found]  # one block at most gives more than one
+    results = [tuple(ONE if n == 1 else factors.pop(0) for n in call.shape()) for factors in slices]
+    if len(results) > 1:
+        call.inference.stacks[call.node] = Stack(places[apart], results)
+    return results[0]
+
+
+def _slices(call: Call, axis: Axis, sizes: list[int], place: int) -> list[list[Axis]]:
+    """The factors of an axis for every entry of the one at `place`, which is only taken apart: parts of one size."""
+    *outer, rest = call.algebra.split(axis, [*sizes[:place], prod(sizes[place:])], call.where)
+    count, *within = sizes[place:]
+    parts = call.algebra.sections(rest, [prod(within)] * count, call.where)
+    call.counts(parts)
+    apart = call.fixed(count, "taken apart")
+    return [[*outer, apart, *call.algebra.split(part, within, call.where)] for part in parts]
 
 
 @rule("aten.mT", "aten.adjoint", "aten.mH", "aten.matrix_H")
