@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from actprune.errors import PlanError
 from actprune.plan import make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture as adapted
+from actprune.report.inspection import inspect
 from actprune.surgery.graph_form import as_graph
 from actprune.surgery.slicing import cut
 
@@ -59,7 +61,7 @@ def test_values_keep_units_of_their_own(parts: Parts) -> None:
     assert groups == {"qkv#1": (2, "heads"), "qkv#2": (4, "head dims"), "qkv#3": (4, "head dims")}
     assert graph.peers["qkv#2"] == ("qkv#2", "qkv#3")
     plan = make_plan(graph, {"qkv#1": [1], "qkv#2": [0, 2], "qkv#3": [1, 2]})
-    small = cut(model, plan)
+    small: Any = cut(model, plan)
     assert (small.qkv.out_features, small.out.in_features) == (6, 2)
     assert verify(model, small, plan, x, graph=graph).passed
     plain = capture(model, x)
@@ -67,6 +69,14 @@ def test_values_keep_units_of_their_own(parts: Parts) -> None:
     assert verify(model, as_graph(model, plain, plan), plan, x, graph=plain).passed
     with pytest.raises(PlanError, match="can't have different widths"):
         make_plan(graph, {"qkv#2": [0, 2]})
+
+
+def test_inspect_names_the_groups_of_one_width() -> None:
+    found = inspect(adapted(Attention(unbound).eval(), torch.randn(5, 7, 6)))
+    assert [group.peers for group in found.groups] == [(), ("qkv#3",), ("qkv#2",)]
+    head, *rows = [line.split() for line in str(found).splitlines() if line.strip().startswith(("group ", "qkv#"))]
+    assert head[-3:] == ["one", "width", "with"]
+    assert [row[-1] for row in rows] == ["out", "qkv#3", "qkv#2"]
 
 
 def read_whole(y: Tensor, heads: int) -> tuple[Tensor, ...]:
@@ -109,7 +119,7 @@ def test_a_part_that_nothing_reads_goes_with_the_others() -> None:
     graph = adapted(model, x)
     assert {group.name: group.width for group in graph.groups} == {"first": 4}
     plan = make_plan(graph, {"first": [0, 2, 3]})
-    small = cut(model, plan)
+    small: Any = cut(model, plan)
     assert small.first.out_features == 9
     assert verify(model, small, plan, x, graph=graph).passed
 
@@ -142,6 +152,6 @@ def test_cells_that_start_from_one_number_keep_units_of_their_own() -> None:
     graph = adapted(model, x)
     assert graph.peers["first"] == ("first", "second")
     plan = make_plan(graph, {"first": [0, 1, 2], "second": [5, 6, 7]})
-    small = cut(model, plan)
+    small: Any = cut(model, plan)
     assert small.hidden == 3
     assert verify(model, small, plan, x, graph=graph).passed

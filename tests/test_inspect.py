@@ -24,7 +24,8 @@ from actprune.cli.inputs import make_inputs, parse_inputs
 from actprune.cli.main import app, main
 from actprune.errors import ActpruneError, ArtifactError, CaptureError, PlanError
 from actprune.report.drawing import dot, layout, page
-from actprune.report.inspection import Inspection, inspect, without_place
+from actprune.report.inspection import Inspection, inspect
+from actprune.report.reasons import without_place
 from nets import NETS, Auxiliary, build
 
 

@@ -10,8 +10,6 @@ is how a reader knows that nothing was skipped in silence.
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -23,18 +21,12 @@ from actprune.axes.groups import Group
 from actprune.axes.site import Dims, Site
 from actprune.errors import DataError
 from actprune.graph.program import Program
+from actprune.report.reasons import ReasonEntry, reasons_of
 
 SCHEMA = "actprune.inspection/1"
 
 ROOT = "the model"
 """The name of the module that holds the others, as in messages."""
-
-GIVEN = (
-    "it has a single unit", "it is a single number", "a kernel size", "a spatial size", "looked up by index",
-    "model input", "model output",
-)  # fmt: skip
-"""How reasons start that say of a dimension that its size is given, whatever the model does inside. A parameter is
-told under them only if it has no other: else all frozen convolutions would be there because of their kernels."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,7 @@ class GroupEntry:
         params, macs: what would be gone if the whole group went; multiply-adds are per sample. A weight between two
             groups is governed by both, so these numbers do not add up over groups.
         share: `params` as a share of the model's parameters, 0–1.
+        peers: the other groups of which as many units have to stay, because one number counts them.
         producers, consumers: the modules that make the units and those that sum over them.
         carriers: other modules with parameters for each unit, such as norms.
     """
@@ -56,27 +49,10 @@ class GroupEntry:
     params: int
     macs: int
     share: float
+    peers: tuple[str, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     carriers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReasonEntry:
-    """One reason why something is frozen, without its places, which are counted.
-
-    Attributes:
-        params: frozen parameters; one that several reasons hold is counted under the reason that holds the most.
-        dims: dimensions of parameters that it freezes, wholly or in part.
-        places: number of calls in the model that it names; 0 where it names none.
-        first: the first of these, or of the tensors where it names none.
-    """
-
-    reason: str
-    params: int
-    dims: int
-    places: int
-    first: str
 
 
 @dataclass(frozen=True)
@@ -176,7 +152,7 @@ def inspect(graph: Graph) -> Inspection:
         macs=round(sum(factor * _count(axes) for axes, factor in terms)),
         prunable=total - sum(frozen.values()),
         groups=tuple(_group(graph, group, round(gone[group.key]), round(macs[group.key])) for group in graph.groups),
-        reasons=tuple(_reasons(graph, frozen)),
+        reasons=tuple(reasons_of(graph, frozen)),
         modules=tuple(_modules(graph, params, frozen)),
         unknown_ops=graph.unknown_ops,
     )
@@ -212,6 +188,7 @@ def _group(graph: Graph, group: Group, params: int, macs: int) -> GroupEntry:
         params=params,
         macs=macs,
         share=params / max(sum(program.tensors[name].numel() for name in program.parameters), 1),
+        peers=tuple(name for name in graph.peers[group.name] if name != group.name),
         producers=makers,
         consumers=readers,
         carriers=tuple(name for name in carriers if name not in {*makers, *readers}),
@@ -229,69 +206,6 @@ def _owners(tensors: Iterable[str]) -> tuple[str, ...]:
 def owner(tensor: str) -> str:
     """The module that holds a tensor."""
     return tensor.rpartition(".")[0] or ROOT
-
-
-# -- why the rest is frozen ------------------------------------------------------------------------
-
-_SAID = r"(?:(?!: ).)*"
-_PLACE = re.compile(
-    rf"^(?P<before>{_SAID} by \S+|{_SAID}\S+) at (?P<place>(?:the model|[^\s,]+)(?:, [^,]+:\d+)?)(?P<after>.*)$"
-)
-"""Behind a colon stand others' words: torch's "… must match … at non-singleton dimension 1" names no place."""
-
-
-def without_place(reason: str) -> tuple[str, str | None]:
-    """A reason as (what it says of every such place, the place), the latter None where it names none.
-
-    The places are those of `actprune.graph.program.place`: `… at layer1.0.conv1, resnet.py:92`.
-    """
-    found = _PLACE.match(reason)
-    return (reason, None) if found is None else (found["before"] + found["after"], found["place"])
-
-
-def _reasons(graph: Graph, frozen: dict[str, int]) -> Iterator[ReasonEntry]:
-    """The reasons of `frozen`, tensor name → parameters of it that are."""
-    dims: dict[str, int] = {}
-    places: dict[str, dict[str, None]] = {}
-    first: dict[str, str] = {}
-    holds: dict[str, set[str]] = {name: set() for name in frozen}
-    for tensor, where, said in _said(graph, frozen):
-        reason, place = without_place(said)
-        dims[reason] = dims.get(reason, 0) + bool(where)
-        named = places.setdefault(reason, {})
-        if place is not None:
-            named[place] = None
-        first.setdefault(reason, place or tensor + where)
-        holds[tensor].add(reason)
-    counted = _attribute(frozen, holds, list(first))
-    for reason in sorted(first, key=lambda reason: (-counted[reason], -dims[reason])):
-        yield ReasonEntry(reason, counted[reason], dims[reason], len(places[reason]), first[reason])
-
-
-def _said(graph: Graph, frozen: dict[str, int]) -> Iterator[tuple[str, str, str]]:
-    """(tensor, its dimension as text, reason) of all that is frozen; a single number has no dimensions."""
-    for entry in graph.account():
-        if entry.tensor in frozen:
-            for reason in entry.frozen:
-                yield entry.tensor, f"[{entry.dim}]", reason
-    for tensor, count in frozen.items():
-        if count and not graph.tensor_axes[tensor]:
-            yield tensor, "", "it is a single number"
-
-
-def _attribute(frozen: dict[str, int], holds: dict[str, set[str]], reasons: list[str]) -> dict[str, int]:
-    """Reason → parameters, each counted once: the reason that holds the most takes them, then the next one."""
-    left = {tensor: count for tensor, count in frozen.items() if count}
-    counted = dict.fromkeys(reasons, 0)
-    while left:
-        held = Counter[str]()
-        for tensor, count in left.items():
-            held.update(dict.fromkeys(holds[tensor], count))
-        tells = [reason for reason in reasons if held[reason]]  # in their order, so that ties go to the first
-        best = max(tells, key=lambda reason: (not reason.startswith(GIVEN), held[reason]))
-        counted[best] = held[best]
-        left = {tensor: count for tensor, count in left.items() if best not in holds[tensor]}
-    return counted
 
 
 # -- module by module ------------------------------------------------------------------------------

@@ -163,6 +163,9 @@ def _governed(found: Inspection) -> Table:
     for name in ("width", "params", "", "MACs", ""):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("read by", overflow="fold")
+    counted = any(group.peers for group in found.groups)
+    if counted:
+        table.add_column("one width with", overflow="fold")
     for group in found.groups:
         table.add_row(
             Text(group.name),  # names of modules are not markup
@@ -173,6 +176,7 @@ def _governed(found: Inspection) -> Table:
             f"{group.macs:,}",
             f"{100 * group.macs / max(found.macs, 1):.1f}%",
             Text(several(group.consumers)),
+            *([Text(several(group.peers, 1))] if counted else []),
         )
     return table
 
