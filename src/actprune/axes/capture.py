@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from torch import nn
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table of rules)
@@ -174,31 +175,31 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
         training, more = with_masks(training, later, inference.operand_axis, keys, TRAINING)
         masks |= more
     resolve = cache(inference.algebra.resolve)  # nothing is refined any more, and most axes occur many times
-    tensors = {name: tuple(resolve(a) for a in dims) for name, dims in inference.tensors.items()}
-    frozen = {
-        leaf.key: reason
-        for dims in tensors.values()
-        for axis in dims
-        for leaf in leaves(axis)
-        if (reason := inference.algebra.frozen(leaf)) is not None
-    }
+    tensors = {tensor: _resolved(dims, resolve) for tensor, dims in inference.tensors.items()}
+    held = {leaf for dims in tensors.values() for axis in dims for leaf in leaves(axis)}
+
+    def name(node: Node) -> str:
+        return node.name if node in nodes else f"{TRAINING}{node.name}"
+
     return Graph(
         program=program,
         groups=groups,
         sites=tuple(site for site in every if site.reads),
-        tensor_axes={name: tensors[name] for name in program.tensors if name in tensors},
+        tensor_axes={tensor: tensors[tensor] for tensor in program.tensors if tensor in tensors},
         node_axes={
-            (node.name if node in nodes else TRAINING + node.name): _resolved(dims, resolve)
+            name(node): [_resolved(one, resolve) for one in dims]
+            if isinstance(dims, list)
+            else _resolved(dims, resolve)
             for node, dims in inference.axes.items()
             if not inference.is_mixed(node)
         },
         stacks={
-            (node.name if node in nodes else TRAINING + node.name): tuple(map(resolve, stack.slices[0]))
+            name(node): _resolved(stack.slices[0], resolve)
             for node, stack in inference.stacks.items()
             if inference.is_mixed(node)
         },
-        terms=tuple(Term(tuple(map(resolve, term.axes)), term.factor) for term in terms),
-        frozen=frozen,
+        terms=tuple(Term(_resolved(term.axes, resolve), term.factor) for term in terms),
+        frozen={leaf.key: why for leaf in held if (why := inference.algebra.frozen(leaf)) is not None},
         unknown_ops=tuple(sorted(inference.unknown)),
         training=training,
         training_sites=tuple(site for site in extra if site.reads),
@@ -207,9 +208,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
     )
 
 
-def _resolved(dims: Dims | list[Dims], resolve: Callable[[Axis], Axis]) -> Dims | list[Dims]:
-    if isinstance(dims, list):
-        return [tuple(map(resolve, one)) for one in dims]
+def _resolved(dims: Dims, resolve: Callable[[Axis], Axis]) -> Dims:
     return tuple(map(resolve, dims))
 
 
