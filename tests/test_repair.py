@@ -560,6 +560,7 @@ SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros(h.shape)": lambda h: torch.zeros(h.shape),
     "new_zeros(h.size())": lambda h: h.new_zeros(h.size()),
     "zeros_like(h)": torch.zeros_like,
+    "broadcast_to(h.shape)": lambda h: torch.zeros(1).broadcast_to(h.shape),
 }
 
 

@@ -802,6 +802,7 @@ case("stft", frozen=True)(
 case("view_as_real")(lambda m, x: torch.view_as_real(torch.complex(x, x.relu())).flatten(1))
 case("view_as_complex")(lambda m, x: torch.view_as_complex(torch.stack([x, x.relu()], -1)).abs())
 case("imag")(lambda m, x: torch.complex(x, x.relu()).imag)
+case("_conj")(lambda m, x: x + ATEN._conj(torch.complex(x, x.relu())).imag)
 
 
 # -- what is frozen whole
