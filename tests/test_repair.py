@@ -6,9 +6,11 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from math import sqrt
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -621,6 +623,8 @@ def test_a_shape_taken_from_another_tensor_ties_the_two(shaped: str) -> None:
 
 SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "of a tensor": lambda m, q, k, v: (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v,
+    "by a name of one's own": lambda m, q, k, v: (q @ k.transpose(-2, -1) / sqrt(q.size(-1))).softmax(-1) @ v,
+    "by numpy": lambda m, q, k, v: (q @ k.transpose(-2, -1) / np.sqrt(m.size)).softmax(-1) @ v,
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
     "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
     "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),

@@ -96,13 +96,17 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, TracedFloat) else value
 
 
-_root = math.sqrt  # itself, while `math.sqrt` is this module's
+_root = math.sqrt  # itself, while `math.sqrt` is one that traces
 
 
-def sqrt(x: Any) -> Any:
-    """`math.sqrt` that keeps the origin of a number."""
-    root = _root(x)
-    return TracedFloat(root, ("**", x.expr, 0.5)) if isinstance(x, _Traced) else root
+def tracing_root(root: Callable[..., Any]) -> Callable[..., Any]:
+    """A square root that keeps the origin of a number; `root` of anything else."""
+
+    def sqrt(x: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = isinstance(x, _Traced) and not args and not kwargs
+        return TracedFloat(_root(x), ("**", x.expr, 0.5)) if traced else root(x, *args, **kwargs)
+
+    return sqrt
 
 
 def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, compute: Any) -> None:
