@@ -9,7 +9,6 @@ changed, and which attribute has to change.
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -96,15 +95,12 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, TracedFloat) else value
 
 
-_root = math.sqrt  # itself, while `math.sqrt` is one that traces
-
-
 def tracing_root(root: Callable[..., Any]) -> Callable[..., Any]:
-    """A square root that keeps the origin of a number; `root` of anything else."""
+    """The square root `root` that keeps the origin of a number."""
 
     def sqrt(x: Any, *args: Any, **kwargs: Any) -> Any:
-        traced = isinstance(x, _Traced) and not args and not kwargs
-        return TracedFloat(_root(x), ("**", x.expr, 0.5)) if traced else root(x, *args, **kwargs)
+        found = root(x, *args, **kwargs)
+        return TracedFloat(found, ("**", x.expr, 0.5)) if isinstance(x, _Traced) else found
 
     return sqrt
 
