@@ -887,6 +887,39 @@ class Holding(nn.Module):
         return self.b(self.held.shape(F.relu(self.a(x)))).flatten(1) * GAIN
 
 
+def split_heads(config: Any, x: Tensor) -> Tensor:
+    x.new_zeros(1, 3).expand(x.shape[0], -1)  # nobody reads it: a tracer of runs leaves it out
+    return x.view(*x.shape[:2], 4, -1)
+
+
+class Configured(nn.Module):
+    """Heads by a plain function that is given the configuration, of a model that only a run can capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = SimpleNamespace(causal=False)
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.mean()) > 100:  # export would have to know
+            return x
+        q, k, v = (split_heads(self.config, layer(x)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2))
+
+
+def test_a_function_given_the_configuration_is_no_method_of_it() -> None:
+    model, x = Configured().eval(), torch.randn(2, 5, WIDTH)
+    graph = capture(model, x)
+    assert graph.program.source == "real"
+    heads = next(group for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {heads.name: range(1, heads.width)})
+    assert {edit.functions for edit in plan.edits.sources} == {("forward", "split_heads")}
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    assert small(torch.randn(3, 5, WIDTH)).shape == (3, 5, WIDTH)
+
+
 GAIN = 1.0
 
 
