@@ -238,6 +238,24 @@ def test_groups_by_name() -> None:
         graph["fc9"]
 
 
+class Sliced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()  # shared: export then writes the path by which a module was reached, slices too
+        self.list = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), act) for _ in range(4))
+        self.row = nn.Sequential(nn.Linear(8, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.list[1:][:2]:
+            x = layer(x)
+        return self.row[2:](self.row[:2](x))
+
+
+def test_modules_in_slices_have_their_own_names() -> None:
+    graph = capture(nn.Sequential(Sliced()), torch.randn(2, 8))
+    assert [group.name for group in graph.groups] == ["0.list.1.0", "0.list.2.0", "0.row.0", "0.row.2"]
+
+
 def test_tied_tensors_are_listed_once_under_all_their_names() -> None:
     program = captured("reused").program
     assert program.aliases["block.weight"] == ("block.weight", "again.weight")

@@ -6,9 +6,11 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from math import sqrt
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -560,6 +562,7 @@ SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros(h.shape)": lambda h: torch.zeros(h.shape),
     "new_zeros(h.size())": lambda h: h.new_zeros(h.size()),
     "zeros_like(h)": torch.zeros_like,
+    "broadcast_to(h.shape)": lambda h: torch.zeros(1).broadcast_to(h.shape),
 }
 
 
@@ -622,6 +625,8 @@ def test_a_shape_taken_from_another_tensor_is_one_number_for_both(shaped: str) -
 
 SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "of a tensor": lambda m, q, k, v: (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v,
+    "by a name of one's own": lambda m, q, k, v: (q @ k.transpose(-2, -1) / sqrt(q.size(-1))).softmax(-1) @ v,
+    "by numpy": lambda m, q, k, v: (q @ k.transpose(-2, -1) / np.sqrt(m.size)).softmax(-1) @ v,
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
     "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
     "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),
@@ -882,6 +887,39 @@ class Holding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.held.shape(F.relu(self.a(x)))).flatten(1) * GAIN
+
+
+def split_heads(config: Any, x: Tensor) -> Tensor:
+    x.new_zeros(1, 3).expand(x.shape[0], -1)  # nobody reads it: a tracer of runs leaves it out
+    return x.view(*x.shape[:2], 4, -1)
+
+
+class Configured(nn.Module):
+    """Heads by a plain function that is given the configuration, of a model that only a run can capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = SimpleNamespace(causal=False)
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.mean()) > 100:  # export would have to know
+            return x
+        q, k, v = (split_heads(self.config, layer(x)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2))
+
+
+def test_a_function_given_the_configuration_is_no_method_of_it() -> None:
+    model, x = Configured().eval(), torch.randn(2, 5, WIDTH)
+    graph = capture(model, x)
+    assert graph.program.source == "real"
+    heads = next(group for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {heads.name: range(1, heads.width)})
+    assert {edit.functions for edit in plan.edits.sources} == {("forward", "split_heads")}
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    assert small(torch.randn(3, 5, WIDTH)).shape == (3, 5, WIDTH)
 
 
 GAIN = 1.0

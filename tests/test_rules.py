@@ -800,6 +800,7 @@ case("stft", frozen=True)(
 case("view_as_real")(lambda m, x: torch.view_as_real(torch.complex(x, x.relu())).flatten(1))
 case("view_as_complex")(lambda m, x: torch.view_as_complex(torch.stack([x, x.relu()], -1)).abs())
 case("imag")(lambda m, x: torch.complex(x, x.relu()).imag)
+case("_conj")(lambda m, x: x + ATEN._conj(torch.complex(x, x.relu())).imag)
 
 
 # -- what is frozen whole
@@ -1107,6 +1108,7 @@ USES: dict[str, Case] = {
     "zeros that follow": Case(lambda m, x: torch.cat([x, x.new_zeros(4, x.shape[1]).relu() + x.relu()], 1)),
     "columns of vectors": Case(lambda m, x: x * torch.column_stack([x[0], x[1]])[:, 0], frozen=True),
     "a diagonal of channels": Case(lambda m, x: x.diagonal(dim1=1, dim2=2), "maps", frozen=True),
+    "none with a step": Case(lambda m, x: x + x[:, UNITS::2].sum()),
     "written with a step": Case(lambda m, x: x.slice_scatter(x[:, ::2], 1, 0, 8, 2), frozen=True),
     "a grid of both": Case(lambda m, x: torch.meshgrid(x.sum(0), x.sum(1), indexing="xy")[0]),
     "every unit thrice": Case(lambda m, x: x[0].repeat_interleave(3)),

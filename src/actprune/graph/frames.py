@@ -6,6 +6,7 @@ import functools
 import inspect
 import types
 from types import CodeType, FrameType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,8 +24,8 @@ def holder_of(owner: nn.Module, frame: FrameType) -> str | None:
         if isinstance(value, types.FunctionType) and inspect.unwrap(value).__code__ is frame.f_code:
             return name
     own = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
-    if own is None or isinstance(own, nn.Module | Tensor | int | float | str | type):
-        return None
+    if own is None or isinstance(own, nn.Module | Tensor | int | float | str | type) or not _is_method(own, frame):
+        return None  # a plain function may be given a module's configuration first
     return next((name for name, value in vars(owner).items() if value is own), None)
 
 
@@ -39,8 +40,12 @@ def owner_of(frame: FrameType) -> nn.Module | None:
     owner = frame.f_locals.get("self" if "self" in frame.f_locals else first)
     if not isinstance(owner, nn.Module) or "self" in frame.f_locals:
         return owner if isinstance(owner, nn.Module) else None
-    method = inspect.getattr_static(type(owner), code.co_name, None)  # a plain function may be given a module as well
-    return owner if getattr(inspect.unwrap(method), "__code__", None) is code else None
+    return owner if _is_method(owner, frame) else None  # a plain function may be given a module as well
+
+
+def _is_method(owner: Any, frame: FrameType) -> bool:
+    method = inspect.getattr_static(type(owner), frame.f_code.co_name, None)
+    return getattr(inspect.unwrap(method), "__code__", None) is frame.f_code  # type: ignore[arg-type]
 
 
 def span_of(frame: FrameType) -> tuple[int, int, int, int]:

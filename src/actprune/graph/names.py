@@ -38,6 +38,29 @@ class Names:
         return {name: tensor for name, tensor in self.tensors.items() if self.canonical(name, tensor) == name}
 
 
+def unsliced(path: str, model: nn.Module) -> str:
+    """A path in the model for one through slices of it: `net.slice(1, 3, None).0` is `net.1` in a `ModuleList`.
+
+    Export writes such paths where one module has several names. A slice of a `Sequential` keeps the names of its
+    modules, one of a `ModuleList` counts them anew.
+    """
+    if "slice(" not in path:
+        return path
+    found: list[str] = []
+    names: dict[str, str] = {}  # in the last slice → in the module that was sliced
+    for part in path.split("."):
+        if part.startswith("slice("):
+            bounds = (None if bound == "None" else int(bound) for bound in part[6:-1].split(", "))
+            within = model.get_submodule(".".join(found))
+            names = names or {name: name for name in within._modules}
+            taken = list(names.values())[slice(*bounds)]
+            names = {str(i) if isinstance(within, nn.ModuleList) else name: name for i, name in enumerate(taken)}
+        else:
+            found.append(names.get(part, part))
+            names = {}
+    return ".".join(found)
+
+
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same memory seen the same way; meta tensors only equal themselves."""
     if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided:

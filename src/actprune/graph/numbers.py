@@ -9,7 +9,6 @@ changed, and which attribute has to change.
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -96,13 +95,14 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, TracedFloat) else value
 
 
-_root = math.sqrt  # itself, while `math.sqrt` is this module's
+def tracing_root(root: Callable[..., Any]) -> Callable[..., Any]:
+    """The square root `root` that keeps the origin of a number."""
 
+    def sqrt(x: Any, *args: Any, **kwargs: Any) -> Any:
+        found = root(x, *args, **kwargs)
+        return TracedFloat(found, ("**", x.expr, 0.5)) if isinstance(x, _Traced) else found
 
-def sqrt(x: Any) -> Any:
-    """`math.sqrt` that keeps the origin of a number."""
-    root = _root(x)
-    return TracedFloat(root, ("**", x.expr, 0.5)) if isinstance(x, _Traced) else root
+    return sqrt
 
 
 def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, compute: Any) -> None:

@@ -9,7 +9,20 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.numbers import TracedFloat, TracedInt
 
-_RESULT = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
+_RESULT = {
+    "view",
+    "reshape",
+    "expand",
+    "broadcast_to",
+    "zeros",
+    "ones",
+    "empty",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+}
 _FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 

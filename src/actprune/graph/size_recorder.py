@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.frames import definer, holder_of, is_torchs, owner_of, span_of
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
+from actprune.graph.program import shape
 from actprune.graph.size_arguments import given_sizes
 from actprune.graph.sizes import Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
@@ -208,12 +209,15 @@ class Recorder(TorchFunctionMode):
                 key = self._came_from[key[0]]
             return key if isinstance(key, str) else nodes[key].name if key in nodes else None
 
+        shapes = {node.name: shape(node) for node in nodes.values()}
         uses: list[SizeUse] = []
         for use in self._uses:
             if use.role[0] == "fixed" and use.role[1] is not None and self._only_decides(use.role[1][0]):
                 continue
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
             known = role[0] in ("fixed", "equal") or None not in role
+            if role[0] == "size" and (seen := shapes.get(role[1])) is not None and seen[role[2] :][:1] != (use.value,):
+                continue  # of a view that nothing reads and the tracer left out: its source is what was found
             uses.append(replace(use, expr=renamed(use.expr, named), role=role if known else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
 

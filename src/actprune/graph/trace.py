@@ -28,7 +28,7 @@ from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.inline import inline
 from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
-from actprune.graph.names import Names
+from actprune.graph.names import Names, unsliced
 from actprune.graph.program import Program, architecture, op_name, place
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
@@ -100,7 +100,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             statistics = {n for n, name in weights.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(weights))
         covered_as_channels(graph)
-    _note_stock_classes(graph, model)
+    _note_modules(graph, model)
     every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
     return Program(
@@ -133,9 +133,9 @@ def _claim_names(graph: Graph) -> None:
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)  # pyright: ignore[reportPrivateUsage]
 
 
-def _note_stock_classes(graph: Graph, model: nn.Module) -> None:
-    """Every call notes the modules that it stands in: those of a class made from one of torch's own under the latter,
-    for a rule knows no other."""
+def _note_modules(graph: Graph, model: nn.Module) -> None:
+    """Every call notes the modules that it stands in, by their paths in the model: those of a class made from one of
+    torch's own under the latter, for a rule knows no other."""
     stock = {
         path: found
         for path, module in model.named_modules(remove_duplicate=False)
@@ -146,7 +146,7 @@ def _note_stock_classes(graph: Graph, model: nn.Module) -> None:
         if stack:
             node.meta["nn_module_stack"] = {
                 key: (path, f"{own.__module__}.{own.__qualname__}" if (own := stock.get(path)) else cls)
-                for key, (path, cls) in stack.items()
+                for key, (path, cls) in ((key, (unsliced(path, model), cls)) for key, (path, cls) in stack.items())
             }
 
 

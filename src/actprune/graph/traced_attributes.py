@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias, cast
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from actprune.graph.numbers import TracedInt, sqrt
+from actprune.graph.numbers import TracedInt, tracing_root
 
 Attributes: TypeAlias = dict[tuple[Any, ...], int]
 """("attr", holder, path) → its value in the dense model."""
@@ -97,13 +96,18 @@ def _is_record(value: Any) -> bool:
 
 @contextlib.contextmanager
 def traced_roots() -> Iterator[None]:
-    """`math.sqrt` of a size remembers it."""
-    held = math.sqrt
-    math.sqrt = sqrt
+    """`math.sqrt` and `numpy.sqrt` of a size remember it, in modules that hold one (`from math import sqrt`) too."""
+    plain = [sys.modules[name].sqrt for name in ("math", "numpy") if name in sys.modules]
+    traced = {id(root): tracing_root(root) for root in plain}
+    holders = [getattr(module, "__dict__", {}) for module in list(sys.modules.values())]
+    held = [(names, names["sqrt"]) for names in holders if id(names.get("sqrt")) in traced]
+    for names, root in held:
+        names["sqrt"] = traced[id(root)]
     try:
         yield
     finally:
-        math.sqrt = held
+        for names, root in held:
+            names["sqrt"] = root
 
 
 @contextlib.contextmanager

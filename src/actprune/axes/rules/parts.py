@@ -118,7 +118,7 @@ def slice_(call: Call) -> Dims:
     if taken == n and call["step"] in (None, 1):
         return source
     step = int(call["step"] or 1)
-    if step != 1:
+    if step != 1 and taken:  # where nothing is taken, the step says nothing
         whole = n % step == 0 and taken == n // step
         if whole and not call.is_frozen(source[dim]):
             part, inner = call.algebra.split(source[dim], [taken, step], call.where)

@@ -83,6 +83,6 @@ def _sliced(value: Any) -> Iterator[Node]:
         value = source
 
 
-@rule("aten.imag")
+@rule("aten.imag", "aten._conj")
 def imag(call: Call) -> Dims:
     return call.axes(call["self"])
