@@ -574,3 +574,22 @@ def test_planes_that_are_looked_up_between_their_entries() -> None:
     x = torch.rand(16, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     result = ap.prune(Field(), [x, x], keep={"plane": 3, "hidden": 4}, method="l2")
     assert result.model.plane.shape == (1, 3, 4, 4)
+
+
+def test_a_mask_that_only_training_reads_is_cut_too() -> None:
+    """A buffer, as some speech networks draw for their dropout: it would no longer fit."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 3)
+            self.register_buffer("mask", torch.rand(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            return self.second(y * self.mask if self.training else y)
+
+    torch.manual_seed(0)
+    small = ap.prune(Masked(), torch.randn(8, 6), keep="units=50%", method="l2").model
+    assert small.mask.shape == (8,)
+    small.train()(torch.randn(4, 6)).sum().backward()

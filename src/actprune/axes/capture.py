@@ -46,8 +46,8 @@ class Graph:
         terms: the multiply-adds of every call as products of axes.
         frozen: leaf key → why it can't be cut.
         unknown_ops: ops without a rule; what they touch is frozen.
-        training: the forward pass of training mode, where parameters exist that only it uses
-            (auxiliary heads); else None.
+        training: the forward pass of training mode, where tensors exist that only it uses (auxiliary heads); else
+            None.
         masks: tensor name → the factor of ones under that name, which takes away units that no weight reads.
         training_sites: the contractions with those parameters; `training/` precedes their nodes' names.
         counted: the groups (by leaf key) that one number of the class counts: as many units stay of each.
@@ -151,10 +151,11 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
     nodes = set(inference.axes)
-    training = _training_branches(model, program) if program.parameters - program.used else None
-    unseen = training is None and bool(program.parameters - program.used)
+    unread = _unread(program)
+    training = _training_branches(model, program) if unread else None
+    unseen = training is None and bool(unread)
     if training is not None and training.used <= program.used:
-        training = None  # nothing uses those parameters
+        training = None  # nothing uses those tensors
     extra: tuple[Site, ...] = ()
     if training is not None:
         inference.walk(training)
@@ -212,8 +213,19 @@ def _resolved(dims: Dims, resolve: Callable[[Axis], Axis]) -> Dims:
     return tuple(map(resolve, dims))
 
 
+def _unread(program: Program) -> set[str]:
+    """The tensors of the model that its forward pass leaves out, and training may read: parameters, and buffers of
+    numbers (a mask of dropout), but no counters and no tables of places."""
+
+    def may_be_read(name: str) -> bool:
+        tensor = program.tensors[name]
+        return name in program.parameters or (tensor.is_floating_point() and tensor.dim() > 0)
+
+    return {name for name in program.held - program.used if may_be_read(name)}
+
+
 def _training_branches(model: nn.Module, program: Program) -> Program | None:
-    """Some parameters only work in training (auxiliary heads): what they share must be cut with them.
+    """Some tensors only work in training (auxiliary heads): what they share must be cut with them.
 
     BatchNorm can't train on a single sample, so a batch of one is tried twice over. A model whose training mode
     can't be captured is taken as it is in eval mode.

@@ -9,20 +9,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.numbers import TracedFloat, TracedInt
 
-_RESULT = {
-    "view",
-    "reshape",
-    "expand",
-    "broadcast_to",
-    "zeros",
-    "ones",
-    "empty",
-    "rand",
-    "randn",
-    "new_zeros",
-    "new_ones",
-    "new_empty",
-}
+_RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new_zeros new_ones new_empty".split()}
 _FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 
