@@ -177,6 +177,69 @@ def test_layers_are_fitted_as_a_whole(kind: str) -> None:
     torch.testing.assert_close(cut(net, plan, whole)(other), outputs(graph, other, whole), atol=1e-4, rtol=1e-4)
 
 
+class Loop(nn.Module):
+    """Cells, or a step of one's own, in a loop over time.
+
+    Args:
+        between: a layer whose result goes into the last step.
+        outputs: the states are returned as well.
+    """
+
+    def __init__(self, kind: str, between: bool = False, outputs: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.up, self.outputs = nn.Linear(INPUTS, WIDTH), outputs
+        self.steps = LAYERS[kind][0](WIDTH, 2 * HIDDEN) if kind in LAYERS else nn.Linear(WIDTH + 2 * HIDDEN, 2 * HIDDEN)
+        self.late = nn.Linear(2 * HIDDEN, 2 * HIDDEN) if between else None
+        self.head = nn.Linear(2 * HIDDEN, 3)
+        with torch.no_grad():
+            for tensor in self.steps.parameters():
+                tensor *= 3  # gates that open and close
+
+    def forward(self, x: Tensor) -> Any:
+        x, h = torch.tanh(self.up(x)), x.new_zeros(len(x), 2 * HIDDEN)
+        c = h
+        for t in range(STEPS):
+            if isinstance(self.steps, nn.LSTMCell):
+                h, c = self.steps(x[:, t], (h, c))
+            elif isinstance(self.steps, nn.GRUCell):
+                h = self.steps(x[:, t], h)
+            else:
+                h = torch.tanh(self.steps(torch.cat([x[:, t], h], 1)))
+            if self.late is not None and t == STEPS - 2:
+                h = torch.tanh(self.late(h))
+        return (self.head(h), h) if self.outputs else self.head(h)
+
+
+def loop_errors(model: nn.Module) -> tuple[list[float], Rewrite]:
+    """Squared errors of what comes out, on samples of their own, after refits and after steps; the latter rewrite."""
+    x, unseen = torch.randn(256, STEPS, INPUTS).split(192)
+    graph = capture(model.eval(), x[:48])
+    plan = make_plan(graph, {group.name: range(group.width - group.width // 4) for group in graph.groups})
+    rewrites = [compensate(graph, plan, x.split(48), method=method) for method in ("least_squares", "reconstruct")]
+    with torch.no_grad():
+        dense = model(unseen)
+        found = [float((cut(model, plan, rewrite)(unseen) - dense).square().sum()) for rewrite in rewrites]
+    return found, rewrites[1]
+
+
+@pytest.mark.parametrize("kind", ["gru cell", "lstm cell", "one's own"])
+def test_the_calls_of_a_loop_are_fitted_together(kind: str) -> None:
+    (refitted, stepped), rewrite = loop_errors(Loop(kind))
+    assert stepped < 0.9 * refitted
+    told = next(block for block in rewrite.record["blocks"].values() if block["module"] == "steps")
+    assert told["left"] < 0.8
+    assert told["batches"] == 3
+
+
+@pytest.mark.parametrize("hazard", [{"between": True}, {"outputs": True}])
+def test_calls_are_left_where_not_all_of_their_error_is_known(hazard: dict[str, bool]) -> None:
+    graph = capture(Loop("gru cell", **hazard).eval(), x := torch.randn(48, STEPS, INPUTS))
+    plan = make_plan(graph, {"up": range(4)})
+    rewrite = compensate(graph, plan, [x, x], method="reconstruct")
+    assert not any(name.startswith("steps") and "bias" in name for name in rewrite.tensors)
+
+
 def test_the_report_says_that_layers_were_fitted_as_a_whole() -> None:
     net, x = Net("lstm").eval(), torch.randn(384, STEPS, INPUTS, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

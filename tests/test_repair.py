@@ -894,7 +894,7 @@ def split_heads(config: Any, x: Tensor) -> Tensor:
     return x.view(*x.shape[:2], 4, -1)
 
 
-class Configured(nn.Module):
+class GivenConfiguration(nn.Module):
     """Heads by a plain function that is given the configuration, of a model that only a run can capture."""
 
     def __init__(self) -> None:
@@ -911,7 +911,7 @@ class Configured(nn.Module):
 
 
 def test_a_function_given_the_configuration_is_no_method_of_it() -> None:
-    model, x = Configured().eval(), torch.randn(2, 5, WIDTH)
+    model, x = GivenConfiguration().eval(), torch.randn(2, 5, WIDTH)
     graph = capture(model, x)
     assert graph.program.source == "real"
     heads = next(group for group in graph.groups if group.kind == "heads")

@@ -26,6 +26,7 @@ from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
+from actprune.compensation.together import Loop, find_loop, fit_together
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.stats.patches import output_rows
@@ -45,13 +46,25 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     """
     if any(map(writes, walk.nodes)) or walk.state.sparing:
         return {}
+    loop = find_loop(walk) if walk.streams.count > 1 else None
     blocks, batches, rounds = chosen(find_blocks(walk), walk.graph.program.batch_size, walk.streams.count, room)
     record: dict[str, Any] = {}
     for block in blocks:
+        if loop is not None and block.start > loop.start:
+            record, loop = record | _together(walk, loop, room), None
         if batches[block.reader]:
             walk.advance(block.start)
             record[block.reader.node] = _fit(walk, block, batches[block.reader], rounds)
+    if loop is not None:
+        record |= _together(walk, loop, room)
     return record
+
+
+def _together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
+    """Steps for what several calls read, once all in front of them is refitted."""
+    walk.advance(loop.start)
+    told = fit_together(walk, loop, room)
+    return {walk.nodes[loop.start].name: told} if told else {}
 
 
 def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:

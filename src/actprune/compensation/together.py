@@ -1,0 +1,221 @@
+"""Weights of several calls fitted together: steps of Gauss and Newton through all of these calls.
+
+One refit for all calls (`shared`) goes by what the dense network gives each of them. In a loop over time, as of the
+cells of a recurrent network, a call gets what those before it made: errors add up, and gates are not linear. These
+steps start from that refit, run the loop as it is, and go by what its layers, and those behind it, read (compare
+`unrolled`, for a recurrent layer that is one call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from actprune.axes.capture import Graph
+from actprune.axes.expr import Indices, kept_indices
+from actprune.axes.site import Site
+from actprune.compensation.effort import STEPS
+from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
+from actprune.compensation.own import calls_of, is_plain, placeholders_of
+from actprune.compensation.rows import contracted
+from actprune.compensation.streams import Streams
+from actprune.compensation.unrolled import affordable
+from actprune.compensation.walk import Walk
+from actprune.data.samples import evenly
+from actprune.graph.program import Program, named_arguments
+from actprune.graph.run import arguments, call
+
+HELD = 0.25
+"""Share of the batches that no step sees: on them it must bring what is read nearer to the dense network's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Calls that share weights, and what runs between them.
+
+    Attributes:
+        names: of the weights and biases that may change.
+        module: of the first call.
+        start: place of the first call among the nodes of a walk.
+        nodes: what is run, from there on.
+        read: value that a layer reads behind one of the calls → its units that stay, in the last dimension.
+    """
+
+    names: Sequence[str]
+    module: str
+    start: int
+    nodes: Sequence[Node]
+    read: Mapping[Node, Tensor]
+
+
+def find_loop(walk: Walk) -> Loop | None:
+    """All layers and cells that several calls share; None where another layer, or what is no layer, is between."""
+    graph, kept, names = walk.graph, walk.state.kept, _shared(walk)
+    sites: dict[str, list[Site]] = {}
+    for site in graph.sites:
+        sites.setdefault(site.node, []).append(site)
+    calls = {site.node for of_node in sites.values() for site in of_node if site.weight in names}
+    start = next((i for i, node in enumerate(walk.nodes) if node.name in calls), None)
+    if start is None or not names & walk.overrides.keys():
+        return None
+    behind, read = set[Node](), dict[Node, Tensor]()
+    for node in walk.nodes[start:]:
+        if node.name not in calls and behind.isdisjoint(node.all_input_nodes):
+            continue
+        for site in sites.get(node.name, ()):
+            source = _given(site, node, graph.program)
+            if source is None and not behind.isdisjoint(node.all_input_nodes):
+                return None  # a layer whose part of the error is not known
+            if source in behind and source is not None:
+                read[source] = _units(graph, site, kept)
+        if node.name not in sites or node.name in calls:
+            behind.add(node)
+    if not read or behind & {out for out in graph.program.outputs if isinstance(out, Node)}:
+        return None  # of an output nothing says how much it counts
+    nodes = _leading_to(walk.nodes[start:], read)
+    if any(node.name in sites and node.name not in calls for node in nodes):
+        return None  # it is refitted only later
+    biases = {site.bias for name in calls for site in sites[name] if site.bias is not None}
+    module = sites[walk.nodes[start].name][0].module
+    return Loop(sorted(names | _free(graph.program, biases, calls)), module, start, nodes, read)
+
+
+def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
+    """Steps from where a walk is; the overrides of its streams change. What was done.
+
+    Args:
+        room: bytes that derivatives may take.
+    """
+    run = _Run(walk, loop)
+    every, held = range(walk.streams.count), evenly(walk.streams.count, max(1, round(HELD * walk.streams.count)))
+    fitted, first = [i for i in every if i not in held], run.loss(held, run.nothing)
+    residuals = run.residual(held[0], run.nothing).numel()
+    rows = residuals // max(map(len, loop.read.values()))
+    count, rounds = affordable(dict(enumerate(run.masks)), rows, residuals, len(fitted), room)
+    if not count:
+        return {}
+    batches = [fitted[i] for i in evenly(len(fitted), count)]
+    left, failed = descend(partial(run.step, batches, held), first, rounds)
+    if left < first:
+        walk.overrides.update(run.tensors)
+    told = {
+        "module": loop.module,
+        "weights": list(loop.names),
+        "batches": count,
+        "left": left / first if first else 1.0,
+    }
+    return told if failed is None else {**told, "failed": failed}
+
+
+class _Run:
+    """The calls of a loop in the cut network, on every batch."""
+
+    def __init__(self, walk: Walk, loop: Loop) -> None:
+        self.loop, self.streams = loop, walk.streams
+        self.tensors = {name: walk.streams.tensor(name) for name in loop.names}
+        self.masks = [_mask(walk.graph, name, walk.state.kept) for name in loop.names]
+        self.nothing = [torch.zeros_like(mask) for mask in self.masks]
+        self.placeholders = {name: walk.state.placeholders[name] for name in loop.names}
+        with torch.no_grad():
+            self.dense = [self._read(i, {}, dense=True) for i in range(self.streams.count)]
+
+    def residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
+        found = self._read(i, self._changed(at))
+        return torch.cat([(a - b).flatten() for a, b in zip(found, self.dense[i], strict=True)])
+
+    def loss(self, batches: Sequence[int], at: Sequence[Tensor]) -> float:
+        with torch.no_grad():
+            return sum(float((self.residual(i, at) ** 2).sum()) for i in batches)
+
+    def step(self, fitted: Sequence[int], held: Sequence[int], loss: float) -> float:
+        """One step on some batches, as large as is best for the held-out ones; none where that does not help."""
+        residuals = [partial(self.residual, i) for i in fitted]
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have one derivative only
+            changes = gauss_newton(residuals, self.masks, STEPS)
+        best, loss = best_size(partial(self.loss, held), changes, loss)
+        if best is not None:
+            self.tensors = self._changed(best)
+        return loss
+
+    def _changed(self, at: Sequence[Tensor]) -> dict[str, Tensor]:
+        parts = zip(self.tensors.items(), self.masks, at, strict=True)
+        return {name: tensor + mask * change for (name, tensor), mask, change in parts}
+
+    def _read(self, i: int, tensors: Mapping[str, Tensor], dense: bool = False) -> list[Tensor]:
+        """What is read on a batch, its units that stay."""
+        values: dict[Node, Any] = {}
+        for name, tensor in tensors.items():
+            values |= dict.fromkeys(self.placeholders[name], tensor)
+        for node in self.loop.nodes:
+            for source in node.all_input_nodes:
+                if source not in values:
+                    values[source] = _value(self.streams, source, i, dense)
+            values[node] = call(node, *arguments(node, values))
+        return [values[node][..., units] for node, units in self.loop.read.items()]
+
+
+def _value(streams: Streams, node: Node, i: int, dense: bool) -> Any:
+    return streams.dense(node)[i] if dense else streams.now(node, i)
+
+
+def _shared(walk: Walk) -> set[str]:
+    """Names of the weights of linear layers and cells that several calls read, and nothing else does."""
+    nodes, calls = {node.name: node for node in walk.nodes}, dict[str, set[str]]()
+    for site in walk.graph.sites:
+        if site.node in nodes and _given(site, nodes[site.node], walk.graph.program) is not None:
+            calls.setdefault(site.weight, set()).add(site.node)
+    return {
+        name
+        for name, own in calls.items()
+        if len(own) > 1
+        and {reader.name for reader in calls_of(walk.state.placeholders[name])} == own
+        and walk.graph.program.tensors[name].dtype.itemsize >= 4
+    }
+
+
+def _free(program: Program, biases: set[str], calls: set[str]) -> set[str]:
+    """Those that these calls alone read."""
+    placeholders = placeholders_of(program)
+    return {name for name in biases if {call.name for call in calls_of(placeholders[name])} <= calls}
+
+
+def _given(site: Site, node: Node, program: Program) -> Node | None:
+    """What a linear layer, or a weight of a cell, is multiplied with; None for any other layer."""
+    if site.kind == "linear":
+        return contracted(node) if is_plain(node) else None
+    if site.kind != "recurrent" or "_cell" not in str(node.target):
+        return None
+    own = named_arguments(node)
+    state = own["hx"][0] if isinstance(own["hx"], list | tuple) else own["hx"]
+    return own["input"] if program.bindings.get(own["w_ih"].name) == site.weight else state
+
+
+def _units(graph: Graph, site: Site, kept: Mapping[int, Indices]) -> Tensor:
+    units = kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept)
+    return torch.as_tensor(units, device=graph.program.tensors[site.weight].device)
+
+
+def _leading_to(nodes: Sequence[Node], read: Mapping[Node, Any]) -> list[Node]:
+    """Those of the nodes, in their order, that what is read depends on."""
+    wanted = set(read)
+    for node in reversed(nodes):
+        if node in wanted:
+            wanted |= set(node.all_input_nodes)
+    return [node for node in nodes if node in wanted]
+
+
+def _mask(graph: Graph, name: str, kept: Mapping[int, Indices]) -> Tensor:
+    """1 where rows and columns stay."""
+    mask = torch.ones_like(graph.program.tensors[name])
+    for dim, axis in enumerate(graph.tensor_axes[name]):
+        stays = mask.new_zeros(mask.shape[dim])
+        stays[torch.as_tensor(kept_indices(axis, kept), device=mask.device)] = 1
+        mask *= stays.view([-1 if d == dim else 1 for d in range(mask.dim())])
+    return mask
