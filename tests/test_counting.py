@@ -128,6 +128,26 @@ def test_a_part_that_stays_whole_keeps_the_others_whole() -> None:
     assert adapted(Halves(norm=True).eval(), torch.randn(5, 6)).groups == ()
 
 
+class Sized(nn.Module):
+    """Of what the first layer makes only the size is used: zeros as large are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.zeros_like(self.first(x)))
+
+
+def test_zeros_that_nothing_makes_go_with_what_they_have_the_size_of() -> None:
+    model, x = Sized().eval(), torch.randn(4, 6)
+    graph = adapted(model, x)
+    assert [(group.name, group.width) for group in graph.groups] == [("first", 8)]
+    plan = make_plan(graph, {"first": [0, 1, 5]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
 class Cells(nn.Module):
     """Two cells that start from zeros of one size."""
 

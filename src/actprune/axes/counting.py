@@ -23,7 +23,7 @@ def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[int,
     while apart:
         known = look()
         found = [_side_by_side([inference.algebra.resolve(axis) for axis in axes]) for axes in apart]
-        alike = [at is not None and all(len(_fates(own, inference, known)) == 1 for own in at) for at in found]
+        alike = [at is not None and all(_alike(own, inference, known) for own in at) for at in found]
         if all(alike):
             each = (tuple(leaf.key for leaf in own if leaf.key in known.cut) for at in found for own in at or ())
             return tuple(keys for keys in each if len(keys) > 1)
@@ -34,11 +34,11 @@ def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[int,
     return ()
 
 
-def _fates(own: Sequence[Leaf], inference: Inference, known: Survey) -> set[bool]:
-    """Whether leaves can be cut; those that no tensor of the model has, as others will."""
-    held = {leaf.key in known.cut for leaf in own if leaf.key in known.leaves}
-    frozen = any(inference.algebra.frozen(leaf) is not None for leaf in own)
-    return (held or {True}) | ({False} if frozen else set())
+def _alike(own: Sequence[Leaf], inference: Inference, known: Survey) -> bool:
+    """Whether each leaf can be cut by itself, or none whatever it is one with. One that no tensor of the model has is
+    cut as others are."""
+    frozen = [inference.algebra.frozen(leaf) is not None for leaf in own]
+    return all(frozen) or not (any(frozen) or any(leaf.key in known.whole for leaf in own))
 
 
 def _side_by_side(axes: Sequence[Axis]) -> list[tuple[Leaf, ...]] | None:
