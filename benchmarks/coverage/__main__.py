@@ -18,7 +18,7 @@ from benchmarks.cache import Cache
 from benchmarks.command import command
 from benchmarks.coverage.runner import KEY, OURS, Key, Limits, measure_one, run_all
 from benchmarks.coverage.suites import SUITES, names
-from benchmarks.coverage.tables import markdown
+from benchmarks.coverage.tables import RIVALS, markdown
 
 from actprune.report.measure import versions
 
@@ -41,7 +41,8 @@ def main() -> None:
     limits = Limits(options.seconds, OURS.memory_gb)
 
     def one(key: Key, old: dict[str, Any] | None) -> dict[str, Any] | None:
-        return measure_one(key, None if options.again else old, options.rivals, folder, limits)
+        row = measure_one(key, None if options.again else old, options.rivals, folder, limits)
+        return row and {**{name: old[name] for name in RIVALS if old and name in old}, **row}  # theirs stays as it was
 
     run_all(wanted, cache, one, lambda line: _say(sys.stderr, line), options.jobs)
     rows = [cache.rows[suite, name] for suite in SUITES for name in names(suite, folder) if (suite, name) in cache.rows]
