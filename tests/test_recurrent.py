@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import actprune as ap
 from actprune.axes.capture import Graph, capture
+from actprune.compensation import together, unrolled
 from actprune.compensation.refit import compensate
 from actprune.data.take import fit
 from actprune.graph.run import run_all
@@ -230,6 +231,14 @@ def test_the_calls_of_a_loop_are_fitted_together(kind: str) -> None:
     told = next(block for block in rewrite.record["blocks"].values() if block["module"] == "steps")
     assert told["left"] < 0.8
     assert told["batches"] == 3
+
+
+def test_a_loop_that_is_too_much_work_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unrolled, "WORK", 0)
+    monkeypatch.setattr(together, "_Run", None)
+    graph = capture(Loop("gru cell").eval(), x := torch.randn(48, STEPS, INPUTS))
+    rewrite = compensate(graph, make_plan(graph, {"up": range(4)}), [x, x], method="reconstruct")
+    assert not any(block["module"] == "steps" for block in rewrite.record["blocks"].values())
 
 
 @pytest.mark.parametrize("hazard", [{"between": True}, {"outputs": True}])

@@ -922,6 +922,33 @@ def test_a_function_given_the_configuration_is_no_method_of_it() -> None:
     assert small(torch.randn(3, 5, WIDTH)).shape == (3, 5, WIDTH)
 
 
+class Starting(nn.Module):
+    """Three states made at one place of the source, of which nothing reads the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.width = WIDTH
+        self.cell, self.out = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, total, _ = (x.new_zeros(len(x), self.width) for _ in range(3))
+        for t in range(x.shape[1]):
+            state = torch.tanh(self.cell(torch.cat([x[:, t], state], 1)))
+            total = total + state
+        return self.out(total)
+
+
+def test_a_state_that_nothing_reads_may_have_any_size() -> None:
+    model, x = Starting().eval(), torch.randn(2, 3, WIDTH)
+    graph = capture(model, x)
+    (group,) = graph.groups
+    plan = make_plan(graph, {group.name: range(1, group.width)})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    assert small.width == WIDTH - 1
+
+
 GAIN = 1.0
 
 

@@ -35,6 +35,9 @@ from actprune.graph.run import arguments, call
 HELD = 0.25
 """Share of the batches that no step sees: on them it must bring what is read nearer to the dense network's."""
 
+BYTES = 4
+"""Of a number that is held."""
+
 
 @dataclass(frozen=True, eq=False)
 class Loop:
@@ -93,14 +96,16 @@ def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
     Args:
         room: bytes that derivatives may take.
     """
-    run = _Run(walk, loop)
-    every, held = range(walk.streams.count), evenly(walk.streams.count, max(1, round(HELD * walk.streams.count)))
-    fitted, first = [i for i in every if i not in held], run.loss(held, run.nothing)
-    residuals = run.residual(held[0], run.nothing).numel()
+    every, masks = range(walk.streams.count), [_mask(walk.graph, name, walk.state.kept) for name in loop.names]
+    residuals = sum(_numbers(value) * len(units) for value, units in loop.read.items())
+    held = evenly(len(every), max(1, min(round(HELD * len(every)), room // (BYTES * residuals))))
+    fitted = [i for i in every if i not in held]
     rows = residuals // max(map(len, loop.read.values()))
-    count, rounds = affordable(dict(enumerate(run.masks)), rows, residuals, len(fitted), room)
+    count, rounds = affordable(dict(enumerate(masks)), rows, residuals, len(fitted), room)
     if not count:
         return {}
+    run = _Run(walk, loop, masks)
+    first = run.loss(held, run.nothing)
     batches = [fitted[i] for i in evenly(len(fitted), count)]
     left, failed = descend(partial(run.step, batches, held), first, rounds)
     if left < first:
@@ -117,16 +122,17 @@ def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
 class _Run:
     """The calls of a loop in the cut network, on every batch."""
 
-    def __init__(self, walk: Walk, loop: Loop) -> None:
-        self.loop, self.streams = loop, walk.streams
+    def __init__(self, walk: Walk, loop: Loop, masks: Sequence[Tensor]) -> None:
+        self.loop, self.streams, self.masks = loop, walk.streams, masks
         self.tensors = {name: walk.streams.tensor(name) for name in loop.names}
-        self.masks = [_mask(walk.graph, name, walk.state.kept) for name in loop.names]
         self.nothing = [torch.zeros_like(mask) for mask in self.masks]
         self.placeholders = {name: walk.state.placeholders[name] for name in loop.names}
-        with torch.no_grad():
-            self.dense = [self._read(i, {}, dense=True) for i in range(self.streams.count)]
+        self.dense: dict[int, list[Tensor]] = {}  # of a large network not all batches have room
 
     def residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
+        if i not in self.dense:
+            with torch.no_grad():
+                self.dense[i] = self._read(i, {}, dense=True)
         found = self._read(i, self._changed(at))
         return torch.cat([(a - b).flatten() for a, b in zip(found, self.dense[i], strict=True)])
 
@@ -195,6 +201,11 @@ def _given(site: Site, node: Node, program: Program) -> Node | None:
     own = named_arguments(node)
     state = own["hx"][0] if isinstance(own["hx"], list | tuple) else own["hx"]
     return own["input"] if program.bindings.get(own["w_ih"].name) == site.weight else state
+
+
+def _numbers(value: Node) -> int:
+    """Of each unit, in a batch."""
+    return value.meta["val"].numel() // value.meta["val"].shape[-1]
 
 
 def _units(graph: Graph, site: Site, kept: Mapping[int, Indices]) -> Tensor:

@@ -55,6 +55,9 @@ _NOISE = {
 }
 """Calls that return their first argument; dropout is taken as off in every capture."""
 
+_MADE = tuple(f"aten.{name}." for name in "zeros ones full empty new_zeros new_ones new_full new_empty".split())
+"""Calls that make a constant from sizes."""
+
 
 def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> Program:
     """Capture `model` as it computes on `example_inputs`.
@@ -219,11 +222,13 @@ def check_ready(model: nn.Module) -> None:
 
 
 def _drop_noise(graph: Graph) -> None:
-    """Leave out what only hides a value, and every dropout, also that within attention and recurrent layers."""
+    """Leave out what only hides a value, constants that nothing reads, and every dropout, also that within attention
+    and recurrent layers."""
     for node in list(graph.nodes):
         _without_dropout(node)
         name = op_name(node)
-        if name == "aten._assert_tensor_metadata.default":
+        unread = not node.users and name.startswith(_MADE)  # of any size: no cut has to follow it
+        if unread or name == "aten._assert_tensor_metadata.default":
             graph.erase_node(node)
         elif name in _NOISE and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
