@@ -34,11 +34,16 @@ def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[int,
     return ()
 
 
-def _fates(own: Sequence[Leaf], inference: Inference, known: Survey) -> set[bool]:
-    """Whether leaves can be cut; those that no tensor of the model has, as others will."""
-    held = {leaf.key in known.cut for leaf in own if leaf.key in known.leaves}
-    frozen = any(inference.algebra.frozen(leaf) is not None for leaf in own)
-    return (held or {True}) | ({False} if frozen else set())
+def _fates(own: Sequence[Leaf], inference: Inference, known: Survey) -> set[bool | None]:
+    """Whether leaves can be cut; None of those that no tensor of the model has: no mask would reach them where they are
+    summed over, as in `ones_like(x).sum(-1)`."""
+
+    def fate(leaf: Leaf) -> bool | None:
+        if inference.algebra.frozen(leaf) is not None:
+            return False
+        return leaf.key in known.cut if leaf.key in known.leaves else None
+
+    return set(map(fate, own))
 
 
 def _side_by_side(axes: Sequence[Axis]) -> list[tuple[Leaf, ...]] | None:
