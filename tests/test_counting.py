@@ -175,3 +175,24 @@ def test_cells_that_start_from_one_number_keep_units_of_their_own() -> None:
     small: Any = cut(model, plan)
     assert small.hidden == 3
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+class Mean(nn.Module):
+    """Divides by how many units there are, which ones in their place say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.out, self.gain = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        count = torch.ones_like(y).sum(-1, keepdim=True)
+        return self.out(y) + self.gain(y.sum(-1, keepdim=True) / count)
+
+
+def test_ones_that_no_weight_reads_are_masked_with_what_they_are_like() -> None:
+    model, x = Mean().eval(), torch.randn(5, 6)
+    graph = adapted(model, x)
+    plan = make_plan(graph, {"first": [0, 2, 3]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
