@@ -35,11 +35,13 @@ def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[int,
 
 
 def _alike(own: Sequence[Leaf], inference: Inference, known: Survey) -> bool:
-    """Whether each leaf can be cut by itself, or none whatever it is one with. One that no tensor of the model has can't:
-    no mask would reach it where it is summed over, as in `ones_like(x).sum(-1)`."""
-    return all(inference.algebra.frozen(leaf) is not None for leaf in own) or known.cut.issuperset(
-        leaf.key for leaf in own
-    )
+    """Whether each leaf can be cut by itself, or none whatever it is one with.
+
+    One that no tensor of the model has can't: no mask would reach it where it is summed over, as in
+    `ones_like(x).sum(-1)`.
+    """
+    whole = all(inference.algebra.frozen(leaf) is not None for leaf in own)
+    return whole or known.cut.issuperset(leaf.key for leaf in own)
 
 
 def _side_by_side(axes: Sequence[Axis]) -> list[tuple[Leaf, ...]] | None:
