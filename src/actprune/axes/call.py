@@ -83,9 +83,10 @@ class Call:
 
     def axes(self, value: Any) -> Dims:
         """The axes of an argument; none for a number or an absent one."""
-        if isinstance(value, Node):
-            self.inference.merge_slices(value, self.where)
-        found = self.inference.axes.get(value, ()) if isinstance(value, Node) else ()
+        if not isinstance(value, Node):
+            return ()
+        self.inference.merge_slices(value, self.where)
+        found = self.inference.axes.get(value, ())
         return tuple(self.algebra.resolve(axis) for axis in found) if isinstance(found, tuple) else ()
 
     def stack(self, value: Any) -> Stack | None:

@@ -167,8 +167,8 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Gr
     def surveyed() -> Survey:
         return survey(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
 
-    counted = settle(inference, surveyed)
-    groups = find_groups(inference, surveyed())
+    counted, known = settle(inference, surveyed)
+    groups = find_groups(inference, known)
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)
     if training is not None:

@@ -13,25 +13,24 @@ from actprune.axes.groups import Survey
 from actprune.axes.inference import Inference
 
 
-def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[int, ...], ...]:
-    """The leaves (by key) of which equally many stay.
+def settle(inference: Inference, look: Callable[[], Survey]) -> tuple[tuple[tuple[int, ...], ...], Survey]:
+    """The leaves (by key) of which equally many stay, and what is then known of all leaves.
 
     Args:
         look: what can be cut by itself, by what the axes are by now; asked again whenever some became one.
     """
     apart = list(inference.counted)
-    while apart:
+    while True:
         known = look()
         found = [_side_by_side([inference.algebra.resolve(axis) for axis in axes]) for axes in apart]
         alike = [at is not None and all(_alike(own, inference, known) for own in at) for at in found]
         if all(alike):
             each = (tuple(leaf.key for leaf in own if leaf.key in known.cut) for at in found for own in at or ())
-            return tuple(keys for keys in each if len(keys) > 1)
+            return tuple(keys for keys in each if len(keys) > 1), known
         for axes, same in zip(apart, alike, strict=True):
             if not same:
                 inference.merge(axes, "one number in the class")
         apart = [axes for axes, same in zip(apart, alike, strict=True) if same]
-    return ()
 
 
 def _alike(own: Sequence[Leaf], inference: Inference, known: Survey) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import gcd, lcm
 
 from actprune.axes.expr import Axis, Concat, Leaf, Product, leaves, product, size
 from actprune.axes.inference import Inference
-from actprune.axes.site import Site
+from actprune.axes.site import Dims, Site
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Survey:
 
     Attributes:
         sites: all contractions, in the order of the forward pass.
+        tensors: tensor name → the axes of its dimensions.
         leaves: leaf key → the leaf.
         members: leaf key → the dimensions of tensors that contain it.
         producers, consumers: leaf key → the contractions that make it, and that sum over it.
@@ -67,6 +69,7 @@ class Survey:
     """
 
     sites: Sequence[Site]
+    tensors: Mapping[str, Dims]
     leaves: Mapping[int, Leaf]
     members: Mapping[int, Sequence[Member]]
     producers: Mapping[int, Sequence[Site]]
@@ -75,7 +78,7 @@ class Survey:
     multiples: Mapping[int, int]
     whole: Mapping[int, str]
 
-    @property
+    @cached_property
     def cut(self) -> set[int]:
         """The leaves that can be cut, each by itself."""
         return self.leaves.keys() - self.whole.keys()
@@ -118,7 +121,7 @@ def survey(inference: Inference, sites: Iterable[Site], used: frozenset[str], un
         return None
 
     whole = {key: reason for key, leaf in found.items() if (reason := why(key, leaf)) is not None}
-    return Survey(sites, found, members, producers, consumers, mixed, multiples, whole)
+    return Survey(sites, tensors, found, members, producers, consumers, mixed, multiples, whole)
 
 
 def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
@@ -126,10 +129,9 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
 
     Leaves that can't be cut are frozen here, so that afterwards every leaf is either a group's or frozen.
     """
-    tensors = _resolved(inference)
     normalized = _leaves_of(inference, inference.normalized)
     parallel = _leaves_of(inference, inference.parallel)
-    within = {key for dims in tensors.values() for axis in dims for key in _beside(axis, parallel)}
+    within = {key for dims in known.tensors.values() for axis in dims for key in _beside(axis, parallel)}
     groups: list[Group] = []
     for key, leaf in known.leaves.items():
         if key in known.whole:
@@ -143,7 +145,7 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
         carried = tuple(known.members[key]), tuple(made), tuple(read)
         groups.append(Group(name, key, leaf.size, kind, *carried, known.multiples.get(key, 1)))
     order = {site: i for i, site in enumerate(known.sites)}
-    groups.sort(key=lambda group: (order[group.producers[0]], _place(tensors, group)))
+    groups.sort(key=lambda group: (order[group.producers[0]], _place(known.tensors, group)))
     return tuple(_with_unique_names(groups))
 
 

@@ -23,7 +23,7 @@ from actprune.axes.expr import Indices, kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
-from actprune.compensation.own import calls_of, is_plain, placeholders_of
+from actprune.compensation.own import calls_of, is_plain
 from actprune.compensation.rows import contracted
 from actprune.compensation.streams import Streams
 from actprune.compensation.unrolled import affordable
@@ -87,7 +87,7 @@ def find_loop(walk: Walk) -> Loop | None:
         return None  # it is refitted only later
     biases = {site.bias for name in calls for site in sites[name] if site.bias is not None}
     module = sites[walk.nodes[start].name][0].module
-    return Loop(sorted(names | _free(graph.program, biases, calls)), module, start, nodes, read)
+    return Loop(sorted(names | _free(walk, biases, calls)), module, start, nodes, read)
 
 
 def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
@@ -186,10 +186,9 @@ def _shared(walk: Walk) -> set[str]:
     }
 
 
-def _free(program: Program, biases: set[str], calls: set[str]) -> set[str]:
+def _free(walk: Walk, biases: set[str], calls: set[str]) -> set[str]:
     """Those that these calls alone read."""
-    placeholders = placeholders_of(program)
-    return {name for name in biases if {call.name for call in calls_of(placeholders[name])} <= calls}
+    return {name for name in biases if {call.name for call in calls_of(walk.state.placeholders[name])} <= calls}
 
 
 def _given(site: Site, node: Node, program: Program) -> Node | None:
