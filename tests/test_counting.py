@@ -34,6 +34,13 @@ def selected(y: Tensor, heads: int) -> tuple[Tensor, ...]:
     return y[..., 0, :], y[..., 1, :], y[..., -1, :]
 
 
+def folded(y: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """A view leaves q | k | v as they are, and folds the heads into the samples."""
+    b, t, _ = y.shape
+    y = y.reshape(b, t, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, b * heads, t, -1)
+    return tuple(part.view(b, heads, t, -1) for part in y.unbind(0))
+
+
 def chunked(y: Tensor, heads: int) -> tuple[Tensor, ...]:
     return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in y.chunk(3, -1))
 
@@ -52,7 +59,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2)).mean(1)
 
 
-@pytest.mark.parametrize("parts", [unbound, selected, chunked])
+@pytest.mark.parametrize("parts", [unbound, selected, folded, chunked])
 def test_values_keep_units_of_their_own(parts: Parts) -> None:
     """As many as queries and keys, since the class has one number for all; heads go together."""
     model, x = Attention(parts).eval(), torch.randn(5, 7, 6)
@@ -97,6 +104,27 @@ def test_what_is_read_as_a_whole_has_one_set_of_units(parts: Parts) -> None:
     graph = adapted(model, x)
     assert {group.name: group.width for group in graph.groups} == {"qkv#1": 2, "qkv#2": 4}
     plan = make_plan(graph, {"qkv#1": [1], "qkv#2": [0, 2]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+class Grid(nn.Module):
+    """Rows of a stack, which a view divides and a loop takes apart as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.out = nn.Linear(6, 24), nn.ModuleList(nn.Linear(4, 5) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu().view(-1, 2, 12).transpose(1, 2).reshape(-1, 3, 4, 2)
+        return sum(out(y[:, i // 2, :, i % 2]) for i, out in enumerate(self.out))  # type: ignore[return-value]
+
+
+def test_of_a_stack_that_is_taken_apart_twice_one_dimension_has_units_of_its_own() -> None:
+    model, x = Grid().eval(), torch.randn(5, 6)
+    graph = adapted(model, x)
+    assert {group.name: group.width for group in graph.groups} == {"first#1": 4, "first#2": 4}
+    plan = make_plan(graph, {"first#1": [0, 2], "first#2": [1, 2]})
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
 
 

@@ -150,6 +150,7 @@ class Inference:
             for dims in stack.slices:
                 self.axes[source] = dims
                 results.append(cast("Dims", found(Call(self, node))))
+                self.merge_slices(node, place(node))  # a slice is not taken apart any further
         finally:
             self.axes[source], self.stacks[source] = stack.slices[0], stack
         self.stacks[node] = Stack(moved(node, stack.dim), results)

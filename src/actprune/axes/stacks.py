@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ _REARRANGING = tuple(
     f"aten.{name}."
     for name in "permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze clone contiguous detach".split()
 )
+
+_VIEWS = tuple(f"aten.{name}." for name in "view reshape _unsafe_view flatten unflatten".split())
 
 _MARK = 1000
 """Sizes from here on tell one dimension from another."""
@@ -42,8 +45,9 @@ class Stack:
 def rearranges(node: Node, dim: int) -> bool:
     """Whether a call only rearranges the dimensions of its first argument, or selects from others than `dim`."""
     selects = op_name(node) == "aten.select.int" and not _takes(node, dim)
+    views = op_name(node).startswith(_VIEWS) and _viewed(node, dim) is not None
     alone = len(node.all_input_nodes) == 1  # else a place is computed
-    return alone and (op_name(node).startswith(_REARRANGING) or _takes_all(node) or selects)
+    return alone and (op_name(node).startswith(_REARRANGING) or _takes_all(node) or selects or views)
 
 
 def _takes(node: Node, dim: int) -> bool:
@@ -57,10 +61,19 @@ def _takes_all(node: Node) -> bool:
     return op_name(node) == "aten.slice.Tensor" and shape(node) == shape(node.args[0])
 
 
+def _viewed(node: Node, dim: int) -> int | None:
+    """Where a view leaves a dimension as it is, with as much in front of it as before; None where it does not."""
+    before, after = shape(node.args[0]), shape(node)
+    same = (d for d, n in enumerate(after) if n == before[dim] and prod(after[:d]) == prod(before[:dim]))
+    return next(same, None)
+
+
 def moved(node: Node, dim: int) -> int:
     """Where a dimension is after a call that rearranges: it is known by its size."""
     if _takes_all(node):
         return dim
+    if op_name(node).startswith(_VIEWS) and (place := _viewed(node, dim)) is not None:
+        return place
     sizes = [n if n == 1 else _MARK + d for d, n in enumerate(shape(node.args[0]))]
     call: Any = node.target
     result: Tensor = call(torch.empty(sizes, device="meta"), *node.args[1:], **node.kwargs)
