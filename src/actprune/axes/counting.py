@@ -1,7 +1,7 @@
 """Which leaves one number counts: those of equal parts of a chunk, of the layers of a recurrent network.
 
-As many units stay of each of them, but not the same ones. Where one of them can't be cut by itself, or where two axes
-are built differently, they are one axis: then what is cut of one is cut of all.
+As many units stay of each of them, but not the same ones. Where one of them can't be cut by itself, where no tensor of
+the model has it, or where two axes are built differently, they are one axis: then what is cut of one is cut of all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stacks: tensors whose slices along one dimension have units of their own, such as [q | k | v] as (3, heads, dims).
 
-A slice that is taken out has its own axes. A call that only rearranges a stack gives another one; what reads it as a
-whole makes the slices one.
+A slice that is taken out has its own axes. A call that only rearranges a stack, or views it without touching the
+dimension of the slices, gives another one; what reads it as a whole makes the slices one.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def blamed(reason: str) -> str:
 
 
 def trial_units(graph: Graph, names: Iterable[str], seed: int = 0) -> dict[str, list[int]]:
-    """Each named group loses between one unit and half of them; different counts, so that ties show, but for groups of
-    which as many have to stay: these come along."""
+    """Each named group loses between one unit and half of them; different counts, so that one number for two of them
+    shows, but for groups of which as many have to stay: these come along."""
     draw, numbers = random.Random(seed), np.random.default_rng(seed)
     wanted = set(graph.together(names))
     kept: dict[str, list[int]] = {}

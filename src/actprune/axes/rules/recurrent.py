@@ -2,8 +2,8 @@
 
 One number, `hidden_size`, counts them all. The rows of a weight are its gates times the hidden units. Cutting a unit
 leaves the others as they are: it only stands in sums, those of the weights that read it. A state is a stack with a
-slice for each layer and direction; where one is read as a whole, by other calls than another recurrent one, all its
-slices have the same units.
+slice for each layer and direction (see `stacks`); where one is read as a whole, by other calls than another recurrent
+one, all its slices have the same units.
 """
 
 from __future__ import annotations
