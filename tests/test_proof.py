@@ -479,6 +479,33 @@ def test_a_slice_by_number() -> None:
 # ---- what would prove nothing
 
 
+class Chaos(nn.Module):
+    """A recurrent network that makes a hundred million times as much of every small change, and of rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.out = nn.RNN(3, 24, batch_first=True), nn.Linear(24, 2)
+        with torch.no_grad():
+            self.rnn.weight_hh_l0.mul_(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("fault", [0.0, 1e-6])
+def test_what_a_network_makes_of_rounding_is_no_fault(fault: float) -> None:
+    model, x = Chaos().eval(), torch.randn(4, 120, 3)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"rnn": range(2, 24)})
+    small: Any = cut(model, plan)
+    with torch.no_grad():
+        small.rnn.weight_hh_l0[3, 3] *= 1 + fault
+    proof = verify(model, small, plan, x, graph=graph, check=False)
+    assert proof.redrawn_error > TOLERANCE
+    assert proof.passed == (not fault)
+
+
 def test_constant_outputs_prove_nothing() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 1), nn.Softmax(1)).eval()
     x = torch.randn(4, 6)
