@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import actprune as ap
 from actprune.data.parts import needed
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import first_batch, fit, take
@@ -328,6 +329,27 @@ def test_a_model_that_needs_two_inputs_takes_them_from_a_flat_batch() -> None:
     with pytest.raises(DataError, match="no labels") as error:
         take(Pair(), [(X[:4], X[4:8])], 8, labels=True)
     says(error.value, "got: none")
+
+
+class Padded(nn.Module):
+    """Takes its inputs as one tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        x, lengths = given
+        return self.out(self.first(x).relu()) / lengths[:, None]
+
+
+def test_a_tuple_is_the_one_argument_where_there_is_but_one() -> None:
+    batch = ((X[:4], torch.arange(1, 5)), Y[:4] % 2)
+    model = Padded().eval()
+    result = ap.prune(model, [batch] * 4, keep="units=50%", finetune=ap.SGD([batch], nn.functional.cross_entropy))
+    assert result.model.first.out_features == 3
+    (known,) = fit(trace(model, (batch[0],)), [batch]).batches
+    assert torch.equal(known[1], batch[0][1])
 
 
 def test_what_a_model_can_do_without_may_be_labels() -> None:

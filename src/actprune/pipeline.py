@@ -80,8 +80,8 @@ def prune(
         model: any module that `torch.export` takes, or a Keras 3 model on the torch backend (docs/keras.md). It is left
             as it was (modes, dtype, hooks, random state), also when an error is raised, unless `inplace`.
         calibration: any iterable of batches: a tensor is the input; of a tuple or list the first element is, as
-            in a loader of (x, y), or as many first ones as `forward` can't do without, as in (a, b, y); a dict holds
-            keyword arguments, others than the model's are dropped. What an input named `attention_mask` or
+            in a loader of (x, y), or as many first ones as `forward` can't do without, as in (a, b, y) or ((a, b), y);
+            a dict holds keyword arguments, others than the model's are dropped. What an input named `attention_mask` or
             `key_padding_mask` marks as padding is no data (`actprune.stats.padding`).
         keep: the budget: "macs=50%", "params=10%", "bytes=25%", "latency=50%" (measured), "units=70%" (of every
             group, at least one), an amount ("params=500K", "macs=1.5G", "bytes=256KB", "latency=5ms"), a bare

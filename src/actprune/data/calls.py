@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from actprune.data.parts import needed, parted
+from actprune.data.parts import most, needed, parted, placed
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments, by_name, call_arguments
 from actprune.graph.program import Program
@@ -26,13 +26,13 @@ def as_call(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Argu
     if forward is not None:
         return _recorded(model, batch, forward), parted(batch)[1]
     inputs, beside = parted(batch, needed(model))
-    return call_arguments(model, _known(inputs)), beside
+    return call_arguments(model, placed(_known(inputs), most(model))), beside
 
 
 def as_captured_call(program: Program, batch: Any) -> tuple[Arguments, tuple[Any, ...]]:
     """As `as_call`, for a model that is captured already."""
     inputs, beside = parted(batch, program.positional)
-    return _captured_arguments(program, _known(inputs)), beside
+    return _captured_arguments(program, placed(_known(inputs), program.positional)), beside
 
 
 def _captured_arguments(program: Program, inputs: Any) -> Arguments:
