@@ -496,11 +496,13 @@ def test_a_cache_that_is_asked_for() -> None:
         capture(Decoder(), {"x": x, "use_cache": True})
 
 
-def test_a_decoder_that_only_its_configuration_speaks_of() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_decoder_that_only_its_configuration_speaks_of(nested: bool) -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.config = Decoder(), SimpleNamespace(use_cache=True)
+            self.inner, self.config = Decoder(), SimpleNamespace()
+            vars(self.inner if nested else self)["config"] = SimpleNamespace(use_cache=True)
 
         def forward(self, x: Tensor, **anything: Any) -> Any:
             return self.inner(x, **anything)
@@ -508,6 +510,34 @@ def test_a_decoder_that_only_its_configuration_speaks_of() -> None:
     x = torch.randn(4, 6)
     assert_runs_like(Wrapped().eval(), x)
     assert call_arguments(Wrapped(), x) == ((), {"x": x, "use_cache": False})
+
+
+def test_tensors_in_the_layers_of_a_cache_are_seen() -> None:
+    class Layers:
+        def __init__(self, value: Tensor) -> None:
+            self.layers = [Opaque(value)]
+
+    class Model(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return super().forward(input), Layers(input)
+
+    with pytest.raises(CaptureError, match=r"the outputs hold a Layers, whose tensors \(layers\) can't be compared"):
+        capture(Model(4, 3), torch.randn(2, 4))
+
+
+def test_an_lstm_below_autograd_runs_in_float64() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.lstm(x)[0]
+            return self.fc(torch.vmap(torch.tanh)(y if float(y.sum()) > -1e9 else -y))
+
+    x = torch.randn(4, 2, 6)
+    result = ap.prune(Model(), [x, x], keep="units=50%", method="l2")
+    assert result.proof.passed and result.plan.widths == {"lstm": 4}
 
 
 class Joined(nn.Module):

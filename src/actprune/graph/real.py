@@ -77,7 +77,7 @@ def recorded(
 
     recorder: Recorder | None = None
     existing = _existing()
-    with kept_buffers(model, parameters=True), _module_paths(model):
+    with kept_buffers(model, parameters=True), _module_paths(model), _own_layers(allowed=whole):
         tracer = make_fx(
             call, tracing_mode="real", pre_dispatch=whole, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
@@ -133,6 +133,17 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+@contextlib.contextmanager
+def _own_layers(*, allowed: bool) -> Iterator[None]:
+    """MKL-DNN has an LSTM of its own, which would be recorded below autograd, and can't run in float64."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and allowed
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def _check_seen(module: GraphModule, names: Names, existing: list[Tensor]) -> None:
