@@ -525,19 +525,34 @@ def test_tensors_in_the_layers_of_a_cache_are_seen() -> None:
         capture(Model(4, 3), torch.randn(2, 4))
 
 
-def test_an_lstm_below_autograd_runs_in_float64() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm, self.fc = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+class Below(nn.Module):
+    """A branch on a value and a `vmap`: neither export nor a record of whole calls is enough."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.lstm(x)[0]
-            return self.fc(torch.vmap(torch.tanh)(y if float(y.sum()) > -1e9 else -y))
+    def __init__(self, lstm: bool) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, batch_first=True) if lstm else None
+        self.q, self.v, self.fc = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
 
-    x = torch.randn(4, 2, 6)
-    result = ap.prune(Model(), [x, x], keep="units=50%", method="l2")
-    assert result.proof.passed and result.plan.widths == {"lstm": 4}
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.v))
+        y = (
+            self.lstm(x)[0]
+            if self.lstm
+            else F.scaled_dot_product_attention(q, q, v, scale=0.5).transpose(1, 2).flatten(2)
+        )
+        return self.fc(torch.vmap(torch.tanh)(y if float(y.sum()) > -1e9 else -y))
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+def test_lstms_and_attentions_below_autograd_are_products(lstm: bool) -> None:
+    model, x = Below(lstm).eval(), torch.randn(4, 2, 6)
+    graph = capture(model, x)
+    assert graph.unknown_ops == ()
+    assert {group.name: group.kind for group in graph.groups} == (
+        {"lstm": "neurons"} if lstm else {"q#1": "heads", "q#2": "head dims", "v": "head dims"}
+    )
+    plan = ap.make_plan(graph, {group.name: range(1) for group in graph.groups})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
 
 
 class Joined(nn.Module):
