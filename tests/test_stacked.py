@@ -222,6 +222,27 @@ def test_matrices_that_are_taken_one_by_one(how: Callable[[Tensor, Tensor, Tenso
     assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
 
 
+class Grouped(nn.Module):
+    """A block-diagonal layer: the weight of a linear layer, viewed as a matrix for each group of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks, self.last, self.groups = nn.Linear(6, 16), nn.Linear(8, 20), nn.Linear(20, 3), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)).unflatten(-1, (self.groups, -1))
+        weight = self.blocks.weight.view(self.groups, -1, x.shape[-1]).transpose(1, 2)
+        return self.last(torch.bmm(x.transpose(0, 1), weight).transpose(0, 1).flatten(1))
+
+
+def test_a_weight_that_is_viewed_as_several_matrices() -> None:
+    model, x = Grouped().eval(), torch.randn(4, 6)
+    graph = ap.capture(model, x)
+    assert {group.name: group.width for group in graph.groups} == {"first#1": 8, "first#2": 2, "blocks.weight": 10}
+    plan = ap.make_plan(graph, {"first#1": [1, 3, 4], "first#2": [1], "blocks.weight": [0, 4]})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
+
+
 # -- projections to several dimensions, or from several, at once -------------------------------------
 
 PROJECTIONS: dict[str, tuple[str, tuple[int, ...]]] = {
