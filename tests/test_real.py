@@ -20,6 +20,7 @@ import actprune as ap
 from actprune.axes.capture import capture
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError
+from actprune.graph import trace
 from actprune.graph.program import module_path, op_name, place
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments
@@ -583,3 +584,38 @@ class Joined(nn.Module):
 def test_weights_with_joined_dimensions(how: Callable[[Tensor], Tensor], sizes: tuple[int, ...], method: str) -> None:
     result = ap.prune(Joined(how, *sizes), [torch.randn(16, 6)] * 4, keep="macs=60%", method=method)
     assert result.proof.passed and result.report.pruned.macs <= 0.6 * result.report.dense.macs
+
+
+class Branching(nn.Module):
+    """A branch on a value, and a layer for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aside = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = torch.relu(self.a(x))
+        x = x if float(x.sum()) > -1e9 else -x
+        return (self.b(x), self.aside(x)) if self.training else (self.b(x),)
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    calls, original = list[int](), getattr(trace, name)
+    monkeypatch.setattr(trace, name, lambda *given, **named: calls.append(1) or original(*given, **named))
+    return calls
+
+
+def test_what_export_refuses_is_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exports, model, x = _counted(monkeypatch, "_exported"), Branching().eval(), torch.randn(4, 6)
+    graph = capture(model, x)
+    assert graph.program.source == "real" and graph.training is not None
+    plan = ap.make_plan(graph, {"a": range(4)})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
+    assert len(exports) == 1
+
+
+def test_a_model_that_does_not_run_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exports, records = _counted(monkeypatch, "_exported"), _counted(monkeypatch, "recorded")
+    with pytest.raises(CaptureError, match="mat1 and mat2 shapes cannot be multiplied"):
+        capture(Branching(), torch.randn(4, 5))
+    assert (len(exports), len(records)) == (1, 0)
