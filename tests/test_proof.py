@@ -578,6 +578,7 @@ def test_the_cut_model_is_moved_not_replaced() -> None:
         ((torch.ones(1),), (1.0,), float("inf")),
         ((None, 3, "a"), (None, 3, "a"), 0.0),
         ((3,), (4,), float("inf")),
+        ((object(),), (object(),), 0.0),
         ((), (), 0.0),
         ((1,), (), float("inf")),
     ],

@@ -20,6 +20,7 @@ import actprune as ap
 from actprune.axes.capture import capture
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError
+from actprune.graph import trace
 from actprune.graph.program import module_path, op_name, place
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments
@@ -496,11 +497,13 @@ def test_a_cache_that_is_asked_for() -> None:
         capture(Decoder(), {"x": x, "use_cache": True})
 
 
-def test_a_decoder_that_only_its_configuration_speaks_of() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_decoder_that_only_its_configuration_speaks_of(nested: bool) -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.config = Decoder(), SimpleNamespace(use_cache=True)
+            self.inner, self.config = Decoder(), SimpleNamespace()
+            vars(self.inner if nested else self)["config"] = SimpleNamespace(use_cache=True)
 
         def forward(self, x: Tensor, **anything: Any) -> Any:
             return self.inner(x, **anything)
@@ -508,6 +511,49 @@ def test_a_decoder_that_only_its_configuration_speaks_of() -> None:
     x = torch.randn(4, 6)
     assert_runs_like(Wrapped().eval(), x)
     assert call_arguments(Wrapped(), x) == ((), {"x": x, "use_cache": False})
+
+
+def test_tensors_in_the_layers_of_a_cache_are_seen() -> None:
+    class Layers:
+        def __init__(self, value: Tensor) -> None:
+            self.layers = [Opaque(value)]
+
+    class Model(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return super().forward(input), Layers(input)
+
+    with pytest.raises(CaptureError, match=r"the outputs hold a Layers, whose tensors \(layers\) can't be compared"):
+        capture(Model(4, 3), torch.randn(2, 4))
+
+
+class Below(nn.Module):
+    """A branch on a value and a `vmap`: neither export nor a record of whole calls is enough."""
+
+    def __init__(self, lstm: bool) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, batch_first=True) if lstm else None
+        self.q, self.v, self.fc = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.v))
+        y = (
+            self.lstm(x)[0]
+            if self.lstm
+            else F.scaled_dot_product_attention(q, q, v, scale=0.5).transpose(1, 2).flatten(2)
+        )
+        return self.fc(torch.vmap(torch.tanh)(y if float(y.sum()) > -1e9 else -y))
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+def test_lstms_and_attentions_below_autograd_are_products(lstm: bool) -> None:
+    model, x = Below(lstm).eval(), torch.randn(4, 2, 6)
+    graph = capture(model, x)
+    assert graph.unknown_ops == ()
+    assert {group.name: group.kind for group in graph.groups} == (
+        {"lstm": "neurons"} if lstm else {"q#1": "heads", "q#2": "head dims", "v": "head dims"}
+    )
+    plan = ap.make_plan(graph, {group.name: range(1) for group in graph.groups})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
 
 
 class Joined(nn.Module):
@@ -538,3 +584,38 @@ class Joined(nn.Module):
 def test_weights_with_joined_dimensions(how: Callable[[Tensor], Tensor], sizes: tuple[int, ...], method: str) -> None:
     result = ap.prune(Joined(how, *sizes), [torch.randn(16, 6)] * 4, keep="macs=60%", method=method)
     assert result.proof.passed and result.report.pruned.macs <= 0.6 * result.report.dense.macs
+
+
+class Branching(nn.Module):
+    """A branch on a value, and a layer for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aside = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = torch.relu(self.a(x))
+        x = x if float(x.sum()) > -1e9 else -x
+        return (self.b(x), self.aside(x)) if self.training else (self.b(x),)
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    calls, original = list[int](), getattr(trace, name)
+    monkeypatch.setattr(trace, name, lambda *given, **named: calls.append(1) or original(*given, **named))
+    return calls
+
+
+def test_what_export_refuses_is_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exports, model, x = _counted(monkeypatch, "_exported"), Branching().eval(), torch.randn(4, 6)
+    graph = capture(model, x)
+    assert graph.program.source == "real" and graph.training is not None
+    plan = ap.make_plan(graph, {"a": range(4)})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
+    assert len(exports) == 1
+
+
+def test_a_model_that_does_not_run_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exports, records = _counted(monkeypatch, "_exported"), _counted(monkeypatch, "recorded")
+    with pytest.raises(CaptureError, match="mat1 and mat2 shapes cannot be multiplied"):
+        capture(Branching(), torch.randn(4, 5))
+    assert (len(exports), len(records)) == (1, 0)

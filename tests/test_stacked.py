@@ -194,6 +194,55 @@ def test_the_report_tells_of_products_without_a_refit() -> None:
     assert any("ranked by weights alone" in note for note in result.report.notes)
 
 
+class OneByOne(nn.Module):
+    """Matrices of one parameter, each taken by itself: as experts that are visited in a loop have them."""
+
+    def __init__(self, how: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(6, 8), nn.Linear(8, 3), how
+        self.w, self.b = nn.Parameter(torch.randn(2, 8, 10)), nn.Parameter(torch.randn(2, 10))
+        self.v = nn.Parameter(torch.randn(2, 10, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        experts = zip(self.w, self.b, self.v, strict=True)
+        return self.last(sum(torch.relu(self.how(x, w, b)).matmul(v) for w, b, v in experts))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [lambda x, w, b: x @ w.float() + b, lambda x, w, b: torch.addmm(b, x, w), lambda x, w, b: F.linear(x, w.t(), b)],
+    ids=["matmul", "addmm", "linear"],
+)
+def test_matrices_that_are_taken_one_by_one(how: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    model, x = OneByOne(how).eval(), torch.randn(4, 6)
+    graph = ap.capture(model, x)
+    assert {group.name: group.width for group in graph.groups} == {"first": 8, "w": 10, "v": 8}
+    plan = ap.make_plan(graph, {"first": [0, 3], "w": [1, 2, 5], "v": [4, 6]})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
+
+
+class Grouped(nn.Module):
+    """A block-diagonal layer: the weight of a linear layer, viewed as a matrix for each group of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks, self.last, self.groups = nn.Linear(6, 16), nn.Linear(8, 20), nn.Linear(20, 3), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)).unflatten(-1, (self.groups, -1))
+        weight = self.blocks.weight.view(self.groups, -1, x.shape[-1]).transpose(1, 2)
+        return self.last(torch.bmm(x.transpose(0, 1), weight).transpose(0, 1).flatten(1))
+
+
+def test_a_weight_that_is_viewed_as_several_matrices() -> None:
+    model, x = Grouped().eval(), torch.randn(4, 6)
+    graph = ap.capture(model, x)
+    assert {group.name: group.width for group in graph.groups} == {"first#1": 8, "first#2": 2, "blocks.weight": 10}
+    plan = ap.make_plan(graph, {"first#1": [1, 3, 4], "first#2": [1], "blocks.weight": [0, 4]})
+    assert ap.verify(model, ap.cut(model, plan), plan, x, graph=graph).passed
+
+
 # -- projections to several dimensions, or from several, at once -------------------------------------
 
 PROJECTIONS: dict[str, tuple[str, tuple[int, ...]]] = {

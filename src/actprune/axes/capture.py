@@ -134,18 +134,19 @@ class Graph:
         return account(self.tensor_axes, sizes, program.parameters, self.groups, self.frozen)
 
 
-def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Graph:
+def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False, like: Program | None = None) -> Graph:
     """Capture `model` as a graph and find what can be cut in it.
 
     Args:
         model: any module that runs on these inputs; it is left as it was.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
         norms: whether axes that a norm or a mean runs over may be cut as well (the width of a transformer).
+        like: a program of the same class: the way that it was captured is tried first.
 
     Raises:
         CaptureError: the model can't be exported with these inputs.
     """
-    program = trace(model, example_inputs)
+    program = trace(model, example_inputs, like=like)
     inference = Inference(norms)
     inference.walk(program)
     every, terms = tuple(inference.sites), tuple(inference.terms)
@@ -233,7 +234,7 @@ def _training_branches(model: nn.Module, program: Program) -> Program | None:
     for times in (1, 2) if program.batch_size == 1 else (1,):
         args, kwargs = pytree.tree_unflatten(list(program.repeated(program.example, times)), program.in_spec)
         try:
-            return trace(model, kwargs or args, training=True)
+            return trace(model, kwargs or args, training=True, like=program)
         except CaptureError:
             continue
     return None

@@ -97,6 +97,19 @@ class StoredTensors:
                 value = next((n for n in value.all_input_nodes if shape(n) == shape(value)), None)
         return None
 
+    def made_alone(self, value: Any) -> bool:
+        """Whether a value is computed from tensors of the state dict and numbers alone, as one matrix of several is."""
+        waiting, seen = [value], {value}
+        while waiting:
+            node = waiting.pop()
+            if node in self.names:
+                continue
+            if not isinstance(node, Node) or node.op != "call_function":
+                return False
+            waiting += [source for source in node.all_input_nodes if source not in seen]
+            seen.update(node.all_input_nodes)
+        return not self.names.keys().isdisjoint(seen)
+
 
 def _turned(node: Node) -> list[int] | None:
     """Which dimension of its argument each one of a transpose or permute is; None for any other call."""

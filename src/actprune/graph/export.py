@@ -11,6 +11,7 @@ import torch.fx.traceback as annotations
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, config
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from actprune.graph.names import Names
@@ -58,9 +59,14 @@ def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | 
     if isinstance(model, Rebuilt):
         with annotations.preserve_node_meta(), _without_stack_traces():
             return torch.export.export(model, args, kwargs, strict=False), None
-    with contextlib.suppress(Exception), recording(model) as recorder:
-        return torch.export.export(model, args, kwargs, strict=False), recorder
-    return torch.export.export(model, args, kwargs, strict=False), None
+    try:
+        with recording(model) as recorder:
+            return torch.export.export(model, args, kwargs, strict=False), recorder
+    except GuardOnDataDependentSymNode:  # the values of tensors decide: without the record as well
+        raise
+    except Exception:
+        recorder = None
+    return torch.export.export(model, args, kwargs, strict=False), recorder
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.graph.traced import Refused
@@ -39,7 +39,16 @@ def _is_container(leaf: Any) -> bool:
 
 
 def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+    """Also within objects in lists, as the layers of a cache; what a model holds is no output."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            if isinstance(leaf, Tensor):
+                return True
+            if not isinstance(leaf, type | nn.Module) and id(leaf) not in seen:
+                seen.add(id(leaf))
+                waiting += getattr(leaf, "__dict__", {}).values()
+    return False
 
 
 def _items(value: Any) -> tuple[list[Any], Any]:

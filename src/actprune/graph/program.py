@@ -42,6 +42,7 @@ class Program:
         architecture: hash of the names, shapes and dtypes in the state dict.
         subgraphs: node name → the module that stands for the branch or region of a higher-order op.
         source: the tracer: "export", or "real" for a run on real tensors (branches and sizes are those of the example).
+        tracer: its number among those that are tried, in their order.
         added: keyword arguments that were added to the user's: a decoder is told not to return its cache.
         inputs: names of the placeholders that take the user's inputs, flattened.
         kwarg_names: the keyword arguments at capture, in order.
@@ -70,6 +71,7 @@ class Program:
     sizes: Sizes = field(default_factory=Sizes, repr=False)
     subgraphs: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     source: str = "export"
+    tracer: int = 0
     added: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property

@@ -20,6 +20,7 @@ from torch._export.passes.replace_autocast_with_hop_pass import replace_autocast
 from torch.fx import Graph, GraphModule, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
@@ -77,7 +78,7 @@ def recorded(
 
     recorder: Recorder | None = None
     existing = _existing()
-    with kept_buffers(model, parameters=True), _module_paths(model):
+    with kept_buffers(model, parameters=True), _module_paths(model), _fused_calls(allowed=whole):
         tracer = make_fx(
             call, tracing_mode="real", pre_dispatch=whole, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
@@ -133,6 +134,22 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+@contextlib.contextmanager
+def _fused_calls(*, allowed: bool) -> Iterator[None]:
+    """Below autograd an LSTM of MKL-DNN's would be recorded, which can't run in float64, and attentions of a device's,
+    which no rule knows; without them both are products."""
+    if allowed:
+        yield
+        return
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def _check_seen(module: GraphModule, names: Names, existing: list[Tensor]) -> None:

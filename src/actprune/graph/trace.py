@@ -59,7 +59,7 @@ _MADE = tuple(f"aten.{name}." for name in "zeros ones full empty new_zeros new_o
 """Calls that make a constant from sizes."""
 
 
-def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> Program:
+def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like: Program | None = None) -> Program:
     """Capture `model` as it computes on `example_inputs`.
 
     Args:
@@ -68,6 +68,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
             (keyword arguments; keys that are not in the signature of `forward` are dropped). Arguments may be
             nested, and some of them may be numbers, strings or None.
         training: capture the branches of training mode instead of those of eval mode.
+        like: a program of the same class: the way that it was captured is tried first.
 
     Raises:
         CaptureError: the inputs are not tensors, or the model does not run on them.
@@ -92,7 +93,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         for module in model.modules():
             module.training = training
         args, kwargs = pytree.tree_unflatten(flat, in_spec)
-        traced = _traced(model, args, kwargs, names)
+        traced, tracer = _traced(model, args, kwargs, names, like.tracer if like is not None else 0)
         graph = traced.graph
         _claim_names(graph)
         inline(graph, traced.module)
@@ -127,6 +128,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False) -> P
         sizes=_sizes(model, traced, graph),
         subgraphs={node.name: node.meta["subgraph"] for node in graph.nodes if node.op == "get_attr"},
         source=traced.source,
+        tracer=tracer,
         added={name: value for name, value in added(model).items() if kwargs.get(name, value) is value},
     )
 
@@ -161,27 +163,42 @@ def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
 
 
 def _traced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, *, last: bool = False
-) -> Traced:
-    """By export, else by a run on real tensors, the last time below autograd and vmap.
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, first: int, *, last: bool = False
+) -> tuple[Traced, int]:
+    """By export, else by a run on real tensors, the last time below autograd and vmap; and the number of that tracer.
 
     What a class in the outputs holds may be known only after a run: export, which takes it from then on, is tried
     once more, so that this capture is what the next one will be.
     """
     reasons: dict[str, Exception] = {}
     run, below = (partial(recorded, whole=whole, last=last) for whole in (True, False))
-    for name, tracer in (("torch.export", _exported), ("recording a run", run), ("recording a run", below)):
+    tracers = enumerate((("torch.export", _exported), ("recording a run", run), ("recording a run", below)))
+    for number, (name, tracer) in sorted(tracers, key=lambda found: (found[0] < first, found[0])):
         try:
             with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
                 traced = tracer(model, args, kwargs, names)
                 _check_flat(traced.graph)
-                return traced
+                return traced, number
         except MadeKnown:
-            return _traced(model, args, kwargs, names, last=True)
+            return _traced(model, args, kwargs, names, first, last=True)
         except Exception as error:  # a tracer raises whatever the model raises, and more
             reasons.setdefault(name, error)
+            if number == first and (own := _own_error(model, args, kwargs)) is not None:
+                reasons.setdefault("recording a run", own)  # as the other tracers would find, for more time
+                break
     tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     raise _refusal(model, tensors, reasons) from reasons["recording a run"]
+
+
+def _own_error(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What a call of the model itself raises."""
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+    try:
+        with kept_buffers(model, parameters=True), quiet():
+            model(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
 
 
 def _check_flat(graph: Graph) -> None:

@@ -187,7 +187,7 @@ def _compare_graphs(
 ) -> None:
     """Capture the cut model and compare: costs, real weights, redrawn weights, training branches, eager."""
     try:
-        after = capture(small, inputs)
+        after = capture(small, inputs, like=dense.program)
     except CaptureError as error:
         found.note(f"the cut model can't be captured: {error.got}", "a class that runs at its new sizes")
         return

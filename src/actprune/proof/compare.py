@@ -118,7 +118,8 @@ def relative_error(expected: Sequence[Any], found: Sequence[Any]) -> float:
 
 def _error(a: Any, b: Any) -> float:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return 0.0 if type(a) is type(b) and a == b else float("inf")
+        alike = type(a) is type(b) and (a == b or type(a).__eq__ is object.__eq__)  # which says no more than "the same"
+        return 0.0 if alike else float("inf")
     if a.shape != b.shape or is_float(a) != is_float(b):
         return float("inf")
     if not is_float(a):

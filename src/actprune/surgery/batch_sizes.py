@@ -86,7 +86,7 @@ def _captured_again(model: nn.Module, program: Program) -> BatchSizes:
     for times in TIMES:
         args, kwargs = pytree.tree_unflatten(list(program.resized(times * program.batch_size)), program.in_spec)
         try:
-            other = trace(model, kwargs or args)
+            other = trace(model, kwargs or args, like=program)
         except CaptureError:
             return BatchSizes(program.batch_size)
         found.append({node.name: node for node in other.nodes if node.op == "call_function"})

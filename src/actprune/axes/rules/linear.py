@@ -66,8 +66,10 @@ def _contract(call: Call, left: Any, right: Any, bias: Any) -> Dims:
     columns, inner_b = b[1:][-1:], b[max(len(b) - 2, 0)]  # a vector on the right has no columns
     call.unify(inner_a, inner_b)
     batch = _broadcast_batch(call, a[:-2], b[:-2])
-    if len(b) == 2 and (call.inference.stored.joined(right) or call.made_of(right, 1)) is not None:
-        call.site("linear", right, bias, in_dim=0, out_dim=1, source=(left, -1))
+    stored, columns_at = call.inference.stored, len(b) - 1
+    whole = len(b) == 2 and (stored.joined(right) or call.made_of(right, 1)) is not None
+    if whole or (len(b) > 1 and len(a) > 1 and stored.made_alone(right)):
+        call.site("linear", right, bias, in_dim=columns_at - 1, out_dim=columns_at, source=(left, -1))
     else:
         # two activations, or a parameter on the left: there are no columns of a weight that could be set to zero
         call.mixes(left, -1)
