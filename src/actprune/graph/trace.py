@@ -6,18 +6,14 @@ modes, hooks, buffers, cached attributes, random state.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset
 
 from actprune.errors import CaptureError
 from actprune.graph.arguments import added, call_arguments
@@ -34,6 +30,7 @@ from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
 from actprune.graph.rebuilt import Rebuilt, name_of
+from actprune.graph.refusal import float_types, one_batch, refusal
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import MadeKnown, Refused, Traced
 
@@ -84,7 +81,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
             expected="a tensor, a tuple of tensors or a dict of tensors",
             got=type(example_inputs).__name__,
             where="example_inputs",
-            hint=_one_batch(example_inputs),
+            hint=one_batch(example_inputs),
         )
     names = Names(model)
     # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
@@ -187,7 +184,7 @@ def _traced(
                 reasons.setdefault("recording a run", own)  # as the other tracers would find, for more time
                 break
     tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    raise _refusal(model, tensors, reasons) from reasons["recording a run"]
+    raise refusal(model, tensors, reasons) from reasons["recording a run"]
 
 
 def _own_error(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
@@ -266,82 +263,9 @@ def _without_dropout(node: Node) -> None:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:
     """Export follows some calls on inputs of another type that do not run: where they may be, the model is called."""
-    floats = _types(model.parameters())
-    given = _types(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    floats = float_types(model.parameters())
+    given = float_types(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
     looked_up = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
     if len(floats) == 1 and (given - floats or not (given or looked_up)):
         model(*pytree.tree_map_only(Tensor, Tensor.clone, args), **pytree.tree_map_only(Tensor, Tensor.clone, kwargs))
     return exported(model, args, kwargs, names)
-
-
-def _refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exception]) -> CaptureError:
-    said = [_first_line(error) for error in reasons.values()]
-    also = [f"{name}: {line}" for name, line in zip(reasons, said, strict=True) if line != said[-1]]
-    return CaptureError(
-        f"{name_of(model)} could not be captured.",
-        expected="a forward pass that runs on these inputs",
-        got="; ".join([said[-1], *also]),  # the run comes first: its error is the model's own, if it has one
-        where=f"forward with inputs of shape {', '.join(str(tuple(t.shape)) for t in tensors)}",
-        hint=_hint(_given(tensors, said), _types(model.parameters()), said),
-    )
-
-
-def _one_batch(given: Any) -> str:
-    """What to pass in place of example inputs that hold no tensor."""
-    if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(given)):
-        return "convert arrays: torch.as_tensor(x)"
-    if isinstance(given, Iterable | Dataset) and not isinstance(given, str | tuple | list | Mapping):
-        return "pass the inputs of one batch, of a loader of (x, y): x, _ = next(iter(loader))"
-    if isinstance(given, tuple | list) and all(isinstance(size, int) for size in given) and given:
-        return f"pass a tensor of that shape: torch.randn({', '.join(map(str, given))})"
-    return "pass one batch of inputs, as the model gets them in use"
-
-
-def _hint(given: set[torch.dtype], held: set[torch.dtype], said: list[str]) -> str:
-    """What to do where inputs of some types did not run through weights of others, and this was said."""
-    if any("missing" in line and "argument" in line for line in said):
-        return _MORE_INPUTS
-    if any("positional argument" in line and ("were given" in line or "too many" in line) for line in said):
-        return _FEWER_INPUTS
-    if len(held) == 1 and given - held:
-        given_as, held_as = (str(next(iter(types))).removeprefix("torch.") for types in (given - held, held))
-        return (
-            f"the inputs are {given_as} and the weights {held_as}: convert the inputs first, as in "
-            f"x.to(torch.{held_as}) or, for NumPy, x.astype('{held_as}')"
-        )
-    return _OTHER_INPUTS
-
-
-def _given(tensors: list[Tensor], said: list[str]) -> set[torch.dtype]:
-    """The types of the inputs. Whole numbers may be tokens: they count where a layer asks for the type of weights."""
-    if any("same" in line and "type" in line for line in said):
-        return _types(tensors) or {tensor.dtype for tensor in tensors}
-    return _types(tensors)
-
-
-def _types(tensors: Iterable[Tensor]) -> set[torch.dtype]:
-    """Those of the numbers with a point."""
-    return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-
-
-_MORE_INPUTS = (
-    "give every input: a batch (a, b, labels) of tensors, a tuple in the first place, ((a, b), labels), a dict of "
-    "arguments, or forward=lambda model, batch: model(*batch)"
-)
-_FEWER_INPUTS = (
-    "a tuple or list holds the arguments of one call: pass the inputs of one batch without what stands beside them, "
-    "such as labels, and a lone input as it is"
-)
-_OTHER_INPUTS = (
-    "check that the model runs on these inputs, of the type that its weights have; if it does, "
-    "capture the part of it that computes on tensors"
-)
-
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""Of a terminal, which Keras puts into its messages."""
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()] or [""]
-    line = lines[1].strip() if lines[0].startswith("Exception encountered when calling") and lines[1:] else lines[0]
-    return line[:300] if isinstance(error, Refused) else f"{type(error).__name__}: {line[:300]}"
