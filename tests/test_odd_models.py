@@ -593,3 +593,41 @@ def test_a_mask_that_only_training_reads_is_cut_too() -> None:
     small = ap.prune(Masked(), torch.randn(8, 6), keep="units=50%", method="l2").model
     assert small.mask.shape == (8,)
     small.train()(torch.randn(4, 6)).sum().backward()
+
+
+class Stateful(nn.Module):
+    """As many language models of LSTMs are written: the state is returned, to be given in again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.last = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        steps, state = self.memory(x, state)
+        return self.last(steps[:, -1]), state
+
+
+class Outputs(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[0]
+
+
+def test_a_state_that_is_returned_is_cut_within_a_wrapper() -> None:
+    x = torch.randn(16, 5, 4)
+    with pytest.raises(ap.UnsupportedModelError, match="a wrapper whose forward returns less"):
+        ap.prune(Stateful(), x, keep="params=50%", method="l2")
+    small = ap.prune(Outputs(Stateful()), x, keep="params=50%", method="l2").model.model
+    out, state = small(x)
+    assert out.shape == (16, 3) and state[0].shape[-1] < 8
+    small(x, state)
+
+
+def test_the_report_tells_of_weights_that_are_computed() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 3))
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), normed)
+    told = [ap.prune(model, torch.randn(64, 6), keep=0.5, method=method).report.notes for method in ("flap", "l2")]
+    assert ["The weights of 2 are computed" in " ".join(notes) for notes in told] == [True, False]
