@@ -631,3 +631,33 @@ def test_the_report_tells_of_weights_that_are_computed() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), normed)
     told = [ap.prune(model, torch.randn(64, 6), keep=0.5, method=method).report.notes for method in ("flap", "l2")]
     assert ["The weights of 2 are computed" in " ".join(notes) for notes in told] == [True, False]
+
+
+class OfList(nn.Module):
+    """Takes all its inputs as one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(6, 16), nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        return self.last(torch.relu(self.a(parts[0]) + self.b(parts[1])))
+
+
+class OfTwo(OfList):
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        return super().forward([a, b if b is not None else a[:, :4]])
+
+
+@pytest.mark.parametrize("kind", [OfList, OfTwo])
+def test_inputs_in_a_list(kind: type[OfList]) -> None:
+    torch.manual_seed(0)
+    data = [([torch.randn(16, 6), torch.randn(16, 4)], torch.randint(0, 3, (16,))) for _ in range(4)]
+    model = kind().eval()
+    tune = ap.SGD(data, F.cross_entropy, epochs=1)
+    result = ap.prune(model, data, keep="macs=50%", method="flap", finetune=tune)
+    assert result.proof.passed and result.plan.widths["a"] < 16
+    inputs = data[0][0]
+    graph = ap.capture(model, (inputs,) if kind is OfList else tuple(inputs))
+    taken = data if kind is OfList else [tuple(given) for given, _ in data]
+    assert ap.collect(graph, taken).sites

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def as_call(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Argu
     if forward is not None:
         return _recorded(model, batch, forward), parted(batch)[1]
     inputs, beside = parted(batch, needed(model))
-    return call_arguments(model, _known(inputs)), beside
+    return call_arguments(model, (inputs,) if is_one(model, inputs) else _known(inputs)), beside
 
 
 def as_captured_call(program: Program, batch: Any) -> tuple[Arguments, tuple[Any, ...]]:
@@ -48,7 +48,8 @@ def _captured_arguments(program: Program, inputs: Any) -> Arguments:
                 hint="capture the model with a dict of these keys, or pass batches like the example inputs",
             )
         return (), {**program.added, **kwargs}
-    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    listed = isinstance(inputs, tuple | list) and not (program.takes_several_as_one and len(inputs) > 1)
+    args = tuple(inputs) if listed else (inputs,)
     if program.added and len(args) <= len(program.kwarg_names):  # then the capture has named them all
         return (), {**program.added, **dict(zip(program.kwarg_names, args, strict=False))}
     return args, {}
@@ -118,6 +119,12 @@ def takes(function: Any, arguments: int) -> bool:
     except ValueError:  # of what is written in C, Python may know no signature
         pass
     return True
+
+
+def is_one(model: nn.Module, inputs: Any) -> bool:
+    """Whether several inputs can only be the one argument that `forward` takes: a list of images or maps."""
+    several = isinstance(inputs, tuple | list) and len(cast("tuple[Any, ...]", inputs)) > 1
+    return several and takes(model.forward, 1) and not takes(model.forward, len(inputs))
 
 
 def _no_call(problem: str, got: str) -> DataError:
