@@ -661,3 +661,12 @@ def test_inputs_in_a_list(kind: type[OfList]) -> None:
     graph = ap.capture(model, (inputs,) if kind is OfList else tuple(inputs))
     taken = data if kind is OfList else [tuple(given) for given, _ in data]
     assert ap.collect(graph, taken).sites
+
+
+def test_a_weight_norm_comes_off_the_small_network_alone() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 16))
+    model, x = nn.Sequential(normed, nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(32, 6)
+    small = ap.prune(model, x, keep=0.5, method="l2").model
+    before = model(x), small(x)
+    nn.utils.parametrize.remove_parametrizations(small[0], "weight")
+    assert type(small[0]) is nn.Linear and torch.equal(small(x), before[1]) and torch.equal(model(x), before[0])
