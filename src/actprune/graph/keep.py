@@ -160,7 +160,8 @@ def _with_classes_of_their_own(made: nn.Module) -> None:
     for module in made.modules():
         if is_parametrized(module):
             shared = type(module)
-            module.__class__ = type(shared)(shared.__name__, shared.__bases__, dict(vars(shared)))
+            own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+            module.__class__ = own
 
 
 def copied_by(how: Callable[[nn.Module], nn.Module], model: nn.Module, where: str, hint: str) -> nn.Module:
