@@ -458,6 +458,7 @@ def test_explicit_widths() -> None:
         ({"conv1": "3"}, BudgetError, ["got: '3'"]),
         ({"conv1": True}, BudgetError, ["got: True"]),
         ({"conv": 3}, PlanError, ["There is no group named 'conv'", "conv1, conv2, fc1, fc2", "did you mean"]),
+        ({"fc3": 5}, PlanError, ["no group named 'fc3'", "fc3.weight[0] stays whole: model output"]),
         ({"fc1": 60}, BudgetError, ["Group 'fc1' can't have 60 units", "120: it is protected"]),
     ],
 )
@@ -465,6 +466,11 @@ def test_impossible_explicit_widths(widths: Any, error: type[ActpruneError], wor
     with pytest.raises(error) as caught:
         allocate(graph_of("lenet"), guide_of("lenet"), keep=widths, protect=["fc1"])
     says(caught.value, *words)
+
+
+def test_a_layer_whose_units_go_with_those_of_another() -> None:
+    with pytest.raises(PlanError, match="the units of conv2 go with those of stem"):
+        allocate(graph_of("residual"), guide_of("residual"), keep={"conv2": 1})
 
 
 def test_unknown_allocations() -> None:

@@ -162,7 +162,19 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "images without a batch": (CaptureError, prune(calibration=[torch.randn(5)]), ("Residual", "inputs of shape (5,)")),
     "keys that the model lacks": (
         DataError, prune(calibration=[{"picture": images(8)}]),
-        ("keys among x", "got: picture"),
+        ("keys among x", "got: picture", "model(batch['picture'])", "model(batch) if it takes the dict itself"),
+    ),
+    "two inputs and labels side by side": (
+        DataError, prune(calibration=(images(8), torch.zeros(8, 4).numpy(), torch.zeros(8, dtype=torch.long))),
+        ("three batches", "shape (8, 4)", "{'a': a, 'b': b}"),
+    ),
+    "lists of a tokenizer": (
+        DataError, prune(calibration={"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [1, 0]]}),
+        ("as tensors, and this one has none", "got: input_ids: list", "return_tensors='pt'"),
+    ),
+    "a distance of two tensors": (
+        DataError, prune(distance=lambda dense, other: (dense - other).abs().mean()),
+        ("distance= can't be taken", "expected: a function of two lists", "got: TypeError", "a[0], b[0]"),
     ),
     "another shape than captured": (
         DataError, staged(lambda m, g: ap.collect(g, [torch.ones(8, 3, 7, 7)])),

@@ -44,6 +44,7 @@ def test_lenet() -> None:
     half = cost(graph, {"conv1": 3})
     assert half == Cost(43_200 + 76_800 + 41_640, 78 + 1_216 + 41_854, 4 * 43_148)
     assert [half[name] for name in COSTS] == [half.macs, half.params, half.bytes]
+    assert cost(graph, make_plan(graph, {"conv1": [0, 2, 5]})) == half
 
 
 def test_resnet18(vision: ModuleType) -> None:

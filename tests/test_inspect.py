@@ -479,6 +479,15 @@ def test_a_recipe_brings_its_own_inputs(run: Callable[..., Any], tmp_path: Path)
     assert code == 1 and "(1, 7)" in err
 
 
+def test_a_recipe_that_would_import_itself(run: Callable[..., Any], tmp_path: Path) -> None:
+    text = "import torch, some_package.nets\nfrom some_nets import net as model"
+    for name, refused in (("some_package", True), ("some", False)):
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
+        code, _, err = run(f"{name}.py", "--input", "1,6")
+        told = f"{name}.py would import itself in place of the package {name}" in err and f"{name}_recipe.py" in err
+        assert code == 1 and told is refused
+
+
 def test_a_recipe_without_a_model(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "recipe.py").touch()
     code, _, err = run("recipe.py", "--input", "1,6")

@@ -349,6 +349,11 @@ def test_the_graph_computes_what_the_model_does(make: Callable[[], Any]) -> None
         assert torch.allclose(own, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_stages_ask_for_a_network() -> None:
+    with pytest.raises(actprune.CaptureError, match=r"KerasNetwork\(model\)"):
+        actprune.capture(lenet(), torch.zeros(2, 12, 12, 1))
+
+
 def test_convolutions_meet_their_norm_and_relu_without_permutes() -> None:
     graph = actprune.capture(KerasNetwork(lenet()), torch.zeros(2, 12, 12, 1))
     names = [op_name(node).split(".")[1] for node in graph.program.nodes if node.op == "call_function"]

@@ -593,3 +593,80 @@ def test_a_mask_that_only_training_reads_is_cut_too() -> None:
     small = ap.prune(Masked(), torch.randn(8, 6), keep="units=50%", method="l2").model
     assert small.mask.shape == (8,)
     small.train()(torch.randn(4, 6)).sum().backward()
+
+
+class Stateful(nn.Module):
+    """As many language models of LSTMs are written: the state is returned, to be given in again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.last = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        steps, state = self.memory(x, state)
+        return self.last(steps[:, -1]), state
+
+
+class Outputs(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[0]
+
+
+def test_a_state_that_is_returned_is_cut_within_a_wrapper() -> None:
+    x = torch.randn(16, 5, 4)
+    with pytest.raises(ap.UnsupportedModelError, match="a wrapper whose forward returns less"):
+        ap.prune(Stateful(), x, keep="params=50%", method="l2")
+    small = ap.prune(Outputs(Stateful()), x, keep="params=50%", method="l2").model.model
+    out, state = small(x)
+    assert out.shape == (16, 3) and state[0].shape[-1] < 8
+    small(x, state)
+
+
+def test_the_report_tells_of_weights_that_are_computed() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 3))
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), normed)
+    told = [ap.prune(model, torch.randn(64, 6), keep=0.5, method=method).report.notes for method in ("flap", "l2")]
+    assert ["The weights of 2 are computed" in " ".join(notes) for notes in told] == [True, False]
+
+
+class OfList(nn.Module):
+    """Takes all its inputs as one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(6, 16), nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        return self.last(torch.relu(self.a(parts[0]) + self.b(parts[1])))
+
+
+class OfTwo(OfList):
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        return super().forward([a, b if b is not None else a[:, :4]])
+
+
+@pytest.mark.parametrize("kind", [OfList, OfTwo])
+def test_inputs_in_a_list(kind: type[OfList]) -> None:
+    torch.manual_seed(0)
+    data = [([torch.randn(16, 6), torch.randn(16, 4)], torch.randint(0, 3, (16,))) for _ in range(4)]
+    model = kind().eval()
+    tune = ap.SGD(data, F.cross_entropy, epochs=1)
+    result = ap.prune(model, data, keep="macs=50%", method="flap", finetune=tune)
+    assert result.proof.passed and result.plan.widths["a"] < 16
+    inputs = data[0][0]
+    graph = ap.capture(model, (inputs,) if kind is OfList else tuple(inputs))
+    taken = data if kind is OfList else [tuple(given) for given, _ in data]
+    assert ap.collect(graph, taken).sites
+
+
+def test_a_weight_norm_comes_off_the_small_network_alone() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 16))
+    model, x = nn.Sequential(normed, nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(32, 6)
+    small = ap.prune(model, x, keep=0.5, method="l2").model
+    before = model(x), small(x)
+    nn.utils.parametrize.remove_parametrizations(small[0], "weight")
+    assert type(small[0]) is nn.Linear and torch.equal(small(x), before[1]) and torch.equal(model(x), before[0])

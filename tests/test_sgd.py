@@ -226,6 +226,7 @@ def test_batches_of_any_form() -> None:
     (x, y), *_ = batches(1)
     for batch in ([x, y], (x, y), Pair(x, y), (x, y, "a name")):
         SGD([batch], F.cross_entropy, epochs=1).run(made())
+    SGD([(x.numpy(), y.numpy())], F.cross_entropy, epochs=1).run(made())
     deep = [({"x": x, "names": ["a"]}, y)]
     SGD(deep, F.cross_entropy, epochs=1, forward=lambda model, batch: model(batch[0]["x"])).run(made())
 
@@ -347,6 +348,21 @@ def test_targets_that_are_numbers_are_distilled_by_their_squares() -> None:
     with torch.no_grad():
         x = torch.cat([x for x, _ in pairs])
         assert float((model(x) - teacher(x)).abs().mean()) < 1.0
+
+
+def test_the_logits_of_a_dict_are_distilled() -> None:
+    class Named(Net):
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": super().forward(x), "count": len(x)}
+
+    def named(outputs: Any, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs["logits"], targets)
+
+    trained = []
+    for kind, loss in ((Named, named), (Net, F.cross_entropy)):
+        torch.manual_seed(0)
+        trained.append(SGD(batches(2), loss, epochs=1).run(kind(), kind()))
+    assert same(trained[0], state(trained[1]))
 
 
 def test_distillation_needs_one_tensor() -> None:

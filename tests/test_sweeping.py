@@ -114,6 +114,7 @@ def test_an_interrupted_sweep_of_methods_goes_on(tmp_path: Path) -> None:
         ({"keeps": []}, BudgetError, "A sweep has no budget"),
         ({"keep": 0.5}, TypeError, "keeps"),
         ({"inplace": True}, TypeError, "inplace"),
+        ({"method": ["l1", "l2"]}, TypeError, "methods="),
     ],
 )
 def test_what_can_not_be_swept(more: dict[str, Any], error: type[Exception], said: str) -> None:

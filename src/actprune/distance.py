@@ -239,16 +239,30 @@ def _logits(rows: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
 def _blank(distance: Distance, dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
     padded = [[isinstance(a, Tensor) and is_float(a) and bool(a.isnan().any()) for a in outputs] for outputs in dense]
     if not any(map(any, padded)):
-        return distance(dense, cut)
-    return distance(
-        *(
-            [
-                tuple(x.where(~a.isnan(), 0) if blank else x for x, a, blank in zip(*each, strict=True))
-                for each in zip(outputs, dense, padded, strict=True)
-            ]
-            for outputs in (dense, cut)
-        )
+        return _own(distance, dense, cut)
+    blanked = (
+        [
+            tuple(x.where(~a.isnan(), 0) if blank else x for x, a, blank in zip(*each, strict=True))
+            for each in zip(outputs, dense, padded, strict=True)
+        ]
+        for outputs in (dense, cut)
     )
+    return _own(distance, *blanked)
+
+
+def _own(distance: Distance, dense: Sequence[Outputs], cut: Sequence[Outputs]) -> float:
+    """What a function of the user's own says. Most are written for two tensors first."""
+    try:
+        return float(distance(dense, cut))
+    except Exception as error:  # whatever that function raises
+        raise DataError(
+            "distance= can't be taken of the outputs.",
+            expected="a function of two lists, the outputs of the dense network and of another one: a tuple of tensors "
+            "for each batch → a number ≥ 0",
+            got=f"{type(error).__name__}: {str(error)[:300]}",
+            where="distance",
+            hint="for example lambda dense, other: sum(far(a[0], b[0]) for a, b in zip(dense, other)) / len(dense)",
+        ) from error
 
 
 def _told(dense: Outputs, cut: Outputs) -> list[Tensor]:

@@ -19,6 +19,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
 from actprune.errors import CaptureError, PlanError, UnsupportedModelError
 from actprune.graph.digest import digest
+from actprune.graph.output_kinds import tensor_outputs
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
 from actprune.plan import Plan, make_plan
@@ -122,10 +123,12 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = Fals
 
 
 def _what_helps(graph: Graph, form: str, norms: bool) -> str:
-    """Settings with which something could be cut."""
+    """With what something could be cut."""
     normed = any(map(over_norms, graph.frozen.values()))
     ways = ['form="graph" for the captured graph in place of the class'] if form == "class" and graph.groups else []
     ways += ["norms=True to cut what norms and means run over"] if normed and not norms else []
+    if len(tensor_outputs(graph.program)) > 1 and any("model output" in whys for whys in graph.frozen.values()):
+        ways += ["a wrapper whose forward returns less, for all that this one returns stays whole (states, features)"]
     return f"try {' or '.join(ways)}; " if ways else ""
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from torch.fx import Node
+
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
 from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured, Ranked
-from actprune.graph.program import op_name
+from actprune.graph.program import module_path, op_name
 from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.blocks import by_blocks
 from actprune.mapped import any_mapped
@@ -208,6 +210,32 @@ def _products(told: Told) -> Iterator[str]:
         )
 
 
+def _computed(told: Told) -> Iterator[str]:
+    """Layers that mask what they read: a refit of a weight would have to be undone into what `forward` makes it of."""
+    plan, graph = told.attempt.decided.plan.groups, told.graph
+    program, cut = graph.program, [g.key for g in graph.groups if len(plan[g.name].kept) < g.width]
+    masks = {
+        node.name: graph.masks[program.bindings[node.name]]
+        for node in program.nodes
+        if program.bindings.get(node.name) in graph.masks
+    }
+    layers = [node for node in program.nodes if op_name(node).startswith(("aten.linear.", "aten.conv"))]
+    read = {node: [masks[one.name] for one in _given(node) if one.name in masks] for node in layers}
+    made = list(dict.fromkeys(module_path(node) for node, over in read.items() if any(m.touches(cut) for m in over)))
+    if made and told.settings.method.statistics:
+        more = f" and {len(made) - 3} more" if len(made) > 3 else ""
+        yield (
+            f"The weights of {', '.join(made[:3])}{more} are computed in forward, as by a weight norm: what they read "
+            "was ranked by weights alone, and they are not refitted. Much better is to take such a norm off before, "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again afterwards."
+        )
+
+
+def _given(layer: Node) -> list[Node]:
+    """What the input of a layer is made of: a mask, where there is one, and what it hides."""
+    return layer.args[0].all_input_nodes if isinstance(layer.args[0], Node) else []
+
+
 def _approximate(told: Told) -> Iterator[str]:
     guide = told.ranked.guide
     wide = sum("greedy" in own.orders and by_blocks(guide.problems[name]) for name, own in guide.groups.items())
@@ -302,6 +330,6 @@ def _speed(told: Told) -> Iterator[str]:
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
     _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
-    _processes, _room, _products, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits, _few_rows,
-    _sure, _speed,
+    _processes, _room, _products, _computed, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits,
+    _few_rows, _sure, _speed,
 )  # fmt: skip

@@ -111,7 +111,8 @@ def prune(
         calibration_size: samples taken from `calibration`, once.
         forward: `forward(model, batch)`, where a batch isn't called as above. Only the arguments of its call of the
             model are noted; what it returns is ignored: `model(**batch).logits` says the same as `model(**batch)`.
-        distance: how outputs are compared: "auto", "kl", "mse" or a callable (`actprune.distance`).
+        distance: how outputs are compared: "auto", "kl", "mse", or a function of two lists, the outputs of the dense
+            network and of another one, a tuple of tensors for each batch → a number ≥ 0.
         threshold: for method "filter".
         loss: for the methods "taylor" and "sgd-ap-fisher": (outputs as the model returns them, labels) → scalar, the
             labels being what stands behind the inputs in every calibration tuple, or "labels" in a dict. Without it,

@@ -64,6 +64,9 @@ def sweep(
     """
     if "keep" in arguments or arguments.get("inplace"):
         raise TypeError("sweep() takes neither keep= nor inplace=: it has keeps, and leaves the model as it is")
+    for name in ("method", "seed"):
+        if isinstance(arguments.get(name), tuple | list):
+            raise TypeError(f"sweep() takes one {name}=; several are {name}s=")
     several = {"methods": [methods] if isinstance(methods, str) else methods, "seeds": seeds}
     budgets = list(keeps) if isinstance(keeps, Iterable) and not isinstance(keeps, str | Mapping) else [keeps]
     asked = all_asked(model, budgets, several, {**arguments, "save_to": save_to, "resume": resume})

@@ -13,6 +13,7 @@ import numpy as np
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Leaf, Product
+from actprune.plan import Plan
 
 COSTS = ("macs", "params", "bytes")
 
@@ -37,12 +38,14 @@ class Cost:
         return getattr(self, name)
 
 
-def cost(graph: Graph, widths: Mapping[str, int] | None = None) -> Cost:
+def cost(graph: Graph, widths: Mapping[str, int] | Plan | None = None) -> Cost:
     """The cost of the network in which each named group has the width given; the others are whole.
 
     Args:
-        widths: group name → number of units.
+        widths: group name → number of units; or a plan, for those that it keeps.
     """
+    if isinstance(widths, Plan):
+        widths = widths.widths
     table = _table(graph)
     sizes = table.sizes(widths or {})
     macs, params, held = (table.factors @ sizes[table.products].prod(1)).tolist()

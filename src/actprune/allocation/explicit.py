@@ -8,7 +8,7 @@ from numbers import Integral
 from actprune.allocation.cost import COSTS, cost
 from actprune.allocation.protection import protected
 from actprune.axes.capture import Graph
-from actprune.errors import BudgetError
+from actprune.errors import BudgetError, PlanError
 from actprune.guidance.guide import Guide
 from actprune.latency.table import LatencyTable
 from actprune.methods import known
@@ -66,7 +66,26 @@ def _group_named(graph: Graph, name: str) -> str:
     """The group of a name; a module's own stands for the first of its groups where they all have one width: `lstm`."""
     names = [group.name for group in graph.groups]
     own = tuple(other for other in names if other.partition("#")[0] == name)
-    return own[0] if own and name not in own and own == graph.peers[own[0]] else known(name, names, "group")
+    if own and name not in own and own == graph.peers[own[0]]:
+        return own[0]
+    if name not in names and (where := _units_of(graph, name)):
+        raise PlanError(
+            f"There is no group named {name!r}.",
+            expected=f"one of {', '.join(names)}",
+            got=repr(name),
+            where="keep",
+            hint=where,
+        )
+    return known(name, names, "group")
+
+
+def _units_of(graph: Graph, module: str) -> str:
+    """Where the units of a layer are counted, or why none is cut; "" where there is no such layer."""
+    joined = [group.name for group in graph.groups if any(site.module == module for site in group.producers)]
+    if joined:
+        return f"the units of {module} go with those of {' and '.join(joined)}: give the width under that name"
+    made = [entry for entry in graph.account() if entry.tensor == f"{module}.weight" and entry.frozen]
+    return f"{made[0].tensor}[{made[0].dim}] stays whole: {'; '.join(made[0].frozen)}" if made else ""
 
 
 def predicted(graph: Graph, widths: Mapping[str, int], latency: LatencyTable | None = None) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from actprune.cli.spec import check_imports_others
 from actprune.errors import ArtifactError
 from actprune.methods import known
 
@@ -26,6 +27,7 @@ def init(
     """
     name = known(template, TEMPLATES, "template")
     text = files("actprune.cli").joinpath("templates", f"{name}.txt").read_text("utf-8")
+    check_imports_others(path, text)
     try:
         with path.open("x", encoding="utf-8") as file:  # never over a file that is there
             file.write(text)

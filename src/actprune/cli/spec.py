@@ -10,6 +10,7 @@ A function may also return the pair (model, example inputs).
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -187,6 +188,7 @@ def _file(spec: Spec) -> Any:
             where=spec.text,
             hint=f"the working folder is {Path.cwd()}",
         )
+    check_imports_others(path, path.read_text("utf-8", errors="replace"))
     sys.path.insert(0, str(path.resolve().parent))
     try:
         name = path.stem if path.stem not in sys.stdlib_module_names else f"{path.stem}_of_the_user"
@@ -199,6 +201,25 @@ def _file(spec: Spec) -> Any:
     except (Exception, SystemExit) as error:
         raise _unimportable(spec, error) from error
     return module
+
+
+def check_imports_others(path: Path, text: str) -> None:
+    """Refuse a `timm.py` that imports timm: its folder comes first, so that it would find itself."""
+    name = path.stem
+    if name in sys.stdlib_module_names or name not in text or (path.parent / name).is_dir():
+        return
+    with contextlib.suppress(SyntaxError, ValueError):  # that is told when the file is run
+        nodes = list(ast.walk(ast.parse(text)))
+        homes = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        homes += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        if name in {home.partition(".")[0] for home in homes}:
+            raise CaptureError(
+                f"{path.name} would import itself in place of the package {name}.",
+                expected="a file with another name than the packages that it imports",
+                got=f"import {name}",
+                where=str(path),
+                hint=f"call it {name}_recipe.py",
+            )
 
 
 def _unimportable(spec: Spec, error: BaseException) -> CaptureError:

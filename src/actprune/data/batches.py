@@ -17,6 +17,9 @@ from actprune.errors import DataError
 CHUNK = 32
 """Samples per batch at most where all of them come in one tensor."""
 
+COUNTS = {2: "two", 3: "three", 4: "four"}
+"""How many tensors side by side may be the inputs and labels of all samples."""
+
 
 def chunk(samples: int) -> int:
     """How many samples make a batch: more than half of `CHUNK`, so that as few as can be are left over.
@@ -60,13 +63,27 @@ def _whole(calibration: Any) -> dict[Any, Any] | None:
     """All samples, where they come in one piece, under the names of the inputs; a lone one has the name None."""
     if isinstance(calibration, Mapping):
         named = {name: as_tensor(value) for name, value in calibration.items()}
-        return named if any(map(_holds, named.values())) else None
+        if any(map(_holds, named.values())):
+            return named
+        if any(isinstance(value, tuple | list) for value in named.values()):
+            raise _no_tensors(named)
+        return None
     if hasattr(calibration, "to_numpy") and hasattr(calibration, "iloc"):  # a table of pandas
         calibration = calibration.to_numpy()
         if calibration.dtype == np.float64:  # what a table has without being asked
             calibration = calibration.astype(np.float32)
     found = as_tensor(calibration)
     return {None: found} if _holds(found) else None
+
+
+def _no_tensors(named: Mapping[Any, Any]) -> DataError:
+    return DataError(
+        "A dict holds all calibration samples, as tensors, and this one has none.",
+        expected="tensors with the samples in their first dimension",
+        got=", ".join(f"{name}: {type(value).__name__}" for name, value in named.items()),
+        where="calibration",
+        hint="make tensors of its lists: tokenizer(…, padding=True, return_tensors='pt'), or torch.tensor(values)",
+    )
 
 
 def _count(whole: Mapping[Any, Any]) -> int:
@@ -109,17 +126,24 @@ def check_gives_batches(data: Any, where: str) -> None:
 def _check_batches(calibration: Any) -> None:
     """Refuse what holds single samples, and inputs and labels that are whole."""
     check_gives_batches(calibration, "calibration")
-    if isinstance(calibration, tuple | list) and len(calibration) == 2:
-        x, y = map(as_tensor, calibration)
-        tensors = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 0 and y.dim() > 0
-        if tensors and len(x) == len(y) > 1 and (y.dim() < x.dim() or x.is_floating_point() > y.is_floating_point()):
-            raise DataError(
-                "Inputs and labels in one pair would be taken for two batches.",
-                expected="an iterable of batches",
-                got=f"{form(x)} and {form(y)}",
-                where="calibration",
-                hint="write [(x, y)] for one batch, or zip(x.split(32), y.split(32))",
-            )
+    if isinstance(calibration, tuple | list) and len(calibration) in COUNTS:
+        _check_is_no_batch([as_tensor(value) for value in calibration], type(calibration).__name__)
+
+
+def _check_is_no_batch(parts: list[Any], kind: str) -> None:
+    """Refuse what `fit` of Keras or scikit-learn takes: whole tensors of as many samples, but not of one form, side by
+    side."""
+    if not all(map(_holds, parts)) or len({len(part) for part in parts}) > 1 or len(parts[0]) == 1:
+        return
+    if len({(part.dim(), part.is_floating_point()) for part in parts}) > 1:
+        raise DataError(
+            f"Inputs and labels side by side in a {kind} would be taken for {COUNTS[len(parts)]} batches.",
+            expected="an iterable of batches",
+            got=" and ".join(form(part) for part in parts),
+            where="calibration",
+            hint="write [(x, y)] for one batch of inputs and labels, [(a, b, y)] where the model needs two inputs, or "
+            "zip(x.split(32), y.split(32)); a dict of tensors, {'a': a, 'b': b}, holds all samples",
+        )
 
 
 def as_tensor(value: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 
-from actprune.data.parts import most, needed, parted, placed
+from actprune.data.parts import needed, parted
 from actprune.errors import DataError
 from actprune.graph.arguments import Arguments, by_name, call_arguments
 from actprune.graph.program import Program
@@ -26,13 +26,13 @@ def as_call(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Argu
     if forward is not None:
         return _recorded(model, batch, forward), parted(batch)[1]
     inputs, beside = parted(batch, needed(model))
-    return call_arguments(model, placed(_known(inputs), most(model))), beside
+    return call_arguments(model, (inputs,) if is_one(model, inputs) else _known(inputs)), beside
 
 
 def as_captured_call(program: Program, batch: Any) -> tuple[Arguments, tuple[Any, ...]]:
     """As `as_call`, for a model that is captured already."""
     inputs, beside = parted(batch, program.positional)
-    return _captured_arguments(program, placed(_known(inputs), program.positional)), beside
+    return _captured_arguments(program, _known(inputs)), beside
 
 
 def _captured_arguments(program: Program, inputs: Any) -> Arguments:
@@ -48,7 +48,8 @@ def _captured_arguments(program: Program, inputs: Any) -> Arguments:
                 hint="capture the model with a dict of these keys, or pass batches like the example inputs",
             )
         return (), {**program.added, **kwargs}
-    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    listed = isinstance(inputs, tuple | list) and not (program.takes_several_as_one and len(inputs) > 1)
+    args = tuple(inputs) if listed else (inputs,)
     if program.added and len(args) <= len(program.kwarg_names):  # then the capture has named them all
         return (), {**program.added, **dict(zip(program.kwarg_names, args, strict=False))}
     return args, {}
@@ -118,6 +119,12 @@ def takes(function: Any, arguments: int) -> bool:
     except ValueError:  # of what is written in C, Python may know no signature
         pass
     return True
+
+
+def is_one(model: nn.Module, inputs: Any) -> bool:
+    """Whether several inputs can only be the one argument that `forward` takes: a list of images or maps."""
+    several = isinstance(inputs, tuple | list) and len(cast("tuple[Any, ...]", inputs)) > 1
+    return several and takes(model.forward, 1) and not takes(model.forward, len(inputs))
 
 
 def _no_call(problem: str, got: str) -> DataError:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from math import inf
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 
-_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
 
 def needed(model: nn.Module) -> int:
     """How many arguments by position `forward` can't do without, at least 1."""
     parameters = inspect.signature(model.forward).parameters.values()
-    return max(1, sum(p.kind in _BY_POSITION and p.default is p.empty for p in parameters))
-
-
-def most(model: nn.Module) -> float:
-    """How many arguments by position `forward` can take."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return inf
-    return sum(p.kind in _BY_POSITION for p in parameters)
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in by_position and p.default is p.empty for p in parameters))
 
 
 def parted(batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:
@@ -43,9 +33,3 @@ def parted(batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:
     if len(held) >= inputs > 1 and all(isinstance(value, Tensor | np.ndarray) for value in held[:inputs]):
         return held[:inputs], held[inputs:]
     return held[0], held[1:]
-
-
-def placed(inputs: Any, places: float) -> Any:
-    """Inputs as `call_arguments` takes them: a tuple of several holds one for each argument by position, unless the
-    model has but one place for them: `model((x, lengths))`."""
-    return (inputs,) if places == 1 and isinstance(inputs, tuple | list) and len(inputs) > 1 else inputs

@@ -35,7 +35,8 @@ def call_arguments(model: nn.Module, inputs: Any) -> Arguments:
                 expected=f"keys among {', '.join(parameters)}",
                 got=", ".join(map(str, inputs)),
                 where="batch",
-                hint="say with forward= how to call the model on a batch",
+                hint="say with forward= how to call the model on a batch: forward=lambda model, batch: "
+                f"model(batch[{str(next(iter(inputs), 'image'))!r}]), or model(batch) if it takes the dict itself",
             )
         return (), {**kwargs, **added(model), **kwargs}
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.closures import Rebound
@@ -144,12 +145,23 @@ def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
         known: id of an object → what is to stand for it in the copy.
     """
     made = copy.deepcopy(model, known)
+    _with_classes_of_their_own(made)
     rebound = Rebound(known)  # by now it knows of every object that was copied
     for box, entries in _held(made):
         for key, value in entries.items():
             if isinstance(value, FunctionType) and (own := rebound(value)) is not value:
                 box[key] = own
     return made
+
+
+def _with_classes_of_their_own(made: nn.Module) -> None:
+    """For parametrized modules torch makes a class each, which a deep copy shares: to take a weight norm off the small
+    network would leave the dense one without its weight."""
+    for module in made.modules():
+        if is_parametrized(module):
+            shared = type(module)
+            own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+            module.__class__ = own
 
 
 def copied_by(how: Callable[[nn.Module], nn.Module], model: nn.Module, where: str, hint: str) -> nn.Module:

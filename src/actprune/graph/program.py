@@ -91,6 +91,12 @@ class Program:
         return len(args.children())
 
     @property
+    def takes_several_as_one(self) -> bool:
+        """Whether its only argument by position is a list or tuple."""
+        args, _ = cast("tuple[Any, Any]", self.in_spec.children())
+        return self.positional == 1 and args.children()[0].type in (list, tuple)
+
+    @property
     def used(self) -> frozenset[str]:
         """The tensors that some call reads."""
         return frozenset(self.bindings[n.name] for n in self.nodes if n.name in self.bindings and n.users)

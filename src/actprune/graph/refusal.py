@@ -77,8 +77,8 @@ _FEWER_INPUTS = (
     "such as labels, and a lone input as it is"
 )
 _OTHER_INPUTS = (
-    "check that the model runs on these inputs, of the type that its weights have; if it does, "
-    "capture the part of it that computes on tensors"
+    "check that the model runs on these inputs, samples in the first dimension, of the type that its weights have; "
+    "if it does, capture the part of it that computes on tensors"
 )
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -215,6 +215,15 @@ def check_ready(model: nn.Module) -> None:
             where="model",
             hint="make an instance of the class, and load its weights, first",
         )
+    if any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__):
+        raise CaptureError(
+            "The stages take a Keras model as the engine sees it.",
+            expected="a KerasNetwork, or a torch module",
+            got=f"the Keras model {type(model).__name__}",
+            where="model",
+            hint="from actprune.keras3.network import KerasNetwork; capture, cut and verify KerasNetwork(model); prune "
+            "and load take the model itself",
+        )
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
             raise CaptureError(

@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from actprune.data.parts import most, needed, parted, placed
+from actprune.data.calls import is_one
+from actprune.data.parts import needed, parted
 from actprune.errors import DataError
 from actprune.graph.arguments import call_arguments
 
@@ -37,8 +38,8 @@ def outputs_of(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         args, kwargs = call_arguments(model, batch)
         return model(*args, **kwargs)
-    inputs = placed(parted(batch, needed(model))[0], most(model))
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    inputs, _ = parted(batch, needed(model))
+    return model(*inputs) if isinstance(inputs, tuple | list) and not is_one(model, inputs) else model(inputs)
 
 
 def _parts(batch: Any) -> Any:
