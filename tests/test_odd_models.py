@@ -627,7 +627,7 @@ def test_a_state_that_is_returned_is_cut_within_a_wrapper() -> None:
 
 
 def test_the_report_tells_of_weights_that_are_computed() -> None:
-    normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 3))
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 3))
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), normed)
     told = [ap.prune(model, torch.randn(64, 6), keep=0.5, method=method).report.notes for method in ("flap", "l2")]
     assert ["The weights of 2 are computed" in " ".join(notes) for notes in told] == [True, False]

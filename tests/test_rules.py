@@ -401,7 +401,6 @@ NORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "group_norm": layer(nn.GroupNorm, 4, UNITS),
     "layer_norm": layer(nn.LayerNorm, 6),
     "rms_norm": layer(nn.RMSNorm, (6, 6)),
-    "_weight_norm": lambda: {"layer": nn.utils.parametrizations.weight_norm(nn.Conv2d(UNITS, 6, 3))},
     "prelu": layer(nn.PReLU, UNITS),
 }
 for _name, _parts in NORMS.items():
@@ -430,9 +429,10 @@ case("native_group_norm", **_maps, parts=CHANNELS)(
 case("native_dropout")(lambda m, x: ATEN.native_dropout(x, 0.5, False)[0])
 
 
-@case("_weight_norm_interface", parts=lambda: {"v": torch.randn(6, UNITS), "g": torch.rand(6, 1)})
-def _(m: Any, x: Tensor) -> Tensor:
-    return F.linear(x, ATEN._weight_norm_interface(m.v, m.g, 0)[0])
+LENGTHS: Callable[[], dict[str, Any]] = lambda: {"v": torch.randn(6, UNITS), "g": torch.rand(6, 1)}  # noqa: E731
+
+case("_weight_norm", parts=LENGTHS)(lambda m, x: F.linear(x, torch._weight_norm(m.v + 1, m.g, 0)))
+case("_weight_norm_interface", parts=LENGTHS)(lambda m, x: F.linear(x, ATEN._weight_norm_interface(m.v + 1, m.g, 0)[0]))
 
 
 @case("embedding", kind="tokens", parts=lambda: {"table": nn.Embedding(10, UNITS)})
@@ -1166,6 +1166,12 @@ USES: dict[str, Case] = {
     "a spectral norm": Case(lambda m, x: x / torch.linalg.norm(x, 2), frozen=True),
     "normalised": Case(lambda m, x: F.normalize(x, dim=1)),
     "a standardised weight": Case(standardised, "maps", False, frozen=True, parts=reading(6, UNITS, 1, 1)),
+    "a weight norm that gives two tensors": Case(
+        lambda m, x: F.linear(x, ATEN._weight_norm_interface(m.v, m.g, 0)[0]), parts=LENGTHS
+    ),
+    "a weight norm whose lengths are read": Case(
+        lambda m, x: F.linear(x, ATEN._weight_norm_interface(m.v, m.g, 0)[0]) * m.g.view(1, -1), parts=LENGTHS
+    ),
     "a weight of norm one": Case(
         lambda m, x: F.linear(x, torch._weight_norm(m.v, m.g, -1)),
         parts=lambda: {"v": torch.randn(6, UNITS), "g": torch.tensor(2.0)},

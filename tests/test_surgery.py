@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import actprune as ap
 from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.plan import Plan, make_plan
@@ -495,6 +497,45 @@ def test_a_parametrized_layer_states_its_sizes() -> None:
     plan = make_plan(graph, {"0": [1, 4, 5]})
     small = smaller(model, plan)
     assert (small[1].in_features, small[1].out_features) == (3, 5)
+    assert verify(model, small, plan, x, graph=graph).passed
+
+
+def normed_net(norm: Callable[[nn.Module], nn.Module]) -> nn.Sequential:
+    torch.manual_seed(0)
+    first, second, last = nn.Conv1d(3, 8, 3, padding=1), nn.ConvTranspose1d(8, 12, 4, 2, 1), nn.Linear(192, 4)
+    return nn.Sequential(norm(first), nn.ReLU(), norm(second), nn.ReLU(), nn.Flatten(), norm(last))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_weight_norm_is_cut_and_refitted_as_the_weight_that_it_computes(norm: Callable[..., nn.Module]) -> None:
+    model, plain, x = normed_net(norm).eval(), normed_net(lambda layer: layer).eval(), torch.randn(96, 3, 8)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith(("original0", "weight_g")):
+                tensor *= torch.rand_like(tensor) * 2 - 0.5  # of either sign
+        for own, other in zip(model, plain, strict=True):
+            if hasattr(own, "weight"):
+                other.weight.copy_(own.weight)
+                other.bias.copy_(own.bias)
+    found, expected = (ap.prune(one, x, keep="macs=50%", seed=0) for one in (model, plain))
+    assert found.plan.widths == expected.plan.widths
+    torch.testing.assert_close(found.model(x), expected.model(x), rtol=1e-4, atol=1e-5)
+    assert Plan.from_json(found.plan.to_json()).digest == found.plan.digest
+    found.model.train()(x).sum().backward()
+
+
+def test_rows_of_a_weight_norm_that_lose_all_their_columns() -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), parametrizations.weight_norm(nn.Linear(4, 3))),
+        torch.randn(5, 3),
+    )
+    with torch.no_grad():
+        model[2].weight = torch.eye(3, 4)
+    graph = capture(model.eval(), x)
+    plan = make_plan(graph, {"0": [1, 3]})
+    small = cut(model, plan)
+    assert bool(small(x).isfinite().all())
     assert verify(model, small, plan, x, graph=graph).passed
 
 

@@ -225,9 +225,9 @@ def _computed(told: Told) -> Iterator[str]:
     if made and told.settings.method.statistics:
         more = f" and {len(made) - 3} more" if len(made) > 3 else ""
         yield (
-            f"The weights of {', '.join(made[:3])}{more} are computed in forward, as by a weight norm: what they read "
-            "was ranked by weights alone, and they are not refitted. Much better is to take such a norm off before, "
-            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again afterwards."
+            f"The weights of {', '.join(made[:3])}{more} are computed in forward, as by a spectral norm: what they "
+            "read was ranked by weights alone, and they are not refitted. Much better is to take such a norm off, "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again after the cut."
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, leaves, left_of, size
 from actprune.errors import PlanError
+from actprune.graph.program import Normed
 from actprune.json_fields import array_in, field_of, malformed, names_in, object_in, shown, text_in, whole_in
 from actprune.kept import checked_units, possible
 from actprune.repair.edits import Edits
@@ -60,6 +61,7 @@ class Plan:
         model: class name of the dense model, for messages.
         edits: what must change in the class beside its tensors.
         note: how the plan came about (method, allocation, budget, predicted costs); JSON values only.
+        normed: name of the lengths of a weight norm → its weight, see `actprune.graph.weight_norm`.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -69,6 +71,7 @@ class Plan:
     model: str = ""
     edits: Edits = field(default_factory=Edits)
     note: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    normed: Mapping[str, Normed] = field(default_factory=dict[str, Normed])
 
     def __repr__(self) -> str:
         """In one line; `widths` and `groups` say all."""
@@ -122,6 +125,7 @@ class Plan:
             "aliases": {name: list(names) for name, names in self.aliases.items()},
             "edits": self.edits.as_data(),
             "note": dict(self.note),
+            "normed": {name: asdict(normed) for name, normed in self.normed.items()},
         }
 
     @classmethod
@@ -186,6 +190,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         model=graph.program.model_name,
         edits=repair(graph, units).edits,
         note=note,
+        normed=graph.program.normed,
     )
 
 
@@ -212,6 +217,7 @@ def _read_plan(data: Any, where: str) -> Plan:
         raise malformed(f"{where}: groups", "a key of its own for every group", "a key that occurs twice")
     dims = object_in(*field_of(fields, "dims", where))
     aliases = object_in(*field_of(fields, "aliases", where))
+    normed = object_in(fields.get("normed", {}), f"{where}: normed")  # plans from before have none
     return Plan(
         groups=groups,
         dims={name: _read_dims(name, axes, widths, where) for name, axes in dims.items()},
@@ -220,7 +226,14 @@ def _read_plan(data: Any, where: str) -> Plan:
         model=text_in(*field_of(fields, "model", where)),
         edits=_read_edits(*field_of(fields, "edits", where)),
         note=object_in(*field_of(fields, "note", where)),
+        normed={name: _read_normed(name, entry, where) for name, entry in normed.items()},
     )
+
+
+def _read_normed(name: str, data: Any, where: str) -> Normed:
+    place = f"{where}: normed/{name}"
+    entry = object_in(data, place)
+    return Normed(text_in(*field_of(entry, "weight", place, "/")), whole_in(*field_of(entry, "dim", place, "/")))
 
 
 def _read_edits(data: Any, where: str) -> Edits:

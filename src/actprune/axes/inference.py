@@ -67,6 +67,8 @@ class Inference:
         """Infer the axes of every node of `program`."""
         self._program = program
         own = {name: self._tensor(program, name, tensor) for name, tensor in program.tensors.items()}
+        for lengths, normed in program.normed.items():
+            self.algebra.unify(own[lengths][normed.dim], own[normed.weight][normed.dim], "the weight norm")
         for node in program.nodes:
             if node.op == "placeholder":
                 name = program.bindings.get(node.name)

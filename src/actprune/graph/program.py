@@ -26,6 +26,19 @@ Batch = tuple[Any, ...]
 """The model's inputs for one batch, flattened: one entry per input placeholder of the program."""
 
 
+@dataclass(frozen=True)
+class Normed:
+    """Where a weight that is normed is stored, see `actprune.graph.weight_norm`.
+
+    Attributes:
+        weight: name of its directions, whose value in the program is the weight.
+        dim: the dimension whose slices have a length each.
+    """
+
+    weight: str
+    dim: int
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A model's forward pass as data.
@@ -33,7 +46,8 @@ class Program:
     Attributes:
         graph: ATen calls in order; running them changes neither the model's tensors nor the inputs.
         tensors: parameter, buffer or constant name → the model's own tensor; a storage that has several
-            names (tied weights, a module used under two paths) is listed once, under its first.
+            names (tied weights, a module used under two paths) is listed once, under its first. Under the name of the
+            directions of a weight norm stands the weight that it computes.
         aliases: that first name → every name, itself included.
         bindings: placeholder node name → tensor name.
         parameters: the names in `tensors` that are parameters (`nn.Parameter`).
@@ -44,6 +58,7 @@ class Program:
         source: the tracer: "export", or "real" for a run on real tensors (branches and sizes are those of the example).
         tracer: its number among those that are tried, in their order.
         added: keyword arguments that were added to the user's: a decoder is told not to return its cache.
+        normed: name of the lengths of a weight norm → where its weight is, see `actprune.graph.weight_norm`.
         inputs: names of the placeholders that take the user's inputs, flattened.
         kwarg_names: the keyword arguments at capture, in order.
         in_spec: pytree of `(args, kwargs)`.
@@ -73,6 +88,7 @@ class Program:
     source: str = "export"
     tracer: int = 0
     added: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    normed: Mapping[str, Normed] = field(default_factory=dict[str, Normed], repr=False)
 
     @property
     def nodes(self) -> list[Node]:
@@ -98,8 +114,9 @@ class Program:
 
     @property
     def used(self) -> frozenset[str]:
-        """The tensors that some call reads."""
-        return frozenset(self.bindings[n.name] for n in self.nodes if n.name in self.bindings and n.users)
+        """The tensors that some call reads; lengths with the weight that they belong to."""
+        read = {self.bindings[n.name] for n in self.nodes if n.name in self.bindings and n.users}
+        return frozenset(read | {name for name, own in self.normed.items() if own.weight in read})
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
         """The flat inputs for a call `model(*args, **kwargs)`.

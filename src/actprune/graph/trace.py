@@ -33,6 +33,7 @@ from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.refusal import float_types, one_batch, refusal
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import MadeKnown, Refused, Traced
+from actprune.graph.weight_norm import fold_weight_norms
 
 __all__ = ["call_arguments", "check_ready", "trace"]
 
@@ -97,16 +98,17 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         _drop_noise(graph)
         make_pure(graph)
         if isinstance(model, Rebuilt):
-            weights = {node: name for node, name in traced.bindings.items() if name in names.tensors}
-            statistics = {n for n, name in weights.items() if not isinstance(names.tensors[name], nn.Parameter)}
-            make_canonical(graph, statistics, set(weights))
+            held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
+            statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
+            make_canonical(graph, statistics, set(held))
+        every = names.every()
+        normed, weights = fold_weight_norms(graph, traced.bindings, {**every, **traced.constants})
         covered_as_channels(graph)
     _note_modules(graph, model)
-    every = names.every()
     batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
     return Program(
         graph=graph,
-        tensors={**every, **traced.constants},
+        tensors={**every, **traced.constants, **weights},
         aliases={name: names.all_names(name) for name in {**every, **traced.constants}},
         bindings=traced.bindings,
         parameters=frozenset(name for name in every if isinstance(every[name], nn.Parameter)),
@@ -127,6 +129,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         source=traced.source,
         tracer=tracer,
         added={name: value for name, value in added(model).items() if kwargs.get(name, value) is value},
+        normed=normed,
     )
 
 

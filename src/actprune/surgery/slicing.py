@@ -14,6 +14,7 @@ from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import copied, copied_by, preserved, refresh, unless_failed
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
+from actprune.graph.weight_norm import joined, lengths
 from actprune.hints import hint_for
 from actprune.mapped import alongside, is_mapped, let_go
 from actprune.plan import Plan, check_plan
@@ -64,19 +65,24 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
         own_files: what lies in files and is not sliced is copied into files of its own.
     """
     slots = tensor_slots(target)
+    overrides = {**_weights_of_norms(slots, plan), **overrides}
     holders: dict[int, list[str]] = {}
     for name, slot in slots.items():
         holders.setdefault(id(_held(slot)), []).append(name)
-    changes: list[tuple[list[str], Tensor]] = []
+    made: dict[str, Tensor] = {}
     for name in dict.fromkeys((*plan.dims, *overrides)):
         indices = plan.indices(name)
         if name in overrides or any(index is not None for index in indices):
             old = _held(slots[name])
-            source = overrides.get(name, old)
-            # every name: those the capture found to share its memory, and those that hold this very object
-            known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
-            names = list(dict.fromkeys([*known, *holders[id(old)]]))
-            changes.append((names, _replacement(old, source, indices)))
+            made[name] = _replacement(old, overrides.get(name, old), indices)
+    made |= _lengths(plan, slots, made)
+
+    def names_of(name: str) -> list[str]:
+        """Every name: those the capture found to share its memory, and those that hold this very object."""
+        known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
+        return list(dict.fromkeys([*known, *holders[id(_held(slots[name]))]]))
+
+    changes = [(names_of(name), new) for name, new in made.items()]
     sized = list(changes)
     if own_files:
         changed = {name for names, _ in changes for name in names}
@@ -100,6 +106,28 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
             resize(module)
     with preserved(target):
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
+
+
+def _weights_of_norms(slots: Mapping[str, Slot], plan: Plan) -> dict[str, Tensor]:
+    """What stands in the place of the directions of every weight norm that the plan changes: the weight itself."""
+    found: dict[str, Tensor] = {}
+    for name, normed in plan.normed.items():
+        if normed.weight in plan.dims:
+            v, g = (_held(slots[one]) for one in (normed.weight, name))
+            found[normed.weight] = joined(v, g, normed.dim)
+    return found
+
+
+def _lengths(plan: Plan, slots: Mapping[str, Slot], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The name and the value of the lengths of every normed weight that is changed."""
+    found: dict[str, Tensor] = {}
+    for name, normed in plan.normed.items():
+        weight = changed.get(normed.weight)
+        if weight is not None:
+            length = lengths(weight, normed.dim)
+            weight.detach().masked_fill_(length == 0, 1)  # in any direction but none, whose length would be 0 / 0
+            found[name] = _replacement(_held(slots[name]), length, [])
+    return found
 
 
 def _rebuilt(model: Rebuilt, plan: Plan, overrides: Mapping[str, Tensor], inplace: bool) -> nn.Module:
