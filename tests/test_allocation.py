@@ -439,6 +439,11 @@ def test_unreachable_budgets_say_what_can_be_reached(name: str, cost_name: str) 
     assert cost(graph, plan.widths)[cost_name] <= parse(least).keep * cost(graph)[cost_name] + 1e-6
 
 
+def test_explicit_widths_of_patterns() -> None:
+    plan = allocate(graph_of("lenet"), guide_of("lenet"), keep={"conv*": 3, "fc?": 20, "conv2": 5})
+    assert plan.widths == {"conv1": 3, "conv2": 5, "fc1": 20, "fc2": 20}
+
+
 def test_explicit_widths() -> None:
     graph, ranked = graph_of("lenet"), guide_of("lenet")
     plan = allocate(graph, ranked, keep={"conv1": 3, "fc2": 84, "fc1": 1})

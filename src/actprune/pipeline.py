@@ -85,8 +85,8 @@ def prune(
             `key_padding_mask` marks as padding is no data (`actprune.stats.padding`).
         keep: the budget: "macs=50%", "params=10%", "bytes=25%", "latency=50%" (measured), "units=70%" (of every
             group, at least one), an amount ("params=500K", "macs=1.5G", "bytes=256KB", "latency=5ms"), a bare
-            number (fraction of MACs), a `Budget`, or explicit widths {group name: units}, or a `Plan`, whose units are
-            kept as they are.
+            number (fraction of MACs), a `Budget`, or explicit widths {group name or pattern: units}, or a `Plan`, whose
+            units are kept as they are.
             None with `max_drop`: the smallest network within it; None without: the natural widths of the guide.
         max_drop: how much the metric of `evaluate` may fall before any fine-tune, in its units (0.005 is half a point
             of 0–1). With a budget as well, more than the budget is kept where it would lose more; the report says so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
@@ -19,8 +20,9 @@ def explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Seq
     """The plan of given widths.
 
     Args:
-        widths: group name → units. Groups that are not named stay whole, but for those that one number of the class
-            counts with one that is: they have its width.
+        widths: group name, or a pattern of names (as in `fnmatch`), → units; the last one that fits counts. Groups that
+            are not named stay whole, but for those that one number of the class counts with one that is: they have
+            its width.
         protect: patterns of module paths whose units all stay.
 
     Raises:
@@ -28,7 +30,7 @@ def explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Seq
         PlanError: two groups that one number counts would have different widths.
     """
     _check_no_cost(graph, widths)
-    asked = {_group_named(graph, name): k for name, k in widths.items()}
+    asked = {group: k for name, k in widths.items() for group in _groups_named(graph, name)}
     untouched = protected(graph, protect)
     for name, k in asked.items():
         width = graph[name].width
@@ -60,6 +62,11 @@ def _check_no_cost(graph: Graph, widths: Mapping[str, int]) -> None:
                 where="keep",
                 hint=f'a budget is a text: keep="{name}=50%"',
             )
+
+
+def _groups_named(graph: Graph, name: str) -> list[str]:
+    """The groups that fit a pattern, or the one of a name."""
+    return fnmatch.filter([group.name for group in graph.groups], name) or [_group_named(graph, name)]
 
 
 def _group_named(graph: Graph, name: str) -> str:
