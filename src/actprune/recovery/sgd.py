@@ -296,7 +296,8 @@ class SGD:
         return (1 - self.distill) * loss + self.distill * self._distillation(outputs, wanted, targets)
 
     def _distillation(self, outputs: Any, wanted: Any, targets: Any) -> Tensor:
-        classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+        told = [target for target in pytree.tree_leaves(targets) if isinstance(target, Tensor)]
+        classes = bool(told) and not any(target.is_floating_point() for target in told)
         return distillation(outputs, wanted, self.temperature, classes)
 
 
