@@ -93,8 +93,8 @@ class SGD:
         epochs: passes over the loader.
         momentum, nesterov, weight_decay: as in `torch.optim.SGD`; norms and biases are not decayed.
         warmup: share of the steps in which the rate rises from near 0; then it falls along a cosine.
-        distill: weight of the distillation loss against `loss`, where the dense network is known; 0 for none. Of outputs
-            that are several tensors each is compared with the dense network's.
+        distill: weight of the distillation loss against `loss`, where the dense network is known; 0 for none. Each of
+            several outputs is compared with the dense network's.
         temperature: of the distillation.
         dropout: whether dropout stays on. A cut network has little to spare: off by default.
         batchnorm: re-estimate the running statistics at the end.
