@@ -951,9 +951,9 @@ class Attends(nn.Module):
 
 
 def test_units_that_no_layer_reads_may_go() -> None:
-    """A product reads dimensions of queries and keys, a computed weight what stands in front of a weight norm."""
+    """A product reads dimensions of queries and keys, a computed weight what stands in front of a spectral norm."""
     torch.manual_seed(0)
-    inner = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))
+    inner = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.spectral_norm(nn.Linear(8, 4)))
     attention = nn.Sequential(nn.Linear(6, 8), Attends(), nn.Linear(8, 4))
     for model, x in ((inner, torch.randn(8, 6)), (attention, torch.randn(8, 5, 6))):
         graph = capture(model.eval(), x)
