@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -549,6 +550,31 @@ def test_a_weight_norm_is_proved_after_training(form: str, tmp_path: Path) -> No
     assert all(weight.requires_grad for weight in found.model.parameters())
     again = ap.load(found.save(tmp_path / "run"), model, x)
     assert torch.equal(again(x), found.model(x))
+    assert proved_folder(tmp_path / "run", model, again, x).passed
+
+
+class SharedDirections(nn.Module):
+    """Two weight norms of the same directions: no weight of one can be put in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.v, self.last = nn.Linear(6, 12), nn.Parameter(torch.randn(12, 12)), nn.Linear(12, 3)
+        self.g, self.h = nn.Parameter(torch.rand(12, 1) + 0.5), nn.Parameter(torch.rand(12, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        for lengths in (self.g, self.h):
+            x = F.linear(x, torch.ops.aten._weight_norm(self.v, lengths, 0)).relu()
+        return self.last(x)
+
+
+def test_rows_that_are_cut_from_what_forward_norms_are_not_put_back_as_zeros(tmp_path: Path) -> None:
+    """Their norm would be 0 / 0 in the proof of a saved network."""
+    torch.manual_seed(0)
+    model, x = SharedDirections().eval(), torch.randn(32, 6)
+    found = ap.prune(model, x, keep="params=50%", seed=0)
+    assert found.plan.shape("g") < (12, 1) and not found.plan.normed
+    again = ap.load(found.save(tmp_path / "run"), model)
     assert proved_folder(tmp_path / "run", model, again, x).passed
 
 

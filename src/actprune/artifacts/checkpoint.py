@@ -143,12 +143,12 @@ def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs:
 
 
 def _scattered(dense: Tensor, saved: Tensor, indices: list[Indices | None]) -> Tensor:
-    """`saved` in the shape of the dense tensor; what was cut is zero."""
+    """`saved` in the shape of the dense tensor; what was cut is as it was, since a norm of zeros would be 0 / 0."""
     where = [range(n) if i is None else i for n, i in zip(dense.shape, indices, strict=False)]
     where += [range(n) for n in dense.shape[len(where) :]]
     if not where:
         return saved.detach().clone()
-    found = torch.zeros(dense.shape, dtype=saved.dtype)
+    found = dense.detach().cpu().to(saved.dtype, copy=True)
     found[np.ix_(*map(np.asarray, where))] = saved.detach().cpu()
     return found.to(dense.dtype)
 
