@@ -150,6 +150,11 @@ def test_the_digest_follows_the_content() -> None:
     assert len({plan.digest for plan in some}) == 3
 
 
+def test_only_plans_of_normed_weights_say_so() -> None:
+    """The digest of the others is in the weights that were saved with them."""
+    assert "normed" not in json.loads(make_plan(graph_of("chain"), {}).to_json())
+
+
 def test_the_schema_is_versioned() -> None:
     assert json.loads(make_plan(graph_of("chain"), {}).to_json())["schema"] == SCHEMA == "actprune.plan/1"
 

@@ -385,6 +385,9 @@ def test_distillation_compares_tensors_of_one_shape() -> None:
         SGD(batches(1), loss, epochs=1).run(Two(), Two())
     says(caught.value, "distill=0")
     SGD(batches(1), loss, epochs=1).run(Two())
+    with pytest.raises(DataError) as caught:
+        distillation({"logits": None}, {"logits": None}, 2.0)
+    assert (caught.value.expected, caught.value.got) == ("at least one tensor of numbers", "no tensor of numbers")
 
 
 # ---- BatchNorm

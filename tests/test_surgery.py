@@ -6,14 +6,17 @@ import copy
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import actprune as ap
+from actprune.artifacts.checkpoint import proved_folder
 from actprune.axes.capture import Graph, capture
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.plan import Plan, make_plan
@@ -524,6 +527,82 @@ def test_a_weight_norm_is_cut_and_refitted_as_the_weight_that_it_computes(norm: 
     torch.testing.assert_close(found.model(x), expected.model(x), rtol=1e-4, atol=1e-5)
     assert Plan.from_json(found.plan.to_json()).digest == found.plan.digest
     found.model.train()(x).sum().backward()
+
+
+def trained(model: nn.Module, x: Tensor) -> nn.Module:
+    """After two steps, in which directions and lengths move apart."""
+    steps = torch.optim.SGD(model.train().parameters(), lr=0.1)
+    for _ in range(2):
+        steps.zero_grad()
+        model(x).square().mean().backward()
+        steps.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("form", ["class", "graph"])
+def test_a_weight_norm_is_proved_after_training(form: str, tmp_path: Path) -> None:
+    """Its directions are no longer the weight then, but for a graph, which holds the weight itself."""
+    model, x = normed_net(parametrizations.weight_norm).eval(), torch.randn(32, 3, 8)
+    found = ap.prune(model, x, keep="macs=50%", seed=0, form=form)
+    before = found.model(x)
+    trained(found.model, x)
+    assert not torch.allclose(found.model(x), before)
+    assert all(weight.requires_grad for weight in found.model.parameters())
+    again = ap.load(found.save(tmp_path / "run"), model, x)
+    assert torch.equal(again(x), found.model(x))
+    assert proved_folder(tmp_path / "run", model, again, x).passed
+
+
+class SharedDirections(nn.Module):
+    """Two weight norms of the same directions: no weight of one can be put in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.v, self.last = nn.Linear(6, 12), nn.Parameter(torch.randn(12, 12)), nn.Linear(12, 3)
+        self.g, self.h = nn.Parameter(torch.rand(12, 1) + 0.5), nn.Parameter(torch.rand(12, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        for lengths in (self.g, self.h):
+            x = F.linear(x, torch.ops.aten._weight_norm(self.v, lengths, 0)).relu()
+        return self.last(x)
+
+
+def test_rows_that_are_cut_from_what_forward_norms_are_not_put_back_as_zeros(tmp_path: Path) -> None:
+    """Their norm would be 0 / 0 in the proof of a saved network."""
+    torch.manual_seed(0)
+    model, x = SharedDirections().eval(), torch.randn(32, 6)
+    found = ap.prune(model, x, keep="params=50%", seed=0)
+    assert found.plan.shape("g") < (12, 1) and not found.plan.normed
+    again = ap.load(found.save(tmp_path / "run"), model)
+    assert proved_folder(tmp_path / "run", model, again, x).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_norm_in_half_precision(dtype: torch.dtype) -> None:
+    """Torch rounds the weight otherwise than the directions, and lengths that are near the directions' own count."""
+    model, x = normed_net(parametrizations.weight_norm).eval().to(dtype), torch.randn(64, 3, 8).to(dtype)
+    with torch.no_grad():
+        dict(model.named_parameters())["0.parametrizations.weight.original0"] *= 1.02
+    weight = capture(model, x).program.tensors["0.parametrizations.weight.original1"]
+    torch.testing.assert_close(weight, model.get_submodule("0").weight, rtol=0.008, atol=1e-3)
+    found = ap.prune(model, x, keep="macs=50%", seed=0)
+    assert found.proof.passed
+    assert found.model(x).dtype is dtype
+
+
+def test_a_weight_norm_that_is_not_cut_stays_as_it_is() -> None:
+    """With a length below zero, of which the weight's own would be the opposite."""
+    model, x = normed_net(parametrizations.weight_norm).eval(), torch.randn(4, 3, 8)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor *= -0.5 if name.endswith("original0") else 1
+    graph = capture(model, x)
+    plan = make_plan(graph, {"0": [1, 4, 5]})  # the rows of 0 and the columns of 2
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    left = [name for name, tensor in small.state_dict().items() if torch.equal(tensor, model.state_dict()[name])]
+    assert left == ["2.bias", "5.bias", *(f"5.parametrizations.weight.original{i}" for i in (0, 1))]
 
 
 def test_rows_of_a_weight_norm_that_lose_all_their_columns() -> None:

@@ -116,6 +116,7 @@ class Plan:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def _as_data(self) -> dict[str, Any]:
+        normed = {name: asdict(normed) for name, normed in self.normed.items()}
         return {
             "schema": SCHEMA,
             "model": self.model,
@@ -125,7 +126,7 @@ class Plan:
             "aliases": {name: list(names) for name, names in self.aliases.items()},
             "edits": self.edits.as_data(),
             "note": dict(self.note),
-            "normed": {name: asdict(normed) for name, normed in self.normed.items()},
+            **({"normed": normed} if normed else {}),  # without, the digest is that of plans from before
         }
 
     @classmethod

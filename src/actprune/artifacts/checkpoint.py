@@ -31,6 +31,7 @@ from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
+from actprune.graph.weight_norm import joined
 from actprune.plan import Plan
 from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
@@ -133,18 +134,21 @@ def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs:
         EquivalenceError: the proof fails.
     """
     saved = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    if plan.note.get("form") != "graph":  # which holds the weights themselves
+        normed = {g: own for g, own in graph.program.normed.items() if g in saved}
+        saved |= {own.weight: joined(saved[own.weight], saved[g], own.dim) for g, own in normed.items()}
     dense = {n: t for n, t in graph.program.tensors.items() if n in saved}
     tensors = {name: _scattered(own, saved[name], plan.indices(name)) for name, own in dense.items()}
     return verify(model, small, plan, inputs, rewrite=Rewrite(tensors), graph=graph)
 
 
 def _scattered(dense: Tensor, saved: Tensor, indices: list[Indices | None]) -> Tensor:
-    """`saved` in the shape of the dense tensor; what was cut is zero."""
+    """`saved` in the shape of the dense tensor; what was cut is as it was, since a norm of zeros would be 0 / 0."""
     where = [range(n) if i is None else i for n, i in zip(dense.shape, indices, strict=False)]
     where += [range(n) for n in dense.shape[len(where) :]]
     if not where:
         return saved.detach().clone()
-    found = torch.zeros(dense.shape, dtype=saved.dtype)
+    found = dense.detach().cpu().to(saved.dtype, copy=True)
     found[np.ix_(*map(np.asarray, where))] = saved.detach().cpu()
     return found.to(dense.dtype)
 

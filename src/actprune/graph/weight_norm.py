@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from actprune.graph.program import Normed, named_arguments
-from actprune.graph.rewriting import is_call
+from actprune.graph.rewriting import ATEN, is_call
 
 _CALLS = ("aten._weight_norm.default", "aten._weight_norm_interface.default")
 
 ULPS = 8
-"""A length that is off by no more than so many steps of its type is that of the direction."""
+"""A length that is off by no more than so many steps of float32 (float64, where it has that type) is that of the
+direction; one in half precision, which is rounded from there, by no more than one step."""
 
 
 def fold_weight_norms(
@@ -49,22 +50,37 @@ def fold_weight_norms(
             for node in calls:
                 _use_weight(graph, node)
             normed[g] = own
-            values[own.weight] = joined(tensors[own.weight], tensors[g], own.dim)
+            trainable = tensors[own.weight].requires_grad
+            values[own.weight] = joined(tensors[own.weight], tensors[g], own.dim).requires_grad_(trainable)
     return normed, values
 
 
 def joined(v: Tensor, g: Tensor, dim: int) -> Tensor:
     """W of directions and lengths; v itself where g is its length already, up to rounding."""
-    v, g = v.detach(), g.detach()
-    length = lengths(v, dim)
-    says = (g - length).abs() <= ULPS * torch.finfo(v.dtype).eps * length.abs()
-    return torch.where(says, v, v * (g / length))
+    v, g, length = v.detach(), g.detach(), lengths(v, dim)
+    rounding = max(torch.finfo(v.dtype).eps, ULPS * torch.finfo(length.dtype).eps)
+    says = (g - length).abs() <= rounding * length
+    return torch.where(says, v, (v * (g / length)).to(v.dtype))
 
 
 def lengths(weight: Tensor, dim: int) -> Tensor:
-    """The norm of every slice along `dim`; its other dimensions have size 1."""
+    """The norm of every slice along `dim`, in float32 at least; its other dimensions have size 1."""
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     others = [d for d in range(weight.dim()) if d != dim]
-    return torch.linalg.vector_norm(weight.detach(), dim=others, keepdim=True) if others else weight.detach().abs()
+    return torch.linalg.vector_norm(wide, dim=others, keepdim=True) if others else wide.abs()
+
+
+def as_called(normed: Mapping[str, Normed], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name of v → W as torch computes it in a call: in half precision it is not v where g is its length already.
+
+    Args:
+        tensors: tensor name → tensor, as the model holds it.
+    """
+    held = {g: own for g, own in normed.items() if g in tensors and own.weight in tensors}
+    return {
+        own.weight: ATEN._weight_norm(tensors[own.weight].detach(), tensors[g].detach(), own.dim)
+        for g, own in held.items()
+    }
 
 
 def _stored(node: Node, bindings: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple[str, Normed] | None:

@@ -29,7 +29,7 @@ def distillation(outputs: Any, wanted: Any, temperature: float, classes: bool = 
     if not student or [one.shape for one in student] != [one.shape for one in dense]:
         raise DataError(
             "Distillation compares outputs that are tensors, of the same shapes as the dense network's.",
-            expected=_forms(dense),
+            expected=_forms(dense) if dense else "at least one tensor of numbers",
             got=_forms(student),
             where="SGD.distill",
             hint="pass distill=0, or forward=lambda model, batch: …, which gives one tensor to the loss as well",

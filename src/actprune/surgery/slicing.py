@@ -109,10 +109,10 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
 
 
 def _weights_of_norms(slots: Mapping[str, Slot], plan: Plan) -> dict[str, Tensor]:
-    """What stands in the place of the directions of every weight norm that the plan changes: the weight itself."""
+    """What stands in the place of the directions of every weight norm that the plan cuts: the weight itself."""
     found: dict[str, Tensor] = {}
     for name, normed in plan.normed.items():
-        if normed.weight in plan.dims:
+        if any(index is not None for index in plan.indices(normed.weight)):
             v, g = (_held(slots[one]) for one in (normed.weight, name))
             found[normed.weight] = joined(v, g, normed.dim)
     return found
