@@ -23,6 +23,7 @@ from actprune.allocation.correct import Corrected, checked, describe, within_bud
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import ROUNDS, TRIALS, affordable, is_small
 from actprune.allocation.improve import improve
+from actprune.allocation.one_criterion import one_criterion
 from actprune.allocation.rules import layerwise, spatial, units
 from actprune.allocation.sensitivity import Curve, interpolate, measure_curves
 from actprune.allocation.solve import solve, trades
@@ -939,6 +940,20 @@ def test_streams_are_tried_whole() -> None:
     assert asked == [plain, best], "the one stream, once"
     assert best_start(space, found, curves, around(lambda w: 1.0), 8) == plain, "only where it is nearer"
     assert best_start(space, found, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 1) == plain, "no room"
+
+
+@pytest.mark.parametrize(("far", "chosen", "trials"), [(0.5, "l2", 8), (0.99, None, 8), (0.5, None, 0)])
+def test_one_criterion_decides_for_all_groups_where_it_is_nearer(far: float, chosen: str | None, trials: int) -> None:
+    found = guide_of("lenet")
+    widths = {name: len(group.scores) // 2 for name, group in found.groups.items()}
+    asked: list[Any] = []
+
+    def distance(supports: Any) -> float:
+        asked.append(supports)
+        return far if supports == found.by("l2", widths) else 1.0
+
+    assert one_criterion(found, widths, 1.0, distance, trials) == (chosen, far if chosen else 1.0)
+    assert len(asked) <= trials and found.supports(widths) not in asked
 
 
 class Attends(nn.Module):

@@ -21,6 +21,7 @@ from actprune.allocation.effort import (
 )
 from actprune.allocation.explicit import explicit, predicted
 from actprune.allocation.improve import improve
+from actprune.allocation.one_criterion import DistanceOf, Supports, one_criterion
 from actprune.allocation.rules import RULES, units
 from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
 from actprune.allocation.space import Space, Widths, make_space
@@ -69,11 +70,13 @@ class Measured:
         around: widths → the distances of candidates near the network of these widths; what they add to its own is
             measured on a part of the samples where the network is large.
         samples: that these are compared on.
+        whole: the units that stay → the distance of their network; None: only widths are compared.
     """
 
     curves: Mapping[str, Curve]
     around: Around = field(repr=False)
     samples: int = MEASURE_SAMPLES // (1 + FITTED)
+    whole: DistanceOf | None = field(default=None, repr=False)
 
 
 def allocate(
@@ -116,6 +119,7 @@ def allocate(
         PlanError: an unknown allocation, a pattern that matches nothing, nothing to cut.
         DataError: a distance that is no finite number.
     """
+    only: str | None = None
     name = known(allocation or _preset(guide, keep), ALLOCATIONS, "allocation")
     if isinstance(keep, Mapping):
         return explicit(graph, guide, keep, protect)
@@ -129,14 +133,15 @@ def allocate(
         note["rho"] = ratio
     elif name == "sensitivity":
         measured = measured or measure_all(graph, guide, space, calibration, rewrite, distance, progress)
-        widths, note["distance"] = _by_sensitivity(space, guide, measured, effort)
+        widths, only, note["distance"] = _by_sensitivity(space, guide, measured, effort)
+        note |= {} if only is None else {"criterion": only}
         note["sensitivity"] = {n: dict(curve.measured) for n, curve in measured.curves.items()}
     else:
         note["rho"], widths = RULES[name](space, guide)
     _check_met(space, widths, name)
     widths = space.every(widths)
     note |= {"allocation": name, "predicted": predicted(graph, widths, latency)}
-    return make_plan(graph, guide.supports(widths), **note)
+    return make_plan(graph, guide.supports(widths) if only is None else guide.by(only, widths), **note)
 
 
 def share_of(asked: Budget | Amount, graph: Graph, milliseconds: Callable[[], float]) -> Budget:
@@ -221,20 +226,29 @@ def measure_all(
 
         return around
 
+    def whole(supports: Supports) -> float:
+        here = make_plan(graph, supports)
+        found = outputs(here, len(dense)) if near is None else near(here).itself()
+        return _finite(how(dense, found))
+
     few, fewer = (len(data.subset(n).batches) for n in (CURVE_SAMPLES, change_samples(graph, data.samples)))
     curves = measure_curves(space, guide, comparing(few)({}), progress)
-    return Measured(curves, comparing(fewer), data.samples)
+    return Measured(curves, comparing(fewer), data.samples, whole)
 
 
 def _by_sensitivity(
     space: Space, guide: Guide, measured: Measured, effort: tuple[int, int] | None
-) -> tuple[Widths, float]:
+) -> tuple[Widths, str | None, float]:
+    """(widths, the one criterion whose units stay, or None for the best of all in each group, distance)."""
     graph, samples = space.graph, measured.samples
     rounds, trials = affordable(graph, samples) if effort is None else effort
     tried = starts(graph, samples) if effort is None else rounds
     more = tried if effort is None and is_small(graph, samples) else 0
     widths = best_start(space, guide, measured.curves, measured.around, tried, more)
-    return improve(space, widths, measured.curves, measured.around, rounds, trials)
+    widths, distance = improve(space, widths, measured.curves, measured.around, rounds, trials)
+    if measured.whole is None:
+        return widths, None, distance
+    return widths, *one_criterion(guide, space.every(widths), distance, measured.whole, tried - 1)
 
 
 def _preset(guide: Guide, keep: Keep) -> str:

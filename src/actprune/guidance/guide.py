@@ -41,6 +41,11 @@ class GroupGuide:
     natural: int | None
     path_support: Mapping[int, tuple[int, ...]] = field(repr=False)
 
+    def support(self, criterion: str, k: int) -> tuple[int, ...]:
+        """The k units that a criterion keeps, ascending."""
+        order = self.orders[criterion][:k]
+        return tuple(sorted(self.path_support.get(k, order) if criterion == "lasso" else order))
+
 
 TIE = 1e-7
 """Held-out errors that differ by a smaller share are equal, and those below its square are zero."""
@@ -89,6 +94,11 @@ class Guide:
     def supports(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """The units to keep for widths of several groups: group name → units."""
         return {name: choice.units for name, choice in self.choices(widths).items() if name in widths}
+
+    def by(self, criterion: str, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The units that one criterion keeps of every group; as `supports` where it says nothing of one."""
+        own = {name: self.groups[name] for name in widths if criterion in self.groups[name].orders}
+        return self.supports(widths) | {name: group.support(criterion, widths[name]) for name, group in own.items()}
 
     def near(self, widths: Mapping[str, int], changed: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """The units to keep where some groups get other widths, and all others keep what they have at `widths`.
@@ -146,9 +156,8 @@ class Guide:
             group = tuple(problem.without(decided) for problem in group)
             if small:
                 candidates[tuple(sorted(self._eliminated(name, group, decided)[:k]))] = "greedy"
-        for criterion, order in own.orders.items():
-            units = own.path_support.get(k, order[:k]) if criterion == "lasso" else order[:k]
-            candidates.setdefault(tuple(sorted(units)), criterion)
+        for criterion in own.orders:
+            candidates.setdefault(own.support(criterion, k), criterion)
         if not group or quick or widest(group) > JUDGED_COLUMNS:
             units, criterion = next(iter(candidates.items()))
             return Choice(units, criterion, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from actprune.axes.capture import Graph
 from actprune.guidance.confidence import Confidence
-from actprune.guidance.guide import GroupGuide, Guide
+from actprune.guidance.guide import WHOLE, GroupGuide, Guide
 from actprune.plan import Plan
 from actprune.report.maps import correlation, places
 from actprune.report.record import CURVE_POINTS, MOST_MAPS, MOST_UNITS, GroupRow, Sureness, Units
@@ -22,7 +22,7 @@ def group_rows(
     Args:
         sure: group name → its confidence, where it was asked for.
     """
-    choices = guide.choices(plan.widths)
+    choices, only = guide.choices(plan.widths), plan.note.get("criterion")
     rows: list[GroupRow] = []
     room = MOST_UNITS
     for group in graph.groups:
@@ -36,8 +36,8 @@ def group_rows(
                 after=len(choice.units),
                 guide=own.beta,
                 natural=own.natural,
-                criterion=choice.criterion,
-                error=choice.error,
+                criterion=choice.criterion if choice.criterion == WHOLE or only not in own.orders else str(only),
+                error=choice.error if only is None else None,
                 mean=None if unit is None else float(unit.signed.mean.mean()),
                 std=None if unit is None else float(unit.signed.std.mean()),
                 curve=_points(own.curve, len(choice.units)),
