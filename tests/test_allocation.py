@@ -944,7 +944,7 @@ def test_streams_are_tried_whole() -> None:
 
 @pytest.mark.parametrize(("far", "chosen", "trials"), [(0.5, "l2", 8), (0.99, None, 8), (0.5, None, 0)])
 def test_one_criterion_decides_for_all_groups_where_it_is_nearer(far: float, chosen: str | None, trials: int) -> None:
-    found = guide_of("lenet")
+    found = guide_of("lenet", "sgd-ap")
     widths = {name: len(group.scores) // 2 for name, group in found.groups.items()}
     asked: list[Any] = []
 
