@@ -89,8 +89,8 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
 
 
 def _rounding(sides: Sides, expected: Sequence[Any]) -> float:
-    """Relative error, in float64, of the dense graph against itself with every weight rounded otherwise; 0 if it has
-    none."""
+    """Relative error, in float64, of the dense graph against itself with every weight rounded otherwise; 0 if it
+    has none."""
     generator, program = torch.Generator().manual_seed(0), sides.dense.program
 
     def shaken(own: Tensor) -> Tensor:
