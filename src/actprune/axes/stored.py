@@ -98,7 +98,7 @@ class StoredTensors:
         return None
 
     def made_alone(self, value: Any) -> bool:
-        """Whether a value is computed from tensors of the state dict and numbers alone, such as one matrix of several."""
+        """Whether a value is computed from tensors of the state dict and numbers alone, as one matrix of several."""
         waiting, seen = [value], {value}
         while waiting:
             node = waiting.pop()
