@@ -105,8 +105,11 @@ def method(name: str) -> Method:
     return METHODS[known(name, METHODS, "method")]
 
 
-def known(name: str, names: Iterable[str], what: str) -> str:
+def known(name: str, names: Iterable[str], what: str, *, where: str | None = None, hint: str | None = None) -> str:
     """`name` if it is one of `names`.
+
+    Args:
+        where, hint: of the error, where more can be told than `what` it is and which name is near.
 
     Raises:
         PlanError: it is not; the message names the nearest.
@@ -119,6 +122,6 @@ def known(name: str, names: Iterable[str], what: str) -> str:
         f"There is no {what} named {name!r}.",
         expected=f"one of {', '.join(names)}",
         got=repr(name),
-        where=what,
-        hint=f"did you mean {near[0]!r}?" if near else "choose one of the names above",
+        where=where or what,
+        hint=hint or (f"did you mean {near[0]!r}?" if near else "choose one of the names above"),
     )

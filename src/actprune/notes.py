@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -13,6 +13,7 @@ from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
 from actprune.axes.expr import ONE, leaves
+from actprune.axes.groups import Group
 from actprune.captured import Captured, Ranked
 from actprune.graph.program import module_path, op_name
 from actprune.graph.rebuilt import Rebuilt
@@ -142,9 +143,8 @@ def _not_reached(told: Told) -> Iterator[str]:
     idle = sorted(told.graph.program.parameters - told.graph.used)
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
     if modules:
-        more = f" and {len(modules) - 4} more" if len(modules) > 4 else ""
         yield (
-            f"Not reached with the first calibration batch, and left as they were: {', '.join(modules[:4])}{more}. "
+            f"Not reached with the first calibration batch, and left as they were: {_some(modules, 4)}. "
             "Where a call reaches them, they may not fit the layers in front any more: name those in protect=."
         )
 
@@ -199,36 +199,40 @@ def _room(told: Told) -> Iterator[str]:
 
 def _products(told: Told) -> Iterator[str]:
     """Readers that are no layer for each of their matrices: an `einsum` of three operands, a bilinear form."""
-    plan = told.attempt.decided.plan.groups
-    cut = [group for group in told.graph.groups if len(plan[group.name].kept) < group.width]
-    blind = [g.name for g in cut if g.consumers and all(site.kind == "product" for site in g.consumers)]
+    products = (g for g in _cut(told) if g.consumers and all(site.kind == "product" for site in g.consumers))
+    blind = [group.name for group in products]
     if blind and told.settings.method.statistics:
-        more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
         yield (
-            f"What reads {', '.join(blind[:3])}{more} is a product of a form that no layer has (three operands, a "
-            "bilinear form): those units were ranked by weights alone, and the products are not refitted."
+            f"What reads {_some(blind, 3)} is a product of a form that no layer has (three operands, a bilinear form): "
+            "those units were ranked by weights alone, and the products are not refitted."
         )
 
 
 def _computed(told: Told) -> Iterator[str]:
     """Layers that mask what they read: a refit of a weight would have to be undone into what `forward` makes it of."""
-    plan, graph = told.attempt.decided.plan.groups, told.graph
-    program, cut = graph.program, [g.key for g in graph.groups if len(plan[g.name].kept) < g.width]
-    masks = {
-        node.name: graph.masks[program.bindings[node.name]]
-        for node in program.nodes
-        if program.bindings.get(node.name) in graph.masks
-    }
+    graph, program, cut = told.graph, told.graph.program, [group.key for group in _cut(told)]
+    masks = {source: graph.masks[name] for source, name in program.bindings.items() if name in graph.masks}
     layers = [node for node in program.nodes if op_name(node).startswith(("aten.linear.", "aten.conv"))]
     read = {node: [masks[one.name] for one in _given(node) if one.name in masks] for node in layers}
     made = list(dict.fromkeys(module_path(node) for node, over in read.items() if any(m.touches(cut) for m in over)))
     if made and told.settings.method.statistics:
-        more = f" and {len(made) - 3} more" if len(made) > 3 else ""
         yield (
-            f"The weights of {', '.join(made[:3])}{more} are computed in forward, as by a spectral norm: what they "
-            "read was ranked by weights alone, and they are not refitted. Much better is to take such a norm off, "
+            f"The weights of {_some(made, 3)} are computed in forward, as by a spectral norm: what they read was ranked "
+            "by weights alone, and they are not refitted. Much better is to take such a norm off, "
             "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again after the cut."
         )
+
+
+def _cut(told: Told) -> list[Group]:
+    """The groups that lose units."""
+    plan = told.attempt.decided.plan.groups
+    return [group for group in told.graph.groups if len(plan[group.name].kept) < group.width]
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _given(layer: Node) -> list[Node]:

@@ -70,13 +70,13 @@ class Measured:
         around: widths → the distances of candidates near the network of these widths; what they add to its own is
             measured on a part of the samples where the network is large.
         samples: that these are compared on.
-        whole: the units that stay → the distance of their network; None: only widths are compared.
+        distance_of: the units that stay → the distance of their network; None: only widths are compared.
     """
 
     curves: Mapping[str, Curve]
     around: Around = field(repr=False)
     samples: int = MEASURE_SAMPLES // (1 + FITTED)
-    whole: DistanceOf | None = field(default=None, repr=False)
+    distance_of: DistanceOf | None = field(default=None, repr=False)
 
 
 def allocate(
@@ -226,14 +226,14 @@ def measure_all(
 
         return around
 
-    def whole(supports: Supports) -> float:
+    def distance_of(supports: Supports) -> float:
         here = make_plan(graph, supports)
         found = outputs(here, len(dense)) if near is None else near(here).itself()
         return _finite(how(dense, found))
 
     few, fewer = (len(data.subset(n).batches) for n in (CURVE_SAMPLES, change_samples(graph, data.samples)))
     curves = measure_curves(space, guide, comparing(few)({}), progress)
-    return Measured(curves, comparing(fewer), data.samples, whole)
+    return Measured(curves, comparing(fewer), data.samples, distance_of)
 
 
 def _by_sensitivity(
@@ -246,9 +246,9 @@ def _by_sensitivity(
     more = tried if effort is None and is_small(graph, samples) else 0
     widths = best_start(space, guide, measured.curves, measured.around, tried, more)
     widths, distance = improve(space, widths, measured.curves, measured.around, rounds, trials)
-    if measured.whole is None:
+    if measured.distance_of is None:
         return widths, None, distance
-    return widths, *one_criterion(guide, space.every(widths), distance, measured.whole, tried - 1)
+    return widths, *one_criterion(guide, space.every(widths), distance, measured.distance_of, tried - 1)
 
 
 def _preset(guide: Guide, keep: Keep) -> str:

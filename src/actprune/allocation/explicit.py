@@ -9,7 +9,7 @@ from numbers import Integral
 from actprune.allocation.cost import COSTS, cost
 from actprune.allocation.protection import protected
 from actprune.axes.capture import Graph
-from actprune.errors import BudgetError, PlanError
+from actprune.errors import BudgetError
 from actprune.guidance.guide import Guide
 from actprune.latency.table import LatencyTable
 from actprune.methods import known
@@ -75,14 +75,8 @@ def _group_named(graph: Graph, name: str) -> str:
     own = tuple(other for other in names if other.partition("#")[0] == name)
     if own and name not in own and own == graph.peers[own[0]]:
         return own[0]
-    if name not in names and (where := _units_of(graph, name)):
-        raise PlanError(
-            f"There is no group named {name!r}.",
-            expected=f"one of {', '.join(names)}",
-            got=repr(name),
-            where="keep",
-            hint=where,
-        )
+    if name not in names and (told := _units_of(graph, name)):
+        return known(name, names, "group", where="keep", hint=told)
     return known(name, names, "group")
 
 

@@ -24,7 +24,7 @@ NEARER = 0.98
 
 
 def one_criterion(
-    guide: Guide, widths: Widths, distance: float, whole: DistanceOf, trials: int
+    guide: Guide, widths: Widths, distance: float, distance_of: DistanceOf, trials: int
 ) -> tuple[str | None, float]:
     """(criterion, distance) where one for all groups is nearer than the best one for each; else (None, as before).
 
@@ -37,7 +37,7 @@ def one_criterion(
         supports = guide.by(criterion, widths)
         if supports not in seen and len(seen) <= trials:
             seen.append(supports)
-            found = whole(supports)
+            found = distance_of(supports)
             if found < min(best[1], distance * NEARER):
                 best = criterion, found
     return best

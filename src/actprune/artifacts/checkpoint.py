@@ -31,7 +31,7 @@ from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
-from actprune.graph.weight_norm import joined
+from actprune.graph.weight_norm import weights_of
 from actprune.plan import Plan
 from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
@@ -135,8 +135,7 @@ def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs:
     """
     saved = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     if plan.note.get("form") != "graph":  # which holds the weights themselves
-        normed = {g: own for g, own in graph.program.normed.items() if g in saved}
-        saved |= {own.weight: joined(saved[own.weight], saved[g], own.dim) for g, own in normed.items()}
+        saved |= weights_of(graph.program.normed, saved)
     dense = {n: t for n, t in graph.program.tensors.items() if n in saved}
     tensors = {name: _scattered(own, saved[name], plan.indices(name)) for name, own in dense.items()}
     return verify(model, small, plan, inputs, rewrite=Rewrite(tensors), graph=graph)

@@ -60,6 +60,10 @@ def added(model: nn.Module) -> dict[str, Any]:
     parameters = inspect.signature(model.forward).parameters.values()
     known = any(p.name == "use_cache" for p in parameters)
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    configurations = (getattr(module, "config", None) for module in model.modules())  # the decoder may be a part
-    caches = any(getattr(configuration, "use_cache", None) is True for configuration in configurations)
-    return {"use_cache": False} if known or (anything and caches) else {}
+    return {"use_cache": False} if known or (anything and _caches(model)) else {}
+
+
+def _caches(model: nn.Module) -> bool:
+    """Whether the configuration of a decoder, which may be a part of the model, asks for a cache."""
+    configurations = (getattr(module, "config", None) for module in model.modules())
+    return any(getattr(configuration, "use_cache", None) is True for configuration in configurations)

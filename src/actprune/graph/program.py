@@ -103,14 +103,17 @@ class Program:
     @property
     def positional(self) -> int:
         """How many arguments the captured call has by position."""
-        args, _ = cast("tuple[Any, Any]", self.in_spec.children())
-        return len(args.children())
+        return len(self._by_position)
 
     @property
     def takes_several_as_one(self) -> bool:
         """Whether its only argument by position is a list or tuple."""
-        args, _ = cast("tuple[Any, Any]", self.in_spec.children())
-        return self.positional == 1 and args.children()[0].type in (list, tuple)
+        return self.positional == 1 and self._by_position[0].type in (list, tuple)
+
+    @property
+    def _by_position(self) -> list[pytree.TreeSpec]:
+        args, _ = cast("tuple[pytree.TreeSpec, Any]", self.in_spec.children())
+        return args.children()
 
     @property
     def used(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ be measured, refitted and sliced; `cut` writes the lengths of what it has sliced
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -70,17 +70,24 @@ def lengths(weight: Tensor, dim: int) -> Tensor:
     return torch.linalg.vector_norm(wide, dim=others, keepdim=True) if others else wide.abs()
 
 
-def as_called(normed: Mapping[str, Normed], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name of v → W as torch computes it in a call: in half precision it is not v where g is its length already.
+def weights_of(
+    normed: Mapping[str, Normed],
+    tensors: Mapping[str, Tensor],
+    computed: Callable[[Tensor, Tensor, int], Tensor] = joined,
+) -> dict[str, Tensor]:
+    """Name of v → W, for the norms of which a model holds both tensors.
 
     Args:
         tensors: tensor name → tensor, as the model holds it.
+        computed: (v, g, dim) → W.
     """
     held = {g: own for g, own in normed.items() if g in tensors and own.weight in tensors}
-    return {
-        own.weight: ATEN._weight_norm(tensors[own.weight].detach(), tensors[g].detach(), own.dim)
-        for g, own in held.items()
-    }
+    return {own.weight: computed(tensors[own.weight], tensors[g], own.dim) for g, own in held.items()}
+
+
+def as_called(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    """W as torch computes it in a call: in half precision it is not v where g is its length already."""
+    return ATEN._weight_norm(v.detach(), g.detach(), dim)
 
 
 def _stored(node: Node, bindings: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple[str, Normed] | None:

@@ -26,7 +26,7 @@ from actprune.graph.lift import lift
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments
-from actprune.graph.weight_norm import as_called
+from actprune.graph.weight_norm import as_called, weights_of
 from actprune.mapped import letting_go
 from actprune.plan import Plan, check_plan
 from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error
@@ -293,6 +293,6 @@ def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: 
             eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
     except Exception as error:  # whatever the user's forward raises
         return float("inf"), f"the cut model does not run: {type(error).__name__}: {error}"
-    graph = run(program, batch, as_called(program.normed, _state(small)), native=True)
+    graph = run(program, batch, weights_of(program.normed, _state(small), as_called), native=True)
     error = relative_error(lift(eager), lift(graph))
     return error, None if error <= EAGER_TOLERANCE else "the eager cut model against its own graph"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
         worst, constant = inner, False
     if constant:
         return float("inf"), f"every output is constant on {sides.what}: nothing would be proved"
-    rounding = _rounding(sides, expected) if worst > TOLERANCE else 0.0
+    rounding = _rounding(sides, expected) if TOLERANCE < worst < inf else 0.0
     if worst <= max(TOLERANCE, min(CHAOTIC, SHARE * rounding)):
         return worst, None
     chaos = f"; weights that are rounded otherwise make {rounding:.2g}" if rounding > TOLERANCE else ""

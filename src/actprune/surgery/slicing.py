@@ -14,7 +14,7 @@ from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import copied, copied_by, preserved, refresh, unless_failed
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
-from actprune.graph.weight_norm import joined, lengths
+from actprune.graph.weight_norm import lengths, weights_of
 from actprune.hints import hint_for
 from actprune.mapped import alongside, is_mapped, let_go
 from actprune.plan import Plan, check_plan
@@ -110,12 +110,9 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
 
 def _weights_of_norms(slots: Mapping[str, Slot], plan: Plan) -> dict[str, Tensor]:
     """What stands in the place of the directions of every weight norm that the plan cuts: the weight itself."""
-    found: dict[str, Tensor] = {}
-    for name, normed in plan.normed.items():
-        if any(index is not None for index in plan.indices(normed.weight)):
-            v, g = (_held(slots[one]) for one in (normed.weight, name))
-            found[normed.weight] = joined(v, g, normed.dim)
-    return found
+    sliced_ones = {g: own for g, own in plan.normed.items() if any(i is not None for i in plan.indices(own.weight))}
+    names = {name for g, own in sliced_ones.items() for name in (g, own.weight)}
+    return weights_of(sliced_ones, {name: _held(slots[name]) for name in names})
 
 
 def _lengths(plan: Plan, slots: Mapping[str, Slot], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
