@@ -217,8 +217,8 @@ def _computed(told: Told) -> Iterator[str]:
     made = list(dict.fromkeys(module_path(node) for node, over in read.items() if any(m.touches(cut) for m in over)))
     if made and told.settings.method.statistics:
         yield (
-            f"The weights of {_some(made, 3)} are computed in forward, as by a spectral norm: what they read was ranked "
-            "by weights alone, and they are not refitted. Much better is to take such a norm off, "
+            f"The weights of {_some(made, 3)} are computed in forward, as by a spectral norm: what they read was "
+            "ranked by weights alone, and they are not refitted. Much better is to take such a norm off, "
             "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again after the cut."
         )
 
