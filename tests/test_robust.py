@@ -234,10 +234,21 @@ def test_a_function_that_ruins_the_weights_leaves_what_was_proved() -> None:
     assert any("NaN or infinite values in" in note for note in result.report.notes)
 
 
-def test_one_batch_is_told_of() -> None:
+def test_one_batch_that_cannot_be_divided_is_told_of() -> None:
+    class Centred(nn.Module):
+        """Samples look at each other."""
+
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x - x.mean(0))
+
     model, batches = chain()
-    notes = [ap.prune(model, data, keep="macs=50%").report.notes for data in (batches[:1], batches)]
-    assert [any("one batch" in note for note in some) for some in notes] == [True, False]
+    pairs = (Centred(model), batches[:1]), (model, batches[:1]), (model, batches)
+    notes = [ap.prune(net, data, keep="macs=50%").report.notes for net, data in pairs]
+    assert [any("one batch" in note for note in some) for some in notes] == [True, False, False]
 
 
 def test_a_caller_in_inference_mode() -> None:

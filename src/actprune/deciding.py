@@ -18,12 +18,11 @@ from actprune.allocation.rounding import best_multiple
 from actprune.allocation.solve import trades
 from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
-from actprune.compensation.near import COLLECTED, Near
+from actprune.compensation.crossed import compared, crossed, pairs
+from actprune.compensation.near import COLLECTED
 from actprune.compensation.refit import compensate as refit
-from actprune.compensation.ridge import Chosen
 from actprune.compensation.room import matrix_bytes
 from actprune.compensation.schedule import refitted_calls, schedule
-from actprune.compensation.shared import shared_equations
 from actprune.data.samples import Calibration
 from actprune.distributed import Ranks
 from actprune.errors import ActpruneError, DistributedError, PlanError
@@ -38,7 +37,6 @@ from actprune.methods import quickly
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
-from actprune.stats.patches import QUICK_ROWS
 
 QUICK_ROUNDS = 3
 """Rounds of rectified fits for candidates of small networks; those of large ones have plain fits."""
@@ -180,26 +178,12 @@ class Deciding:
         asked = self.settings
         if asked.method.allocation != "sensitivity" or budget.cost == "units":
             return None
-        fitted, held = self.refitted.holdout(1 / (1 + FITTED))
-        samples = measured_samples(self.graph)
-        fitted, held = fitted.subset(FITTED * samples), held.subset(samples)
+        among = pairs(self.refitted, measured_samples(self.graph), FITTED)
+        held, room = compared(among), limit_bytes(asked.memory_limit) // 32  # in float64; two networks live at a time
         space = self._space(replace(budget, keep=1.0))
-        room = limit_bytes(asked.memory_limit) // 32  # numbers of eight bytes; two of these are alive at a time
-        collected, order = min(COLLECTED, room), schedule(self.graph)
-        rectified = any(path.rectified for path in order.paths.values())
+        rectified = any(path.rectified for path in schedule(self.graph).paths.values())
         rounds = QUICK_ROUNDS if rectified and is_small(self.graph, held.samples) else 0
-
-        solved = self._quick == "least_squares"
-        shared = shared_equations(self.graph, fitted.batches, order.nodes, QUICK_ROWS, collected) if solved else {}
-
-        ridges: Chosen = {}
-
-        def near(plan: Plan | None) -> Near:
-            return Near(
-                self.graph, fitted, held, method=self._quick, rounds=rounds, base=self._base(), collected=collected,
-                around=plan, shared=shared, ridges=ridges,
-            )  # fmt: skip
-
+        near = crossed(self.graph, among, self._quick, rounds, self._base(), min(COLLECTED, room))
         return measure_all(
             self.graph, self.guide, space, held, None, asked.distance,
             lambda done, total: asked.tell("sensitivity", done, total), near,

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from actprune.allocation.cost import cost
 from actprune.axes.account import over_norms
@@ -20,6 +22,7 @@ from actprune.axes.capture import capture as captured
 from actprune.errors import CaptureError, PlanError, UnsupportedModelError
 from actprune.graph.digest import digest
 from actprune.graph.output_kinds import tensor_outputs
+from actprune.graph.program import holds_samples
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
 from actprune.plan import Plan, make_plan
@@ -142,10 +145,14 @@ def alone(graph: Graph) -> Graph:
 def replayed_graph(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     """The graph form that `plan` was made for, from a fresh capture of the dense `model`.
 
+    Args:
+        inputs: a batch of any size.
+
     Raises:
         CaptureError: the model can't be traced with these inputs.
         PlanError: the capture is not the one that the plan was made for.
     """
+    inputs = _resized(inputs, plan.note.get("inputs"))
     graph = alone(captured(model, inputs, norms=plan.note.get("norms") is True))
     found = digest(graph.program)
     if found != plan.note.get("program"):
@@ -158,6 +165,22 @@ def replayed_graph(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     if wrong := [name for name in {**again.dims, **plan.dims} if not _same_units(again, plan, name)]:
         raise _another(f"cut of {wrong[0]}", "the units of the plan", "others")
     return as_graph(model, graph, again)
+
+
+def _resized(inputs: Any, shapes: Any) -> Any:
+    """A batch in the size that a plan was made with: its first samples, or all of them several times over; as it is
+    where that does not lead to the shapes of its plan."""
+    tensors = [value for value in pytree.tree_leaves(inputs) if isinstance(value, Tensor)]
+    if not shapes or len(shapes) != len(tensors) or not all((*map(Tensor.dim, tensors), *map(len, shapes))):
+        return inputs
+    own, wanted = len(tensors[0]), shapes[0][0]
+    sized = [[wanted, *value.shape[1:]] if holds_samples(value, own) else list(value.shape) for value in tensors]
+    if sized != shapes or own == wanted:
+        return inputs
+    chosen = torch.arange(wanted) % own
+    return pytree.tree_map_only(
+        Tensor, lambda value: value[chosen.to(value.device)] if holds_samples(value, own) else value, inputs
+    )
 
 
 def _same_units(a: Plan, b: Plan, tensor: str) -> bool:

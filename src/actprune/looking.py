@@ -14,11 +14,12 @@ from actprune.axes.capture import Graph
 from actprune.captured import Captured, Ranked
 from actprune.compensation.room import check_room
 from actprune.data.calls import Forward
+from actprune.data.rebatch import rebatched
 from actprune.data.samples import Calibration, Samples
 from actprune.data.take import fit, take
 from actprune.distance import choose, objective, resolve
 from actprune.errors import DataError
-from actprune.forms import capture_form
+from actprune.forms import Form, capture_form
 from actprune.graph.digest import digest
 from actprune.graph.rebuilt import name_of
 from actprune.graph.run import run_batch
@@ -76,14 +77,18 @@ class Looking:
                 ranks.check_same({"form": captured.form.name, "program": digest(graph.program), "groups": widths})
         return captured
 
-    def _captured(self, samples: Samples) -> Captured:
-        asked = self.settings
-        # copies, for a model may write into its inputs
-        inputs: Any = pytree.tree_map_only(Tensor, Tensor.clone, samples.inputs)
-        form = capture_form(self.model, inputs, asked.form, norms=asked.norms, seed=asked.seed)
+    def _captured(self, came: Samples) -> Captured:
+        asked, samples = self.settings, rebatched(self.model, came)
+        form, inputs = self._form(samples)
+        if samples is not came and form.graph.program.source == "real":  # its branches and sizes are those of a batch
+            samples = came
+            form, inputs = self._form(came)
         program = form.graph.program
         check_room(form.graph, asked.memory_limit)
-        bench = Bench(program, asked.latency or Latency())
+        latency = asked.latency or Latency()
+        if samples is not came and latency.batch is None:
+            latency = replace(latency, batch=came.batch_size)
+        bench = Bench(program, latency)
         data = fit(program, samples)
         choose(program, asked.distance)  # an unknown one is refused before the work
         if any(one.recover is not None for one in self.asks):
@@ -95,6 +100,12 @@ class Looking:
         _check_finite(self.model, form.graph, data, 1 if all(one.method.statistics for one in self.asks) else None)
         distance, others = resolve(program, asked.distance, data), elsewhere(self.model, program, data.batches)
         return Captured(self.model, form, inputs, data, bench, distance, others)
+
+    def _form(self, samples: Samples) -> tuple[Form, Any]:
+        """The captured form, and the batch that it was captured with: copies, for a model may write into its inputs."""
+        asked = self.settings
+        inputs: Any = pytree.tree_map_only(Tensor, Tensor.clone, samples.inputs)
+        return capture_form(self.model, inputs, asked.form, norms=asked.norms, seed=asked.seed), inputs
 
     def rank(self, captured: Captured) -> Ranked:
         """Gather what the groups are ranked by, and rank them."""

@@ -117,6 +117,12 @@ class Calibration:
         batches = tuple(self.batches[i] for i in numbers)
         return Calibration(batches, len(numbers) * size, labels=labels, valued=self.valued)
 
+    def joined(self, other: Calibration) -> Calibration:
+        """The batches of both, of one size."""
+        labels = None if self.labels is None or other.labels is None else (*self.labels, *other.labels)
+        count = self.samples + other.samples
+        return Calibration((*self.batches, *other.batches), count, labels=labels, valued=self.valued)
+
 
 def evenly(total: int, count: int) -> list[int]:
     """`count` of the numbers below `total`, with even gaps."""

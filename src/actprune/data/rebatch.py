@@ -1,0 +1,112 @@
+"""Calibration batches of another size than they came in, where they are one or two, or tiny.
+
+What is fitted is judged on batches that are held out. Of one batch there are none: fits would interpolate the samples
+that they are judged by, and the search would find the widths at which that is easiest. Batches of single samples take
+several times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from actprune.data.samples import Samples
+from actprune.graph.keep import kept_buffers, preserved
+from actprune.graph.outputs import register_containers
+from actprune.mapped import any_mapped
+
+FEW = 3
+"""Fewer are divided: of two, half would be held out."""
+
+PARTS = 8
+"""So many batches are made of few, and at least of tiny ones; of two samples or more."""
+
+TINY, LARGER = 8, 16
+"""Batches of fewer samples are joined to as many as this."""
+
+ROOM = 2**25
+"""Bytes that the outputs of all layers may take for a batch that is joined."""
+
+
+def rebatched(model: nn.Module, samples: Samples) -> Samples:
+    """The samples in batches of a better size, where the model makes of a part of a batch what it makes of it in the
+    whole. A class may take no batch but its own, and samples may look at each other: nodes of a graph do."""
+    came, size = samples.batch_size, _size(samples)
+    if size == came or samples.as_they_came or any_mapped(model.parameters()):
+        return samples
+    try:
+        part, taken = _outputs(model, samples, min(came, size))
+        if size > came and taken * size > ROOM * came:
+            return samples
+        whole, _ = _outputs(model, samples, max(came, size))
+    except Exception:  # whatever a forward raises; on the batches as they came, the capture says what is wrong
+        return samples
+    same = bool(whole) and len(whole) == len(part) and all(map(_is_part, part, whole))
+    return replace(samples, batch_size=size) if same else samples
+
+
+def _size(samples: Samples) -> int:
+    """Samples of a batch."""
+    count, came = samples.count, samples.batch_size
+    most = max(count // PARTS, 2)
+    if count // came < FEW:
+        return min(_whole(count, most), came)
+    return max(_whole(count, min(most, LARGER)), came) if came < TINY else came
+
+
+def _whole(count: int, most: int) -> int:
+    """More than half of `most`, so that as few samples as can be are left over."""
+    return min(range(most, most // 2, -1), key=lambda size: count % size)
+
+
+def _outputs(model: nn.Module, samples: Samples, count: int) -> tuple[list[Tensor], int]:
+    """(what the model makes of the first samples in eval mode, bytes of the outputs of its layers); it is left as it
+    was."""
+    flat = [value.clone() if isinstance(value, Tensor) else value for value in samples.batch(0, count)]
+    args, kwargs = pytree.tree_unflatten(flat, samples.spec)
+    with preserved(model), kept_buffers(model, parameters=True), torch.no_grad(), _weighed(model) as taken:
+        model.eval()
+        outputs = model(*args, **kwargs)
+        register_containers(outputs)
+    return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor)], sum(taken)
+
+
+@contextmanager
+def _weighed(model: nn.Module) -> Iterator[list[int]]:
+    """The bytes of what every layer returns."""
+    taken: list[int] = []
+
+    def weigh(_module: nn.Module, _args: Any, output: Any) -> None:
+        taken.extend(value.nbytes for value in pytree.tree_leaves(output) if isinstance(value, Tensor))
+
+    hooks = [module.register_forward_hook(weigh) for module in model.modules() if not any(module.children())]
+    try:
+        yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_part(part: Tensor, whole: Tensor) -> bool:
+    """Whether one is the beginning of the other in the dimension that counts samples, up to rounding."""
+    if part.dim() != whole.dim() or part.dtype != whole.dtype:
+        return False
+    for dim, (own, other) in enumerate(zip(part.shape, whole.shape, strict=True)):
+        if own > other:
+            return False
+        whole = whole.narrow(dim, 0, own)
+    if not part.is_floating_point():
+        return torch.equal(part, whole)
+    digits = torch.finfo(part.dtype).eps ** 0.5
+    return torch.allclose(part, whole, rtol=0, atol=digits * _largest(whole), equal_nan=True)
+
+
+def _largest(values: Tensor) -> float:
+    found = values[values.isfinite()].abs()
+    return float(found.max()) if found.numel() else 0.0
