@@ -629,6 +629,7 @@ SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "by numpy": lambda m, q, k, v: (q @ k.transpose(-2, -1) / np.sqrt(m.size)).softmax(-1) @ v,
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
     "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
+    "in place": lambda m, q, k, v: (q.mul_(m.size**-0.5) @ k.transpose(-2, -1)).softmax(-1) @ v,
     "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),
     "of a product": lambda m, q, k, v: torch.baddbmm(
         torch.zeros(()), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=m.size**-0.5
@@ -964,6 +965,41 @@ def test_edited_objects_keep_their_content_and_see_what_is_global(monkeypatch: p
         for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
             assert other.held == {"gain": gain}
             assert torch.equal(other(x), small(x))
+
+
+class Heads(nn.Module):
+    """Makes its copies from the arguments it was made with, as layers of einops do; it runs on another number."""
+
+    def __init__(self, before: int, heads: int) -> None:
+        super().__init__()
+        self.made_with = {"before": before, "heads": heads}
+        self._lengths = ((before, "before"), (heads, "heads"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self._lengths[1][0], -1)).transpose(1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"made_with": self.made_with}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["made_with"])
+
+
+def test_copies_of_a_layer_that_makes_them_from_its_arguments_are_cut_too() -> None:
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (m.heads(layer(x)) for layer in (m.q, m.k, m.v))
+        return m.proj(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    layers: dict[str, Any] = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
+    model, x = Attention(attend, **layers).eval(), tokens()
+    model.heads = Heads(HEADS, HEADS)  # two numbers that are the same at first
+    graph = capture(model, x)
+    plan = make_plan(graph, {"q#1": range(HEADS - 1)})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    for other in (copy.deepcopy(small), copy.deepcopy(copy.copy(small))):
+        assert torch.equal(other(x), small(x))
+    assert small.heads.made_with == {"before": HEADS, "heads": HEADS - 1}
 
 
 def test_an_edited_class_can_be_pickled_and_cut_again() -> None:
