@@ -60,16 +60,18 @@ def _survives(module: nn.Module, edit: AttributeEdit) -> bool:
 
 def _numbers(value: Any) -> Iterator[tuple[str | int, ...]]:
     """The paths of all numbers in containers."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for step, entry in items:
+    box: Any = value if isinstance(value, dict | list | tuple) else ()
+    for step, entry in box.items() if isinstance(box, dict) else enumerate(box):
         if isinstance(entry, int) and not isinstance(entry, bool):
             yield (step,)
         yield from ((step, *rest) for rest in _numbers(entry))
 
 
 def _entry(value: Any, path: Sequence[str | int]) -> Any:
+    """What stands at a path."""
     for step in path:
-        value = value[step] if isinstance(value, dict | list | tuple) else vars(value)[str(step)]
+        held: Any = value if isinstance(value, dict | list | tuple) else vars(value)
+        value = held[step]
     return value
 
 
