@@ -33,6 +33,7 @@ from actprune.graph.traced_attributes import (
     traced_roots,
     uncached_einops,
 )
+from actprune.graph.traced_int import traced_int
 from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
@@ -238,6 +239,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
         traced_attributes(model, recorder.attributes, recorder.owners),
         uncached_einops(),
         traced_roots(),
+        traced_int(model),
         compared(recorder.note_equal),
         annotations.preserve_node_meta(),
     ):
