@@ -689,6 +689,23 @@ def test_a_scale_of_the_head_size_that_values_and_the_joined_heads_are_written_w
     assert verify(model, small, plan, x, graph=graph).passed
 
 
+class Unit(nn.Linear):
+    """Weights whose rows are normed in each call, and scaled by as many as there are: all entries by all rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.normalize(self.weight, dim=1) * math.sqrt(self.weight.numel() / self.weight.shape[0])
+        return F.linear(x, rows, self.bias)
+
+
+def test_a_scale_of_the_number_of_entries_follows_the_columns() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Unit(6, 8), nn.ReLU(), Unit(8, 8), nn.ReLU(), Unit(8, 3)).eval(), torch.randn(5, 6)
+    graph = capture(model, x)
+    plan = make_plan(graph, {group.name: range(group.width - 3) for group in graph.groups})
+    assert plan.widths == {"0": 5, "2": 5}
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
 class Stepped(nn.Module):
     """A recurrent layer that makes its own initial state, of a size that its class writes down."""
 

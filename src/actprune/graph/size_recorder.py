@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import sys
 import types
 import weakref
@@ -71,6 +72,8 @@ class Recorder(TorchFunctionMode):
         if name == "size" and func == Tensor.size:
             result = func(*args, **kwargs)
             return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
+        if name in ("numel", "nelement"):
+            return functools.reduce(operator.mul, self._traced_shape(args[0], args[0].shape), 1)
         self.calls += 1
         call = self.calls
         with annotations.annotate({CALL: call}):
