@@ -76,6 +76,17 @@ def test_positions_name_the_unit_of_every_index() -> None:
     assert positions(A, key=7).tolist() == [-1, -1, -1, -1]
 
 
+def test_an_axis_of_hundreds_of_slices() -> None:
+    """Each slice makes leaves for what is before and behind it: those in front are of one slice after the other."""
+    algebra = Algebra()
+    axis = algebra.leaf(800)
+    for start in range(0, 800, 2):
+        _, part, _ = algebra.sections(axis, [start, 2, 798 - start], "a slice")
+        assert size(part) == 2
+    found = algebra.resolve(axis)
+    assert isinstance(found, Concat) and len(found.parts) == 400
+
+
 # ---- unify, by hand
 
 

@@ -318,6 +318,19 @@ def write_into_a_view(m: Any, x: Tensor) -> Tensor:
     return x
 
 
+def write_into_the_view_that_is_read(m: Any, x: Tensor) -> Tensor:
+    y = x.view(-1, 2, 4).transpose(1, 2)
+    y.mul_(2)
+    return y.flatten(1)
+
+
+def read_a_view_of_what_was_written(m: Any, x: Tensor) -> Tensor:
+    y = x.view(-1, 2, 4)
+    first = y[:, 0]
+    y.mul_(2)
+    return torch.cat([first, y[:, 1]], 1)
+
+
 def assign_a_slice(m: Any, x: Tensor) -> Tensor:
     y = x.clone()
     y[:, 2:4] = x[:, 6:] * 2
@@ -359,7 +372,7 @@ def returns_itself(m: Any, x: Tensor) -> Tensor:
 
 
 IN_PLACE = [in_place_after_a_view, write_into_a_view, assign_a_slice, chained, keeps_its_dtype, through_a_constant]
-IN_PLACE += [returns_itself]
+IN_PLACE += [returns_itself, write_into_the_view_that_is_read, read_a_view_of_what_was_written]
 
 
 @pytest.mark.parametrize("middle", IN_PLACE)
@@ -391,6 +404,8 @@ def test_inputs_are_not_written() -> None:
 def test_a_pure_twin_is_used_where_there_is_one() -> None:
     graph = captured("in_place")
     assert not [node for node in graph.program.nodes if op_name(node).split(".")[1:2] == ["relu_"]]
+    graph = capture(Around(write_into_the_view_that_is_read).eval(), torch.randn(4, 6))
+    assert not [node for node in graph.program.nodes if op_name(node) == "aten.mul_.Tensor"]
 
 
 def without_gradients(m: Any, x: Tensor) -> Tensor:

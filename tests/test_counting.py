@@ -98,6 +98,21 @@ def shifted(y: Tensor, heads: int) -> tuple[Tensor, ...]:
     return (y.reshape(b, t, 3, heads, n // (3 * heads)) + 1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
+def windows(y: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Seven dimensions, as windows of pictures have them; the last of three rows is read."""
+    b, _, n = y.shape
+    y = y.reshape(b, 3, 2, 2, 3, heads, n // (3 * heads)).permute(4, 0, 5, 2, 1, 3, 6)
+    return tuple(part[:, :, :, 2].flatten(2, 3) for part in y.unbind(0))
+
+
+def test_a_stack_of_seven_dimensions() -> None:
+    model, x = Attention(windows).eval(), torch.randn(4, 12, 6)
+    graph = adapted(model, x)
+    assert [group.name for group in graph.groups] == ["qkv#1", "qkv#2", "qkv#3"]
+    plan = make_plan(graph, {"qkv#1": [1], "qkv#2": [0, 2], "qkv#3": [1, 2]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
 @pytest.mark.parametrize("parts", [read_whole, shifted])
 def test_what_is_read_as_a_whole_has_one_set_of_units(parts: Parts) -> None:
     model, x = Attention(parts).eval(), torch.randn(5, 7, 6)

@@ -628,7 +628,9 @@ SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
     "by a name of one's own": lambda m, q, k, v: (q @ k.transpose(-2, -1) / sqrt(q.size(-1))).softmax(-1) @ v,
     "by numpy": lambda m, q, k, v: (q @ k.transpose(-2, -1) / np.sqrt(m.size)).softmax(-1) @ v,
     "of an attribute": lambda m, q, k, v: (q @ k.transpose(-2, -1) * m.size**-0.5).softmax(-1) @ v,
+    "of a size made an int": lambda m, q, k, v: (q @ k.transpose(-2, -1) * int(q.size(-1)) ** (-0.5)).softmax(-1) @ v,
     "in front": lambda m, q, k, v: (q * m.size**-0.5 @ k.transpose(-2, -1) / 2).softmax(-1) @ v,
+    "in place": lambda m, q, k, v: (q.mul_(m.size**-0.5) @ k.transpose(-2, -1)).softmax(-1) @ v,
     "as an argument": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=2 / k.size(-1)),
     "of a product": lambda m, q, k, v: torch.baddbmm(
         torch.zeros(()), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=m.size**-0.5
@@ -647,7 +649,7 @@ def test_a_scale_follows_the_head_size(scale: str) -> None:
     layers = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
     model, x = Attention(attend, size=WIDTH // HEADS, **layers).eval(), tokens()
     small, plan = less(model, x, "head dims")
-    assert any(len(group.kept) < group.width for group in plan.groups.values())
+    assert len(plan.groups["q#2"].kept) < WIDTH // HEADS
     graph = capture(model, x)
     torch.testing.assert_close(as_graph(model, graph, plan)(x), small(x))
 
@@ -685,6 +687,23 @@ def test_a_scale_of_the_head_size_that_values_and_the_joined_heads_are_written_w
     small = cut(model, plan)
     assert small.heads == 2
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+class Unit(nn.Linear):
+    """Weights whose rows are normed in each call, and scaled by as many as there are: all entries by all rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.normalize(self.weight, dim=1) * math.sqrt(self.weight.numel() / self.weight.shape[0])
+        return F.linear(x, rows, self.bias)
+
+
+def test_a_scale_of_the_number_of_entries_follows_the_columns() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Unit(6, 8), nn.ReLU(), Unit(8, 8), nn.ReLU(), Unit(8, 3)).eval(), torch.randn(5, 6)
+    graph = capture(model, x)
+    plan = make_plan(graph, {group.name: range(group.width - 3) for group in graph.groups})
+    assert plan.widths == {"0": 5, "2": 5}
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
 
 
 class Stepped(nn.Module):
@@ -964,6 +983,41 @@ def test_edited_objects_keep_their_content_and_see_what_is_global(monkeypatch: p
         for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
             assert other.held == {"gain": gain}
             assert torch.equal(other(x), small(x))
+
+
+class Heads(nn.Module):
+    """Makes its copies from the arguments it was made with, as layers of einops do; it runs on another number."""
+
+    def __init__(self, before: int, heads: int) -> None:
+        super().__init__()
+        self.made_with = {"before": before, "heads": heads}
+        self._lengths = ((before, "before"), (heads, "heads"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self._lengths[1][0], -1)).transpose(1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"made_with": self.made_with}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["made_with"])
+
+
+def test_copies_of_a_layer_that_makes_them_from_its_arguments_are_cut_too() -> None:
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (m.heads(layer(x)) for layer in (m.q, m.k, m.v))
+        return m.proj(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    layers: dict[str, Any] = {name: nn.Linear(WIDTH, WIDTH) for name in "qkv"}
+    model, x = Attention(attend, **layers).eval(), tokens()
+    model.heads = Heads(HEADS, HEADS)  # two numbers that are the same at first
+    graph = capture(model, x)
+    plan = make_plan(graph, {"q#1": range(HEADS - 1)})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    for other in (copy.deepcopy(small), copy.deepcopy(copy.copy(small))):
+        assert torch.equal(other(x), small(x))
+    assert small.heads.made_with == {"before": HEADS, "heads": HEADS - 1}
 
 
 def test_an_edited_class_can_be_pickled_and_cut_again() -> None:

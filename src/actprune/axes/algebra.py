@@ -163,6 +163,11 @@ class Algebra:
                 self.unify(x, y, where)
                 continue
             (x, rest_x), (y, rest_y) = sorted(((x, left), (y, right)), key=lambda pair: size(pair[0]))
+            count = self._filling(rest_x, size(y) - size(x)) if isinstance(y, Leaf) else 0
+            if count:  # one by one, a leaf of hundreds of parts would be as many leaves within each other
+                self.unify(y, concat([x, *rest_x[:count]]), where)
+                del rest_x[:count]
+                continue
             cleaved = self._cleave(y, size(x))
             if cleaved is None:
                 reason = f"parts of {size(x)} and {size(y)} can't be reconciled at {where}"
@@ -171,6 +176,15 @@ class Algebra:
             head, tail = cleaved
             rest_y.insert(0, tail)
             self.unify(x, head, where)
+
+    @staticmethod
+    def _filling(parts: list[Axis], room: int) -> int:
+        """How many of the first parts are of this size together; 0 where no number of them is."""
+        for count, part in enumerate(parts, 1):
+            room -= size(part)
+            if room <= 0:
+                return 0 if room else count
+        return 0
 
     def _pop_part(self, parts: list[Axis]) -> Axis:
         part = self.resolve(parts.pop(0))

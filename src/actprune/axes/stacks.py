@@ -23,10 +23,12 @@ _REARRANGING = tuple(
     for name in "permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze clone contiguous detach".split()
 )
 
+_SELECT = "aten.select.int"
+
 _VIEWS = tuple(f"aten.{name}." for name in "view reshape _unsafe_view flatten unflatten".split())
 
-_MARK = 1000
-"""Sizes from here on tell one dimension from another."""
+_MARK = 2
+"""Sizes from here on tell one dimension from another; small ones, for the product of ten has to fit into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Stack:
 
 def rearranges(node: Node, dim: int) -> bool:
     """Whether a call only rearranges the dimensions of its first argument, or selects from others than `dim`."""
-    selects = op_name(node) == "aten.select.int" and not _takes(node, dim)
+    selects = op_name(node) == _SELECT and not _takes(node, dim)
     views = op_name(node).startswith(_VIEWS) and _viewed(node, dim) is not None
     alone = len(node.all_input_nodes) == 1  # else a place is computed
     return alone and (op_name(node).startswith(_REARRANGING) or _takes_all(node) or selects or views)
@@ -52,7 +54,7 @@ def rearranges(node: Node, dim: int) -> bool:
 
 def _takes(node: Node, dim: int) -> bool:
     """Whether a call takes slices along a dimension of its first argument."""
-    if op_name(node) not in ("aten.select.int", "aten.unbind.int") or len(node.all_input_nodes) > 1:
+    if op_name(node) not in (_SELECT, "aten.unbind.int") or len(node.all_input_nodes) > 1:
         return False
     return int(named_arguments(node)["dim"]) % len(shape(node.args[0])) == dim
 
@@ -74,6 +76,8 @@ def moved(node: Node, dim: int) -> int:
         return dim
     if op_name(node).startswith(_VIEWS) and (place := _viewed(node, dim)) is not None:
         return place
+    if op_name(node) == _SELECT:
+        return dim - (int(named_arguments(node)["dim"]) % len(shape(node.args[0])) < dim)
     sizes = [n if n == 1 else _MARK + d for d, n in enumerate(shape(node.args[0]))]
     call: Any = node.target
     result: Tensor = call(torch.empty(sizes, device="meta"), *node.args[1:], **node.kwargs)

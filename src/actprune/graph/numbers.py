@@ -111,7 +111,7 @@ def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, 
 
     def made(left: Any, right: Any) -> Any:
         value = compute(plain(left), plain(right))
-        origin = (symbol, expression(left), expression(right))
+        origin = _origin(symbol, expression(left), expression(right))
         if isinstance(value, int):
             return TracedInt(value, origin)
         return TracedFloat(value, origin) if isinstance(value, float) else value
@@ -124,6 +124,25 @@ def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, 
 
     setattr(kind, f"__{name}__", method)
     setattr(kind, f"__r{name}__", reflected)
+
+
+def _origin(symbol: str, left: Expr, right: Expr) -> Expr:
+    """The expression of a result; a factor that is divided away is in it no more: all entries by rows are columns."""
+    rest = _without(left, right) if symbol in ("/", "//") and right != 0 else None
+    return (symbol, left, right) if rest is None else rest
+
+
+def _without(product: Expr, factor: Expr) -> Expr | None:
+    """A product without one of its factors; None where that is none of them."""
+    if product == factor:
+        return 1
+    if isinstance(product, int | float) or product[0] != "*":
+        return None
+    for kept, other in ((1, 2), (2, 1)):
+        rest = _without(product[other], factor)
+        if rest is not None:
+            return product[kept] if rest == 1 else ("*", product[kept], rest)
+    return None
 
 
 for _name, (_symbol, _compute) in _OPS.items():

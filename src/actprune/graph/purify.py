@@ -7,7 +7,7 @@ model's tensors or an input: running a program leaves both as they were.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,21 +23,34 @@ _MAY_ALIAS = {"type_as", "clamp", "pad", "dropout"}
 def make_pure(graph: Graph) -> None:
     """Replace `relu_(x)` and its like by `relu(x)`, and every later use of `x` by the result.
 
-    Done only where `x` is a whole tensor that nobody holds a view of, and where the pure call gives the same
-    dtype. A write into a view stays as it is, and the axis rules freeze what it touches if they do not know it.
+    Done only where nothing else that shares its memory is read afterwards, and where the pure call gives the same
+    dtype. Any other write stays as it is, and the axis rules freeze what it touches if they do not know it.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         target = node.args[0] if node.args else None
         pure = _pure_twin(node)
-        if pure is None or not isinstance(target, Node) or _is_view(target):
-            continue
-        if any(_is_view(user) for user in target.users if order[user] < order[node]):
+        if pure is None or not isinstance(target, Node) or _read_elsewhere(node, target, order):
             continue
         node.target = pure
         target.replace_all_uses_with(node, delete_user_cb=lambda user, now=order[node]: order.get(user, 0) > now)
     _copy_what_is_written(graph)
     graph.lint()
+
+
+def _read_elsewhere(node: Node, target: Node, order: Mapping[Node, int]) -> bool:
+    """Whether something behind `node`, which writes into `target`, reads the same memory by another name."""
+    names = {_root(target)}
+    todo = [*names]
+    while todo:
+        name = todo.pop()
+        if name is not target and any(order[user] > order[node] for user in name.users):
+            return True
+        views = {user for user in name.users if user is not node and _is_view(user) and user.args[0] is name} - names
+        views = {view for view in views if order[view] < order[node]}  # later ones are views of the result
+        names |= views
+        todo += views
+    return False
 
 
 def _copy_what_is_written(graph: Graph) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import sys
 import types
 import weakref
@@ -33,6 +34,7 @@ from actprune.graph.traced_attributes import (
     traced_roots,
     uncached_einops,
 )
+from actprune.graph.traced_int import traced_int
 from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
@@ -70,6 +72,8 @@ class Recorder(TorchFunctionMode):
         if name == "size" and func == Tensor.size:
             result = func(*args, **kwargs)
             return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
+        if name in ("numel", "nelement"):
+            return functools.reduce(operator.mul, self._traced_shape(args[0], args[0].shape), 1)
         self.calls += 1
         call = self.calls
         with annotations.annotate({CALL: call}):
@@ -238,6 +242,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
         traced_attributes(model, recorder.attributes, recorder.owners),
         uncached_einops(),
         traced_roots(),
+        traced_int(model),
         compared(recorder.note_equal),
         annotations.preserve_node_meta(),
     ):

@@ -1,0 +1,65 @@
+"""`int(size)` that remembers the size: some attentions make an int of what is one for their scale, `int(c) ** -0.5`."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from actprune.graph.numbers import TracedInt
+
+
+class _Int(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> int:
+        kept = len(args) == 1 and not kwargs and isinstance(args[0], TracedInt)
+        return args[0] if kept else int(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, int)
+
+
+class _TracingInt(metaclass=_Int):
+    """Stands for `int` among the globals of the files that the model's classes are from."""
+
+
+@contextlib.contextmanager
+def traced_int(model: nn.Module) -> Iterator[None]:
+    """Where a file does no more with `int` than to call it: as a dtype, say, only the true one will do."""
+    names = {type(module).__module__ for module in model.modules()}
+    files = [name for name in names if name.partition(".")[0] != "torch" and name in sys.modules]
+    spaces = [vars(sys.modules[name]) for name in files if "int" not in vars(sys.modules[name]) and _only_called(name)]
+    for space in spaces:
+        space["int"] = _TracingInt
+    try:
+        yield
+    finally:
+        for space in spaces:
+            del space["int"]
+
+
+@cache
+def _only_called(name: str) -> bool:
+    """Whether a file calls `int`, and beyond that asks for no more than whether something is one."""
+    try:
+        source = inspect.getsource(sys.modules[name])
+        nodes = [*ast.walk(ast.parse(source))] if "int(" in source else []
+    except (OSError, TypeError, SyntaxError):
+        return False
+    allowed = {id(inner) for node in nodes for part in _harmless(node) for inner in ast.walk(part)}
+    named = [node for node in nodes if isinstance(node, ast.Name) and node.id == "int"]
+    return bool(named) and all(id(node) in allowed for node in named)
+
+
+def _harmless(node: ast.AST) -> list[ast.AST]:
+    """The parts of a node in which `int` is called, compared with a class, or an annotation."""
+    if isinstance(node, ast.Call):
+        asks = isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+        return [node.func, *(node.args[1:] if asks else ())]
+    found = [getattr(node, name, None) for name in ("annotation", "returns")]
+    return [part for part in found if isinstance(part, ast.AST)]
