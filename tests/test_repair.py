@@ -338,7 +338,40 @@ def maps() -> Tensor:
     return torch.randn(2, 3, 4, 4)
 
 
+class Split(nn.Module):
+    """Splits heads; a copy of it is made anew from its arguments, as one of an einops layer is."""
+
+    def __init__(self, **lengths: int) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self._lengths = tuple(lengths.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"lengths": self.lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state["lengths"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        (_, heads), (_, qkv) = self._lengths
+        return x.reshape(len(x), x.shape[1], qkv, heads, -1).permute(2, 0, 3, 1, 4)
+
+
+class CopiedAnew(Attention):
+    """The heads are counted in a module that doesn't copy what its forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+        self.split = Split(heads=HEADS, qkv=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x)).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.proj(out).mean(1))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "copied anew": (CopiedAnew, tokens),
     "from shape": (FromShape, tokens),
     "chained": (Chained, tokens),
     "literal": (Literal, tokens),

@@ -630,7 +630,9 @@ ALONG: dict[str, Op] = {
 for _name, _op in {**SUMS, **REDUCTIONS, **ALONG}.items():
     case(_name, kind="tokens")(lambda m, x, f=_op: f(1, x))
 case("cumsum", kind="tokens")(lambda m, x: x.cumsum(1) + x.cumsum(2))
-case("renorm", kind="tokens", frozen=True)(lambda m, x: x.renorm(2, 1, 0.1))
+case("renorm", kind="tokens", parts=lambda: {"v": torch.randn(6, UNITS)})(
+    lambda m, x: F.linear(x.renorm(2, 2, 0.5), (m.v + 0).renorm(2, 0, 0.5))
+)
 case("fliplr", kind="tokens")(lambda m, x: x.fliplr())
 case("flipud")(lambda m, x: x.flipud())
 case("msort")(lambda m, x: x.msort())
