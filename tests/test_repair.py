@@ -370,7 +370,24 @@ class CopiedAnew(Attention):
         return self.head(self.proj(out).mean(1))
 
 
+class Mapped(nn.Module):
+    """A tensor is tiled within `vmap`, where the class sees one dimension less than the captured call has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 12), nn.Linear(12, 3)
+        self.rate = nn.Parameter(torch.rand(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(row: Tensor, scale: Tensor) -> Tensor:
+            return row * (scale * self.rate).tile(row.shape[0], 1)
+
+        return self.fc2(torch.vmap(one)(self.fc1(x), x[:, 0, 0]))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "mapped": (Mapped, tokens),
     "copied anew": (CopiedAnew, tokens),
     "from shape": (FromShape, tokens),
     "chained": (Chained, tokens),

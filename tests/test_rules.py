@@ -537,7 +537,18 @@ def _(m: Any, x: Tensor) -> Tensor:
     return x + m.table(torch.arange(9), torch.tensor([0, 3, 5, 6]))
 
 
+def places() -> nn.Module:
+    """Where each unit goes, in a buffer, as the masks of coupling layers do."""
+    held = nn.Module()
+    held.register_buffer("at", torch.tensor([9, 1, 2, 4, 5, 6, 7, 8]))
+    return held
+
+
 INDEXED: dict[str, Case] = {
+    "written to places in a buffer": Case(
+        lambda m, x: m.layer(x) + ATEN.index_put(torch.ones(len(x), 10), [None, m.places.at], x),
+        frozen=True, parts=lambda: {"places": places(), "layer": nn.Linear(UNITS, 10)},
+    ),
     "a relative position table": Case(
         lambda m, x: x + m.w[torch.arange(25).view(5, 5) % 9].sum(1), "tokens", parts=reading(9, UNITS)
     ),
