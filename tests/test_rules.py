@@ -1204,6 +1204,22 @@ def test_use(use: str) -> None:
         assert_cut(model, model.x)
 
 
+LEFT: dict[str, tuple[Op, tuple[int, ...]]] = {
+    "whole": (lambda m, x: (m.w @ x.mT).relu().mT, (6, UNITS)),
+    "one of several": (lambda m, x: (m.w[1].t() @ x.mT).relu().mT, (2, UNITS, 6)),
+    "all of several": (lambda m, x: (m.w @ x.mT.unsqueeze(1)).relu().sum(1).mT, (2, 6, UNITS)),
+    "of one vector": (lambda m, x: torch.stack([m.w @ row for row in x.flatten(0, 1)]).relu(), (6, UNITS)),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_rows_of_a_weight_on_the_left_are_units(name: str) -> None:
+    op, sizes = LEFT[name]
+    model = Between(Case(op, "tokens", parts=lambda: {"w": torch.randn(sizes)})).eval()
+    graph = assert_cut(model, model.x)
+    assert any("w" in {m.tensor for m in group.members} and group.width == 6 for group in graph.groups)
+
+
 @pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8)])
 def test_rows_of_experts_stay_aligned(dtype: torch.dtype, multiple: int) -> None:
     """16 bytes: a kernel's demand is a fact about the group, that plans, budgets and trials keep to."""
