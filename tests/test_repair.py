@@ -370,6 +370,21 @@ class CopiedAnew(Attention):
         return self.head(self.proj(out).mean(1))
 
 
+class NoHeads(Attention):
+    """The heads are split into none and all of them: a reshape of no entries tells nothing of what it merges."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        none, every = (part.reshape(n * part.shape[1], *part.shape[2:]) for part in (out[:, :0], out[:, 0:]))
+        assert not none.numel()
+        return self.head(self.proj(every.view(n, -1, t, every.shape[-1]).transpose(1, 2).flatten(2)).mean(1))
+
+
 class Mapped(nn.Module):
     """A tensor is tiled within `vmap`, where the class sees one dimension less than the captured call has."""
 
@@ -388,6 +403,7 @@ class Mapped(nn.Module):
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "mapped": (Mapped, tokens),
+    "no heads": (NoHeads, tokens),
     "copied anew": (CopiedAnew, tokens),
     "from shape": (FromShape, tokens),
     "chained": (Chained, tokens),

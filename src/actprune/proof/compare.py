@@ -180,8 +180,8 @@ def _first_shape(sides: Sides, pairs: list[tuple[Node, Node]]) -> str | None:
     widths = {group.key: len(kept.get(group.key, range(group.width))) for group in sides.dense.groups}
     for node, other in pairs:
         dims = sides.dense.node_axes.get(node.name)
-        if picked(sides.dense, node):
-            continue  # the cut network, captured with its own weights, may pick more rows or fewer
+        if picked(sides.dense, node) or (0 in shape(node) and 0 in shape(other)):
+            continue  # the cut network, with its own weights, may pick more rows or fewer; and nothing has any shape
         if isinstance(dims, tuple) and (predicted := tuple(size(axis, widths) for axis in dims)) != shape(other):
             return f"{place(node)}: shape {shape(other)}, predicted {predicted}"
     return None
