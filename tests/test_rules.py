@@ -1206,6 +1206,7 @@ def test_use(use: str) -> None:
 
 LEFT: dict[str, tuple[Op, tuple[int, ...]]] = {
     "whole": (lambda m, x: (m.w @ x.mT).relu().mT, (6, UNITS)),
+    "moved": (lambda m, x: (m.w.clone().to(torch.float64).to(x.dtype) @ x.mT).relu().mT, (6, UNITS)),
     "one of several": (lambda m, x: (m.w[1].t() @ x.mT).relu().mT, (2, UNITS, 6)),
     "all of several": (lambda m, x: (m.w @ x.mT.unsqueeze(1)).relu().sum(1).mT, (2, 6, UNITS)),
     "of one vector": (lambda m, x: torch.stack([m.w @ row for row in x.flatten(0, 1)]).relu(), (6, UNITS)),
@@ -1218,6 +1219,10 @@ def test_rows_of_a_weight_on_the_left_are_units(name: str) -> None:
     model = Between(Case(op, "tokens", parts=lambda: {"w": torch.randn(sizes)})).eval()
     graph = assert_cut(model, model.x)
     assert any("w" in {m.tensor for m in group.members} and group.width == 6 for group in graph.groups)
+    assert name == "one of several" or {site.kind for site in graph.sites if site.weight == "w"} <= {
+        "linear",
+        "stacked",
+    }
 
 
 @pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8)])
