@@ -107,6 +107,37 @@ def test_tied_tensors_and_views_of_them_are_found_by_their_storage() -> None:
     assert len(program.bindings) == 5
 
 
+class Skipping(nn.Module):
+    """The last block adds to a stream that nothing reads any more, as a WaveNet's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.head = nn.Linear(3, 8), nn.Linear(6, 2)
+        self.gates = nn.ModuleList(nn.Linear(8, 10) for _ in range(2))
+        self.residuals = nn.ModuleList(nn.Linear(10, 8) for _ in range(2))
+        self.skips = nn.ModuleList(nn.Linear(10, 6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        if float(x.detach().sum()) < -1e9:
+            x = -x
+        out = torch.zeros(6)
+        for gate, residual, skip in zip(self.gates, self.residuals, self.skips, strict=True):
+            h = gate(x).tanh()
+            out, x = out + skip(h), x + residual(h)
+        return self.head(out.relu())
+
+
+def test_layers_whose_results_nothing_reads_are_cut_as_well() -> None:
+    torch.manual_seed(0)
+    model, x = Skipping().eval(), torch.randn(4, 3)
+    result = ap.prune(model, [x, x], keep="units=50%", method="l2")
+    assert result.graph.program.source == "real"
+    small: Any = result.model
+    assert small.into.out_features == small.residuals[1].out_features == 4
+    assert small(x).shape == (4, 2)
+
+
 def masked(m: Any, x: Tensor) -> Tensor:
     return x[x.sum(1) > x.sum(1).min()]
 

@@ -338,7 +338,73 @@ def maps() -> Tensor:
     return torch.randn(2, 3, 4, 4)
 
 
+class Split(nn.Module):
+    """Splits heads; a copy of it is made anew from its arguments, as one of an einops layer is."""
+
+    def __init__(self, **lengths: int) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self._lengths = tuple(lengths.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"lengths": self.lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state["lengths"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        (_, heads), (_, qkv) = self._lengths
+        return x.reshape(len(x), x.shape[1], qkv, heads, -1).permute(2, 0, 3, 1, 4)
+
+
+class CopiedAnew(Attention):
+    """The heads are counted in a module that doesn't copy what its forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+        self.split = Split(heads=HEADS, qkv=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x)).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.proj(out).mean(1))
+
+
+class NoHeads(Attention):
+    """The heads are split into none and all of them: a reshape of no entries tells nothing of what it merges."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        none, every = (part.reshape(n * part.shape[1], *part.shape[2:]) for part in (out[:, :0], out[:, 0:]))
+        assert not none.numel()
+        return self.head(self.proj(every.view(n, -1, t, every.shape[-1]).transpose(1, 2).flatten(2)).mean(1))
+
+
+class Mapped(nn.Module):
+    """A tensor is tiled within `vmap`, where the class sees one dimension less than the captured call has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 12), nn.Linear(12, 3)
+        self.rate = nn.Parameter(torch.rand(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(row: Tensor, scale: Tensor) -> Tensor:
+            return row * (scale * self.rate).tile(row.shape[0], 1)
+
+        return self.fc2(torch.vmap(one)(self.fc1(x), x[:, 0, 0]))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "mapped": (Mapped, tokens),
+    "no heads": (NoHeads, tokens),
+    "copied anew": (CopiedAnew, tokens),
     "from shape": (FromShape, tokens),
     "chained": (Chained, tokens),
     "literal": (Literal, tokens),

@@ -537,7 +537,18 @@ def _(m: Any, x: Tensor) -> Tensor:
     return x + m.table(torch.arange(9), torch.tensor([0, 3, 5, 6]))
 
 
+def places() -> nn.Module:
+    """Where each unit goes, in a buffer, as the masks of coupling layers do."""
+    held = nn.Module()
+    held.register_buffer("at", torch.tensor([9, 1, 2, 4, 5, 6, 7, 8]))
+    return held
+
+
 INDEXED: dict[str, Case] = {
+    "written to places in a buffer": Case(
+        lambda m, x: m.layer(x) + ATEN.index_put(torch.ones(len(x), 10), [None, m.places.at], x),
+        frozen=True, parts=lambda: {"places": places(), "layer": nn.Linear(UNITS, 10)},
+    ),
     "a relative position table": Case(
         lambda m, x: x + m.w[torch.arange(25).view(5, 5) % 9].sum(1), "tokens", parts=reading(9, UNITS)
     ),
@@ -630,7 +641,9 @@ ALONG: dict[str, Op] = {
 for _name, _op in {**SUMS, **REDUCTIONS, **ALONG}.items():
     case(_name, kind="tokens")(lambda m, x, f=_op: f(1, x))
 case("cumsum", kind="tokens")(lambda m, x: x.cumsum(1) + x.cumsum(2))
-case("renorm", kind="tokens", frozen=True)(lambda m, x: x.renorm(2, 1, 0.1))
+case("renorm", kind="tokens", parts=lambda: {"v": torch.randn(6, UNITS)})(
+    lambda m, x: F.linear(x.renorm(2, 2, 0.5), (m.v + 0).renorm(2, 0, 0.5))
+)
 case("fliplr", kind="tokens")(lambda m, x: x.fliplr())
 case("flipud")(lambda m, x: x.flipud())
 case("msort")(lambda m, x: x.msort())
@@ -1189,6 +1202,27 @@ def test_use(use: str) -> None:
         assert all("first.weight" not in str(group.members) for group in capture(model, model.x).groups)
     else:
         assert_cut(model, model.x)
+
+
+LEFT: dict[str, tuple[Op, tuple[int, ...]]] = {
+    "whole": (lambda m, x: (m.w @ x.mT).relu().mT, (6, UNITS)),
+    "moved": (lambda m, x: (m.w.clone().to(torch.float64).to(x.dtype) @ x.mT).relu().mT, (6, UNITS)),
+    "one of several": (lambda m, x: (m.w[1].t() @ x.mT).relu().mT, (2, UNITS, 6)),
+    "all of several": (lambda m, x: (m.w @ x.mT.unsqueeze(1)).relu().sum(1).mT, (2, 6, UNITS)),
+    "of one vector": (lambda m, x: torch.stack([m.w @ row for row in x.flatten(0, 1)]).relu(), (6, UNITS)),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_rows_of_a_weight_on_the_left_are_units(name: str) -> None:
+    op, sizes = LEFT[name]
+    model = Between(Case(op, "tokens", parts=lambda: {"w": torch.randn(sizes)})).eval()
+    graph = assert_cut(model, model.x)
+    assert any("w" in {m.tensor for m in group.members} and group.width == 6 for group in graph.groups)
+    assert name == "one of several" or {site.kind for site in graph.sites if site.weight == "w"} <= {
+        "linear",
+        "stacked",
+    }
 
 
 @pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8)])

@@ -696,3 +696,32 @@ def test_products_with_computed_weights_make_units() -> None:
     assert (small.scaled.shape, small.squashed.shape, small.exact.shape) == ((4, 5), (5, 6), (6, 3))
     assert small.turned.shape == (3, 3)
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+class Listed(nn.Module):
+    """Its forward reads tensors from lists and dicts, where they stand beside their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.scale, self.shift = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+        self.register_buffer("gate", torch.rand(8))
+        self.scales, self.others = [self.scale], {"shift": (self.shift, self.gate)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, gate = self.others["shift"]
+        return self.fc2((self.fc1(x) * self.scales[0] + shift).relu() * gate)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_tensors_in_lists_are_those_of_the_cut_model(inplace: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Listed().eval(), torch.randn(4, 3)
+    graph = capture(model, x)
+    plan = random_plan(graph)
+    small: Any = cut(copy.deepcopy(model), plan, inplace=inplace)
+    assert small.scales[0] is small.scale
+    assert small.others["shift"][0] is small.shift
+    assert small.others["shift"][1] is small.gate
+    assert len(model.scales[0]) == 8
+    assert verify(model, small, plan, x, graph=graph).passed

@@ -16,6 +16,9 @@ _MAYBE_ALIKE = ("aten.reshape.", "aten.view.", "aten._unsafe_view.", "aten.expan
 _ROUNDED = ("aten.fake_quantize_per_", "aten.fused_moving_avg_obs_fake_quant.")
 """Calls that leave entries about what they are, and those of zero at zero."""
 
+_MOVED = ("aten.to.", "aten._to_copy.", "aten.type_as.", "aten.clone.", "aten.contiguous.")
+"""So do these, between types of floats: `F.linear(x, self.weight.to(x.dtype))`."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredTensors:
@@ -31,13 +34,15 @@ class StoredTensors:
         """The tensor of the state dict that `value` is: its name, and which dimension of it each dim is.
 
         Transposes are seen through, and reshapes and expansions that do no more than one, as those that `matmul` makes
-        of its operands below autograd; and fake quantisation.
+        of its operands below autograd; and fake quantisation, copies, other types of floats.
         """
         if not isinstance(value, Node):
             return None
         if value in self.names:
             return self.names[value], list(range(len(shape(value))))
         if op_name(value).startswith(_ROUNDED):
+            return self.find(value.args[0])
+        if op_name(value).startswith(_MOVED) and _is_float(value) and _is_float(value.args[0]):
             return self.find(value.args[0])
         if op_name(value).startswith(_MAYBE_ALIKE):
             return self._alike(value)
@@ -109,6 +114,10 @@ class StoredTensors:
             waiting += [source for source in node.all_input_nodes if source not in seen]
             seen.update(node.all_input_nodes)
         return not self.names.keys().isdisjoint(seen)
+
+
+def _is_float(node: Any) -> bool:
+    return isinstance(node, Node) and node.meta["val"].is_floating_point()
 
 
 def _turned(node: Node) -> list[int] | None:

@@ -91,7 +91,7 @@ def recorded(
             recorder = None
             module = tracer(*tensors)
     _check_seen(module, names, existing)
-    _tidy(module.graph)
+    _tidy(module)
     inputs = _every_input(module.graph, flat)
     bindings, constants = _bound(module, names)
     module = _with_regions(module)
@@ -171,8 +171,9 @@ def read_by_python(value: Tensor) -> Tensor:
     return value
 
 
-def _tidy(graph: Graph) -> None:
+def _tidy(module: GraphModule) -> None:
     """Remove what computes nothing and what nobody uses; put `read_by_python` where a whole tensor was read."""
+    graph, idle = module.graph, _of_idle_layers(module)
     computed: set[Node] = set()
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr") or not computed.isdisjoint(node.all_input_nodes):
@@ -186,8 +187,29 @@ def _tidy(graph: Graph) -> None:
             read.meta = dict(node.meta)
         if name in ("aten.resolve_neg.default", "aten.resolve_conj.default"):
             node.replace_all_uses_with(node.args[0])
-        if name in _IDLE or _is_idle_autocast(node) or (not node.users and _is_pure(node)):
+        unused = not node.users and _is_pure(node) and node not in idle
+        if name in _IDLE or _is_idle_autocast(node) or unused:
             graph.erase_node(node)
+
+
+def _of_idle_layers(module: GraphModule) -> set[Node]:
+    """Calls on the way from parameters that no result depends on. The class makes them all the same, as export knows:
+    the last block of a WaveNet adds to a stream that nothing reads any more, and both sides have to fit."""
+    live: set[Node] = set()
+    for node in reversed(module.graph.nodes):
+        if node in live or not (node.op == "placeholder" or _is_pure(node)):
+            live.update((node, *node.all_input_nodes))
+    read = {node.target for node in live if node.op == "get_attr"}
+    idle: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            own = isinstance(getattr(module, str(node.target), None), nn.Parameter)
+            reached = own and node.target not in read
+        else:
+            reached = node not in live and not idle.isdisjoint(node.all_input_nodes)
+        if reached:
+            idle.add(node)
+    return {node for node in idle if node.op != "get_attr"}
 
 
 def _is_idle_autocast(node: Node) -> bool:

@@ -222,8 +222,17 @@ class Recorder(TorchFunctionMode):
             known = role[0] in ("fixed", "equal") or None not in role
             if role[0] == "size" and (seen := shapes.get(role[1])) is not None and seen[role[2] :][:1] != (use.value,):
                 continue  # of a view that nothing reads and the tracer left out: its source is what was found
+            if role[0] == "times" and not _repeats(shapes.get(role[1]), shapes.get(role[2]), role[3], use.value):
+                continue  # under `vmap` the node has a dimension more than the tensor that the class sees
             uses.append(replace(use, expr=renamed(use.expr, named), role=role if known else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
+
+
+def _repeats(result: tuple[int, ...] | None, source: tuple[int, ...] | None, dim: int, times: Any) -> bool:
+    """Whether a result is so many times its source along that dimension of the source, as far as both are known."""
+    if not result or not source:
+        return True
+    return result[dim + len(result) - len(source)] == source[dim] * times
 
 
 @contextlib.contextmanager

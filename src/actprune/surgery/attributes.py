@@ -1,6 +1,9 @@
 """Attribute edits: numbers in a module's attributes, in its lists, and in its own copy of a shared configuration.
 
 Only a number ever takes the place of a number, so that a plan from elsewhere reaches no tensor, hook or mode.
+
+A class may make its copies anew, from other attributes than those that its `forward` reads (the layers of einops, by
+`__getstate__`): the number goes there as well, or a deep copy and a pickle would have the dense size.
 """
 
 from __future__ import annotations
@@ -29,49 +32,47 @@ def edit_attributes(model: nn.Module, edits: Sequence[AttributeEdit]) -> None:
         if edit.shared and (edit.module, name) not in copied:
             vars(module)[name] = copy.copy(vars(module)[name])
             copied.add((edit.module, name))
-        before = _entry(vars(module), edit.path)
+        was = _at(module, edit.path)
         vars(module)[name] = _edited(vars(module)[name], edit.path[1:], edit.value)
-        if type(module).__getstate__ is not nn.Module.__getstate__:
-            _keep_in_copies(module, edit, before)
+        if was != edit.value and _lost_in_copy(module, edit.path, was):
+            _edit_source_of_copies(module, edit, was)
 
 
-def _keep_in_copies(module: nn.Module, edit: AttributeEdit, before: Any) -> None:
-    """A class that says itself what a copy is made from (layers of einops keep the arguments they were made with) would
-    make one with the dense size: of that state, the number that brings the new one into copies is changed too."""
-    state: Any = module.__getstate__()
-    held = {name: value for name, value in state.items() if name in vars(module)} if isinstance(state, dict) else {}
-    for path in _numbers(held):
-        name = str(path[0])
-        if _survives(module, edit):
+def _edit_source_of_copies(module: nn.Module, edit: AttributeEdit, was: Any) -> None:
+    """Find the other number `was` in the module's attributes that copies are made from, and give it the new value."""
+    for path in [p for name, value in vars(module).items() for p in _places(value, was, (name,)) if p != edit.path]:
+        before = vars(module)[path[0]]
+        vars(module)[path[0]] = _edited(before, path[1:], edit.value)
+        if not _lost_in_copy(module, edit.path, was):
             return
-        if path != edit.path and _entry(held, path) == before:
-            vars(module)[name] = _edited(held[name], path[1:], edit.value)
-            if not _survives(module, edit):
-                vars(module)[name] = held[name]
+        vars(module)[path[0]] = before
 
 
-def _survives(module: nn.Module, edit: AttributeEdit) -> bool:
-    """Whether a copy has the number of an edit."""
+def _lost_in_copy(module: nn.Module, path: Sequence[str | int], was: Any) -> bool:
+    """Whether a copy of the module still has the number `was` at `path`."""
     try:
-        return _entry(vars(copy.copy(module)), edit.path) == edit.value
-    except Exception:  # whatever the class does with a state that fits no more
+        return _at(copy.copy(module), path) == was
+    except Exception:  # whatever a class's own way to copy it raises, which is nothing that an edit can mend
         return False
 
 
-def _numbers(value: Any) -> Iterator[tuple[str | int, ...]]:
-    """The paths of all numbers in containers."""
-    box: Any = value if isinstance(value, dict | list | tuple) else ()
-    for step, entry in box.items() if isinstance(box, dict) else enumerate(box):
-        if isinstance(entry, int) and not isinstance(entry, bool):
-            yield (step,)
-        yield from ((step, *rest) for rest in _numbers(entry))
+def _places(value: Any, number: int, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Where in dicts, lists and tuples a number stands."""
+    if type(value) is int and value == number:
+        yield path
+    elif isinstance(value, dict):
+        for step, item in value.items():
+            yield from _places(item, number, (*path, step))
+    elif isinstance(value, list | tuple):
+        for step, item in enumerate(value):
+            yield from _places(item, number, (*path, step))
 
 
-def _entry(value: Any, path: Sequence[str | int]) -> Any:
-    """What stands at a path."""
+def _at(module: nn.Module, path: Sequence[str | int]) -> Any:
+    """The value at the path of an edit."""
+    value: Any = vars(module)
     for step in path:
-        held: Any = value if isinstance(value, dict | list | tuple) else vars(value)
-        value = held[step]
+        value = value[step] if isinstance(value, dict | list | tuple) else vars(value)[str(step)]  # pyright: ignore
     return value
 
 

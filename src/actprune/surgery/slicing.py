@@ -21,6 +21,7 @@ from actprune.plan import Plan, check_plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
+from actprune.surgery.listed import follow
 from actprune.surgery.modules import group_count, stated, submodule, update
 from actprune.surgery.source import edit_sources
 
@@ -93,9 +94,11 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
     _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
+    old = [(_held(slots[name]), new) for names, new in changes for name in names]  # alive until all are replaced
     for names, new in changes:
         for name in names:
             _assign(slots[name], new)
+    follow(target, {id(dense): new for dense, new in old})
     for (module, path), (known, groups) in zip(modules, said, strict=True):
         update(module, f"{path}." if path else "", plan, known, groups)
     adapt_attention(target, plan)

@@ -66,11 +66,16 @@ def _makes(call: Call, table: Any, looked_up: Sequence[int]) -> None:
 
 @rule("aten.index_put", "aten._unsafe_index_put")
 def index_put(call: Call) -> Dims:
-    """self with self[indices] = values; one value under a mask is a choice per entry."""
+    """self with self[indices] = values; one value under a mask is a choice per entry.
+
+    Every index stays: where one is missing, what was there before is left, and that may be anything (`empty_like`).
+    """
     source, values = call.axes(call["self"]), call["values"]
     dims = [d for d, own in enumerate(call["indices"]) if own is not None]
     if not _masked(call["indices"]):
         broadcast_with(call, _at(call, dims, WRITTEN), values)
+        for axis in (axis for d in dims for axis in call.axes(call["indices"][d])):
+            call.freeze(axis, WRITTEN)
         return source
     if len(dims) > 1 or dims[0] > 0:
         raise NotCovered("a mask among other indices")

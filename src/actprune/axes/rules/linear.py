@@ -41,13 +41,16 @@ def addmm(call: Call) -> Dims:
 def matmul(call: Call) -> Dims:
     """left (…, n, k), right (…, k, m) → (…, n, m); vectors as in `torch.matmul`.
 
-    A parameter on the right with dimensions before its last two holds a matrix for each member of an ensemble.
+    A parameter on the left is a layer whose features are not the last dimension; one with dimensions before its last
+    two holds a matrix for each member of an ensemble.
     """
     left, right = call.values[:2]
     a, b = len(call.shape(left)), len(call.shape(right))
-    if a > 1 and b > 2 and call.inference.stored.find(right) is not None:
-        terms = [[*batch_letters(a - 2), "n", "k"], [*batch_letters(b - 2), "k", "m"]]
-        return contract(call, [left, right], terms, [*batch_letters(max(a, b) - 2), "n", "m"])
+    of_left, of_right = (call.inference.stored.find(value) is not None for value in (left, right))
+    if a > 1 and ((b > 2 and of_right) or (of_left and not of_right)):
+        columns = ["m"] if b > 1 else []
+        terms = [[*batch_letters(a - 2), "n", "k"], [*batch_letters(b - 2), "k", *columns]]
+        return contract(call, [left, right], terms, [*batch_letters(max(a, b) - 2), "n", *columns])
     return _contract(call, left, right, None)
 
 
@@ -70,8 +73,10 @@ def _contract(call: Call, left: Any, right: Any, bias: Any) -> Dims:
     whole = len(b) == 2 and (stored.joined(right) or call.made_of(right, 1)) is not None
     if whole or (len(b) > 1 and len(a) > 1 and stored.made_alone(right)):
         call.site("linear", right, bias, in_dim=columns_at - 1, out_dim=columns_at, source=(left, -1))
+    elif len(a) == 2 and stored.made_alone(left):  # W @ x, whose rows make units as those of a layer's weight do
+        call.site("product", left, None, in_dim=1, out_dim=0, source=(right, max(len(b) - 2, 0)))
     else:
-        # two activations, or a parameter on the left: there are no columns of a weight that could be set to zero
+        # two activations: there are no columns of a weight that could be set to zero
         call.mixes(left, -1)
         call.attends(batch)
     call.macs([*batch, *rows, inner_a, *columns])

@@ -93,7 +93,7 @@ def cumsum(call: Call) -> Dims:
 
 @rule(
     "aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten._safe_softmax",
-    "aten.special_softmax", "aten.special_log_softmax", "aten.cumprod", "aten.logcumsumexp", "aten.renorm",
+    "aten.special_softmax", "aten.special_log_softmax", "aten.cumprod", "aten.logcumsumexp",
     "aten.flip", "aten.fliplr", "aten.flipud", "aten.roll", "aten.argsort", "aten.msort",
 )  # fmt: skip
 def along(call: Call) -> Dims:
@@ -112,9 +112,16 @@ def along_with_indices(call: Call) -> list[Dims]:
 def _along(call: Call, rank: int) -> set[int]:
     fixed = {"aten.fliplr": 1, "aten.flipud": 0, "aten.msort": 0}
     dim = fixed.get(str(call.node.target).rpartition(".")[0], call["dim"])
-    if "renorm" in str(call.node.target):  # every slice along `dim` is scaled by its norm
-        return set(range(rank)) - _dims(dim, rank)
     return _dims(call["dims"] if dim is None else dim, rank)
+
+
+@rule("aten.renorm")
+def renorm(call: Call) -> Dims:
+    """Every slice along `dim` is scaled by its norm, in which one of zero counts for nothing: a max-norm constraint."""
+    source = call.axes(call["self"])
+    for d in set(range(len(source))) - _dims(call["dim"], len(source)):
+        call.mixes(call["self"], d)
+    return source
 
 
 @rule("aten.cosine_similarity")

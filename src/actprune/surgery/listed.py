@@ -1,0 +1,41 @@
+"""Tensors that a class keeps in lists of its own too, beside their names: `self.scales = [self.scale_0, …]`.
+
+A deep copy has the same objects in both places, and so has the cut model: else its `forward` would read dense ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_BY_NAME = ("_parameters", "_buffers", "_modules")
+
+
+def follow(model: nn.Module, replaced: Mapping[int, Tensor]) -> None:
+    """Put the new tensors into the attributes, lists, tuples and dicts of `model` that hold the old ones.
+
+    Args:
+        replaced: id of a tensor that is still alive → what has taken its place.
+    """
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if name not in _BY_NAME:
+                vars(module)[name] = _followed(value, replaced, made)
+
+
+def _followed(value: Any, replaced: Mapping[int, Tensor], made: dict[int, Any]) -> Any:
+    """`value` itself where it holds none of them; containers are made anew, one that modules share once for all."""
+    if isinstance(value, Tensor):
+        return replaced.get(id(value), value)
+    if type(value) not in (list, tuple, dict):
+        return value
+    if id(value) not in made:
+        items = list(value.values() if isinstance(value, dict) else value)
+        made[id(value)] = value  # also for a list that holds itself
+        new = [_followed(item, replaced, made) for item in items]
+        if any(a is not b for a, b in zip(items, new, strict=True)):
+            made[id(value)] = dict(zip(value, new, strict=True)) if isinstance(value, dict) else type(value)(new)
+    return made[id(value)]
