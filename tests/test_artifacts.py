@@ -145,6 +145,7 @@ def test_a_graph_comes_back_exactly(graph_run: tuple[Path, nn.Module, Tensor]) -
     assert content(loaded.state_dict()) == content(small.state_dict())
     assert torch.equal(loaded(batch), small(batch))
     assert not loaded.training and load(run, fresh.train(), batch).training
+    assert torch.equal(load(run, Chain().eval(), batch[:1])(batch), small(batch))
 
 
 def test_a_graph_is_not_loaded_without_inputs(graph_run: tuple[Path, nn.Module, Tensor]) -> None:
@@ -158,8 +159,6 @@ def test_another_graph_is_refused(graph_run: tuple[Path, nn.Module, Tensor], mak
     with pytest.raises(ArtifactError, match="can't be made again") as caught:
         load(run, make().eval(), batch[:, :size] if make is Chain else batch)
     assert caught.value.expected and caught.value.got and caught.value.hint
-    with pytest.raises(ArtifactError, match="not the one that the plan was made for"):
-        load(run, Chain().eval(), batch[:1])
 
 
 def test_the_three_files(run: Path, chain: tuple[nn.Module, Plan]) -> None:

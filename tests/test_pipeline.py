@@ -654,6 +654,20 @@ def test_generators_ragged_loaders_and_sizes() -> None:
     assert few.report.calibration == {"samples": 16, "left_over": 0, "batch_size": 2, "distance": "mse"}  # of two
 
 
+def test_samples_of_few_classes_are_told() -> None:
+    """A loader that does not shuffle may give one class after the other."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 10)).eval(), torch.randn(64, 6)
+    labels = {"sorted": torch.arange(64) // 16, "drawn": torch.arange(64) % 10, "real": torch.rand(64, 10)}
+    told: dict[str, list[str]] = {}
+    for name, y in labels.items():
+        data = list(zip(x.split(16), y.split(16), strict=True))
+        notes = prune(model, data, keep="units=50%", method="l2").report.notes
+        told[name] = [note for note in notes if "of 10 labels" in note]
+    assert told["sorted"] and told["sorted"][0].startswith("The calibration samples have 4 of 10 labels")
+    assert not told["drawn"] and not told["real"]
+
+
 def test_samples_that_come_one_by_one_are_told() -> None:
     """A linear layer takes a vector for a sample: a data set iterated over works, with entries for samples."""
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -12,14 +12,13 @@ from torch.fx import Node
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
-from actprune.axes.expr import ONE, leaves
 from actprune.axes.groups import Group
 from actprune.captured import Captured, Ranked
+from actprune.data_notes import data_notes, some
 from actprune.graph.program import module_path, op_name
 from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.blocks import by_blocks
 from actprune.mapped import any_mapped
-from actprune.proof.elsewhere import MOST
 from actprune.recovery.sgd import SGD
 from actprune.settings import Settings
 from actprune.stats.room import folds_on_disk, folds_within
@@ -84,6 +83,10 @@ def _form(told: Told) -> Iterator[str]:
         yield FORMS[told.captured.form.name]
 
 
+def _data(told: Told) -> Iterator[str]:
+    yield from data_notes(told.captured)
+
+
 def _budget(told: Told) -> Iterator[str]:
     given, drop, budget = told.settings.budget(), told.settings.max_drop, told.budget
     if budget is None:
@@ -102,50 +105,6 @@ def _drop(told: Told) -> Iterator[str]:
         yield (
             f"max_drop={drop:g} is as much as the dense network's metric ({dense:.4g}): it forbids nothing. A drop is "
             "in units of the metric: 0.005 is half a point of an accuracy from 0 to 1."
-        )
-
-
-def _left_over(told: Told) -> Iterator[str]:
-    if told.captured.data.left_over:
-        yield f"{told.captured.data.left_over} calibration samples did not fill a batch and were not used."
-
-
-def _one_by_one(told: Told) -> Iterator[str]:
-    """A layer that takes one sample as well as a batch would not complain."""
-    graph, program = told.graph, told.graph.program
-    batched = [graph.node_axes[name] for i, name in enumerate(program.inputs) if program.is_batched(i)]
-    samples = {leaf.key for dims in batched if isinstance(dims, tuple) for leaf in leaves(dims[0])} - {ONE.key}
-    for site in graph.sites:
-        summed = leaves(site.in_axis(graph.tensor_axes[site.weight]))
-        if not samples.isdisjoint(leaf.key for leaf in summed):
-            yield (
-                f"{site.module or site.weight} sums over the first dimension of the calibration inputs, "
-                f"{program.batch_size}: they seem to be single samples, and every entry counts as one. Give batches: "
-                "DataLoader(data, batch_size=32), or several samples stacked."
-            )
-            return
-
-
-def _elsewhere(told: Told) -> Iterator[str]:
-    """A recorded run has the branches and sizes of the first batch."""
-    others = told.captured.elsewhere
-    if others:
-        looked_at = min(len(told.captured.data.batches), MOST)
-        yield (
-            f"On {len(others)} of the first {looked_at} calibration batches the forward pass does something else than "
-            "on the first, with which the model was captured (a branch, or a size that values decide): statistics, "
-            "refits and the proof are of what it does there. Where it can, begin with the batch that matters most."
-        )
-
-
-def _not_reached(told: Told) -> Iterator[str]:
-    """The modules with parameters that no captured run reads."""
-    idle = sorted(told.graph.program.parameters - told.graph.used)
-    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
-    if modules:
-        yield (
-            f"Not reached with the first calibration batch, and left as they were: {_some(modules, 4)}. "
-            "Where a call reaches them, they may not fit the layers in front any more: name those in protect=."
         )
 
 
@@ -203,7 +162,7 @@ def _products(told: Told) -> Iterator[str]:
     blind = [group.name for group in products]
     if blind and told.settings.method.statistics:
         yield (
-            f"What reads {_some(blind, 3)} is a product of a form that no layer has (three operands, a bilinear form): "
+            f"What reads {some(blind, 3)} is a product of a form that no layer has (three operands, a bilinear form): "
             "those units were ranked by weights alone, and the products are not refitted."
         )
 
@@ -217,7 +176,7 @@ def _computed(told: Told) -> Iterator[str]:
     made = list(dict.fromkeys(module_path(node) for node, over in read.items() if any(m.touches(cut) for m in over)))
     if made and told.settings.method.statistics:
         yield (
-            f"The weights of {_some(made, 3)} are computed in forward, as by a spectral norm: what they read was "
+            f"The weights of {some(made, 3)} are computed in forward, as by a spectral norm: what they read was "
             "ranked by weights alone, and they are not refitted. Much better is to take such a norm off, "
             "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again after the cut."
         )
@@ -227,12 +186,6 @@ def _cut(told: Told) -> list[Group]:
     """The groups that lose units."""
     plan = told.attempt.decided.plan.groups
     return [group for group in told.graph.groups if len(plan[group.name].kept) < group.width]
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
 
 
 def _given(layer: Node) -> list[Node]:
@@ -333,7 +286,7 @@ def _speed(told: Told) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
-    _form, _left_over, _one_by_one, _one_batch, _elsewhere, _not_reached, _budget, _drop, _worse, _diverged, _recovery,
+    _form, _data, _one_batch, _budget, _drop, _worse, _diverged, _recovery,
     _processes, _room, _products, _computed, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits,
     _few_rows, _sure, _speed,
 )  # fmt: skip

@@ -69,6 +69,7 @@ def gather(
         )
     pieces: list[_Piece] = []
     count, valued = 0, None
+    seen: list[set[int] | None] = []
     for batch in batches(calibration, size):
         how, others = call(batch)
         found = others[0] if others else None
@@ -83,6 +84,7 @@ def gather(
             size = piece.whole(size)
             valued = _valued(found, piece.count) if beside else None
         pieces.append(piece)
+        seen.append(_classes(found, piece.count) if beside else None)
         count += piece.count
         if count >= size:
             break
@@ -105,8 +107,9 @@ def gather(
         raise _misfit(f"{first.count} samples, since an input differs from batch to batch", f"batches of {counts}")
     known = [piece.labels for piece in pieces if piece.labels is not None]
     return Samples(
-        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None, valued
-    )
+        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None, valued,
+        None if None in seen else len(set[int]().union(*(one or () for one in seen))),
+    )  # fmt: skip
 
 
 def _labels(found: Any, count: int, device: torch.device) -> Tensor:
@@ -135,6 +138,13 @@ def _valued(found: Any, count: int) -> tuple[int, ...] | None:
     rows = rows[(rows != 0).any(1)]  # one that is all zero may stand for no class at all
     shares = bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() <= SHARES).all())
     return None if shares else tuple(found.shape[1:])
+
+
+def _classes(found: Any, count: int) -> set[int] | None:
+    """The labels beside the samples of a batch, where they are one whole number each."""
+    found = as_tensor(found)
+    whole = isinstance(found, Tensor) and found.layout == torch.strided and not found.dtype.is_floating_point
+    return set(found.flatten().tolist()) if whole and found.numel() == count and not found.is_complex() else None
 
 
 def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device) -> _Piece:

@@ -36,6 +36,7 @@ class Samples:
         labels: (count, …) what the samples are labelled with, where it was asked for.
         valued: shape of the label beside a sample, where labels are real numbers and no probabilities: those of a
             regression, or of several classes at a time.
+        classes: how many labels there are, where each sample has a whole number beside it.
     """
 
     leaves: tuple[Any, ...] = field(repr=False)
@@ -45,6 +46,7 @@ class Samples:
     batch_size: int
     labels: Tensor | None = field(default=None, repr=False)
     valued: tuple[int, ...] | None = None
+    classes: int | None = None
 
     def batch(self, start: int, stop: int) -> tuple[Any, ...]:
         """The flat inputs of samples `start` to `stop`."""
@@ -69,7 +71,8 @@ class Samples:
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: the containers themselves, since reading a `TreeSpec` back warns."""
         tree = pytree.tree_unflatten(list(range(len(self.leaves))), self.spec)
-        return _as_sent, (tree, self.leaves, self.batched, self.count, self.batch_size, self.labels, self.valued)
+        rest = self.count, self.batch_size, self.labels, self.valued, self.classes
+        return _as_sent, (tree, self.leaves, self.batched, *rest)
 
 
 def _as_sent(tree: Any, leaves: tuple[Any, ...], batched: tuple[bool, ...], *rest: Any) -> Samples:
@@ -85,7 +88,7 @@ class Calibration:
         samples: number of samples in them.
         left_over: samples that did not fill a batch and are not used.
         labels: one tensor per batch, samples first; None where labels were not asked for.
-        valued: see `Samples`.
+        valued, classes: see `Samples`.
     """
 
     batches: tuple[Batch, ...] = field(repr=False)
@@ -93,6 +96,7 @@ class Calibration:
     left_over: int = 0
     labels: tuple[Tensor, ...] | None = field(default=None, repr=False)
     valued: tuple[int, ...] | None = None
+    classes: int | None = None
 
     def subset(self, samples: int) -> Calibration:
         """The first batches that hold about `samples` samples, at least one batch."""

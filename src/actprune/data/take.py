@@ -102,7 +102,8 @@ def fit(
             hint="pass more data, or capture the model with a smaller batch",
         )
     held = None if samples.labels is None else tuple(samples.labels[i : i + step] for i in starts)
-    return Calibration(batches, step * len(batches), samples.count - step * len(batches), held, samples.valued)
+    rest = samples.count - step * len(batches)
+    return Calibration(batches, step * len(batches), rest, held, samples.valued, samples.classes)
 
 
 def _as_captured(program: Program, samples: Samples) -> Samples:

@@ -1,0 +1,89 @@
+"""What is to be said of the calibration data, and of what the model does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from actprune.axes.expr import ONE, leaves
+from actprune.captured import Captured
+from actprune.graph.output_kinds import tensor_outputs
+from actprune.graph.program import shape
+from actprune.proof.elsewhere import MOST
+
+FEW_CLASSES = 0.5
+"""Of the labels that so many draws would give: with fewer, the samples are said to have few."""
+
+
+def data_notes(captured: Captured) -> Iterator[str]:
+    """All that apply."""
+    for of in NOTES:
+        yield from of(captured)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def _left_over(captured: Captured) -> Iterator[str]:
+    if captured.data.left_over:
+        yield f"{captured.data.left_over} calibration samples did not fill a batch and were not used."
+
+
+def _one_by_one(captured: Captured) -> Iterator[str]:
+    """A layer that takes one sample as well as a batch would not complain."""
+    graph, program = captured.graph, captured.graph.program
+    batched = [graph.node_axes[name] for i, name in enumerate(program.inputs) if program.is_batched(i)]
+    samples = {leaf.key for dims in batched if isinstance(dims, tuple) for leaf in leaves(dims[0])} - {ONE.key}
+    for site in graph.sites:
+        summed = leaves(site.in_axis(graph.tensor_axes[site.weight]))
+        if not samples.isdisjoint(leaf.key for leaf in summed):
+            yield (
+                f"{site.module or site.weight} sums over the first dimension of the calibration inputs, "
+                f"{program.batch_size}: they seem to be single samples, and every entry counts as one. Give batches: "
+                "DataLoader(data, batch_size=32), or several samples stacked."
+            )
+            return
+
+
+def _elsewhere(captured: Captured) -> Iterator[str]:
+    """A recorded run has the branches and sizes of the first batch."""
+    others = captured.elsewhere
+    if others:
+        looked_at = min(len(captured.data.batches), MOST)
+        yield (
+            f"On {len(others)} of the first {looked_at} calibration batches the forward pass does something else than "
+            "on the first, with which the model was captured (a branch, or a size that values decide): statistics, "
+            "refits and the proof are of what it does there. Where it can, begin with the batch that matters most."
+        )
+
+
+def _not_reached(captured: Captured) -> Iterator[str]:
+    """The modules with parameters that no captured run reads."""
+    idle = sorted(captured.graph.program.parameters - captured.graph.used)
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
+    if modules:
+        yield (
+            f"Not reached with the first calibration batch, and left as they were: {some(modules, 4)}. "
+            "Where a call reaches them, they may not fit the layers in front any more: name those in protect=."
+        )
+
+
+def _few_classes(captured: Captured) -> Iterator[str]:
+    """A loader that does not shuffle may give one class after the other."""
+    data, outputs = captured.data, tensor_outputs(captured.graph.program)
+    sizes = shape(outputs[0]) if outputs else ()
+    if data.classes is None or len(sizes) != 2 or not 0 < data.classes <= sizes[1]:
+        return
+    drawn = sizes[1] * (1 - (1 - 1 / sizes[1]) ** data.samples)
+    if data.classes < FEW_CLASSES * drawn:
+        yield (
+            f"The calibration samples have {data.classes} of {sizes[1]} labels: what the network needs for the others is "
+            "not seen. A loader that shuffles gives samples of all classes."
+        )
+
+
+NOTES: tuple[Callable[[Captured], Iterator[str]], ...] = (
+    _left_over, _one_by_one, _elsewhere, _not_reached, _few_classes,
+)  # fmt: skip
