@@ -79,8 +79,8 @@ def _few_classes(captured: Captured) -> Iterator[str]:
     drawn = sizes[1] * (1 - (1 - 1 / sizes[1]) ** data.samples)
     if data.classes < FEW_CLASSES * drawn:
         yield (
-            f"The calibration samples have {data.classes} of {sizes[1]} labels: what the network needs for the others is "
-            "not seen. A loader that shuffles gives samples of all classes."
+            f"The calibration samples have {data.classes} of {sizes[1]} labels: what the network needs for the others "
+            "is not seen. A loader that shuffles gives samples of all classes."
         )
 
 
