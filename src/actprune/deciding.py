@@ -178,7 +178,8 @@ class Deciding:
         asked = self.settings
         if asked.method.allocation != "sensitivity" or budget.cost == "units":
             return None
-        among = pairs(self.refitted, measured_samples(self.graph), FITTED)
+        cheap = is_small(self.graph, self.refitted.samples)
+        among = pairs(self.refitted, measured_samples(self.graph), FITTED, cheap)
         held, room = compared(among), limit_bytes(asked.memory_limit) // 32  # in float64; two networks live at a time
         space = self._space(replace(budget, keep=1.0))
         rectified = any(path.rectified for path in schedule(self.graph).paths.values())

@@ -28,14 +28,15 @@ FEW = 16
 FOLDS = 4
 
 
-def pairs(data: Calibration, samples: int, fitted: int) -> Pairs:
+def pairs(data: Calibration, samples: int, fitted: int, cheap: bool = True) -> Pairs:
     """One pair for each network that stands for a candidate.
 
     Args:
         samples: that candidates are compared on, at most.
         fitted: so many times as many are refitted on.
+        cheap: whether each candidate may be several networks.
     """
-    if data.samples <= min(FEW, samples) and len(data.batches) >= FOLDS:
+    if cheap and data.samples <= min(FEW, samples) and len(data.batches) >= FOLDS:
         numbers = range(len(data.batches))
         return [(data.part([i for i in numbers if i % FOLDS != f]), data.part(numbers[f::FOLDS])) for f in range(FOLDS)]
     rest, held = data.holdout(1 / (1 + fitted))
