@@ -116,11 +116,31 @@ class Branching(Fixed):
         return self.net(x) if bool((x.abs().sum() > 0).item()) else self.net(-x)
 
 
-def test_batches_stay_where_a_run_is_recorded() -> None:
+class Paired(Fixed):
+    """Two samples make one, so that they are no axis of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(-1, 2, 8)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("kind", [Branching, Paired])
+def test_batches_stay_where_a_run_is_recorded_or_samples_are_fused(kind: type[Fixed]) -> None:
     x = torch.randn(64, 8)
-    assert size(Branching(), [x]) == 8
-    result = ap.prune(Branching(), [x], keep="units=50%", method="l2")
+    assert size(kind(), [x]) == 8
+    result = ap.prune(kind(), [x], keep="units=50%", method="l2")
     assert result.report.calibration["batch_size"] == 64
+
+
+class Losing(Fixed):
+    """Returns the loss of a batch beside what it makes of samples."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.net(x)
+        return {"loss": logits.square().mean(), "logits": logits}
+
+
+def test_a_loss_beside_the_outputs_is_of_no_sample() -> None:
+    assert size(Losing(), [torch.randn(64, 8)]) == 8
 
 
 @pytest.mark.parametrize("count", [1, 6, 64])

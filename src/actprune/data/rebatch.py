@@ -78,7 +78,8 @@ def _outputs(model: nn.Module, samples: Samples, start: int, stop: int) -> tuple
         model.eval()
         outputs = model(*args, **kwargs)
         register_containers(outputs)
-    return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor)], sum(taken)
+    # a number alone is of no sample: the loss beside the logits
+    return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor) and out.dim()], sum(taken)
 
 
 @contextmanager
