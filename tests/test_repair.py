@@ -25,7 +25,9 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.proof.trial import at_fault
 from actprune.repair.adapt import capture, trial_units
+from actprune.repair.edits import AttributeEdit
 from actprune.surgery.attention import PrunedMHA
+from actprune.surgery.attributes import edit_attributes
 from actprune.surgery.graph_form import as_graph
 from actprune.surgery.slicing import cut
 
@@ -690,6 +692,14 @@ def test_a_shape_taken_from_another_tensor_is_one_number_for_both(shaped: str) -
     small = cut(model, plan)
     assert small.message.weight.shape[0] == plan.widths["embed"] < 12
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+@pytest.mark.parametrize("step", [-1, 2])
+def test_an_edit_of_an_entry_that_is_not_there_says_so(step: int) -> None:
+    layer = nn.Identity()
+    layer.sizes = [4, 4]
+    with pytest.raises(IndexError, match=f"no entry {step} among 2"):
+        edit_attributes(layer, [AttributeEdit("", ("sizes", step), 3)])
 
 
 @pytest.mark.parametrize(
