@@ -79,7 +79,7 @@ def _entry(value: Any, step: str | int) -> Any:
     if isinstance(value, dict):
         return value[step]
     if isinstance(value, list | tuple):
-        if step not in range(len(value)):
+        if not isinstance(step, int) or step not in range(len(value)):
             raise IndexError(f"no entry {step!r} among {len(value)}")
         return value[step]
     return vars(value)[str(step)]
