@@ -81,6 +81,26 @@ def test_hooks_that_watch_are_not_timed_and_hooks_that_compute_are() -> None:
     assert [hook.__name__ for hook in model[2]._forward_hooks.values()] == ["<lambda>"] * 2
 
 
+class Counting(nn.Linear):
+    """Counts its calls, and holds the last input."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = x
+        return super().forward(x)
+
+
+def test_what_a_model_holds_of_its_calls_is_put_back() -> None:
+    model = Counting()
+    assert Bench(ap.capture(model, torch.randn(3, 4)).program).models([model], quick=True)[0] > 0
+    assert int(model.calls) == 0 and model.last is None
+
+
 def test_calls_are_timed_in_turns() -> None:
     short, long = side_by_side([lambda: sum(range(20_000)), lambda: sum(range(100_000))], 0.05)
     assert 0 < 2 * short < long < 12 * short

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import actprune as ap
+from actprune import forms
 from actprune.compensation.crossed import compared, pairs
 from actprune.data import rebatch
 from actprune.data.samples import Calibration
@@ -73,9 +74,29 @@ def test_a_network_is_cut_as_if_its_batch_had_come_divided() -> None:
     assert whole.report.latency["batch_size"] == 64  # milliseconds are those of the batches as they came
 
 
-@pytest.mark.parametrize("kind", [Fixed, Centred])
+class Running(Fixed):
+    """Causal along the first dimension: the first steps are what they are in the whole, later ones are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.cumsum(0))
+
+
+class Listed(Fixed):
+    """Returns what can't be compared."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).relu().to_sparse()
+
+
+@pytest.mark.parametrize("kind", [Fixed, Centred, Running, Listed])
 def test_batches_stay_where_a_part_is_not_what_it_is_in_the_whole(kind: type[Fixed]) -> None:
     assert size(kind(), [torch.randn(64, 8)]) == 64
+
+
+def test_so_few_samples_that_batches_of_another_size_would_only_lose_some() -> None:
+    x = torch.randn(5, 8)
+    assert size(mlp(), [x[:3]]) == 3
+    assert [size(mlp(), list(x[:count].split(1))) for count in (2, 3, 5)] == [1, 1, 1]
 
 
 def test_tiny_batches_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +116,31 @@ class Branching(Fixed):
         return self.net(x) if bool((x.abs().sum() > 0).item()) else self.net(-x)
 
 
-def test_batches_stay_where_a_run_is_recorded() -> None:
+class Paired(Fixed):
+    """Two samples make one, so that they are no axis of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(-1, 2, 8)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("kind", [Branching, Paired])
+def test_batches_stay_where_a_run_is_recorded_or_samples_are_fused(kind: type[Fixed]) -> None:
     x = torch.randn(64, 8)
-    assert size(Branching(), [x]) == 8
-    result = ap.prune(Branching(), [x], keep="units=50%", method="l2")
+    assert size(kind(), [x]) == 8
+    result = ap.prune(kind(), [x], keep="units=50%", method="l2")
     assert result.report.calibration["batch_size"] == 64
+
+
+class Losing(Fixed):
+    """Returns the loss of a batch beside what it makes of samples."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.net(x)
+        return {"loss": logits.square().mean(), "logits": logits}
+
+
+def test_a_loss_beside_the_outputs_is_of_no_sample() -> None:
+    assert size(Losing(), [torch.randn(64, 8)]) == 8
 
 
 @pytest.mark.parametrize("count", [1, 6, 64])
@@ -109,6 +150,15 @@ def test_a_graph_is_made_again_with_a_batch_of_any_size(count: int, tmp_path: Pa
     result.save(tmp_path / "run")
     found = ap.load(tmp_path / "run", mlp(), x[:count])
     assert torch.equal(found(x), result.model(x))
+
+
+@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.rand(1, 3)])
+def test_a_graph_is_made_again_where_another_input_comes_first(t: Tensor) -> None:
+    x = torch.randn(64, 8)
+    shapes = [list(t.shape), [8, 8]]
+    found, again = forms._resized((t, x), shapes)
+    assert found is t and torch.equal(again, x[:8])
+    assert forms._resized((t, x[:, :4]), shapes)[1].shape == (64, 4)
 
 
 def test_the_model_is_left_as_it_was() -> None:

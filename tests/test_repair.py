@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import pickle
 from collections.abc import Callable
 from math import sqrt
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.errors import PlanError
+from actprune.graph import traced_int
 from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.proof.trial import at_fault
 from actprune.repair.adapt import capture, trial_units
+from actprune.repair.edits import AttributeEdit
 from actprune.surgery.attention import PrunedMHA
+from actprune.surgery.attributes import edit_attributes
 from actprune.surgery.graph_form import as_graph
 from actprune.surgery.slicing import cut
 
@@ -687,6 +692,33 @@ def test_a_shape_taken_from_another_tensor_is_one_number_for_both(shaped: str) -
     small = cut(model, plan)
     assert small.message.weight.shape[0] == plan.widths["embed"] < 12
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+@pytest.mark.parametrize("step", [-1, 2])
+def test_an_edit_of_an_entry_that_is_not_there_says_so(step: int) -> None:
+    layer = nn.Identity()
+    layer.sizes = [4, 4]
+    with pytest.raises(IndexError, match=f"no entry {step} among 2"):
+        edit_attributes(layer, [AttributeEdit("", ("sizes", step), 3)])
+
+
+@pytest.mark.parametrize(
+    ("source", "alone"),
+    [
+        ("def f(x: int) -> int:\n    return int(x) if isinstance(x, (int, float)) else 0", True),
+        ("def f(x):\n    return x.astype(int).reshape(int(3))", False),
+        ("def f(x):\n    return torch.zeros(int(x), dtype=int).sum()", False),
+        ("def f(x):\n    return int.from_bytes(x) + int(2)", False),
+    ],
+)
+def test_int_remembers_sizes_only_in_files_that_do_no_more_than_call_it(
+    source: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"calls_int_{len(source)}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(name)
+    assert traced_int._only_called(name) is alone
 
 
 SCALED: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {

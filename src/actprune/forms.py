@@ -22,7 +22,6 @@ from actprune.axes.capture import capture as captured
 from actprune.errors import CaptureError, PlanError, UnsupportedModelError
 from actprune.graph.digest import digest
 from actprune.graph.output_kinds import tensor_outputs
-from actprune.graph.program import holds_samples
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.sizes import Sizes
 from actprune.plan import Plan, make_plan
@@ -171,15 +170,16 @@ def _resized(inputs: Any, shapes: Any) -> Any:
     """A batch in the size that a plan was made with: its first samples, or all of them several times over; as it is
     where that does not lead to the shapes of its plan."""
     tensors = [value for value in pytree.tree_leaves(inputs) if isinstance(value, Tensor)]
-    if not shapes or len(shapes) != len(tensors) or not all((*map(Tensor.dim, tensors), *map(len, shapes))):
+    if not shapes or len(shapes) != len(tensors):
         return inputs
-    own, wanted = len(tensors[0]), shapes[0][0]
-    sized = [[wanted, *value.shape[1:]] if holds_samples(value, own) else list(value.shape) for value in tensors]
-    if sized != shapes or own == wanted:
+    differ = [(value, shape) for value, shape in zip(tensors, shapes, strict=True) if list(value.shape) != shape]
+    sizes = {(len(value), shape[0]) for value, shape in differ if value.dim() and shape}
+    if len(sizes) != 1 or any(list(value.shape[1:]) != shape[1:] or not value.dim() for value, shape in differ):
         return inputs
-    chosen = torch.arange(wanted) % own
+    ((own, wanted),) = sizes
+    chosen, batched = torch.arange(wanted) % own, {id(value) for value, _ in differ}
     return pytree.tree_map_only(
-        Tensor, lambda value: value[chosen.to(value.device)] if holds_samples(value, own) else value, inputs
+        Tensor, lambda value: value[chosen.to(value.device)] if id(value) in batched else value, inputs
     )
 
 

@@ -80,7 +80,8 @@ class Looking:
     def _captured(self, came: Samples) -> Captured:
         asked, samples = self.settings, rebatched(self.model, came)
         form, inputs = self._form(samples)
-        if samples is not came and form.graph.program.source == "real":  # its branches and sizes are those of a batch
+        # branches and sizes of a run are those of a batch, and of fused samples no other number can be timed
+        if samples is not came and (form.graph.program.source == "real" or form.graph.batch is None):
             samples = came
             form, inputs = self._form(came)
         program = form.graph.program

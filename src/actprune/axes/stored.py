@@ -16,8 +16,8 @@ _MAYBE_ALIKE = ("aten.reshape.", "aten.view.", "aten._unsafe_view.", "aten.expan
 _ROUNDED = ("aten.fake_quantize_per_", "aten.fused_moving_avg_obs_fake_quant.")
 """Calls that leave entries about what they are, and those of zero at zero."""
 
-_MOVED = ("aten.to.", "aten._to_copy.", "aten.type_as.", "aten.clone.", "aten.contiguous.")
-"""So do these, between types of floats: `F.linear(x, self.weight.to(x.dtype))`."""
+_COPIED = ("aten.to.", "aten._to_copy.", "aten.type_as.", "aten.clone.", "aten.contiguous.")
+"""Copies, and casts between types of floats: `F.linear(x, self.weight.to(x.dtype))`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class StoredTensors:
             return self.names[value], list(range(len(shape(value))))
         if op_name(value).startswith(_ROUNDED):
             return self.find(value.args[0])
-        if op_name(value).startswith(_MOVED) and _is_float(value) and _is_float(value.args[0]):
+        if op_name(value).startswith(_COPIED) and _is_float(value) and _is_float(value.args[0]):
             return self.find(value.args[0])
         if op_name(value).startswith(_MAYBE_ALIKE):
             return self._alike(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,14 +40,16 @@ def rebatched(model: nn.Module, samples: Samples) -> Samples:
     came, size = samples.batch_size, _size(samples)
     if size == came or samples.as_they_came or any_mapped(model.parameters()):
         return samples
+    few, many = sorted((came, size))
+    start = min(few, many - few)  # the first steps of a causal model would be what they are in the whole
     try:
-        part, taken = _outputs(model, samples, min(came, size))
+        part, taken = _outputs(model, samples, start, start + few)
         if size > came and taken * size > ROOM * came:
             return samples
-        whole, _ = _outputs(model, samples, max(came, size))
-    except Exception:  # whatever a forward raises; on the batches as they came, the capture says what is wrong
+        whole, _ = _outputs(model, samples, 0, many)
+        same = bool(whole) and len(whole) == len(part) and all(map(_Within(start, few), part, whole))
+    except Exception:  # of a forward, or of sparse outputs; of batches as they came, the capture says what is wrong
         return samples
-    same = bool(whole) and len(whole) == len(part) and all(map(_is_part, part, whole))
     return replace(samples, batch_size=size) if same else samples
 
 
@@ -56,8 +58,10 @@ def _size(samples: Samples) -> int:
     count, came = samples.count, samples.batch_size
     most = max(count // PARTS, 2)
     if count // came < FEW:
-        return min(_whole(count, most), came)
-    return max(_whole(count, min(most, LARGER)), came) if came < TINY else came
+        size = min(_whole(count, most), came)
+        return size if count // size > 1 else came  # of three samples two would be left
+    size = max(_whole(count, min(most, LARGER)), came)
+    return size if came < TINY and count // size >= FEW else came
 
 
 def _whole(count: int, most: int) -> int:
@@ -65,16 +69,17 @@ def _whole(count: int, most: int) -> int:
     return min(range(most, most // 2, -1), key=lambda size: count % size)
 
 
-def _outputs(model: nn.Module, samples: Samples, count: int) -> tuple[list[Tensor], int]:
-    """(what the model makes of the first samples in eval mode, bytes of the outputs of its layers); it is left as it
+def _outputs(model: nn.Module, samples: Samples, start: int, stop: int) -> tuple[list[Tensor], int]:
+    """(what the model makes of these samples in eval mode, bytes of the outputs of its layers); it is left as it
     was."""
-    flat = [value.clone() if isinstance(value, Tensor) else value for value in samples.batch(0, count)]
+    flat = [value.clone() if isinstance(value, Tensor) else value for value in samples.batch(start, stop)]
     args, kwargs = pytree.tree_unflatten(flat, samples.spec)
     with preserved(model), kept_buffers(model, parameters=True), torch.no_grad(), _weighed(model) as taken:
         model.eval()
         outputs = model(*args, **kwargs)
         register_containers(outputs)
-    return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor)], sum(taken)
+    # a number alone is of no sample: the loss beside the logits
+    return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor) and out.dim()], sum(taken)
 
 
 @contextmanager
@@ -93,18 +98,26 @@ def _weighed(model: nn.Module) -> Iterator[list[int]]:
             hook.remove()
 
 
-def _is_part(part: Tensor, whole: Tensor) -> bool:
-    """Whether one is the beginning of the other in the dimension that counts samples, up to rounding."""
-    if part.dim() != whole.dim() or part.dtype != whole.dtype:
-        return False
-    for dim, (own, other) in enumerate(zip(part.shape, whole.shape, strict=True)):
-        if own > other:
+@dataclass(frozen=True)
+class _Within:
+    """Whether what the model makes of the samples from `start` on, so many of them, is what it makes of them in the
+    whole, up to rounding. Any dimension may count samples, or several entries for each (batch times heads)."""
+
+    start: int
+    count: int
+
+    def __call__(self, part: Tensor, whole: Tensor) -> bool:
+        if part.dim() != whole.dim() or part.dtype != whole.dtype:
             return False
-        whole = whole.narrow(dim, 0, own)
-    if not part.is_floating_point():
-        return torch.equal(part, whole)
-    digits = torch.finfo(part.dtype).eps ** 0.5
-    return torch.allclose(part, whole, rtol=0, atol=digits * _largest(whole), equal_nan=True)
+        for dim, (own, other) in enumerate(zip(part.shape, whole.shape, strict=True)):
+            start = 0 if own == other else self.start * own // self.count
+            if start + own > other:
+                return False
+            whole = whole.narrow(dim, start, own)
+        if not part.is_floating_point():
+            return torch.equal(part, whole)
+        digits = torch.finfo(part.dtype).eps ** 0.5
+        return torch.allclose(part, whole, rtol=0, atol=digits * _largest(whole), equal_nan=True)
 
 
 def _largest(values: Tensor) -> float:

@@ -72,7 +72,7 @@ class Recorder(TorchFunctionMode):
         if name == "size" and func == Tensor.size:
             result = func(*args, **kwargs)
             return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
-        if name in ("numel", "nelement"):
+        if name in ("numel", "nelement") and args:
             return functools.reduce(operator.mul, self._traced_shape(args[0], args[0].shape), 1)
         self.calls += 1
         call = self.calls

@@ -59,7 +59,8 @@ def _only_called(name: str) -> bool:
 def _harmless(node: ast.AST) -> list[ast.AST]:
     """The parts of a node in which `int` is called, compared with a class, or an annotation."""
     if isinstance(node, ast.Call):
-        asks = isinstance(node.func, ast.Name) and node.func.id == "isinstance"
-        return [node.func, *(node.args[1:] if asks else ())]
+        if not isinstance(node.func, ast.Name):  # `int.from_bytes(…)`, and a dtype in `zeros(n, dtype=int).sum()`
+            return []
+        return [node.func, *(node.args[1:] if node.func.id == "isinstance" else ())]
     found = [getattr(node, name, None) for name in ("annotation", "returns")]
     return [part for part in found if isinstance(part, ast.AST)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.errors import BudgetError
-from actprune.graph.keep import copied, preserved
+from actprune.graph.keep import copied, kept_buffers, preserved
 from actprune.graph.program import Program
 from actprune.latency.hooks import unwatched
 from actprune.latency.timing import call_ms, side_by_side
@@ -103,6 +103,7 @@ class Bench:
         with ExitStack() as stack:
             for model in placed:
                 stack.enter_context(preserved(model))
+                stack.enter_context(kept_buffers(model))  # a counter of calls, a cache
                 model.eval()
             stack.enter_context(torch.no_grad())
             seconds = QUICK_SECONDS if quick else 100 * self.setting.seconds

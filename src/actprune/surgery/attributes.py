@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -70,10 +71,18 @@ def _places(value: Any, number: int, path: tuple[Any, ...]) -> Iterator[tuple[An
 
 def _at(module: nn.Module, path: Sequence[str | int]) -> Any:
     """The value at the path of an edit."""
-    value: Any = vars(module)
-    for step in path:
-        value = value[step] if isinstance(value, dict | list | tuple) else vars(value)[str(step)]  # pyright: ignore
-    return value
+    return reduce(_entry, path, module)
+
+
+def _entry(value: Any, step: str | int) -> Any:
+    """What a container, or an object among its attributes, holds at one step of a path."""
+    if isinstance(value, dict):
+        return value[step]
+    if isinstance(value, list | tuple):
+        if not isinstance(step, int) or step not in range(len(value)):
+            raise IndexError(f"no entry {step!r} among {len(value)}")
+        return value[step]
+    return vars(value)[str(step)]
 
 
 def _edited(value: Any, path: Sequence[str | int], new: int) -> Any:
@@ -82,14 +91,11 @@ def _edited(value: Any, path: Sequence[str | int], new: int) -> Any:
         if not isinstance(value, Real) or isinstance(value, bool):
             raise AttributeError(f"a {type(value).__name__} where the plan has a number")
         return new
-    step, rest = path[0], path[1:]
+    step = path[0]
+    entry = _edited(_entry(value, step), path[1:], new)
     if isinstance(value, dict):
-        return {**value, step: _edited(value[step], rest, new)}
+        return {**value, step: entry}
     if isinstance(value, list | tuple):
-        if step not in range(len(value)):
-            raise IndexError(f"no entry {step!r} among {len(value)}")
-        items = [_edited(v, rest, new) if i == step else v for i, v in enumerate(value)]
-        return type(value)(items)
-    fields = vars(value)
-    fields[str(step)] = _edited(fields[str(step)], rest, new)
+        return type(value)([entry if i == step else v for i, v in enumerate(value)])
+    vars(value)[str(step)] = entry
     return value
