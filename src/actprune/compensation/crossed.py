@@ -22,7 +22,7 @@ from actprune.stats.patches import QUICK_ROWS
 Pairs = list[tuple[Calibration, Calibration]]
 """(samples of the refits, samples of the outputs)."""
 
-FEW = 16
+FEW_SAMPLES = 16
 """A quarter of so many samples says little."""
 
 FOLDS = 4
@@ -36,7 +36,7 @@ def pairs(data: Calibration, samples: int, fitted: int, cheap: bool = True) -> P
         fitted: so many times as many are refitted on.
         cheap: whether each candidate may be several networks.
     """
-    if cheap and data.samples <= min(FEW, samples) and len(data.batches) >= FOLDS:
+    if cheap and data.samples <= min(FEW_SAMPLES, samples) and len(data.batches) >= FOLDS:
         numbers = range(len(data.batches))
         return [(data.part([i for i in numbers if i % FOLDS != f]), data.part(numbers[f::FOLDS])) for f in range(FOLDS)]
     rest, held = data.holdout(1 / (1 + fitted))

@@ -21,7 +21,7 @@ from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.outputs import register_containers
 from actprune.mapped import any_mapped
 
-FEW = 3
+FEW_BATCHES = 3
 """Fewer are divided: of two, half would be held out."""
 
 PARTS = 8
@@ -57,11 +57,11 @@ def _size(samples: Samples) -> int:
     """Samples of a batch."""
     count, came = samples.count, samples.batch_size
     most = max(count // PARTS, 2)
-    if count // came < FEW:
+    if count // came < FEW_BATCHES:
         size = min(_whole(count, most), came)
         return size if count // size > 1 else came  # of three samples two would be left
     size = max(_whole(count, min(most, LARGER)), came)
-    return size if came < TINY and count // size >= FEW else came
+    return size if came < TINY and count // size >= FEW_BATCHES else came
 
 
 def _whole(count: int, most: int) -> int:

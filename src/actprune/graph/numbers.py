@@ -127,7 +127,7 @@ def _forward(kind: type[TracedInt] | type[TracedFloat], name: str, symbol: str, 
 
 
 def _origin(symbol: str, left: Expr, right: Expr) -> Expr:
-    """The expression of a result; a factor that is divided away is in it no more: all entries by rows are columns."""
+    """The expression of a result; a factor that is divided away is dropped: `numel / rows` is the columns."""
     rest = _without(left, right) if symbol in ("/", "//") and right != 0 else None
     return (symbol, left, right) if rest is None else rest
 
