@@ -28,7 +28,7 @@ _SELECT = "aten.select.int"
 _VIEWS = tuple(f"aten.{name}." for name in "view reshape _unsafe_view flatten unflatten".split())
 
 _MARK = 2
-"""Sizes from here on tell one dimension from another; small ones, for that of ten dimensions has to fit into 64 bits."""
+"""Sizes from here on tell one dimension from another; small ones: the product of ten has to fit 64 bits."""
 
 
 @dataclass(frozen=True)
