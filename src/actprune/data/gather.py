@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -18,6 +19,8 @@ from actprune.errors import DataError
 from actprune.graph.arguments import Arguments
 from actprune.graph.program import holds_samples
 from actprune.graph.sparse import parts_of
+
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 SHARES = 0.02
 """How far from 1 the sum of a sample's class probabilities may be: half precision rounds."""
@@ -142,9 +145,11 @@ def _valued(found: Any, count: int) -> tuple[int, ...] | None:
 
 def _classes(found: Any, count: int) -> set[int] | None:
     """The labels beside the samples of a batch, where they are one whole number each."""
-    found = as_tensor(found)
-    whole = isinstance(found, Tensor) and found.layout == torch.strided and not found.dtype.is_floating_point
-    return set(found.flatten().tolist()) if whole and found.numel() == count and not found.is_complex() else None
+    if isinstance(found, Tensor):
+        whole = found.dtype in WHOLE and found.layout == torch.strided and not found.is_nested
+    else:
+        whole = isinstance(found, np.ndarray) and found.dtype.kind in "iu"
+    return set(found.reshape(-1).tolist()) if whole and math.prod(found.shape) == count else None
 
 
 def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device) -> _Piece:
