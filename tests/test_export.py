@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import actprune as ap
 from actprune.artifacts.export import FORMATS, export
 from actprune.errors import ArtifactError
 from nets import build
@@ -45,9 +46,11 @@ def test_any_batch_size(name: str, ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".pt2", ONNX])
 def test_no_warning_of_torch_about_itself_is_shown(ending: str, tmp_path: Path) -> None:
     model, inputs = build("residual")
+    small = ap.prune(model, [inputs], keep="units=50%", method="l2", form="graph").model
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        export(model, inputs, tmp_path / f"model{ending}")
+        for one in (model, small):
+            export(one, inputs, tmp_path / f"model{ending}")
     assert not [one for one in shown if one.category is FutureWarning]
 
 

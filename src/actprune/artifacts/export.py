@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from actprune.artifacts.files import new_file
 from actprune.errors import ArtifactError
 from actprune.graph.keep import copied
 from actprune.graph.program import holds_samples
+from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.trace import call_arguments
 from actprune.proof.compare import relative_error
@@ -53,7 +53,7 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> Path:
     if "use_cache" in kwargs and hasattr(plain, "config"):  # torch.export has no shapes for what **kwargs takes
         plain.config.use_cache = kwargs.pop("use_cache")  # pyright: ignore[reportAttributeAccessIssue]
     write, run = FORMATS[place.suffix]
-    with torch.no_grad(), new_file(place) as scratch:
+    with torch.no_grad(), unwarned(), new_file(place) as scratch:
         try:
             write(plain, args, kwargs, scratch)
             for count in (None, 1):
@@ -139,12 +139,10 @@ def _run_pt2(path: Path, args: Any, kwargs: Mapping[str, Any]) -> Outputs:
 def _write_onnx(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> None:
     shapes = _dynamic(model, args, kwargs)
     names = model.input_names if isinstance(model, Rebuilt) and not kwargs else None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.13 on itself
-        program = torch.onnx.export(
-            model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False,
-            input_names=names or None,
-        )  # fmt: skip
+    program = torch.onnx.export(
+        model, args, kwargs=dict(kwargs), dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False,
+        input_names=names or None,
+    )  # fmt: skip
     if program is None:
         raise RuntimeError("the exporter gave no program")
     program.save(str(path))

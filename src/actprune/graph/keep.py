@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.closures import Rebound
+from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
 
@@ -144,7 +145,8 @@ def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
     Args:
         known: id of an object → what is to stand for it in the copy.
     """
-    made = copy.deepcopy(model, known)
+    with unwarned():
+        made = copy.deepcopy(model, known)
     _with_classes_of_their_own(made)
     rebound = Rebound(known)  # by now it knows of every object that was copied
     for box, entries in _held(made):

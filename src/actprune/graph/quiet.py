@@ -1,4 +1,5 @@
-"""What torch says on stderr while an export fails is said again, shorter, by our own error: it is held back."""
+"""What torch says on stderr while an export fails is said again, shorter, by our own error: it is held back; and so is
+what it says of itself."""
 
 from __future__ import annotations
 
@@ -29,3 +30,11 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Hold back what torch 2.13 says of its own code where a captured graph is copied or exported."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        yield
