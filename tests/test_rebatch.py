@@ -175,14 +175,15 @@ def numbered(samples: int, batch: int) -> Calibration:
     return Calibration(tuple((x,) for x in torch.arange(samples).split(batch)), samples)
 
 
-def test_of_few_samples_every_one_is_compared_on_once() -> None:
-    among = pairs(numbered(16, 2), 512, 3)
-    assert len(among) == 4
+@pytest.mark.parametrize(("samples", "folds", "left_out"), [(16, 4, 4), (6, 3, 2), (4, 2, 2)])
+def test_of_few_samples_every_one_is_compared_on_once(samples: int, folds: int, left_out: int) -> None:
+    among = pairs(numbered(samples, 2), 512, 3)
+    assert len(among) == folds
     for fitted, held in among:
-        assert (fitted.samples, held.samples) == (12, 4)
+        assert (fitted.samples, held.samples) == (samples - left_out, left_out)
         seen = torch.cat([batch[0] for batch in (*fitted.batches, *held.batches)])
-        assert sorted(seen.tolist()) == list(range(16))
-    assert sorted(torch.cat([batch[0] for batch in compared(among).batches]).tolist()) == list(range(16))
+        assert sorted(seen.tolist()) == list(range(samples))
+    assert sorted(torch.cat([batch[0] for batch in compared(among).batches]).tolist()) == list(range(samples))
 
 
 def test_of_many_samples_or_where_work_is_dear_a_quarter_is_held_out() -> None:

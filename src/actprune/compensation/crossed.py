@@ -26,6 +26,7 @@ FEW_SAMPLES = 16
 """A quarter of so many samples says little."""
 
 FOLDS = 4
+"""At most: one for each batch."""
 
 
 def pairs(data: Calibration, samples: int, fitted: int, cheap: bool = True) -> Pairs:
@@ -36,9 +37,10 @@ def pairs(data: Calibration, samples: int, fitted: int, cheap: bool = True) -> P
         fitted: so many times as many are refitted on.
         cheap: whether each candidate may be several networks.
     """
-    if cheap and data.samples <= min(FEW_SAMPLES, samples) and len(data.batches) >= FOLDS:
-        numbers = range(len(data.batches))
-        return [(data.part([i for i in numbers if i % FOLDS != f]), data.part(numbers[f::FOLDS])) for f in range(FOLDS)]
+    numbers = range(len(data.batches))
+    folds = min(FOLDS, len(numbers))
+    if cheap and data.samples <= min(FEW_SAMPLES, samples) and folds > 1:
+        return [(data.part([i for i in numbers if i % folds != f]), data.part(numbers[f::folds])) for f in range(folds)]
     rest, held = data.holdout(1 / (1 + fitted))
     return [(rest.subset(fitted * samples), held.subset(samples))]
 
