@@ -21,6 +21,7 @@ from actprune.compensation.refit import check_batchnorm
 from actprune.distance import Distance
 from actprune.distributed import ALONE, Ranks
 from actprune.errors import BudgetError
+from actprune.graph.ambience import users_modes
 from actprune.graph.keep import preserved
 from actprune.latency.bench import Latency
 from actprune.memory import MemoryLimit, limit_bytes
@@ -185,6 +186,6 @@ def measured(evaluate: Evaluate | None, model: nn.Module) -> float | None:
     """The metric of a network in eval mode, which is then as it was; None where there is no `evaluate`."""
     if evaluate is None:
         return None
-    with preserved(model):
+    with preserved(model), users_modes():
         model.eval()
         return checked(evaluate(model))

@@ -1,8 +1,8 @@
 """Regions of a graph that only switch a mode which never matters here are written into it, node by node.
 
-`torch.no_grad`, `torch.enable_grad` and a disabled autocast inside a forward become higher-order calls that
-hold a subgraph (RoPE in many decoders). Nothing here needs gradients, so the axes should see through them. An
-enabled autocast, and the branches of `torch.cond`, stay calls: the axis rules freeze what these touch.
+`torch.no_grad`, `torch.enable_grad` and autocast (see `ambience`) inside a forward become higher-order calls that hold
+a subgraph (RoPE in many decoders). Nothing here needs gradients, so the axes should see through them. The branches of
+`torch.cond` stay calls: the axis rules freeze what these touch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _region(node: Node) -> tuple[Node, tuple[Any, ...]] | None:
     name, args = op_name(node), node.args
     if name == "wrap_with_set_grad_enabled":
         _, subgraph, *operands = args
-    elif name == "wrap_with_autocast" and args[2] is False:
+    elif name == "wrap_with_autocast":
         _, _, _, _, subgraph, *operands = args
     else:
         return None

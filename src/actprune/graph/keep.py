@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
+from actprune.graph.ambience import own_modes
 from actprune.graph.closures import Rebound
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
@@ -64,8 +65,8 @@ def kept_random() -> Iterator[None]:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back the model's modes and every global random state, whatever the user's own functions do. Gradients can be
-    taken inside, also where the caller is in inference mode."""
-    with kept_random(), kept_modes(model), torch.inference_mode(False):
+    taken inside, also where the caller is in inference mode, and nothing is rounded by an autocast of the caller's."""
+    with kept_random(), kept_modes(model), torch.inference_mode(False), own_modes():
         yield
 
 

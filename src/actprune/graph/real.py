@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._export.passes.replace_autocast_with_hop_pass import replace_autocast_with_hop_pass
 from torch.fx import Graph, GraphModule, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -32,8 +31,12 @@ from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.size_recorder import Recorder, recording
 from actprune.graph.traced import MadeKnown, Refused, Traced
 
-_IDLE = {"_set_grad_enabled", "aten.item.default", "aten._assert_async.default", "aten._assert_async.msg"}
-"""Calls that compute nothing here: gradients are off, what was read is a number by now, and the checks held."""
+_IDLE = set(
+    "_set_grad_enabled _enter_autocast _exit_autocast"
+    " aten.item.default aten._assert_async.default aten._assert_async.msg".split()
+)
+"""Calls that compute nothing here: gradients and autocast are off, what was read is a number by now, and the checks
+held."""
 
 
 def recorded(
@@ -94,7 +97,6 @@ def recorded(
     _tidy(module)
     inputs = _every_input(module.graph, flat)
     bindings, constants = _bound(module, names)
-    module = _with_regions(module)
     _return_all(module.graph, returned)
     return Traced(module.graph, module, inputs, bindings, constants, out_spec, "real", recorder)
 
@@ -188,7 +190,7 @@ def _tidy(module: GraphModule) -> None:
         if name in ("aten.resolve_neg.default", "aten.resolve_conj.default"):
             node.replace_all_uses_with(node.args[0])
         unused = not node.users and _is_pure(node) and node not in idle
-        if name in _IDLE or _is_idle_autocast(node) or unused:
+        if name in _IDLE or unused:
             graph.erase_node(node)
 
 
@@ -212,26 +214,10 @@ def _of_idle_layers(module: GraphModule) -> set[Node]:
     return {node for node in idle if node.op != "get_attr"}
 
 
-def _is_idle_autocast(node: Node) -> bool:
-    """Whether a node enters or leaves an autocast that is switched off; leaving comes first in the reversed graph."""
-    entry = node.args[0] if op_name(node) == "_exit_autocast" else node
-    return isinstance(entry, Node) and op_name(entry) == "_enter_autocast" and entry.args[2] is False
-
-
 def _is_pure(node: Node) -> bool:
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
-
-
-def _with_regions(module: GraphModule) -> GraphModule:
-    """Autocast that is switched on becomes a call that holds a subgraph, as in an exported graph."""
-    if not any(op_name(node) == "_enter_autocast" for node in module.graph.nodes):
-        return module
-    try:
-        return replace_autocast_with_hop_pass(module, None)[0]
-    except Exception as error:
-        raise Refused("autocast is switched on and off in a way that can't be followed") from error
 
 
 def _return_all(graph: Graph, leaves: list[Any]) -> None:

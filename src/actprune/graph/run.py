@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from actprune.errors import CaptureError, DataError
+from actprune.graph.ambience import users_modes
 from actprune.graph.lift import IN_FLOAT64, lift
 from actprune.graph.narrow import in_float32, slow_product
 from actprune.graph.program import Batch, Program, place
@@ -191,4 +192,5 @@ def run_all(
 def called(network: nn.Module, program: Program, batch: Batch) -> tuple[Any, ...]:
     """The flat outputs of a network itself, on the flat inputs of its program."""
     args, kwargs = pytree.tree_unflatten(list(batch), program.in_spec)
-    return tuple(pytree.tree_leaves(network(*args, **kwargs)))
+    with users_modes():
+        return tuple(pytree.tree_leaves(network(*args, **kwargs)))

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from actprune.errors import CaptureError
+from actprune.graph.ambience import uncast
 from actprune.graph.arguments import added, call_arguments
 from actprune.graph.caches import kept_caches
 from actprune.graph.canonical import make_canonical
@@ -86,7 +87,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         )
     names = Names(model)
     # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
-    with apart(0), kept_modes(model), kept_buffers(model), torch.no_grad():
+    with apart(0), kept_modes(model), kept_buffers(model), torch.no_grad(), uncast():
         refresh(model, training)
         for module in model.modules():
             module.training = training

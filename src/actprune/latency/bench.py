@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.errors import BudgetError
+from actprune.graph.ambience import users_modes
 from actprune.graph.keep import copied, kept_buffers, preserved
 from actprune.graph.program import Program
 from actprune.latency.hooks import unwatched
@@ -106,6 +107,7 @@ class Bench:
                 stack.enter_context(kept_buffers(model))  # a counter of calls, a cache
                 model.eval()
             stack.enter_context(torch.no_grad())
+            stack.enter_context(users_modes())
             seconds = QUICK_SECONDS if quick else 100 * self.setting.seconds
             calls = [partial(m, *args, **kwargs) for m in placed]
             for model, call in zip(placed, calls, strict=True):

@@ -20,6 +20,7 @@ from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph, capture
 from actprune.axes.picked import picking
 from actprune.errors import CaptureError, EquivalenceError, PlanError
+from actprune.graph.ambience import uncast
 from actprune.graph.dropping import NothingDropped
 from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.lift import lift
@@ -290,7 +291,8 @@ def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: 
     try:
         with preserved(small), kept_buffers(small, parameters=True), torch.no_grad(), letting_go(), NothingDropped():
             small.eval()
-            eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
+            with uncast():
+                eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
     except Exception as error:  # whatever the user's forward raises
         return float("inf"), f"the cut model does not run: {type(error).__name__}: {error}"
     graph = run(program, batch, weights_of(program.normed, _state(small), as_called), native=True)

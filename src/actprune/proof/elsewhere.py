@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from actprune.errors import EquivalenceError
+from actprune.graph.ambience import uncast
 from actprune.graph.keep import forked_random, kept_buffers, preserved
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import called, run
@@ -72,7 +73,7 @@ def _in_eval(model: nn.Module, program: Program, batch: Batch) -> list[Tensor]:
     """What the model itself makes of a flat batch in eval mode; both are left as they were."""
     copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in batch)
     with contextlib.ExitStack() as around:
-        for one in (preserved(model), kept_buffers(model, parameters=True), torch.no_grad()):
+        for one in (preserved(model), kept_buffers(model, parameters=True), torch.no_grad(), uncast()):
             around.enter_context(one)
         model.eval()
         return _tensors(called(model, program, copies))
