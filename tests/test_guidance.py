@@ -27,7 +27,7 @@ from actprune.guidance.greedy import Elimination, eliminate
 from actprune.guidance.guide import Choice, Guide
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
-from actprune.guidance.problem import Problem, following_norm, output_gain, problems
+from actprune.guidance.problem import Inputs, Problem, following_norm, output_gain, problems
 from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
@@ -62,7 +62,7 @@ def sampled(
     columns = torch.randperm(p, generator=generator)[: n * b].reshape(n, b)
     weights = torch.rand(o, generator=generator, dtype=torch.float64) + 0.1
     parts = tuple(moments(x[fold::folds]) for fold in range(folds))
-    return Sampled(Problem(normal(o, p), parts, columns, weights), x.numpy())
+    return Sampled(Problem(normal(o, p), Inputs(parts), columns, weights), x.numpy())
 
 
 def least(problem: Problem, units: Sequence[int]) -> float:
@@ -251,7 +251,7 @@ def test_swaps_find_a_planted_exchange() -> None:
     """Independent units of unequal weight: the best support is the heaviest ones."""
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight = torch.tensor([[9.0, 1, 8, 2, 7, 3, 6, 4]]).double()
-    problem = Problem(weight, (moments(x),), torch.arange(8)[:, None], torch.ones(1).double())
+    problem = Problem(weight, Inputs((moments(x),)), torch.arange(8)[:, None], torch.ones(1).double())
     assert swap([problem], [0, 2, 4, 1], 8) == [0, 2, 4, 6]
     assert swap([problem], [1, 3, 5, 7], 8) == [0, 2, 4, 6]
     assert swap([problem], [1, 3, 5, 7], 2) == [0, 2, 5, 7]
@@ -348,7 +348,9 @@ def test_the_held_out_error_of_numbers_that_can_be_checked_in_the_head() -> None
     """
     first, second = ([[-1.0, a], [1, a], [-1, b], [1, b]] for a, b in ((0.0, 2.0), (1.0, 3.0)))
     folds = tuple(moments(torch.tensor(rows).double()) for rows in (first, second))
-    problem = Problem(torch.tensor([[1.0, 2.0]]).double(), folds, torch.tensor([[0], [1]]), torch.ones(1).double())
+    problem = Problem(
+        torch.tensor([[1.0, 2.0]]).double(), Inputs(folds), torch.tensor([[0], [1]]), torch.ones(1).double()
+    )
     assert Judge([problem])([0]) == pytest.approx(8 / 6)
     assert Judge([problem])([0, 1]) == 0
 
@@ -407,7 +409,7 @@ def test_a_constant_input_costs_nothing_whatever_its_weight() -> None:
     x = torch.tensor(sampled(4).x)
     x[:, 1] = 0.1
     weight = torch.tensor([[1.0, 1e4, 1, 1]]).double()
-    problem = Problem(weight, (moments(x.float()),), torch.arange(4)[:, None], torch.ones(1).double())
+    problem = Problem(weight, Inputs((moments(x.float()),)), torch.arange(4)[:, None], torch.ones(1).double())
     order, curve = eliminate([problem])
     assert order[-1] == 1
     assert curve[3] == 0 < curve[2]

@@ -155,7 +155,7 @@ class Looking:
             if asked.journal is None:
                 return stats, look()
             groups = ledger.keeping.of_first(ledger.name(f"guide{ledger.ranking}"), GUIDE, lambda: look().groups)
-            asks = {group.name: questions_of(graph, stats, group, asked.name) for group in graph.groups}
+            asks = questions_of(graph, stats, asked.name)
             return stats, Guide(asked.name, groups, asks, asked.threshold)
 
 

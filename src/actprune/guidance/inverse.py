@@ -25,8 +25,9 @@ class Inverse:
     def restart(self, units: Tensor) -> None:
         """Compute everything afresh with only `units`; they are rows 0, 1, … from now on."""
         kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
-        self.inverse = inverse_of(self.problem.gram[kept][:, kept])
-        target = self.problem.factor @ self.problem.gram[:, kept]
+        gram = self.problem.gram[:, kept]
+        self.inverse = inverse_of(gram[kept])
+        target = self.problem.factor @ gram
         self.weight = self.inverse @ target.T
         self.alone = self._alone[units]
 

@@ -36,19 +36,40 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
+class Inputs:
+    """The input rows of one consumer, of which all groups that it reads ask the same.
+
+    Attributes:
+        folds: their moments, one per fold.
+    """
+
+    folds: tuple[Moments, ...]
+
+    @cached_property
+    def total(self) -> Moments:
+        """All folds together."""
+        return merge_all(self.folds)
+
+    @cached_property
+    def ridge(self) -> float:
+        """λ."""
+        return max(RIDGE * float(self.total.variances.mean()), 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """One consumer as seen by one group.
 
     Attributes:
         matrix: (o, p) the weight as it is stored.
-        folds: moments of the input rows, one per fold.
+        inputs: what is known of its input rows.
         columns: (n, b) for each of the group's n units the columns of the weight that belong to it.
         rows: (o,) weights R of the outputs: (γ/σ)² of the norm that follows, or 1; or their Fisher information.
         makes: group name → (o,) which unit of that group each output is, −1 for none.
     """
 
     matrix: Tensor
-    folds: tuple[Moments, ...]
+    inputs: Inputs
     columns: Tensor
     rows: Tensor
     makes: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -58,26 +79,30 @@ class Problem:
         """(o, p) float64."""
         return self.matrix.detach().double().cpu()
 
-    @cached_property
+    @property
+    def folds(self) -> tuple[Moments, ...]:
+        return self.inputs.folds
+
+    @property
     def total(self) -> Moments:
         """All folds together."""
-        return merge_all(self.folds)
+        return self.inputs.total
+
+    @property
+    def ridge(self) -> float:
+        """λ."""
+        return self.inputs.ridge
 
     def forget(self) -> None:
         """What was computed for a problem whose weight lies in a file: of all layers it would not fit into memory."""
         if is_mapped(self.matrix):
-            for name in ("total", "gram", "factor"):
-                vars(self).pop(name, None)
+            vars(self).pop("factor", None)
+            vars(self.inputs).pop("total", None)
             let_go((self.matrix, *(fold.held for fold in self.folds)))
 
-    @cached_property
-    def ridge(self) -> float:
-        """λ."""
-        return max(RIDGE * float(self.total.variances.mean()), 1e-12)
-
-    @cached_property
+    @property
     def gram(self) -> Tensor:
-        """(p, p) C + λI."""
+        """(p, p) C + λI; made anew, for those of all consumers are as large as all statistics."""
         found = self.total.covariance  # a matrix of its own
         found.diagonal().add_(self.ridge)
         return found
@@ -134,12 +159,16 @@ def measured(graph: Graph, stats: Stats, group: Group) -> dict[Site, list[str]]:
     return {site: names for site, names in found.items() if names}
 
 
-def problems(graph: Graph, stats: Stats, group: Group, weights: str | None = None) -> tuple[Problem, ...]:
+def problems(
+    graph: Graph, stats: Stats, group: Group, weights: str | None = None, known: dict[str, Inputs] | None = None
+) -> tuple[Problem, ...]:
     """One Problem per consumer of `group` that has statistics; for each matrix of one with several.
 
     Args:
         weights: the measure that weighs the outputs ("fisher", see `actprune.stats.gradients`) instead of the norms.
+        known: the inputs of the consumers of other groups; those of this group's are added.
     """
+    known = {} if known is None else known
     found: list[Problem] = []
     nodes = {node.name: node for node in graph.program.nodes}
     parts = [(site, name) for site, names in measured(graph, stats, group).items() for name in names]
@@ -147,10 +176,11 @@ def problems(graph: Graph, stats: Stats, group: Group, weights: str | None = Non
     for site, name in parts:
         matrix = held[site][name]
         columns = unit_columns(graph, site, group, matrix.shape[1])
-        folds = tuple(_on_cpu(fold) for fold in stats.sites[name] if fold.count)
+        if name not in known:
+            known[name] = Inputs(tuple(_on_cpu(fold) for fold in stats.sites[name] if fold.count))
         gain = output_gain(graph, nodes[site.node]) if site.kind in LAYERS else None
         rows = torch.ones(len(matrix), dtype=torch.float64) if gain is None else gain**2
-        found.append(Problem(matrix, folds, columns, rows, _made(graph, site)))
+        found.append(Problem(matrix, known[name], columns, rows, _made(graph, site)))
     return tuple(found) if weights is None else _weighed(found, [stats.measures[weights].get(n) for _, n in parts])
 
 

@@ -16,7 +16,7 @@ from actprune.guidance.greedy import eliminate
 from actprune.guidance.guide import GroupGuide, Guide
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import MAX_UNITS, Path, contribution_gram, lasso_path
-from actprune.guidance.problem import Problem, problems, widest
+from actprune.guidance.problem import Inputs, Problem, problems, widest
 from actprune.guidance.scores import ABSOLUTE, SCALES, SCORES, filter_norm, missing_measure, per_unit
 from actprune.guidance.thinet import removals
 from actprune.mapped import let_go
@@ -55,9 +55,8 @@ def guide(
             raise missing_measure(measure, {} if stats is None else stats.measures)
     found: dict[str, GroupGuide] = {}
     scale = _one_scale(graph, stats, chosen.criteria[0], seed)
-    questions: dict[str, tuple[Problem, ...]] = {}
+    questions = questions_of(graph, stats, method)
     for group in graph.groups:
-        questions[group.name] = questions_of(graph, stats, group, method)
         if method == "filter":
             found[group.name] = _filter_guide(graph, group, threshold or 0.0)
         else:
@@ -69,9 +68,11 @@ def guide(
     return Guide(method, found, questions, threshold)
 
 
-def questions_of(graph: Graph, stats: Stats | None, group: Group, method: str) -> tuple[Problem, ...]:
-    """What a method asks about a group; nothing without statistics."""
-    return () if stats is None else problems(graph, stats, group, preset(method).weights)
+def questions_of(graph: Graph, stats: Stats | None, method: str) -> dict[str, tuple[Problem, ...]]:
+    """What a method asks about every group; nothing without statistics."""
+    known: dict[str, Inputs] = {}
+    weights = preset(method).weights
+    return {g.name: problems(graph, stats, g, weights, known) if stats is not None else () for g in graph.groups}
 
 
 @dataclass(frozen=True, eq=False)

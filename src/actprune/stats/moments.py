@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -94,9 +93,9 @@ class Few(Moments):
     def __init__(self, count: int, mean: Tensor, rows: Tensor) -> None:
         vars(self).update(count=count, mean=mean, rows=rows, other=None)
 
-    @cached_property
+    @property
     def scatter(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """(p, p), made where something asks for it."""
+        """(p, p), made whenever something asks for it."""
         return _gram(self.rows).double()
 
     @property

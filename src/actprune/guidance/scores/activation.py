@@ -49,7 +49,7 @@ def correlation(graph: Graph, stats: Stats | None, group: Group, seed: int) -> T
         inverse = inverse_of(problem.gram)[own[:, :, None], own[:, None, :]]
         # (M_gg)⁻¹ is what is left of C_gg + λI when the others have predicted what they can
         unexplained = torch.linalg.inv(inverse).diagonal(dim1=1, dim2=2) - problem.ridge
-        variance = problem.total.covariance.diagonal()[own]
+        variance = problem.total.variances[own]
         share = torch.where(variance > 0, unexplained.clamp_min(0) / variance.clamp_min(1e-30), 0.0)
         total += share.mean(1) / len(found)
     return total
