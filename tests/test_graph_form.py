@@ -178,3 +178,26 @@ def test_inputs_whose_samples_only_meet_in_a_table() -> None:
     small = graph_of(Pairs().eval(), (x, ids))
     assert small(torch.randn(7, 4), torch.randint(0, 5, (7, 3))).shape == (7, 7)
     assert small(x, ids[:2]).shape == (4, 2)
+
+
+class Read(nn.Module):
+    """Reads a size from a tensor, as converters from ONNX do, so that its run is recorded: that has no counter of
+    BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 2)
+        self.register_buffer("shape", torch.tensor([-1, 6]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu().mean((2, 3))
+        return self.last(torch.reshape(x, torch.Size(self.shape)))
+
+
+def test_what_no_call_of_a_recorded_run_reads_is_in_the_state(tmp_path: Path) -> None:
+    x = torch.randn(8, 2, 4, 4)
+    result = ap.prune(Read().eval(), [x, x], keep="units=50%", method="l2", form="graph")
+    assert result.plan.widths == {"first": 3}
+    assert set(result.model.state_dict()) == set(Read().state_dict())
+    again = ap.load(result.save(tmp_path / "run"), Read(), x)
+    assert torch.equal(again.eval()(x), result.model.eval()(x))

@@ -102,8 +102,8 @@ class _Builder:
                 self.values[node] = self.graph.get_attr(node.name)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
-        for name in self.program.held:  # also layers that no call reads, so that a state dict still fits
-            self._tensor(name)
+        for name in sorted(self.program.held - self.paths.keys()):  # what no call reads: a state dict still fits
+            self.graph.get_attr(self._tensor(name))  # else the module would not have it
         outputs = [self.values[out] if isinstance(out, Node) else out for out in self.program.outputs]
         if inside is None:
             self.graph.output(outputs)
