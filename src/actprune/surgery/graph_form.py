@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,18 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import ONE, Axis, Leaf, Product, blocks, leaves, place_after, size
+from actprune.axes.expr import Axis, Leaf, Product, blocks, leaves, place_after, size
 from actprune.axes.twins import OPS
 from actprune.graph.program import named_as, op_name
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, kept_units
 from actprune.surgery.batch_sizes import BatchSizes, batch_sizes
 from actprune.surgery.graph_names import check_names, with_keywords
+from actprune.surgery.resized import RESIZED
 from actprune.surgery.signature import calling
 from actprune.surgery.slicing import sliced, tensor_slots
 
 ATEN = torch.ops.aten
-
-Arguments: TypeAlias = dict[str, Any]
-"""The arguments of a call by their schema names."""
 
 
 def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None = None) -> GraphModule:
@@ -51,7 +48,7 @@ def as_graph(model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None
         UnsupportedModelError: a module of the model has the name of an attribute of every graph ("graph", "meta").
     """
     check_names(sorted(graph.program.held), graph.program.model_name)
-    return _Builder(model, graph, plan, rewrite).build()
+    return Builder(model, graph, plan, rewrite).build()
 
 
 def with_values(network: nn.Module, graph: Graph, plan: Plan, names: Sequence[str]) -> GraphModule:
@@ -63,12 +60,12 @@ def with_values(network: nn.Module, graph: Graph, plan: Plan, names: Sequence[st
     Raises:
         KeyError: the network lacks a tensor of the graph.
     """
-    builder = _Builder(network, graph, plan, None)
+    builder = Builder(network, graph, plan, None)
     builder.given = {name: getattr(*slot) for name, slot in tensor_slots(network).items()}
     return builder.build(names).eval()
 
 
-class _Builder:
+class Builder:
     """Copies the program node by node into a new graph."""
 
     def __init__(self, model: nn.Module, graph: Graph, plan: Plan, rewrite: Rewrite | None) -> None:
@@ -161,7 +158,7 @@ class _Builder:
         )  # of the entries that stay an op itself makes what its twin does
         given = {name: value for name, value in node.kwargs.items() if target is node.target or name != "masks"}
         args, kwargs = (map_arg(a, self.values.__getitem__) for a in (node.args, given))
-        found = _SIZES.get(op_name(node).removeprefix("aten.").partition(".")[0])
+        found = RESIZED.get(op_name(node).removeprefix("aten.").partition(".")[0])
         if found is not None:
             resized, arguments = found(self, node, named_as(target, node))
             target = OPS.get(resized, resized)
@@ -184,7 +181,7 @@ class _Builder:
         seen, first = tuple(map(arguments, others)), next(iter(self.batches.values()))
         return self.numbers.followed(made, arguments(node), seen, first, self.graph.call_function)
 
-    # -- sizes, for the table below ----------------------------------------------------------------
+    # -- sizes, for the table in `resized` ---------------------------------------------------------
 
     def size(self, axis: Axis) -> Any:
         """The size of an axis after the cut: a number, or a node that computes it from the batch size."""
@@ -214,137 +211,3 @@ class _Builder:
     def groups(self, axis: Axis, count: int) -> int:
         """How many of the outermost `count` groups of an axis remain."""
         return blocks(axis, size(axis) // count, self.widths)
-
-
-Resize: TypeAlias = "Callable[[_Builder, Node, Arguments], tuple[Any, Arguments]]"
-"""(builder, node, its arguments) → the op to call, and its arguments."""
-
-
-def _as_result(name: str) -> Resize:
-    """The argument `name` is the shape of the result."""
-    return lambda b, node, given: (node.target, {**given, name: [b.size(axis) for axis in b.dims(node)]})
-
-
-def _unflatten(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    dims = b.dims(node)
-    first = given["dim"] % (len(dims) - len(given["sizes"]) + 1)
-    return node.target, {**given, "sizes": [b.size(axis) for axis in dims[first : first + len(given["sizes"])]]}
-
-
-def _split(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    """Parts of equal size may lose different numbers of units."""
-    dim = given["dim"] % len(b.dims(node))
-    sizes = [b.size(b.dims(node, i)[dim]) for i in range(b.results(node))]
-    return ATEN.split_with_sizes.default, {"self": given["self"], "split_sizes": sizes, "dim": dim}
-
-
-def _slice(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    axis = b.dims(given["self"])[given["dim"]]
-    return node.target, {**given, "start": b.bound(axis, given["start"]), "end": b.bound(axis, given["end"])}
-
-
-def _narrow(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    axis = b.dims(given["self"])[given["dim"]]
-    return node.target, {
-        **given, "start": b.bound(axis, given["start"]), "length": b.size(b.dims(node)[given["dim"]]),
-    }  # fmt: skip
-
-
-def _normalized(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    tail = b.dims(node)[-len(given["normalized_shape"]) :]
-    return node.target, {**given, "normalized_shape": [b.size(axis) for axis in tail]}
-
-
-def _convolution(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    """The groups of its weight, which may be made from a parameter."""
-    return node.target, {**given, "groups": b.groups(b.dims(given["weight"])[0], given["groups"])}
-
-
-def _sliced_gradient(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    """A gradient in a run of an axis, the rest zeros."""
-    axis = b.dims(node)[given["dim"]]
-    place = {"start": b.bound(axis, given["start"]), "end": b.bound(axis, given["end"])}
-    return node.target, {**given, "input_sizes": [b.size(axis) for axis in b.dims(node)], **place}
-
-
-def _group_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    return node.target, {**given, "num_groups": b.groups(b.dims(given["input"])[1], given["num_groups"])}
-
-
-def _batch_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    """The statistics of the batch in training, as the module's mode says."""
-    known = given["running_mean"] is not None and given["training"] is False
-    return node.target, {**given, "training": b.graph.get_attr("training")} if known else given
-
-
-def _attention(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    """The default scale is 1/√d of the tensors as they are; where no mask makes up for that, it stays what it was."""
-    masks = [mask for name, mask in b.captured.masks.items() if name.startswith(f"mask:{node.name}.")]
-    if given["scale"] is None and any(mask.gain is None for mask in masks):
-        return node.target, {**given, "scale": 1 / sqrt(size(b.dims(given["key"])[-1]))}
-    return node.target, given
-
-
-def _native_group_norm(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    batch, channels, *_ = b.dims(given["input"])
-    sizes = {"N": b.size(batch), "C": b.size(channels), "group": b.groups(channels, given["group"])}
-    return node.target, {**given, **sizes}
-
-
-def _repeated(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    """What was one entry becomes as many as the result has, a batch of any size included."""
-    name = "dims" if "dims" in given else "repeats"
-    result = b.dims(node)
-    source = (ONE,) * (len(result) - len(b.dims(given["self"]))) + tuple(b.dims(given["self"]))
-    times = [
-        b.size(r) if size(a) == 1 else size(r, b.widths) // size(a, b.widths)
-        for a, r in zip(source, result, strict=True)
-    ]
-    return node.target, {**given, name: times}
-
-
-def _padded(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    dims, pads = b.dims(node), list(given["pad"])
-    for i, n in enumerate(pads):
-        if n > 0:
-            axis = dims[-1 - i // 2]
-            start = size(axis) - n if i % 2 else 0
-            pads[i] = b.bound(axis, start + n) - b.bound(axis, start)
-    return node.target, {**given, "pad": pads}
-
-
-def _interleaved(b: _Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    return node.target, {**given, "output_size": None}
-
-
-_RESIZED = ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")
-
-_SIZES: dict[str, Resize] = {
-    **dict.fromkeys(("view", "expand", "zeros", "ones", "empty", "full", "rand", "randn"), _as_result("size")),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "_unsafe_view"), _as_result("size")),
-    "reshape": _as_result("shape"),
-    "broadcast_to": _as_result("size"),
-    "unflatten": _unflatten,
-    "split": _split,
-    "split_with_sizes": _split,
-    "tensor_split": _split,
-    "slice": _slice,
-    "narrow": _narrow,
-    "layer_norm": _normalized,
-    "rms_norm": _normalized,
-    "group_norm": _group_norm,
-    **dict.fromkeys(("native_group_norm", "native_group_norm_backward"), _native_group_norm),
-    **{f"conv{n}d": _convolution for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": _convolution for n in (1, 2, 3)},
-    **dict.fromkeys(("convolution", "convolution_backward"), _convolution),
-    "select_backward": _as_result("input_sizes"),
-    "slice_backward": _sliced_gradient,
-    **{f"upsample_{how}_backward": _as_result("input_size") for how in _RESIZED},
-    "batch_norm": _batch_norm,
-    "scaled_dot_product_attention": _attention,
-    "repeat": _repeated,
-    "tile": _repeated,
-    "pad": _padded,
-    "constant_pad_nd": _padded,
-    "repeat_interleave": _interleaved,
-}
