@@ -736,12 +736,22 @@ def test_layers_of_the_users_own_are_cut_through_their_config(
     assert torch.equal(again(x), small(x))
 
 
-def test_a_head_that_a_class_computes_from_its_width_stays() -> None:
-    graph, plan, small = _halved(_model((5, 6), kl.Dense(8), Block(), kl.Flatten(), kl.Dense(2)))
-    assert list(plan.widths) == ["block.sequential.dense_1"]
-    assert "Block is given a size of" in str(graph.account())
-    assert small.layers[2].get_config()["hidden"] == 6
-    assert small.layers[2].get_config()["heads"] == 2
+def test_heads_that_a_class_computes_from_its_width_are_cut(tmp_path: Path) -> None:
+    """`width // heads` has no config for one of two heads: a smaller attention takes the place of the class's own."""
+    model = _model((5, 6), kl.Dense(8), Block(), kl.Flatten(), kl.Dense(2))
+    _, plan, small = _halved(model)
+    block = small.layers[2]
+    assert [*plan.widths.values()] == [1, 2, 2, 6]  # heads, sizes of queries and of values, hidden units
+    assert isinstance(block, Block) and (block.heads, block.hidden) == (2, 6)
+    assert (block.attention.num_heads, block.attention.key_dim) == (1, 2)
+    small.save(tmp_path / "small.keras")
+    (x,) = _inputs(model)
+    again = load_keras(tmp_path / "small.keras")
+    assert torch.equal(again(x), small(x))
+    assert [*_halved(again)[1].widths.values()] == [1, 1, 3]  # cut once more
+    small.compile("sgd", "mse")
+    small.fit(x, torch.zeros(len(x), 2), verbose=0)
+    assert not torch.equal(again(x), small(x))
 
 
 def test_refusals() -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import compile_like
+from actprune.keras3.inside import rebuilt_inside
+from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed
 from actprune.keras3.table import Cut, fields
 from actprune.plan import Plan
@@ -68,7 +70,8 @@ _WITHIN = (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "b
 
 
 class _Within:
-    """Stands for a model within a model, or a layer that wraps one, until its inputs, and so their sizes, are known."""
+    """Stands for a model within a model, a layer that wraps one, or one of the user's own class that is cut, until its
+    inputs, and so their sizes, are known."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -80,11 +83,9 @@ class _Rebuilding:
     def __init__(self, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> None:
         self.plan, self.calls = plan, calls
         self.paths = {id(place.layer): place.path for place in places}
-        self.shapes = {
-            place.full(name): tuple(variable.shape)
-            for place in places
-            for name, (variable, _) in place.variables.items()
-        }
+        variables = {place.full(name): held[0] for place in places for name, held in place.variables.items()}
+        self.names = {id(variable): name for name, variable in variables.items()}
+        self.shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         self.shapes |= {name: plan.shape(name) for name in plan.dims}
         self.edits: dict[str, dict[tuple[Any, ...], int]] = {}
         for edit in plan.edits.attributes:
@@ -104,7 +105,7 @@ class _Rebuilding:
                 self._sequential(model, inputs)
                 if isinstance(model, keras.Sequential)
                 else keras.models.clone_model(
-                    model, input_tensors=_inputs(model, inputs), clone_function=self.layer, call_function=self._call
+                    model, input_tensors=_inputs(model, inputs), clone_function=self._called, call_function=self._call
                 )
             )
         except PlanError:
@@ -120,7 +121,7 @@ class _Rebuilding:
         made, start = keras.Sequential(name=model.name), _inputs(model, inputs)
         made.add(start)
         for layer in model.layers:
-            new = self.layer(layer)
+            new = self._called(layer)
             if isinstance(new, _Within):
                 made._maybe_rebuild()
                 new = self._built(new, made.outputs[0] if made.layers else start)
@@ -128,12 +129,43 @@ class _Rebuilding:
         made._maybe_rebuild()
         return made
 
-    def _built(self, within: _Within, inputs: Any) -> Any:
+    def _built(self, within: _Within, *args: Any, **kwargs: Any) -> Any:
         key, layer = id(within), within.layer
         if key not in self.made:
-            is_model = isinstance(layer, keras_on_torch().Model)
-            self.made[key] = self.model(layer, inputs) if is_model else self._like(layer, inputs)
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            if is_own(layer):
+                self.made[key] = self._inside(layer, args, kwargs)
+            else:
+                is_model = isinstance(layer, keras_on_torch().Model)
+                self.made[key] = self.model(layer, inputs) if is_model else self._like(layer, inputs)
         return self.made[key]
+
+    def _called(self, layer: Any) -> Any:
+        """As `layer`, of one that the model itself calls."""
+        if id(layer) not in self.made and is_own(layer) and self._cut_within(layer):
+            self.made[id(layer)] = _Within(layer)
+        return self.layer(layer)
+
+    def _cut_within(self, layer: Any) -> bool:
+        """Whether a layer holds others, and a variable that the plan cuts."""
+        path = self.paths[id(layer)]
+        return bool(layer._layers) and any(name.startswith(f"{path}.") for name in self.plan.dims)
+
+    def _inside(self, layer: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return rebuilt_inside(
+                layer, self._unbuilt, lambda variable: self.shapes[self.names[id(variable)]], args, kwargs
+            )
+        except PlanError:
+            raise
+        except Exception as error:  # whatever a class raises on layers that it doesn't expect
+            raise _misfit(layer.name, error) from error
+
+    def _unbuilt(self, layer: Any) -> Any:
+        keras = keras_on_torch()
+        if isinstance(layer, keras.Sequential):
+            return keras.Sequential([self._unbuilt(inner) for inner in layer.layers], name=layer.name)
+        return self.model(layer) if isinstance(layer, keras.Model) else self._like(layer)
 
     def layer(self, layer: Any) -> Any:
         """The new layer for an old one; a call that is no layer, such as `keras.ops.reshape`, likewise."""
@@ -202,7 +234,7 @@ class _Rebuilding:
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, _Within):
-            layer = self._built(layer, args[0] if args else kwargs["inputs"])
+            layer = self._built(layer, *args, **kwargs)
         try:
             return layer(*args, **kwargs)
         except Exception as error:  # whatever a layer raises on a width that it doesn't expect
