@@ -15,8 +15,10 @@ from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Sizes
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.calls import annotated, without_dropout
+from actprune.keras3.fill import filled
 from actprune.keras3.places import Placed, operations, placed
-from actprune.keras3.rebuild import check_rebuildable, filled, rebuild
+from actprune.keras3.rebuild import rebuild
+from actprune.keras3.refusal import check_rebuildable
 from actprune.keras3.sizes import written_sizes
 from actprune.plan import Plan
 

@@ -8,34 +8,36 @@ left is an instance of that class, whose config says both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from torch import nn
-
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.own import is_own
+from actprune.keras3.reconnect import forget, is_functional, reconnect
 
 
 class Resized:
     """Mixed into the class of such a layer; Keras knows it under the name `actprune>Resized`.
 
     Attributes:
-        parts: "kind", the layer as its class makes it, and "within": the place of a layer in it → that layer.
+        _actprune_parts: "kind", the layer as its class makes it, and "within": the place of a layer in it → that layer.
     """
 
-    parts: dict[str, Any]
+    _actprune_parts: dict[str, Any]
     name: str
     trainable: bool
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "trainable": self.trainable, **self.parts}
+        return {"name": self.name, "trainable": self.trainable, **self._actprune_parts}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
-        made = keras_on_torch().saving.deserialize_keras_object
+        def made(config: Mapping[str, Any]) -> Any:
+            return keras_on_torch().saving.deserialize_keras_object(deepcopy(config))  # classes may take it apart
+
         layer = resized(made(config["kind"]), {place: made(inner) for place, inner in config["within"].items()})
-        vars(layer)["parts"] = {"kind": config["kind"], "within": config["within"]}
+        vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
         layer.trainable = config["trainable"]
         return layer
 
@@ -46,32 +48,64 @@ def register() -> None:
 
 
 def resized(layer: Any, within: Mapping[str, Any]) -> Any:
-    """The layer itself, with other layers in it.
+    """The layer, or functional model, itself, with other layers in it.
 
     Args:
-        within: place → the layer that takes it: "2.0" is the first layer in the third one that `layer` holds.
+        within: place → the layer that takes it: "2.0" is the first layer in the third one that `layer` holds, or of
+            a functional model, in what it calls third.
 
     Raises:
         LookupError: it holds no layer there, or none that can be taken out.
     """
-    for place, inner in within.items():
-        *before, last = map(int, place.split("."))
-        holder = layer
-        for step in before:
-            _forget(holder)
-            holder = holder._layers[step]
-        _forget(holder)
-        _put(holder, holder._layers[last], inner)
+    inner: dict[str, dict[str, Any]] = {}
+    new: dict[int, Any] = {}
+    for place, one in within.items():
+        first, _, rest = place.partition(".")
+        if rest:
+            inner.setdefault(first, {})[rest] = one
+        else:
+            new[id(at(layer, first))] = one
+    for place, parts in inner.items():
+        old = at(layer, place)
+        _resized_inside(new.get(id(old), old), parts)
+    if is_functional(layer):
+        reconnect(layer, new)
+    else:
+        for old in [one for one in layer._layers if id(one) in new]:
+            _put(layer, old, new[id(old)])
+    forget(layer)
     layer.__class__ = _resized_class(type(layer))
     return layer
 
 
+def _resized_inside(layer: Any, within: Mapping[str, Any]) -> None:
+    """As `resized`, of a layer in another one; a model there can be saved by itself, too."""
+    if is_functional(layer):
+        config = serialized(layer, within)
+        vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
+        resized(layer, within)
+        return
+    own = type(layer)
+    resized(layer, within).__class__ = own  # what the outermost one is made of says the rest
+
+
 def serialized(layer: Any, within: Mapping[str, Any]) -> dict[str, Any]:
-    """The config for `Resized.from_config` of a built layer and, as configs, the layers that take places in it."""
-    made = keras_on_torch().saving.serialize_keras_object
-    parts = getattr(layer, "parts", None) or {"kind": made(layer), "within": {}}
-    inner = {place: made(one) for place, one in within.items()}
-    return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**parts["within"], **inner}}
+    """The config for `Resized.from_config` of a built layer, and layers, or their configs, that take places in it."""
+    parts = vars(layer).get("_actprune_parts") or {"kind": config_of(layer), "within": {}}
+    inner = {place: one if isinstance(one, dict) else config_of(one) for place, one in within.items()}
+    before = {
+        place: one
+        for place, one in parts["within"].items()
+        if not any(f"{place}.".startswith(f"{new}.") for new in inner)
+    }
+    return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**before, **inner}}
+
+
+def config_of(layer: Any) -> dict[str, Any]:
+    """What Keras writes of a layer, but for how it is compiled."""
+    made = keras_on_torch().saving.serialize_keras_object(layer)
+    made.pop("compile_config", None)
+    return made
 
 
 def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,7 +124,7 @@ def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 def at(layer: Any, place: str) -> Any:
     """The layer at a place."""
     for step in place.split("."):
-        layer = layer._layers[int(step)]
+        layer = (layer.operations if is_functional(layer) else layer._layers)[int(step)]
     return layer
 
 
@@ -98,7 +132,7 @@ def at(layer: Any, place: str) -> Any:
 def _resized_class(kind: type) -> type:
     if issubclass(kind, Resized):
         return kind
-    made = type(f"Resized{kind.__name__}", (Resized, kind), {"__module__": __name__})
+    made = type(kind.__name__, (Resized, kind), {"__module__": __name__})
     return keras_on_torch().saving.register_keras_serializable("actprune", "Resized")(made)
 
 
@@ -124,9 +158,3 @@ def _exchanged(value: Any, old: Any, new: Any) -> bool:
             value[key] = new
         found |= entry is old or _exchanged(entry, old, new)
     return found
-
-
-def _forget(layer: Any) -> None:
-    """The table of parameters that Keras keeps for torch, which it makes again where it is missing."""
-    if "_torch_params" in layer._modules:
-        nn.Module.__delattr__(layer, "_torch_params")
