@@ -754,6 +754,46 @@ def test_heads_that_a_class_computes_from_its_width_are_cut(tmp_path: Path) -> N
     assert not torch.equal(again(x), small(x))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Attention(kl.Layer):
+    """As tutorials write it: one number for widths inside and outside, heads by reshapes, a weight of its own."""
+
+    def __init__(self, width: int = 8, heads: int = 4, **others: Any) -> None:
+        super().__init__(**others)
+        self.width, self.heads, self.size = width, heads, width // heads
+        self.maps = [kl.Dense(width) for _ in range(4)]
+
+    def build(self, shape: Any) -> None:
+        for one in self.maps:
+            one.build((*shape[:-1], self.width))
+        self.bias = self.add_weight(shape=(self.heads, 1, 1), name="bias")
+
+    def call(self, x: Any) -> Any:
+        def parted(x: Any) -> Any:
+            return keras.ops.transpose(keras.ops.reshape(x, (count, -1, self.heads, self.size)), (0, 2, 1, 3))
+
+        count = keras.ops.shape(x)[0]
+        q, k, v = (parted(one(x)) for one in self.maps[:3])
+        weights = keras.ops.softmax(keras.ops.matmul(q, keras.ops.transpose(k, (0, 1, 3, 2))) * self.bias)
+        mixed = keras.ops.transpose(keras.ops.matmul(weights, v), (0, 2, 1, 3))
+        return self.maps[3](keras.ops.reshape(mixed, (count, -1, self.width)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "width": self.width, "heads": self.heads}
+
+
+def test_attributes_of_a_layer_of_the_users_own_follow(tmp_path: Path) -> None:
+    inputs = keras.Input((5, 8))
+    model = _lively(keras.Model(inputs, kl.Dense(2)(inputs + Attention()(inputs))))
+    _, plan, small = _halved(model)
+    attention = next(layer for layer in small.layers if isinstance(layer, Attention))
+    assert [*plan.widths.values()] == [2, 1, 1]
+    assert (attention.heads, attention.size, attention.width, attention.bias.shape) == (2, 1, 2, (2, 1, 1))
+    small.save(tmp_path / "small.keras")
+    (x,) = _inputs(model)
+    assert torch.equal(load_keras(tmp_path / "small.keras")(x), small(x))
+
+
 def test_refusals() -> None:
     class Own(keras.Model):
         def call(self, x: Any) -> Any:

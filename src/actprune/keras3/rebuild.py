@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actprune.errors import PlanError
+from actprune.keras3.attributes import is_attribute, numbers_within
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_inside, shapes_of, share_others, twin_of
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, placed
-from actprune.keras3.resized import Resized, config_of, serialized
+from actprune.keras3.resized import Resized, as_config, config_of, serialized, with_entry
 from actprune.keras3.table import Cut, fields
 from actprune.keras3.wrapping import holds_model, trailing, wrapped
 from actprune.plan import Plan
@@ -54,7 +55,7 @@ class _Rebuilding:
         self.shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         self.shapes |= {name: plan.shape(name) for name in plan.dims}
         self.edits: dict[str, dict[tuple[Any, ...], int]] = {}
-        for edit in plan.edits.attributes:
+        for edit in (edit for edit in plan.edits.attributes if not is_attribute(edit)):
             self.edits.setdefault(edit.module, {})[edit.path] = edit.value
         self.made: dict[int, Any] = {}
         self.spare: dict[int, Any] = {}
@@ -188,12 +189,12 @@ class _Rebuilding:
         return bool(layer._layers) and any(name.startswith(f"{path}.") for name in self.plan.dims)
 
     def _inside(self, layer: Any, args: Any, kwargs: Any) -> Any:
-        spare = self._spare(layer)
+        spare, numbers = self._spare(layer), dict(numbers_within(layer, self.plan.edits.attributes, self.paths))
         try:
             if spare is None:
-                return rebuilt_inside(layer, self._unbuilt, self._wanted, args, kwargs)
-            small = put_inside(spare, layer, self._unbuilt, self._wanted, args, kwargs)
-            self.within[id(layer)] = {place: config_of(one) for place, one in small.items()}
+                return rebuilt_inside(layer, self._unbuilt, self._wanted, numbers, args, kwargs)
+            small = put_inside(spare, layer, self._unbuilt, self._wanted, numbers, args, kwargs)
+            self.within[id(layer)] = {place: as_config(one) for place, one in small.items()}
             return spare
         except PlanError:
             raise
@@ -266,7 +267,7 @@ class _Rebuilding:
         own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
         config |= fields(Cut(layer, path, own, self.plan)) if own else {}
         for (field, *rest), value in self.edits.get(path, {}).items():
-            config[field] = _with_entry(config[field], rest, value)
+            config[field] = with_entry(config[field], rest, value)
         return config
 
     def _operation(self, operation: Any) -> Any:
@@ -276,7 +277,7 @@ class _Rebuilding:
         try:
             config = dict(operation.get_config())  # it is what a saved file holds, whatever the attributes say
             for (field, *rest), value in edits.items():
-                config[field] = _with_entry(config[field], rest, value)
+                config[field] = with_entry(config[field], rest, value)
             return type(operation).from_config(config)
         except Exception as error:  # a config without what the class needs
             raise _misfit(operation.name, error) from error
@@ -288,13 +289,6 @@ class _Rebuilding:
             return layer(*args, **kwargs)
         except Exception as error:  # whatever a layer raises on a width that it doesn't expect
             raise _misfit(layer.name, error) from error
-
-
-def _with_entry(value: Any, path: Sequence[Any], new: int) -> Any:
-    """`value`, or the entry of a tuple that `path` leads to, replaced."""
-    if not path:
-        return new
-    return type(value)(_with_entry(v, path[1:], new) if i == path[0] else v for i, v in enumerate(value))
 
 
 def _misfit(name: str, error: Exception) -> PlanError:

@@ -7,7 +7,7 @@ left is an instance of that class, whose config says both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -34,9 +34,12 @@ class Resized:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
         def made(config: Mapping[str, Any]) -> Any:
-            return keras_on_torch().saving.deserialize_keras_object(deepcopy(config))  # classes may take it apart
+            copied: Any = deepcopy(config)  # classes may take it apart
+            built = _shapes(copied.get("build_config"))
+            return keras_on_torch().saving.deserialize_keras_object({**copied, "build_config": built})
 
-        layer = resized(made(config["kind"]), {place: made(inner) for place, inner in config["within"].items()})
+        within = {place: made(one) if isinstance(one, dict) else one for place, one in config["within"].items()}
+        layer = resized(made(config["kind"]), within)
         vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
         layer.trainable = config["trainable"]
         return layer
@@ -52,7 +55,8 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
 
     Args:
         within: place → the layer that takes it: "2.0" is the first layer in the third one that `layer` holds, or of
-            a functional model, in what it calls third.
+            a functional model, in what it calls third. Place and attribute → a number: "2.0.heads". Place and which
+            variable that layer itself holds → its shape: "2.0.#1".
 
     Raises:
         LookupError: it holds no layer there, or none that can be taken out.
@@ -61,7 +65,11 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
     new: dict[int, Any] = {}
     for place, one in within.items():
         first, _, rest = place.partition(".")
-        if rest:
+        if first.startswith("#"):
+            _resize(layer, int(first[1:]), one)
+        elif not first.isdecimal():
+            _set_number(layer, place.split("."), one)
+        elif rest:
             inner.setdefault(first, {})[rest] = one
         else:
             new[id(at(layer, first))] = one
@@ -92,13 +100,18 @@ def _resized_inside(layer: Any, within: Mapping[str, Any]) -> None:
 def serialized(layer: Any, within: Mapping[str, Any]) -> dict[str, Any]:
     """The config for `Resized.from_config` of a built layer, and layers, or their configs, that take places in it."""
     parts = vars(layer).get("_actprune_parts") or {"kind": config_of(layer), "within": {}}
-    inner = {place: one if isinstance(one, dict) else config_of(one) for place, one in within.items()}
+    inner = {place: as_config(one) for place, one in within.items()}
     before = {
         place: one
         for place, one in parts["within"].items()
         if not any(f"{place}.".startswith(f"{new}.") for new in inner)
     }
     return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**before, **inner}}
+
+
+def as_config(one: Any) -> Any:
+    """The config of a layer; what is one, or a number or shape, as it is."""
+    return one if isinstance(one, dict | int | list) else config_of(one)
 
 
 def config_of(layer: Any) -> dict[str, Any]:
@@ -108,22 +121,38 @@ def config_of(layer: Any) -> dict[str, Any]:
     return made
 
 
-def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The layers in one of the user's own class that can take another's place: (place, layer).
+def _shapes(value: Any) -> Any:
+    """Shapes as a layer was built with: in a file they are lists, which a class may take for a list of shapes."""
+    if isinstance(value, dict):
+        return {key: _shapes(entry) for key, entry in value.items()}
+    is_shape = isinstance(value, list) and all(entry is None or isinstance(entry, int) for entry in value)
+    return tuple(value) if is_shape else [_shapes(entry) for entry in value] if isinstance(value, list) else value
 
-    Layers of Keras's classes as a whole, and of classes of the user's own those that hold no layers.
-    """
+
+def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The layers in one of the user's own class that can take another's place, those of Keras: (place, layer)."""
+    for where, own in own_layers(layer, place):
+        for i, inner in enumerate(own._layers):
+            if not is_own(inner):
+                yield f"{where}.{i}".lstrip("."), inner
+
+
+def own_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """A layer of the user's own class and those of such classes within: (place, layer)."""
+    yield place, layer
     for i, inner in enumerate(layer._layers):
-        own = f"{place}.{i}" if place else str(i)
-        if is_own(inner) and inner._layers:
-            yield from inner_layers(inner, own)
-        else:
-            yield own, inner
+        if is_own(inner):
+            yield from own_layers(inner, f"{place}.{i}".lstrip("."))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """What a layer holds beside the layers within."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def at(layer: Any, place: str) -> Any:
-    """The layer at a place."""
-    for step in place.split("."):
+    """The layer at a place; "" is that of the layer itself."""
+    for step in filter(None, place.split(".")):
         layer = (layer.operations if is_functional(layer) else layer._layers)[int(step)]
     return layer
 
@@ -136,10 +165,49 @@ def _resized_class(kind: type) -> type:
     return keras_on_torch().saving.register_keras_serializable("actprune", "Resized")(made)
 
 
-def _put(holder: Any, old: Any, new: Any) -> None:
+def number_at(layer: Any, place: str) -> Any:
+    """The number in an attribute of a layer, or of one within."""
+    for step in place.split("."):
+        if isinstance(layer, list | tuple):
+            layer = layer[int(step)]
+        elif isinstance(layer, dict):
+            layer = next(entry for key, entry in layer.items() if str(key) == step)
+        else:
+            layer = at(layer, step) if step.isdecimal() else vars(layer)[step]
+    return layer
+
+
+def _set_number(layer: Any, path: Sequence[str], value: int) -> None:
+    first, *rest = path
+    vars(layer)[first] = with_entry(vars(layer)[first], rest, value)
+
+
+def with_entry(value: Any, path: Sequence[Any], new: int) -> Any:
+    """`value`, or the entry of a list, tuple or dict in it that `path` leads to, replaced."""
+    if not path:
+        return new
+    if isinstance(value, dict):
+        return {k: with_entry(v, path[1:], new) if str(k) == str(path[0]) else v for k, v in value.items()}
+    entries = (with_entry(v, path[1:], new) if i == int(path[0]) else v for i, v in enumerate(value))
+    return tuple(entries) if isinstance(value, tuple) else list(entries)
+
+
+def _resize(layer: Any, number: int, shape: Sequence[int]) -> None:
+    old = own_variables(layer)[number]
+    with layer._open_name_scope():
+        new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
+    new.regularizer, new.constraint = old.regularizer, old.constraint
+    store = "trainable_variables" if number < len(layer._trainable_variables) else "non_trainable_variables"
+    _put(layer, old, new, store)
+
+
+def _put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
     """`new` in every attribute of `holder` that is `old`, or a list or dict with it."""
-    holder._tracker.replace_tracked_value("layers", old, new)
-    found = [_exchanged(value, old, new) for name, value in vars(holder).items() if not name.startswith("_layers")]
+    tracker = holder._tracker
+    held = tracker.config[store][1]
+    _exchanged(held, old, new)  # by hand: Keras looks for what equals it, and variables are compared entry by entry
+    tracker.stored_ids[store] = tracker.stored_ids[store] - {id(old)} | {id(new)}
+    found = [_exchanged(value, old, new) for value in vars(holder).values() if value is not held]
     for name, value in [*vars(holder).items(), *holder._modules.items()]:
         if value is old:
             setattr(holder, name, new)
