@@ -43,8 +43,7 @@ class _Rebuilding:
     Attributes:
         made: id of an old layer → the new one.
         spare: id of an old layer of the user's own class → one of the old sizes, as the class of its model makes it.
-        within: id of a layer that is made of such a one, or of a model of the user's own class → the configs of what
-            takes places in it.
+        within: id of a layer made of such a one, or of a model of the user's own class → configs of what is put there.
     """
 
     def __init__(self, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> None:
@@ -224,8 +223,7 @@ class _Rebuilding:
         keras = keras_on_torch()
         if holds_model(layer):
             return _Within(layer)
-        spare = self._spare(layer)
-        if spare is not None:
+        if (spare := self._spare(layer)) is not None:
             return spare
         return self._like(layer) if isinstance(layer, keras.Layer) else self._operation(layer)
 

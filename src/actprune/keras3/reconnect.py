@@ -40,7 +40,7 @@ def reconnect(model: Any, new: Mapping[int, Any]) -> None:
     inputs = model._inputs_struct
     outputs = model._run_through_graph(inputs, operation_fn=lambda operation: new.get(id(operation), operation))
     graph = keras.Model(inputs, outputs, name=model.name)
-    renewed = _pairs(model, graph)
+    renewed = _pairs(model, graph, new)
     for name in _GRAPH:
         vars(model)[name] = vars(graph)[name]
     for held in (vars(model), model._modules):
@@ -56,7 +56,7 @@ def forget(layer: Any) -> None:
         nn.Module.__delattr__(layer, "_torch_params")
 
 
-def _pairs(model: Any, graph: Any) -> dict[int, tuple[Any, Any]]:
+def _pairs(model: Any, graph: Any, exchanged: Mapping[int, Any]) -> dict[int, tuple[Any, Any]]:
     """The id of each operation and symbolic tensor that isn't the same in both → both."""
     keras, found = keras_on_torch(), dict[int, tuple[Any, Any]]()
     pairs = list(zip(model._operations, graph._operations, strict=True))
@@ -64,7 +64,7 @@ def _pairs(model: Any, graph: Any) -> dict[int, tuple[Any, Any]]:
         for old, new in zip(nodes, graph._nodes_by_depth[depth], strict=True):
             pairs += [(old.operation, new.operation), *zip(old.outputs, new.outputs, strict=True)]
     for old, new in pairs:
-        if old.name != new.name and not isinstance(old, keras.KerasTensor):
+        if not isinstance(old, keras.KerasTensor) and new is not exchanged.get(id(old), old):
             raise LookupError(f"{old.name} is called where {new.name} was")
         if old is not new:
             found[id(old)] = old, new
