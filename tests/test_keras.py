@@ -736,12 +736,62 @@ def test_layers_of_the_users_own_are_cut_through_their_config(
     assert torch.equal(again(x), small(x))
 
 
-def test_a_head_that_a_class_computes_from_its_width_stays() -> None:
-    graph, plan, small = _halved(_model((5, 6), kl.Dense(8), Block(), kl.Flatten(), kl.Dense(2)))
-    assert list(plan.widths) == ["block.sequential.dense_1"]
-    assert "Block is given a size of" in str(graph.account())
-    assert small.layers[2].get_config()["hidden"] == 6
-    assert small.layers[2].get_config()["heads"] == 2
+def test_heads_that_a_class_computes_from_its_width_are_cut(tmp_path: Path) -> None:
+    """`width // heads` has no config for one of two heads: a smaller attention takes the place of the class's own."""
+    model = _model((5, 6), kl.Dense(8), Block(), kl.Flatten(), kl.Dense(2))
+    _, plan, small = _halved(model)
+    block = small.layers[2]
+    assert [*plan.widths.values()] == [1, 2, 2, 6]  # heads, sizes of queries and of values, hidden units
+    assert isinstance(block, Block) and (block.heads, block.hidden) == (2, 6)
+    assert (block.attention.num_heads, block.attention.key_dim) == (1, 2)
+    small.save(tmp_path / "small.keras")
+    (x,) = _inputs(model)
+    again = load_keras(tmp_path / "small.keras")
+    assert torch.equal(again(x), small(x))
+    assert [*_halved(again)[1].widths.values()] == [1, 1, 3]  # cut once more
+    small.compile("sgd", "mse")
+    small.fit(x, torch.zeros(len(x), 2), verbose=0)
+    assert not torch.equal(again(x), small(x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Attention(kl.Layer):
+    """As tutorials write it: one number for widths inside and outside, heads by reshapes, a weight of its own."""
+
+    def __init__(self, width: int = 8, heads: int = 4, **others: Any) -> None:
+        super().__init__(**others)
+        self.width, self.heads, self.size = width, heads, width // heads
+        self.maps = [kl.Dense(width) for _ in range(4)]
+
+    def build(self, shape: Any) -> None:
+        for one in self.maps:
+            one.build((*shape[:-1], self.width))
+        self.bias = self.add_weight(shape=(self.heads, 1, 1), name="bias")
+
+    def call(self, x: Any) -> Any:
+        def parted(x: Any) -> Any:
+            return keras.ops.transpose(keras.ops.reshape(x, (count, -1, self.heads, self.size)), (0, 2, 1, 3))
+
+        count = keras.ops.shape(x)[0]
+        q, k, v = (parted(one(x)) for one in self.maps[:3])
+        weights = keras.ops.softmax(keras.ops.matmul(q, keras.ops.transpose(k, (0, 1, 3, 2))) * self.bias)
+        mixed = keras.ops.transpose(keras.ops.matmul(weights, v), (0, 2, 1, 3))
+        return self.maps[3](keras.ops.reshape(mixed, (count, -1, self.width)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "width": self.width, "heads": self.heads}
+
+
+def test_attributes_of_a_layer_of_the_users_own_follow(tmp_path: Path) -> None:
+    inputs = keras.Input((5, 8))
+    model = _lively(keras.Model(inputs, kl.Dense(2)(inputs + Attention()(inputs))))
+    _, plan, small = _halved(model)
+    attention = next(layer for layer in small.layers if isinstance(layer, Attention))
+    assert [*plan.widths.values()] == [2, 1, 1]
+    assert (attention.heads, attention.size, attention.width, attention.bias.shape) == (2, 1, 2, (2, 1, 1))
+    small.save(tmp_path / "small.keras")
+    (x,) = _inputs(model)
+    assert torch.equal(load_keras(tmp_path / "small.keras")(x), small(x))
 
 
 def test_refusals() -> None:

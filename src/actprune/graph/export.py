@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.names import Names
 from actprune.graph.program import place
-from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.rebuilt import Rebuilt, running
 from actprune.graph.size_recorder import Recorder, recording
 from actprune.graph.traced import Refused, Traced
 
@@ -54,13 +54,14 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], na
 def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | None]:
     """The export, with the sizes that the forward pass writes down; without them where recording is in the way.
 
-    A model that is rebuilt has no such sizes, only places.
+    A model that is rebuilt has such sizes only in code of the user's own.
     """
-    if isinstance(model, Rebuilt):
+    if isinstance(model, Rebuilt) and not running(model):
         with annotations.preserve_node_meta(), _without_stack_traces():
             return torch.export.export(model, args, kwargs, strict=False), None
+    traces = _without_stack_traces() if isinstance(model, Rebuilt) else contextlib.nullcontext()
     try:
-        with recording(model) as recorder:
+        with recording(model) as recorder, traces:
             return torch.export.export(model, args, kwargs, strict=False), recorder
     except GuardOnDataDependentSymNode:  # the values of tensors decide: without the record as well
         raise

@@ -27,7 +27,7 @@ from actprune.graph.keep import kept_buffers
 from actprune.graph.names import Names
 from actprune.graph.outputs import register_containers
 from actprune.graph.program import op_name, place, shape
-from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.rebuilt import running
 from actprune.graph.size_recorder import Recorder, recording
 from actprune.graph.traced import MadeKnown, Refused, Traced
 
@@ -86,7 +86,7 @@ def recorded(
             call, tracing_mode="real", pre_dispatch=whole, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
         try:
-            with contextlib.nullcontext() if isinstance(model, Rebuilt) else recording(model) as recorder:
+            with recording(model) if running(model) else contextlib.nullcontext() as recorder:
                 module = tracer(*tensors)
         except MadeKnown:
             raise

@@ -50,13 +50,26 @@ class Rebuilt(nn.Module):
         """Within it, nothing is dropped at random in training mode: no module of torch's own does it here."""
         return nullcontext()
 
+    def own_modules(self) -> dict[str, nn.Module]:
+        """Path → what runs code of the user's own, with attributes that `rebuilt` can set to other sizes."""
+        return {}
+
     def named_for(self, names: Iterable[str]) -> Rebuilt:
         """The same model under these names of tensors, where its own differ from them by counters alone."""
         return self
 
-    def written(self, graph: Graph) -> Sizes:
-        """The numbers in the description that no tensor has, and what the captured `graph` says of them."""
-        return Sizes()
+    def written(self, graph: Graph, recorded: Sizes) -> Sizes:
+        """The numbers in the description that no tensor has, and what the captured `graph` says of them.
+
+        Args:
+            recorded: the sizes that the code of `own_modules` gives to calls.
+        """
+        return recorded
+
+
+def running(model: nn.Module) -> dict[str, nn.Module]:
+    """Path → the modules whose own code a forward pass runs."""
+    return model.own_modules() if isinstance(model, Rebuilt) else dict(model.named_modules())
 
 
 def name_of(model: nn.Module) -> str:

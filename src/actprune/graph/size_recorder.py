@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from actprune.graph.frames import definer, holder_of, is_torchs, owner_of, span_of
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.program import shape
+from actprune.graph.rebuilt import running
 from actprune.graph.size_arguments import given_sizes
 from actprune.graph.sizes import Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
@@ -60,9 +61,10 @@ class Recorder(TorchFunctionMode):
         self._decisions: set[int] = set()
         self._beyond: set[int] = set()
         self._parameters: dict[int, str] | None = None
-        self._hinted = {path for path, module in model.named_modules() if hint_for(module) is not None}
-        self._layers = {path for path, module in model.named_modules() if is_builtin(module)}
-        self._paths = {id(vars(module)): path for path, module in model.named_modules()}
+        modules = running(model)
+        self._hinted = {path for path, module in modules.items() if hint_for(module) is not None}
+        self._layers = {path for path, module in modules.items() if is_builtin(module)}
+        self._paths = {id(vars(module)): path for path, module in modules.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -7,12 +7,12 @@ what the axes have to say about it: the size of a result's dimension, or a bound
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any
 
-from actprune.graph.numbers import Expr
+from actprune.graph.numbers import Expr, variables
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Sizes:
         attributes: ("attr", holder, path) → its value in the dense model. A holder is a module's path, or the number
             of an object that modules share, such as a configuration.
         owners: number of a shared object → (module path, attribute) of every module that holds it.
+        editable: whether a size can become a number in the source of the code that gives it.
+        optional: keys of `attributes` that need not be right: where one can't, its sizes are seen to by other means.
     """
 
     uses: tuple[SizeUse, ...] = field(default=(), repr=False)
@@ -83,12 +85,25 @@ class Sizes:
     owners: Mapping[int, tuple[tuple[str, str], ...]] = field(
         default_factory=dict[int, tuple[tuple[str, str], ...]], repr=False
     )
+    editable: bool = True
+    optional: frozenset[tuple[Any, ...]] = frozenset()
 
     def with_training(self, other: Sizes) -> Sizes:
         """These, and those of `other`, the record of training mode, that stand at other places in the source."""
         known = {(use.place, use.place.code, use.slot) for use in self.uses}
         more = [_in_training(use) for use in other.uses if (use.place, use.place.code, use.slot) not in known]
-        return Sizes((*self.uses, *more), {**other.attributes, **self.attributes}, {**other.owners, **self.owners})
+        return Sizes(
+            (*self.uses, *more),
+            {**other.attributes, **self.attributes},
+            {**other.owners, **self.owners},
+            self.editable,
+            self.optional,
+        )
+
+    def without(self, leaves: Container[Any]) -> Sizes:
+        """Without the uses that are computed from one of these attributes."""
+        left = tuple(use for use in self.uses if not any(leaf in leaves for leaf in variables(use.expr)))
+        return replace(self, uses=left)
 
 
 TRAINING = "training/"

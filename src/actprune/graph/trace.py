@@ -158,9 +158,8 @@ def _note_modules(graph: Graph, model: nn.Module) -> None:
 
 def _sizes(model: nn.Module, traced: Traced, graph: Graph) -> Sizes:
     """The sizes that the forward pass, or a model's description, writes down."""
-    if isinstance(model, Rebuilt):
-        return model.written(graph)
-    return traced.recorder.result(graph) if traced.recorder is not None else Sizes()
+    recorded = traced.recorder.result(graph) if traced.recorder is not None else Sizes()
+    return model.written(graph, recorded) if isinstance(model, Rebuilt) else recorded
 
 
 def _traced(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actprune.graph.numbers import TracedInt, tracing_root
+from actprune.graph.rebuilt import running
 
 Attributes: TypeAlias = dict[tuple[Any, ...], int]
 """("attr", holder, path) → its value in the dense model."""
@@ -38,7 +39,7 @@ def traced_attributes(model: nn.Module, found: Attributes, owners: Owners) -> It
                 undo.append((space, name, value))
                 space[name] = new
 
-    for path, module in model.named_modules():
+    for path, module in running(model).items():
         if is_builtin(module):
             continue
         for name, value in list(vars(module).items()):

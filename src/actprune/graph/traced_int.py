@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from actprune.graph.numbers import TracedInt
+from actprune.graph.rebuilt import running
 
 
 class _Int(type):
@@ -31,7 +32,7 @@ class _TracingInt(metaclass=_Int):
 @contextlib.contextmanager
 def traced_int(model: nn.Module) -> Iterator[None]:
     """Where a file does no more with `int` than to call it: as a dtype, say, only the true one will do."""
-    names = {type(module).__module__ for module in model.modules()}
+    names = {type(module).__module__ for module in running(model).values()}
     files = [name for name in names if name.partition(".")[0] != "torch" and name in sys.modules]
     spaces = [vars(sys.modules[name]) for name in files if "int" not in vars(sys.modules[name]) and _only_called(name)]
     for space in spaces:

@@ -12,6 +12,7 @@ import numpy as np
 
 from actprune.errors import ArtifactError
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.resized import register
 
 
 def load_keras(path: str | Path) -> Any:
@@ -22,6 +23,7 @@ def load_keras(path: str | Path) -> Any:
         UnsupportedModelError: Keras isn't installed, or doesn't compute with torch.
     """
     keras = keras_on_torch()
+    register()
     _check_there(path)
     try:
         return keras.models.load_model(path, safe_mode=True)

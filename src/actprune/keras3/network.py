@@ -13,10 +13,15 @@ from torch.fx import Graph
 from actprune.errors import CaptureError
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Sizes
+from actprune.keras3.attributes import of_attributes
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.calls import annotated, without_dropout
+from actprune.keras3.dtypes import plain_numbers
+from actprune.keras3.fill import filled
+from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, operations, placed
-from actprune.keras3.rebuild import check_rebuildable, filled, rebuild
+from actprune.keras3.rebuild import rebuild
+from actprune.keras3.refusal import check_rebuildable
 from actprune.keras3.sizes import written_sizes
 from actprune.plan import Plan
 
@@ -80,7 +85,7 @@ class KerasNetwork(Rebuilt):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = kwargs or (args[0] if len(args) == 1 else list(args))
-        with annotated(self._named()):
+        with annotated(self._named()), plain_numbers():
             return self.model(inputs, training=self.training)
 
     def _named(self) -> Iterator[tuple[str, Any]]:
@@ -118,8 +123,13 @@ class KerasNetwork(Rebuilt):
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)
 
-    def written(self, graph: Graph) -> Sizes:
-        return written_sizes(self.places, {self.calls[op.name]: op for op in operations(self.model)}, graph)
+    def own_modules(self) -> dict[str, nn.Module]:
+        return {place.path: place.layer for place in self.places if is_own(place.layer)}
+
+    def written(self, graph: Graph, recorded: Sizes) -> Sizes:
+        found = written_sizes(self.places, {self.calls[op.name]: op for op in operations(self.model)}, graph)
+        more = of_attributes(recorded, [*self.own_modules()])
+        return Sizes((*found.uses, *more.uses), {**found.attributes, **more.attributes}, {}, False, found.optional)
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

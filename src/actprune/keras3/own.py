@@ -38,10 +38,11 @@ def callers(layers: Iterable[Any]) -> dict[int, Caller]:
             for kind, field in ((keras.layers.Wrapper, "layer"), (keras.layers.RNN, "cell")):
                 if isinstance(layer, kind):
                     found.setdefault(id(getattr(layer, field)), (layer, field))
-    return {id(layer): found[id(layer)] for layer in layers if id(layer) in found and _is_own(layer)}
+    return {id(layer): found[id(layer)] for layer in layers if id(layer) in found and is_own(layer)}
 
 
-def _is_own(layer: Any) -> bool:
+def is_own(layer: Any) -> bool:
+    """Whether a layer's class is derived from the base class of Keras alone."""
     keras = keras_on_torch()
     kinds = (kind for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
     return type(layer) is not keras.Layer and next(kinds) is keras.Layer
@@ -77,11 +78,18 @@ def own_sizes(
         }
     attributes: dict[Expr, int] = {("attr", path, field): number for field, number in numbers.items()}
     powers: dict[Dim, dict[Expr, int]] = {}
-    for field, effects in asked[alike].items():
+    for field, effects in _followed(asked[alike]).items():
         for dim, power in effects.items():
             powers.setdefault(dim, {})["attr", path, field] = power
     found = {dim: _expression(dense[dim], fields, attributes) for dim, fields in powers.items()}
     return attributes, {dim: expr for dim, expr in found.items() if expr is not None}
+
+
+def _followed(asked: Powers) -> Powers:
+    """Without numbers that divide a width (`width // heads`), and those of the same variables: with three of four heads
+    these would be wider, so what they make is resized by itself (see `resized`)."""
+    shared = {number for effects in asked.values() if -1 in effects.values() for number, _ in effects}
+    return {field: effects for field, effects in asked.items() if shared.isdisjoint(number for number, _ in effects)}
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from actprune.graph.numbers import Expr
+from actprune.graph.numbers import Expr, variables
 from actprune.graph.program import module_path, named_arguments, op_name, shape
 from actprune.graph.sizes import Place, Sizes, SizeUse
 from actprune.keras3.own import Dim, Powers, callers, own_sizes, variables_within
@@ -37,6 +37,7 @@ def written_sizes(places: Sequence[Placed], operations: Mapping[str, Any], graph
             nodes.setdefault(module_path(node), []).append(node)
     uses: list[SizeUse] = []
     fields: dict[Any, int] = {}
+    optional: set[Any] = set()
     asked: dict[str, Powers] = {}
     own_layers = callers([place.layer for place in places])
     names = {id(variable): place.full(name) for place in places for name, (variable, _) in place.variables.items()}
@@ -45,6 +46,8 @@ def written_sizes(places: Sequence[Placed], operations: Mapping[str, Any], graph
             numbers, found = own_sizes(place.layer, place.path, asked, own_layers[id(place.layer)])
             fields |= numbers
             uses += _numbered(place.layer, found, names)
+            if own_layers[id(place.layer)][1] is None:
+                optional |= {leaf for expr in found.values() for leaf in variables(expr)}  # smaller by other means
         own = nodes.get(place.path, [])
         uses += _target_shape(place.path, place.layer, "target_shape", own, 1)
         for kind in type(place.layer).__mro__:
@@ -57,7 +60,7 @@ def written_sizes(places: Sequence[Placed], operations: Mapping[str, Any], graph
     attributes: dict[Any, int] = {
         use.expr: use.value for use in uses if isinstance(use.expr, tuple) and use.expr[0] == "attr"
     }
-    return Sizes(tuple(uses), fields | attributes)
+    return Sizes(tuple(uses), fields | attributes, optional=frozenset(optional))
 
 
 def _numbered(layer: Any, found: Mapping[Dim, Expr], names: Mapping[int, str]) -> Iterator[SizeUse]:

@@ -18,6 +18,7 @@ from actprune.axes.account import BEYOND_CLASS
 from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
 from actprune.axes.expr import Indices
+from actprune.graph.numbers import variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.scales import followers, following, scaled
 from actprune.repair.solve import Stuck, repair
@@ -50,6 +51,10 @@ def adapt(graph: Graph) -> Graph:
     stuck = _stuck(graph, ())
     while pairs := {pair for one in stuck for pair in one.counted} - {*graph.counted}:
         graph = replace(graph, counted=(*graph.counted, *sorted(pairs)))
+        stuck = _stuck(graph, ())
+    while dropped := {leaf for one in stuck for leaf in variables(one.use.expr)} & graph.program.sizes.optional:
+        sizes = graph.program.sizes.without(dropped)
+        graph = replace(graph, program=replace(graph.program, sizes=sizes))
         stuck = _stuck(graph, ())
     with_scales = _with_scales(graph)
     lost = _blamed_groups(graph, stuck) if with_scales is graph else beyond_repair(with_scales)

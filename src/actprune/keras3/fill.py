@@ -1,0 +1,55 @@
+"""The weights, flags and optimizer of a Keras model, given to the one that was built anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actprune.errors import PlanError
+from actprune.keras3.compiled import compile_like
+from actprune.keras3.places import Placed
+from actprune.plan import Plan
+from actprune.surgery.slicing import sliced
+
+
+def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Give a rebuilt model its weights, trainable flags and the state of its optimizer.
+
+    Raises:
+        PlanError: a variable hasn't the size that the plan predicts.
+    """
+    pairs: list[tuple[Any, Any, str]] = []
+    for made, was in zip(new, old, strict=True):
+        made.layer.trainable = was.layer._trainable  # of the layers within too, whose own turn comes later
+        for name, (variable, _) in made.variables.items():
+            full = made.full(name)
+            source = was.variables[name][0]
+            value = tensors.get(full)
+            value = source.value.detach() if value is None else value
+            if tuple(variable.shape) != tuple(value.shape):
+                raise PlanError(
+                    f"Layer {made.path!r} can't be rebuilt in the size that the plan leaves.",
+                    expected=f"{name} of shape {tuple(value.shape)}",
+                    got=f"{tuple(variable.shape)}, as {type(made.layer).__name__} makes it from its config",
+                    where=f"{made.path}, a {type(made.layer).__name__}",
+                    hint="protect it, or give the class a config that holds its size",
+                )
+            with torch.no_grad():
+                variable.value.copy_(value)
+            pairs.append((variable, source, full))
+    for variable, source, _ in pairs:
+        variable.trainable = source.trainable
+    compile_like(new[0].layer, old[0].layer, _slicer(plan, pairs))
+
+
+def _slicer(plan: Plan, pairs: Iterable[tuple[Any, Any, str]]) -> Any:
+    """A function from an old variable and a tensor of its shape to that tensor, cut like the variable."""
+    names = {id(source): name for _, source, name in pairs}
+
+    def cut(variable: Any, value: Tensor) -> Tensor:
+        return sliced(value, plan.indices(names[id(variable)]))
+
+    return cut

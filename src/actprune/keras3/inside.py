@@ -1,0 +1,144 @@
+"""A layer of the user's own class, built anew: what its config can't make small is put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.own import variables_within
+from actprune.keras3.places import placed
+from actprune.keras3.resized import (
+    Resized,
+    at,
+    config_of,
+    inner_layers,
+    number_at,
+    own_layers,
+    own_variables,
+    resized,
+    serialized,
+)
+
+Made = TypeVar("Made")
+Shape = tuple[int, ...]
+Like = Callable[[Any], Any]
+Wanted = Callable[[Any], Shape]
+Numbers = Mapping[str, int]
+
+
+def rebuilt_inside(layer: Any, like: Like, wanted: Wanted, numbers: Numbers, args: Any, kwargs: Any) -> Any:
+    """A layer of the same class, or derived from it where it holds smaller layers than its config makes.
+
+    Args:
+        like: a layer → a new one with the numbers in its config that the plan leaves, not yet built.
+        wanted: a variable of `layer` → its shape in the new one.
+        numbers: place and attribute → its value in the new one.
+        args, kwargs: the symbolic inputs that the new layer is called on.
+    """
+    with own_classes(layer):
+        config = lightly(lambda: _config_inside(layer, like, wanted, numbers, args, kwargs))
+        return Resized.from_config(config) if config["within"] else like(layer)
+
+
+def _config_inside(layer: Any, like: Like, wanted: Wanted, numbers: Numbers, args: Any, kwargs: Any) -> dict[str, Any]:
+    plain = like(layer)
+    plain(*_fresh(args), **_fresh(kwargs))
+    draft = keras_on_torch().saving.deserialize_keras_object(config_of(plain))
+    if shapes_of(draft) != shapes_of(plain):  # a layer that is built as it is called
+        draft(*_fresh(args), **_fresh(kwargs))
+    return serialized(plain, put_inside(draft, layer, like, wanted, numbers, args, kwargs))
+
+
+def lightly(make: Callable[[], Made]) -> Made:
+    """What `make` gives, without memory for weights if it runs so: not all calls take tensors without values."""
+    try:
+        with keras_on_torch().device("meta"):
+            return make()
+    except Exception:  # whatever a call raises
+        return make()
+
+
+def put_inside(
+    made: Any, layer: Any, like: Like, wanted: Wanted, numbers: Numbers, args: Any, kwargs: Any
+) -> dict[str, Any]:
+    """Put smaller layers into `made`, which is like `layer` and built; they are built as it calls them.
+
+    Returns:
+        place → the layer that was put there.
+    """
+    small: dict[str, Any] = {
+        place: like(inner)
+        for place, inner in inner_layers(layer)
+        if shapes_of(at(made, place)) != [wanted(variable) for variable in variables_within(inner)]
+    }
+    small |= {
+        place: value for place, value in numbers.items() if number_at(made, place) != value or _within(place, small)
+    }
+    for place, own in own_layers(layer):
+        for i, (old, new) in enumerate(zip(own_variables(own), own_variables(at(made, place)), strict=True)):
+            if tuple(new.shape) != wanted(old):
+                small[f"{place}.#{i}".lstrip(".")] = [*wanted(old)]
+    if small:
+        made = resized(made, small)
+        try:  # where Keras can't go without values, it computes with 83 of what may be any number
+            _compute(made, _fresh(args, _FEW), _fresh(kwargs, _FEW))
+        except Exception:  # whatever a call raises on so few
+            _compute(made, _fresh(args), _fresh(kwargs))
+    return small
+
+
+_FEW = 4
+"""As many samples, steps or pixels are tried first where there may be any number."""
+
+
+def _compute(layer: Any, args: Any, kwargs: Any) -> None:
+    keras_on_torch().Operation.compute_output_spec(layer, *args, **kwargs)
+
+
+def _within(place: str, places: Iterable[str]) -> bool:
+    return any(place.startswith(f"{other}.") for other in places)
+
+
+def twin_of(model: Any) -> Any:
+    """Another model of the same class, from the config that the class gives; None where that isn't one like it."""
+    try:
+        twin = keras_on_torch().saving.deserialize_keras_object(config_of(model))
+    except Exception:  # whatever a class raises that has no such config
+        return None
+    sides = ([(type(place.layer), shapes_of(place.layer)) for place in placed(one)] for one in (model, twin))
+    return twin if next(sides) == next(sides) else None
+
+
+def share_others(model: Any, made: Any) -> None:
+    """Let `made` hold what `model` holds beside its own layers, such as a tokenizer: no config has its files."""
+    keras = keras_on_torch()
+    own = {id(place.layer) for place in placed(model)}
+    for name, value in vars(model).items():
+        if isinstance(value, keras.Layer) and id(value) not in own:
+            vars(made)[name] = value
+
+
+def own_classes(layer: Any) -> Any:
+    """A context in which Keras knows the classes of these layers, registered or not."""
+    saving = keras_on_torch().saving
+    kinds = {type(place.layer) for place in placed(layer)}
+    named = {saving.get_registered_name(kind): kind for kind in kinds if not kind.__module__.startswith("keras.")}
+    return saving.custom_object_scope(named)
+
+
+def _fresh(arguments: Any, unknown: int | None = None) -> Any:
+    """Inputs like these that belong to no model, with a size in the place of those that aren't known, if given."""
+    keras = keras_on_torch()
+
+    def fresh(value: Any) -> Any:
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        shape = tuple(unknown if size is None else size for size in value.shape)
+        return keras.Input(batch_shape=shape, dtype=value.dtype)
+
+    return keras.tree.map_structure(fresh, arguments)
+
+
+def shapes_of(layer: Any) -> list[Shape]:
+    return [tuple(variable.shape) for variable in variables_within(layer)]

@@ -1,0 +1,30 @@
+"""Layers that wrap another one: a `TimeDistributed`, a `Bidirectional`, an `RNN` with a cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actprune.keras3.backend import keras_on_torch
+
+_WITHIN = (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "backward_layer"), ("cell", "cell"))
+"""Fields of a config that hold the config of a layer, and the attribute with that layer."""
+
+
+def wrapped(layer: Any) -> dict[str, Any]:
+    """Field of the config → the layer that is held in it."""
+    held = ((field, getattr(layer, attribute, None)) for field, attribute in _WITHIN)
+    return {field: inner for field, inner in held if isinstance(inner, keras_on_torch().Layer)}
+
+
+def holds_model(layer: Any) -> bool:
+    """Whether it is a model, or wraps one."""
+    return isinstance(layer, keras_on_torch().Model) or any(map(holds_model, wrapped(layer).values()))
+
+
+def trailing(layer: Any, given: Any) -> Any:
+    """What a wrapped model is called on: of each step of a sequence, of each part of a batch."""
+    keras = keras_on_torch()
+    if not isinstance(layer, keras.Model):
+        return given
+    pairs = zip(layer.inputs, keras.tree.flatten(given), strict=True)
+    return [keras.KerasTensor((None, *now.shape[len(now.shape) - len(was.shape) + 1 :])) for was, now in pairs]

@@ -1,0 +1,129 @@
+"""Functional models of the user's own class, as those of keras_hub: backbones, and tasks that hold one."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import numpy as np
+import pytest
+import torch
+
+import actprune
+from actprune.errors import UnsupportedModelError
+from actprune.keras3.network import KerasNetwork
+
+keras = pytest.importorskip("keras")
+kl: Any = keras.layers
+RNG = np.random.default_rng(0)
+
+
+class Attentive(kl.Layer):
+    """Its config doesn't make it again, as several in keras_hub: only the model that holds it can."""
+
+    def __init__(self, heads: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.heads = heads
+
+    def build(self, shape: Any) -> None:
+        self.attention = kl.MultiHeadAttention(self.heads, shape[-1] // self.heads)
+        self.attention.build(shape, shape)
+
+    def call(self, x: Any) -> Any:
+        return x + self.attention(x, x)
+
+    def get_config(self) -> dict[str, Any]:
+        raise AttributeError("hidden_dim")
+
+
+@keras.saving.register_keras_serializable("classes")
+class Backbone(keras.Model):
+    def __init__(self, width: int = 8, heads: int = 4, **others: Any) -> None:
+        inputs = keras.Input((5, 6), name="rows")
+        first, blocks = kl.Dense(width, name="first"), [Attentive(heads, name=f"block_{i}") for i in range(1)]
+        x = first(inputs)
+        for block in blocks:
+            x = block(x)
+        super().__init__(inputs, x, **others)
+        self.width, self.heads, self.first, self.blocks, self.levels = width, heads, first, blocks, {"low": x}
+
+    def get_config(self) -> dict[str, Any]:
+        return {"width": self.width, "heads": self.heads, "name": self.name}
+
+
+@keras.saving.register_keras_serializable("classes")
+class Classifier(keras.Model):
+    def __init__(self, backbone: Any, classes: int = 3, **others: Any) -> None:
+        pooled = kl.GlobalAveragePooling1D()(backbone(backbone.input))
+        head = kl.Dense(classes, name="logits")
+        super().__init__(backbone.input, head(kl.Dense(10, activation="relu", name="wide")(pooled)), **others)
+        self.backbone, self.classes, self.head = backbone, classes, head
+
+    def get_config(self) -> dict[str, Any]:
+        return {"backbone": keras.saving.serialize_keras_object(self.backbone), "classes": self.classes}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return cls(keras.saving.deserialize_keras_object(config.pop("backbone")), **config)
+
+    def labels(self, x: Any) -> Any:
+        return self(x).argmax(-1)
+
+
+def _random(model: Any) -> Any:
+    for weight in model.weights:
+        weight.assign(RNG.normal(size=weight.shape) / 2)
+    return model
+
+
+def test_a_functional_class_comes_back_as_itself(tmp_path: Path) -> None:
+    model, x = _random(Classifier(Backbone())), RNG.normal(size=(16, 5, 6)).astype("float32")
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed
+    assert isinstance(small, Classifier) and small.labels(x).shape == (16,)
+    backbone, (block,) = small.backbone, small.backbone.blocks
+    # its attributes are the layers and tensors that it calls
+    assert (block, backbone, small.head) == (backbone.layers[-1], small.layers[1], small.layers[-1])
+    assert (
+        isinstance(block, Attentive) and block.attention.num_heads == 2 and small.count_params() < model.count_params()
+    )
+    assert keras.Model(backbone.input, backbone.levels)(x)["low"].shape == (16, 5, 4)
+    small.save(tmp_path / "small.keras")
+    result.save(tmp_path / "run")
+    for again in (
+        keras.models.load_model(tmp_path / "small.keras"),
+        actprune.load(tmp_path / "run", Classifier(Backbone())),
+    ):
+        assert isinstance(again, Classifier) and isinstance(again.backbone, Backbone)
+        assert torch.equal(again(x), small(x))
+    small.compile("sgd", "mse")
+    small.fit(x, np.zeros(small(x).shape), verbose=0)
+    assert not torch.equal(again(x), small(x))
+    network = copy.deepcopy(KerasNetwork(again))  # what is cut already, once more
+    assert isinstance(network.model, Classifier) and torch.equal(network.model(x), again(x))
+
+
+def test_a_class_without_a_config_comes_back_as_a_functional_model() -> None:
+    class Closed(keras.Model):
+        def __init__(self, settings: Any) -> None:
+            inputs = keras.Input((6,))
+            super().__init__(inputs, kl.Dense(2)(kl.Dense(settings.units)(inputs)))
+
+    result = actprune.prune(Closed(SimpleNamespace(units=8)), RNG.normal(size=(16, 6)), keep="units=50%", method="l2")
+    assert not isinstance(result.model, Closed) and result.model.output.shape == (None, 2)
+
+
+def test_a_class_that_computes_more_than_its_graph_is_refused() -> None:
+    class Twice(keras.Model):
+        def call(self, inputs: Any, **others: Any) -> Any:
+            return 2 * super().call(inputs, **others)
+
+    inputs = keras.Input((6,))
+    with pytest.raises(UnsupportedModelError, match="whose `call` is its own"):
+        actprune.prune(Twice(inputs, kl.Dense(2)(inputs)), np.zeros((4, 6)), keep=0.5)
