@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention as library
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from actprune.graph import attending
+from actprune.graph.run import run
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture, trial_units
@@ -72,3 +75,32 @@ def test_it_is_torchs_own_function_when_nothing_is_cut(packed: bool, weighted: b
     given = (x, x, x, WIDTH, HEADS, weight if packed else None, bias, *rows, True, 0.0, out, None)
     expected = F.multi_head_attention_forward(*given, **settings)
     torch.testing.assert_close(attending.multi_head_attention_forward(*given, **settings), expected)
+
+
+class Flexible(nn.Module):
+    """Two query heads to each of keys and values, under a score and a mask of the class's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.kv, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 5, 5, device="cpu")
+        self.heads = HEADS
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (part.unflatten(-1, (self.heads // 2, -1)).transpose(1, 2) for part in self.kv(x).chunk(2, -1))
+        out: Any = flex_attention(
+            q, k, v, score_mod=lambda s, b, h, i, j: s - (i - j) * (i > 2), block_mask=self.mask, enable_gqa=True
+        )
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+def test_flexible_attention_loses_heads_and_head_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # compiling takes seconds
+    model, x = Flexible().eval().requires_grad_(False), torch.randn(2, 5, WIDTH)  # a CPU has no backward of it
+    graph = capture(model, x)
+    assert [group.kind for group in graph.groups] == ["head dims", "heads", "head dims"]
+    plan = make_plan(graph, trial_units(graph, (group.name for group in graph.groups)))
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+    torch.testing.assert_close(run(graph.program, (x,))[0], model(x))
