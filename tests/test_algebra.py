@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 import pytest
@@ -139,12 +140,24 @@ def test_a_split_is_refined_by_a_finer_one() -> None:
 
 
 def test_views_that_can_not_be_reconciled_freeze() -> None:
-    """24 = 4 × 6 = 6 × 4: no common refinement of whole numbers."""
+    """15 = 3 × 5 = 5 × 3: no common refinement of whole numbers."""
+    algebra = Algebra()
+    width = algebra.leaf(15)
+    algebra.split(width, [3, 5], "first view")
+    algebra.split(width, [5, 3], "second view")
+    assert reasons(algebra, width) == {"factors 3 and 5 can't be reconciled at second view"}
+
+
+def test_of_views_that_can_not_be_reconciled_the_part_inside_both_stays_free() -> None:
+    """24 = 4 × 6 = 6 × 4: both count pairs innermost, and the twelve pairs in ways that no refinement has."""
     algebra = Algebra()
     width = algebra.leaf(24)
     algebra.split(width, [4, 6], "first view")
     algebra.split(width, [6, 4], "second view")
-    assert reasons(algebra, width) == {"factors 4 and 6 can't be reconciled at second view"}
+    *outer, pair = leaves(algebra.resolve(width))
+    assert (prod(leaf.size for leaf in outer), pair.size) == (12, 2)
+    assert {algebra.frozen(leaf) for leaf in outer} == {"factors 2 and 3 can't be reconciled at second view"}
+    assert algebra.frozen(pair) is None
 
 
 def test_sizes_that_differ_freeze_both_sides() -> None:
@@ -188,10 +201,20 @@ def test_sections_inside_a_factor_need_a_fixed_outer_one() -> None:
     assert reasons(algebra, inner) == {None, "it has a single unit"}
 
 
-def test_sections_inside_a_factor_of_a_free_outer_one_freeze() -> None:
+def test_sections_inside_a_factor_freeze_the_outer_one() -> None:
+    """[1 | 7] of 2 × 4: as (1 | 3 | 1 | 3), both outer units hold the same two parts."""
     algebra = Algebra()
     outer, inner = algebra.leaf(2), algebra.leaf(4)
     algebra.sections(product([outer, inner]), [1, 7], "split")
+    assert reasons(algebra, outer) == {"parts of a concatenation divide its units at split"}
+    assert [leaf.size for leaf in leaves(algebra.resolve(inner))] == [1, 3]
+    assert reasons(algebra, inner) == {None, "it has a single unit"}
+
+
+def test_sections_inside_a_factor_of_many_outer_ones_freeze() -> None:
+    algebra = Algebra()
+    outer, inner = algebra.leaf(100), algebra.leaf(4)
+    algebra.sections(product([outer, inner]), [1, 399], "split")
     assert reasons(algebra, outer) == reasons(algebra, inner)
     assert reasons(algebra, inner) == {"a product and a concatenation can't be reconciled at split"}
 

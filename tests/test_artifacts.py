@@ -946,3 +946,33 @@ def test_the_graph_of_a_model_that_returns_a_dataclass(tmp_path: Path) -> None:
 
 def test_a_dataclass_that_every_call_makes_anew_is_captured() -> None:
     assert capture(Told(lambda: make_dataclass("Out", ["logits"])), torch.randn(8, 4)).groups
+
+
+class Spiking(nn.Module):
+    """Its state is a buffer that is not saved, and is empty before the first run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("state", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x)
+        self.state = torch.zeros_like(h) if self.state.shape != h.shape else self.state
+        for _ in range(2):
+            self.state = 0.9 * self.state + h.relu()
+        y = self.out(self.state)
+        self.state = torch.zeros_like(self.state)
+        return y
+
+
+def test_a_fresh_model_has_no_state_yet(tmp_path: Path) -> None:
+    model, x = Spiking().eval(), torch.randn(2, 3)
+    model(x)
+    graph = capture(model, x)
+    plan = make_plan(graph, {graph.groups[0].name: [0, 3, 5]})
+    small = cut(model, plan)
+    save(tmp_path / "run", small, plan, {})
+    loaded = load(tmp_path / "run", Spiking().eval())
+    torch.testing.assert_close(loaded(x), small(x))
+    torch.testing.assert_close(loaded(torch.cat([x, x])), torch.cat([small(x), small(x)]))

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph, capture
 from actprune.errors import EquivalenceError, PlanError
+from actprune.graph.program import place
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import TOLERANCE, Proof, verify
 from actprune.proof.compare import relative_error
 from actprune.proof.reference import cut_tensors, redrawn
-from actprune.proof.trial import _culprits, at_fault
+from actprune.proof.trial import _at, _culprits, at_fault
 from actprune.repair.edits import Edits
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.surgery.slicing import cut
@@ -611,6 +612,27 @@ def test_a_group_that_fails_only_beside_another_is_found() -> None:
     names = ["a", "b", "c", "d", "e"]
     assert _culprits(test, names, {name: (name,) for name in names}, list) == {"c": "both"}
     assert len(tried) <= 5
+
+
+def test_the_groups_of_the_call_that_a_failure_names_are_tried_first() -> None:
+    names, tried = [str(i) for i in range(64)], list[list[str]]()
+
+    def test(cut: Sequence[str]) -> str | None:
+        tried.append([*cut])
+        return "at 40" if "40" in cut else None
+
+    assert _culprits(test, names, {name: (name,) for name in names}, list, lambda failure: {"40"}) == {"40": "at 40"}
+    assert [len(cut) for cut in tried] == [64, 1, 63]
+    assert _culprits(test, names, {name: (name,) for name in names}, list, lambda failure: {"3"}) == {"40": "at 40"}
+
+
+def test_the_groups_of_a_call_are_those_of_what_it_reads_and_makes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    graph = capture(model, torch.randn(2, 4))
+    calls = {call.name: call for call in graph.program.nodes}
+    assert _at(graph, f"{place(calls['relu_1'])}: shape (2, 5), predicted (2, 6)") == {"2"}
+    assert _at(graph, f"{place(calls['linear_1'])}: relative error 0.1 (on real weights)") == {"0", "2"}
+    assert _at(graph, "the outputs (on real weights)") == set()
 
 
 def test_nobody_is_at_fault_where_nothing_is_cut() -> None:

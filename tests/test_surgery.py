@@ -137,6 +137,31 @@ def test_groups_across_a_concatenation_are_counted() -> None:
     assert small(x).shape == (2, 2, 3, 3)
 
 
+class Misaligned(nn.Module):
+    """As MENet and ShuffleNet join what they pool and what they compute: 2 | 10 channels, in three groups of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.side = nn.Conv2d(3, 2, 3), nn.Conv2d(2, 10, 1)
+        self.grouped, self.head = nn.Conv2d(12, 6, 1, groups=3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(self.grouped(torch.cat([x, self.side(x)], 1))).mean((2, 3)))
+
+
+def test_a_concatenation_may_end_within_a_group() -> None:
+    """2 | 10 read as three groups of 2 | 2: in each of them the same units of both go."""
+    model, x = Misaligned().eval(), torch.randn(2, 3, 5, 5)
+    graph = capture(model, x)
+    plan = random_plan(graph)
+    assert plan.widths == {"stem": 1, "side": 1, "grouped": 1}
+    small = smaller(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    assert (small.side.out_channels, small.grouped.in_channels, small.grouped.groups) == (5, 6, 3)
+
+
 # ---- ties
 
 

@@ -103,6 +103,7 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     plan, digest = _read_plan(file_of(where, PLAN))
     if isinstance(model, Rebuilt) and architecture(model.state_dict()) != plan.architecture:
         model = model.named_for(_read_weights(file_of(where, WEIGHTS), plan, digest).tensors)
+    plan = _without_state(model, plan)
     _check_dense(model, plan, where / PLAN)
     weights = _read_weights(file_of(where, WEIGHTS), plan, digest)
     target = replay(model, plan, example_inputs, where / PLAN)
@@ -207,6 +208,16 @@ def _read_plan(path: Path) -> tuple[Plan, str]:
         ) from error
     except Exception as error:  # numbers too long for Python, nesting too deep for the digest
         raise unreadable(path, "a plan written by actprune", f"{type(error).__name__}: {error}", AGAIN) from error
+
+
+def _without_state(model: nn.Module, plan: Plan) -> Plan:
+    """The plan without buffers that are not saved and hold nothing yet: the state of a recurrent layer before its first
+    run, which the model that was pruned had behind it."""
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return plan
+    saved = model.state_dict().keys()
+    empty = {name for name, held in model.named_buffers() if name not in saved and held.numel() == 0}
+    return replace(plan, dims={name: axes for name, axes in plan.dims.items() if name not in empty})
 
 
 def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:

@@ -8,7 +8,12 @@ with a reason. Nothing is guessed.
 
 from __future__ import annotations
 
+from math import gcd
+
 from actprune.axes.expr import ONE, Axis, Concat, Leaf, Product, concat, leaves, product, size
+
+_FEW = 32
+"""So many units of an axis may be frozen, to be written out as copies of what each of them holds."""
 
 
 class Algebra:
@@ -99,7 +104,7 @@ class Algebra:
             self.freeze(b, reason)
 
     def _align_factors(self, a: Product, b: Product, where: str) -> None:
-        """Factor by factor from the innermost, splitting the larger of two where one divides the other."""
+        """Factor by factor from the innermost, splitting off what divides both; if nothing does, the rest clashes."""
         left, right = list(a.parts), list(b.parts)
         while left and right:
             x, y = self._pop_factor(left), self._pop_factor(right)
@@ -107,14 +112,17 @@ class Algebra:
                 self.unify(x, y, where)
                 continue
             (x, rest_x), (y, rest_y) = sorted(((x, left), (y, right)), key=lambda pair: size(pair[0]))
-            peeled = self._peel(y, size(x)) if size(y) % size(x) == 0 else None
-            if peeled is None:
+            common = gcd(size(x), size(y))
+            peeled_y = self._peel(y, common) if common > 1 else None
+            peeled_x = (ONE, x) if common == size(x) else self._peel(x, common) if peeled_y is not None else None
+            if peeled_x is None or peeled_y is None:
                 reason = f"factors {size(x)} and {size(y)} can't be reconciled at {where}"
                 self._clash(product([*rest_x, x]), product([*rest_y, y]), reason)
                 return
-            outer, inner = peeled
-            rest_y.append(outer)
-            self.unify(x, inner, where)
+            for rest, (outer, _) in ((rest_x, peeled_x), (rest_y, peeled_y)):
+                if size(outer) > 1:
+                    rest.append(outer)
+            self.unify(peeled_x[1], peeled_y[1], where)
 
     def _pop_factor(self, factors: list[Axis]) -> Axis:
         """The innermost factor, resolved: it may have been refined since the list was made."""
@@ -168,7 +176,7 @@ class Algebra:
                 self.unify(y, concat([x, *rest_x[:count]]), where)
                 del rest_x[:count]
                 continue
-            cleaved = self._cleave(y, size(x))
+            cleaved = self._cleave(y, size(x), where)
             if cleaved is None:
                 reason = f"parts of {size(x)} and {size(y)} can't be reconciled at {where}"
                 self._clash(concat([x, *rest_x]), concat([y, *rest_y]), reason)
@@ -193,7 +201,7 @@ class Algebra:
             return part.parts[0]
         return part
 
-    def _cleave(self, axis: Axis, head: int) -> tuple[Axis, Axis] | None:
+    def _cleave(self, axis: Axis, head: int, where: str) -> tuple[Axis, Axis] | None:
         """`axis` as head | tail, refining it; None where that isn't possible."""
         axis = self.resolve(axis)
         match axis:
@@ -204,9 +212,9 @@ class Algebra:
             case Product(parts):
                 inner = product(parts[1:])
                 if head % size(inner):
-                    copies = self._copies(axis)
-                    return None if copies is None else self._cleave(copies, head)
-                cleaved = self._cleave(parts[0], head // size(inner))
+                    copies = self._copies(axis, where)
+                    return None if copies is None else self._cleave(copies, head, where)
+                cleaved = self._cleave(parts[0], head // size(inner), where)
                 if cleaved is None:
                     return None
                 return product([cleaved[0], inner]), product([cleaved[1], inner])
@@ -214,7 +222,7 @@ class Algebra:
                 done: list[Axis] = []
                 for i, part in enumerate(parts):
                     if head < size(part):
-                        cleaved = self._cleave(part, head) if head else None
+                        cleaved = self._cleave(part, head, where) if head else None
                         if head and cleaved is None:
                             return None
                         middle = list(cleaved) if cleaved else [part]
@@ -224,9 +232,15 @@ class Algebra:
                     head -= size(part)
                 return None
 
-    def _copies(self, axis: Product) -> Concat | None:
-        """A frozen outer factor of n is n copies of the rest, one after the other."""
+    def _copies(self, axis: Product, where: str) -> Concat | None:
+        """A frozen outer factor of n is n copies of the rest, one after the other.
+
+        A few units are frozen for it: where a part ends within one of them, as a channel of a concatenation may within
+        the groups of a convolution, none of them can go, and what goes from one goes from all.
+        """
         outer, rest = axis.parts[0], product(axis.parts[1:])
+        if size(outer) <= _FEW:
+            self.freeze(outer, f"parts of a concatenation divide its units at {where}")
         if all(self.frozen(leaf) for leaf in leaves(outer)):
             return Concat((rest,) * size(outer))
         return None
@@ -240,7 +254,7 @@ class Algebra:
                 self.unify(b_inner, inner, where)
                 self.unify(outer, a.parts[0], where)
                 return
-        copies = self._copies(a)
+        copies = self._copies(a, where)
         if copies is None:
             self._clash(a, b, f"a product and a concatenation can't be reconciled at {where}")
         else:

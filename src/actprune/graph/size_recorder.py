@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import operator
 import sys
 import types
@@ -21,12 +22,13 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.frames import definer, holder_of, is_torchs, owner_of, span_of
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.program import shape
 from actprune.graph.rebuilt import running
 from actprune.graph.size_arguments import given_sizes
-from actprune.graph.sizes import Place, Sizes, SizeUse, renamed
+from actprune.graph.sizes import INSISTS, Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
     Attributes,
     Owners,
@@ -60,6 +62,7 @@ class Recorder(TorchFunctionMode):
         self._readers: dict[int, set[int]] = {}
         self._decisions: set[int] = set()
         self._beyond: set[int] = set()
+        self._instead: tuple[str, Place] | None = None
         self._parameters: dict[int, str] | None = None
         modules = running(model)
         self._hinted = {path for path, module in modules.items() if hint_for(module) is not None}
@@ -76,6 +79,8 @@ class Recorder(TorchFunctionMode):
             return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
         if name in ("numel", "nelement") and args:
             return functools.reduce(operator.mul, self._traced_shape(args[0], args[0].shape), 1)
+        if func in OF_ANY_WIDTH and (found := self._of_any_width(func, args, kwargs)) is not NotImplemented:
+            return found
         self.calls += 1
         call = self.calls
         with annotations.annotate({CALL: call}):
@@ -84,6 +89,27 @@ class Recorder(TorchFunctionMode):
         self._note_results(call, args, result)
         for slot, count, value, role in given_sizes(name, args, kwargs, result):
             self._note(call, name, slot, count, value, role, args)
+        return result
+
+    def _of_any_width(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a function that insists on the sizes of its weights, by the one that takes any.
+
+        `NotImplemented` where that does not take the arguments, and in torch's own modules, which surgery adapts.
+        """
+        place = self._place()
+        if "/torch/" in place.code.co_filename or self._instead is not None:
+            return NotImplemented
+        self._instead = func.__name__, place
+        try:
+            with self:
+                result = OF_ANY_WIDTH[func](*args, **kwargs)
+        finally:
+            self._instead = None
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        weights = [value for name, value in given.items() if name.endswith("weight") and isinstance(value, Tensor)]
+        for key, weight in ((self._key(weight), weight) for weight in weights if result is not NotImplemented):
+            for d, n in enumerate(weight.shape if key is not None else ()):
+                self._uses.append(SizeUse(n, n, ("size", key, d), func.__name__, INSISTS, -1, place))
         return result
 
     def _traced_shape(self, tensor: Tensor, shape: Any, *dim: int) -> Any:
@@ -162,6 +188,8 @@ class Recorder(TorchFunctionMode):
         elif kind == "fixed":
             role = ("fixed", (call, 0))
         place = self._place()
+        if self._instead is not None:
+            (op, place), slot, count = self._instead, -1, -1
         if place.module in self._hinted:
             return
         if place.module in self._layers and isinstance(expression(value), int):

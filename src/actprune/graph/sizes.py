@@ -35,6 +35,10 @@ class Place:
     holder: str | None = None
 
 
+INSISTS = -2
+"""The slot of a size that no argument gives: a function insists that its tensors have it."""
+
+
 @dataclass(frozen=True)
 class SizeUse:
     """One size that a call was given.

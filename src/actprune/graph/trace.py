@@ -23,6 +23,7 @@ from actprune.graph.canonical import make_canonical
 from actprune.graph.covering import covered_as_channels
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
+from actprune.graph.flexible import written_out
 from actprune.graph.inline import inline
 from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names, unsliced
@@ -54,8 +55,11 @@ _NOISE = {
 }
 """Calls that return their first argument; dropout is taken as off in every capture."""
 
-_MADE = tuple(f"aten.{name}." for name in "zeros ones full empty new_zeros new_ones new_full new_empty".split())
+_MADE = tuple(f"aten.{name}." for name in "zeros ones full empty new_zeros new_ones new_full new_empty arange".split())
 """Calls that make a constant from sizes."""
+
+_LAID_OUT = tuple(f"aten.{name}." for name in "view reshape unsqueeze expand transpose".split())
+"""Calls that only lay out what they are given, such as a constant."""
 
 
 def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like: Program | None = None) -> Program:
@@ -175,7 +179,7 @@ def _traced(
     tracers = enumerate((("torch.export", _exported), ("recording a run", run), ("recording a run", below)))
     for number, (name, tracer) in sorted(tracers, key=lambda found: (found[0] < first, found[0])):
         try:
-            with kept_buffers(model), kept_caches(model), quiet(), DataCalls():
+            with kept_buffers(model), kept_caches(model), quiet(), written_out(), DataCalls():
                 traced = tracer(model, args, kwargs, names)
                 _check_flat(traced.graph)
                 return traced, number
@@ -250,15 +254,22 @@ def check_ready(model: nn.Module) -> None:
 def _drop_noise(graph: Graph) -> None:
     """Leave out what only hides a value, constants that nothing reads, and every dropout, also that within attention
     and recurrent layers."""
-    for node in list(graph.nodes):
+    for node in reversed(list(graph.nodes)):
         _without_dropout(node)
         name = op_name(node)
-        unread = not node.users and name.startswith(_MADE)  # of any size: no cut has to follow it
+        unread = not node.users and _is_made(node)  # of any size: no cut has to follow it
         if unread or name == "aten._assert_tensor_metadata.default":
             graph.erase_node(node)
         elif name in _NOISE and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _is_made(node: Node) -> bool:
+    """Whether a call makes a constant from sizes, or lays out one."""
+    while op_name(node).startswith(_LAID_OUT) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return op_name(node).startswith(_MADE)
 
 
 def _without_dropout(node: Node) -> None:

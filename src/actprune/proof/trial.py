@@ -20,10 +20,11 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
+from actprune.axes.picked import keys_of
 from actprune.errors import PlanError
 from actprune.graph.ambience import uncast
 from actprune.graph.keep import copied, kept_buffers, preserved
-from actprune.graph.program import holds_samples
+from actprune.graph.program import holds_samples, place
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
@@ -92,7 +93,7 @@ def at_fault(
     if test(()) is not None:
         return {}
     names = [name for name, group in plan.groups.items() if len(group.kept) < group.width]
-    culprits = _culprits(test, names, _alike(model, graph), graph.together)
+    culprits = _culprits(test, names, _alike(model, graph), graph.together, lambda failure: _at(graph, failure))
     return {name: f"a cut here can't be proved: {reason}" for name, reason in culprits.items()}
 
 
@@ -106,12 +107,21 @@ def _culprits(
     names: Sequence[str],
     alike: Mapping[str, tuple[str, ...]],
     together: Callable[[Sequence[str]], list[str]],
+    suspected: Callable[[str], set[str]] = lambda failure: set(),
 ) -> dict[str, str]:
-    """Groups without which the others pass: name → how it failed with them."""
+    """Groups without which the others pass: name → how it failed with them.
+
+    Args:
+        alike: name → what groups share that the same code makes.
+        together: groups → all that have to be cut with them.
+        suspected: a failure → the groups of the call that it names, which are tried first.
+    """
     culprits: dict[str, str] = {}
     failures: Counter[tuple[str, ...]] = Counter()
     while names and (failure := test(names)) is not None:
-        name, reason = _first_culprit(test, names, failure)
+        first = suspected(failure)
+        names = sorted(names, key=lambda name: name not in first)
+        name, reason = _first_culprit(test, names, failure, sum(name in first for name in names))
         failures[alike[name]] += 1
         # where the same code failed twice, its other instances are not tried one by one
         every = together([n for n in names if alike[n] == alike[name]] if failures[alike[name]] > 1 else [name])
@@ -120,17 +130,28 @@ def _culprits(
     return culprits
 
 
-def _first_culprit(test: Test, names: Sequence[str], failure: str) -> tuple[str, str]:
-    """The first group with which those before it fail, and how: also one that fails only beside another."""
+def _first_culprit(test: Test, names: Sequence[str], failure: str, likely: int = 0) -> tuple[str, str]:
+    """The first group with which those before it fail, and how: also one that fails only beside another.
+
+    Args:
+        likely: so many at the front are tried by themselves first.
+    """
     passes, fails = 0, len(names)
     while fails - passes > 1:
-        middle = (passes + fails) // 2
+        middle = likely if passes < likely < fails == len(names) else (passes + fails) // 2
         found = test(names[:middle])
         if found is None:
             passes = middle
         else:
             fails, failure = middle, found
     return names[fails - 1], failure
+
+
+def _at(graph: Graph, failure: str) -> set[str]:
+    """The groups of the call that the message of a failure names."""
+    named = [node for node in graph.program.nodes if node.op == "call_function" and place(node) in failure]
+    keys = frozenset[int]().union(*(keys_of(graph, value) for node in named for value in (node, *node.all_input_nodes)))
+    return {group.name for group in graph.groups if group.key in keys}
 
 
 def _alike(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:

@@ -51,18 +51,38 @@ class SourceEdit:
 
 
 @dataclass(frozen=True)
+class CallEdit:
+    """A call of a function of torch's that insists on the sizes of its tensors; one that does not takes its place.
+
+    Attributes:
+        module: path of the module; only this instance gets the new method.
+        functions: the method's name, then those of the functions down to torch's own, see `SourceEdit`.
+    """
+
+    module: str
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Edits:
     """All edits of one plan."""
 
     attributes: tuple[AttributeEdit, ...] = ()
     sources: tuple[SourceEdit, ...] = ()
+    calls: tuple[CallEdit, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.attributes or self.sources)
+        return bool(self.attributes or self.sources or self.calls)
+
+    @property
+    def methods(self) -> tuple[SourceEdit | CallEdit, ...]:
+        """Those for which an instance gets a class of its own."""
+        return (*self.sources, *self.calls)
 
     def as_data(self) -> dict[str, Any]:
         """JSON values."""
-        return {"attributes": [asdict(e) for e in self.attributes], "sources": [asdict(e) for e in self.sources]}
+        kinds = {"attributes": self.attributes, "sources": self.sources, "calls": self.calls}
+        return {kind: [asdict(edit) for edit in edits] for kind, edits in kinds.items() if edits or kind != "calls"}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Edits:
@@ -82,7 +102,8 @@ class Edits:
             )
             for e in data["sources"]
         ]  # fmt: skip
-        return cls(tuple(attributes), tuple(sources))
+        calls = [CallEdit(_text(e["module"]), tuple(map(_text, e["functions"]))) for e in data.get("calls", ())]
+        return cls(tuple(attributes), tuple(sources), tuple(calls))
 
 
 def _text(value: Any) -> str:

@@ -1,13 +1,19 @@
-"""A size that no attribute mends becomes a number in the source: where it stands, and what takes its place."""
+"""A size that no attribute mends becomes a number in the source: where it stands, and what takes its place.
+
+A function of torch's that insists on a size makes room for one that takes any.
+"""
 
 from __future__ import annotations
 
 import ast
+import inspect
+from types import CodeType
 
 from actprune.axes.expr import ONE, leaves
+from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.numbers import Expr, evaluate, variables
-from actprune.graph.sizes import SizeUse
-from actprune.repair.edits import SourceEdit
+from actprune.graph.sizes import INSISTS, Place, SizeUse
+from actprune.repair.edits import CallEdit, SourceEdit
 from actprune.repair.source import argument, calls_by_name, source_of
 from actprune.repair.targets import Targets
 
@@ -23,21 +29,37 @@ def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | Non
         return None
     if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
         return None
-    source, found = source_of(place.code), argument(use)
-    if source is None or found is None or isinstance(found, ast.Starred):
+    source, found, names = source_of(place.code), argument(use), _reached(place)
+    if source is None or found is None or isinstance(found, ast.Starred) or names is None:
         return None
-    chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
-    names = [code.co_name for code in chain]
-    if not all(map(calls_by_name, chain, chain[1:])):
-        return None  # a rebuilt one would not be called
-    if place.holder is not None:
-        names[0] = f"{place.holder}.{names[0]}"
     part = _without_batch(targets, found, use.expr, use.value, target)
     if part is None:
         return None
     found, was, target = part
     text = ast.unparse(found)
-    return SourceEdit(place.module, tuple(names), found.lineno, found.col_offset, text, target, was, source.digest)
+    return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, was, source.digest)
+
+
+def call_edit(use: SizeUse) -> CallEdit | None:
+    """Another function in the place of one that insists on a size; None where it is another size, or out of reach."""
+    insists = next((function for function in OF_ANY_WIDTH if function.__name__ == use.op), None)
+    if insists is None or use.slot != INSISTS or use.place.module is None:
+        return None
+    names = _reached(use.place, inspect.unwrap(insists).__code__)
+    return None if names is None else CallEdit(use.place.module, names)
+
+
+def _reached(place: Place, last: CodeType | None = None) -> tuple[str, ...] | None:
+    """The names of the functions down to a place, and `last` of one that is called there; None where one of them is not
+    found by its name, and a rebuilt one would not be called."""
+    chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer
+    chain += [] if last is None else [last]
+    if not all(map(calls_by_name, chain, chain[1:])):
+        return None
+    names = [code.co_name for code in chain]
+    if place.holder is not None:
+        names[0] = f"{place.holder}.{names[0]}"
+    return tuple(names)
 
 
 def _without_batch(

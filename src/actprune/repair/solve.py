@@ -17,8 +17,8 @@ from actprune.axes.expr import Indices, size
 from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.arithmetic import inverted, with_values
-from actprune.repair.edits import AttributeEdit, Edits, SourceEdit
-from actprune.repair.rewriting import source_edit
+from actprune.repair.edits import AttributeEdit, CallEdit, Edits, SourceEdit
+from actprune.repair.rewriting import call_edit, source_edit
 from actprune.repair.source import argument
 from actprune.repair.targets import Targets
 
@@ -90,10 +90,14 @@ class _Solver:
         self._set_attributes(wrong)
         self._set_unread()
         sources: dict[tuple[Any, ...], SourceEdit] = {}
+        calls: dict[CallEdit, None] = {}
         stuck: list[Stuck] = []
         wrong = {i for i in wrong if self.sizes.uses[i].role[0] != "equal"}
         for i in sorted(wrong):
             use = self.sizes.uses[i]
+            if (call := call_edit(use)) is not None:
+                calls[call] = None
+                continue
             edit = source_edit(self.at, use, self.targets[i])
             rivals = [j for j in self._together(use) if self.targets[j] != self.targets[i]]
             if edit is None or rivals:
@@ -106,7 +110,8 @@ class _Solver:
             use = self.sizes.uses[i]
             if use.role[0] == "follows" and self._pinned(use, edited) != use.expr:
                 stuck.append(Stuck(i, use, self._concerns(use), frozenset()))
-        return Repair(Edits(tuple(self._attribute_edits()), tuple(sources.values())), tuple(stuck))
+        edits = Edits(tuple(self._attribute_edits()), tuple(sources.values()), tuple(calls))
+        return Repair(edits, tuple(stuck))
 
     def _keeps(self, use: SizeUse, edited: Iterable[int]) -> bool:
         """Whether a number is what it was because the arithmetic in it was edited elsewhere in the function."""

@@ -9,11 +9,10 @@ from functools import cache
 from math import sqrt
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actprune.axes.expr import Axis
+from actprune.graph.attending import Attention
 from actprune.plan import Plan
 from actprune.surgery.modules import remaining_groups
 
@@ -39,36 +38,12 @@ class PrunedMHA(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `nn.MultiheadAttention.forward`: query (N, L, E) if `batch_first` else (L, N, E), or (L, E)."""
-        unbatched, swap = query.dim() == 2, query.dim() == 3 and not self.batch_first
-        query, key, value = (
-            x.unsqueeze(0) if unbatched else x.transpose(0, 1) if swap else x for x in (query, key, value)
-        )
-        q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, w, b in zip((query, key, value), self._weights(), self._biases(), strict=True)
-        )
-        # the stock class does not read a mask then that is said to be causal
-        causal = is_causal and attn_mask is not None and key_padding_mask is None and not need_weights
-        mask = None if causal else self._mask(q, k, attn_mask, key_padding_mask, unbatched)
-        if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([x, self._heads(b, x)], 2) for x, b in ((k, self.bias_k), (v, self.bias_v)))
-            mask = mask if mask is None else F.pad(mask, (0, 1))
-        if self.add_zero_attn:
-            k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in (k, v))
-            mask = mask if mask is None else F.pad(mask, (0, 1))
-        weights: Tensor | None = None
-        if need_weights:
-            scores = (q * self.scale) @ k.transpose(-2, -1)
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            out = F.dropout(weights, self.dropout, self.training) @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            dropout = self.dropout if self.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
-        if unbatched:
-            return out.squeeze(0), None if weights is None else weights.squeeze(0)
-        return out.transpose(0, 1) if swap else out, weights
+        attention = Attention(
+            self.num_heads, self.bias_k, self.bias_v, self.add_zero_attn, self.dropout if self.training else 0.0,
+            key_padding_mask, attn_mask, need_weights, average_attn_weights, is_causal, self.scale,
+        )  # fmt: skip
+        out, weights = attention((query, key, value), self._weights(), self._biases(), self.batch_first)
+        return self.out_proj(out), weights
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.in_proj_weight is not None:  # pyright: ignore[reportUnnecessaryComparison]
@@ -77,30 +52,6 @@ class PrunedMHA(nn.MultiheadAttention):
 
     def _biases(self) -> tuple[Tensor | None, ...]:
         return (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)  # pyright: ignore[reportUnnecessaryComparison]
-
-    def _heads(self, row: Tensor, like: Tensor) -> Tensor:
-        """A learned (1, 1, H·D) key or value → (N, H, 1, D)."""
-        return row.view(1, 1, self.num_heads, -1).transpose(1, 2).expand(like.shape[0], -1, -1, -1)
-
-    def _mask(
-        self, q: Tensor, k: Tensor, mask: Tensor | None, padding: Tensor | None, unbatched: bool
-    ) -> Tensor | None:
-        """Both masks as one to add, (1 or N, 1 or H, L or 1, S); of booleans True means "not attended to"."""
-        found: Tensor | None = None
-        if mask is not None:
-            found = _added(mask, q)
-            if found.dim() == 3:
-                found = found.view(-1, found.shape[0] // q.shape[0], *found.shape[1:])
-        if padding is not None:
-            padded = _added(padding.unsqueeze(0) if unbatched else padding, q)[:, None, None]
-            found = padded if found is None else found + padded
-        return found
-
-
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
-    return mask.to(like.dtype)
 
 
 def adapt_attention(model: nn.Module, plan: Plan) -> None:

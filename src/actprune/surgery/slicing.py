@@ -92,7 +92,7 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     touched = {id(module): (module, path) for path in paths for module in [submodule(target, path)]}
     modules = list(touched.values())
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
-    _repair(target, plan.edits.sources, edit_sources)  # first, since it may refuse
+    _repair(target, plan.edits.methods, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
     old = [(_held(slots[name]), new) for names, new in changes for name in names]  # alive until all are replaced
     for names, new in changes:

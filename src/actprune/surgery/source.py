@@ -1,7 +1,8 @@
 """Source edits: one instance gets a subclass of its class, in which a size argument of a method is a number.
 
-Only a number is ever put in, at a place whose text and whose function's digest agree with the plan; so a plan stays
-data. The class keeps its name, the instance its tensors, and no other instance notices.
+Only a number is ever put in, at a place whose text and whose function's digest agree with the plan, and for functions
+of torch's only those of a table; so a plan stays data. The class keeps its name, the instance its tensors, and no other
+instance notices.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from types import FunctionType, ModuleType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 from torch import nn
 
 from actprune.errors import PlanError
-from actprune.repair.edits import SourceEdit
+from actprune.graph.attending import OF_ANY_WIDTH
+from actprune.repair.edits import CallEdit, SourceEdit
 from actprune.repair.source import Source, note_edited, source_of
 from actprune.surgery.modules import submodule
 
+Edit: TypeAlias = SourceEdit | CallEdit
 
-def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
+
+def edit_sources(model: nn.Module, edits: Sequence[Edit]) -> None:
     """Make the edits in `model`.
 
     Raises:
@@ -43,7 +47,7 @@ def edit_sources(model: nn.Module, edits: Sequence[SourceEdit]) -> None:
             module.__class__ = _subclass(type(module), tuple(rest))
 
 
-def _edited(held: Any, edits: Sequence[SourceEdit]) -> Any:
+def _edited(held: Any, edits: Sequence[Edit]) -> Any:
     """A function, or an object with its methods, as a copy: other modules may hold the same one."""
     if isinstance(held, FunctionType):
         return _rebuilt(inspect.unwrap(held), [(edit.functions[1:], edit) for edit in edits])
@@ -52,17 +56,17 @@ def _edited(held: Any, edits: Sequence[SourceEdit]) -> Any:
     return held
 
 
-def _of(edit: SourceEdit, name: str) -> bool:
+def _of(edit: Edit, name: str) -> bool:
     return edit.functions[0].partition(".")[0] == name
 
 
-def _within(edit: SourceEdit) -> SourceEdit:
+def _within(edit: Edit) -> Edit:
     """The edit as the object's own class has it."""
     first, *rest = edit.functions
     return replace(edit, functions=(first.partition(".")[2], *rest))
 
 
-def _reached(cls: type, edit: SourceEdit) -> SourceEdit:
+def _reached(cls: type, edit: Edit) -> Edit:
     """The edit without the callers of a static method, which the class itself holds."""
     for i in range(len(edit.functions) - 1, 0, -1):
         if isinstance(inspect.getattr_static(cls, edit.functions[i], None), staticmethod | classmethod):
@@ -70,7 +74,7 @@ def _reached(cls: type, edit: SourceEdit) -> SourceEdit:
     return edit
 
 
-def _subclass(cls: type, asked: tuple[SourceEdit, ...]) -> type:
+def _subclass(cls: type, asked: tuple[Edit, ...]) -> type:
     methods: dict[str, Any] = {}
     edits = [_reached(cls, edit) for edit in asked]
     for name in dict.fromkeys(edit.functions[0] for edit in edits):
@@ -110,7 +114,7 @@ _MADE: WeakValueDictionary[Any, type] = WeakValueDictionary()
 """The same → the class that was made of it last."""
 
 
-def _made_again(cls: Any, steps: tuple[tuple[SourceEdit, ...], ...], given: tuple[Any, ...]) -> Any:
+def _made_again(cls: Any, steps: tuple[tuple[Edit, ...], ...], given: tuple[Any, ...]) -> Any:
     """For pickle, which finds classes by their names, and for copies, which keep their class."""
     made = _MADE.get((cls, steps))
     if made is None:
@@ -118,7 +122,7 @@ def _made_again(cls: Any, steps: tuple[tuple[SourceEdit, ...], ...], given: tupl
     return made.__new__(made, *given)
 
 
-def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], SourceEdit]]) -> Any:
+def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], Edit]]) -> Any:
     """The function with its own edits made, calling rebuilt versions of the functions that have further ones."""
     overlay = dict(function.__globals__)
     for name in dict.fromkeys(below[0] for below, _ in edits if below):
@@ -126,10 +130,11 @@ def _rebuilt(function: FunctionType, edits: Sequence[tuple[tuple[str, ...], Sour
         called = inspect.unwrap(spaces[0][name]) if spaces and callable(spaces[0][name]) else None
         if not isinstance(called, FunctionType):
             raise _changed(function, name, "no plain function of that name among its globals")
-        made = _rebuilt(called, [(below[1:], edit) for below, edit in edits if below[:1] == (name,)])
+        inner = [(below[1:], edit) for below, edit in edits if below[:1] == (name,)]
+        made = OF_ANY_WIDTH[called] if called in OF_ANY_WIDTH else _rebuilt(called, inner)
         for space in spaces:
             space[name] = made
-    own = [edit for below, edit in edits if not below]
+    own = [edit for below, edit in edits if not below and isinstance(edit, SourceEdit)]
     if own:
         return _recompiled(function, own, overlay)
     made = FunctionType(function.__code__, overlay, function.__name__, function.__defaults__, function.__closure__)
