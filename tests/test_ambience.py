@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import actprune as ap
+from actprune.graph.ambience import uncast
 
 
 class Cast(nn.Module):
@@ -59,6 +60,24 @@ def test_a_callers_autocast_is_left_for_our_own_arithmetic_and_kept_for_the_user
     assert result.plan.widths == expected.plan.widths
     assert torch.equal(result.model[0].weight, expected.model[0].weight)
     assert set(seen) == {torch.bfloat16}
+
+
+def test_a_region_that_threads_share_is_not_written_to():
+    """As a decorator it is one object for all: another thread that runs the model meanwhile would lose its autocast."""
+    written = []
+
+    class Watched(torch.autocast):
+        def __setattr__(self, name, value):
+            written.append(name)
+            super().__setattr__(name, value)
+
+    region = Watched("cpu", dtype=torch.bfloat16)
+    written.clear()
+    with uncast(), region:
+        assert F.linear(X, X).dtype == torch.float32
+    assert "_enabled" not in written
+    with region:
+        assert F.linear(X, X).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("recover", [None, ap.Distill(steps=2)])

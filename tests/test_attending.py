@@ -77,6 +77,44 @@ def test_it_is_torchs_own_function_when_nothing_is_cut(packed: bool, weighted: b
     torch.testing.assert_close(attending.multi_head_attention_forward(*given, **settings), expected)
 
 
+class Own(nn.MultiheadAttention):
+    """A class made from torch's, with a forward pass of its own that calls the function by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.multi_head_attention_forward(
+            x, x, x, self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias, None, None, False, 0.0,
+            self.out_proj.weight, self.out_proj.bias, self.training, need_weights=False,
+        )[0]  # fmt: skip
+
+
+def test_a_class_made_from_torchs_that_calls_it_by_hand_scales_by_the_size_that_it_has() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, WIDTH)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Own(WIDTH, HEADS), nn.Linear(WIDTH, 3)).eval()
+    graph = capture(model, x)
+    assert "head dims" in {group.kind for group in graph.groups}
+    plan = make_plan(graph, trial_units(graph, (group.name for group in graph.groups)))
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+class Renamed(nn.Module):
+    """The function under another name, which no edit can exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attend = nn.Linear(WIDTH, WIDTH), F.multi_head_attention_forward
+        self.rows, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        rest = (None, None, False, 0.0, self.out.weight, self.out.bias)
+        return x + self.attend(x, x, x, WIDTH, HEADS, self.rows.weight, self.rows.bias, *rest)[0]
+
+
+def test_the_function_under_another_name_stays_as_it_is() -> None:
+    assert capture(Renamed().eval(), torch.randn(5, 2, WIDTH)).groups == ()
+
+
 class Flexible(nn.Module):
     """Two query heads to each of keys and values, under a score and a mask of the class's own."""
 

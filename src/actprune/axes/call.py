@@ -105,9 +105,10 @@ class Call:
         return int(self["dim"]) % rank
 
     def inside(self, name: str) -> bool:
-        """Whether the call stands in a module of the class of that full name."""
+        """Whether code of the class of that full name makes the call, not what a class made from it has instead."""
         stack: dict[str, tuple[str, Any]] = self.node.meta.get("nn_module_stack") or {}
-        return any(name == str(cls) for _, cls in stack.values())
+        file = f"/{name.rpartition('.')[0].replace('.', '/')}.py"
+        return any(name == str(cls) for _, cls in stack.values()) and file in self.node.meta.get("stack_trace", file)
 
     def unify(self, a: Axis, b: Axis) -> None:
         self.algebra.unify(a, b, self.where)

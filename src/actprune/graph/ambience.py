@@ -74,13 +74,10 @@ def _entered(modes: Iterable[Any]) -> Iterator[None]:
 
 
 def _enter_region(region: Any) -> Any:
-    if not _OFF.get():
-        return _enter(region)
-    enabled, region._enabled = region._enabled, False
-    try:
-        return _enter(region)
-    finally:
-        region._enabled = enabled
+    entered = _enter(region)
+    if _OFF.get():  # here, not in the region itself: as a decorator it is one for all threads
+        torch.set_autocast_enabled(region.device, False)
+    return entered
 
 
 def _count(more: int) -> None:

@@ -53,9 +53,8 @@ class Tableau:
 
     def __init__(self, problem: Problem, units: Sequence[int]) -> None:
         self.columns = problem.columns
-        gram, p = problem.gram, problem.gram.shape[0]
-        kept = problem.kept(units)
-        gone = torch.ones(p, dtype=torch.bool)
+        gram, kept = problem.gram, problem.kept(units)
+        gone = torch.ones(len(gram), dtype=torch.bool)
         gone[kept] = False
         inverse = inverse_of(gram[kept][:, kept])
         across = inverse @ gram[kept]  # (k, p)

@@ -49,7 +49,7 @@ class _Court:
 
     def lost(self, units: Sequence[int] | Tensor) -> float:
         kept = self.problem.kept(units)
-        total = _part(self.problem.total.scatter, kept)
+        total = self.problem.total.part(kept).scatter
         return sum(_lost(split, total, self.problem.ridge, kept) for split in self.held)
 
 
@@ -130,7 +130,7 @@ def _splits(problem: Problem, folds: Sequence[Moments]) -> list[_Split]:
 
 def _lost(split: _Split, total: Tensor, ridge: float, kept: Tensor) -> float:
     """tr (F̃ − F) H (F̃ − F)ᵀ with F̃ the refit on the columns `kept`, multiplied out; `total` is all folds' scatter."""
-    held, rest, shift = _part(split.held.scatter, kept), split.rest, split.shift[kept]
+    held, rest, shift = split.held.part(kept).scatter, split.rest, split.shift[kept]
     moved = torch.outer(shift, shift)
     fitted = (total - held - moved * _pull(split.held, rest)) / rest if rest else held / split.held.count
     new = _solve(fitted, ridge, split.target[:, kept])
@@ -141,10 +141,6 @@ def _lost(split: _Split, total: Tensor, ridge: float, kept: Tensor) -> float:
 def _pull(fold: Moments, rest: int) -> float:
     """The weight of δδᵀ in the scatter of a fold and the others together."""
     return fold.count * rest / (fold.count + rest)
-
-
-def _part(matrix: Tensor, kept: Tensor) -> Tensor:
-    return matrix[kept][:, kept]
 
 
 def _solve(covariance: Tensor, ridge: float, target: Tensor) -> Tensor:

@@ -98,6 +98,8 @@ def calls_by_name(caller: CodeType, callee: CodeType) -> bool:
     One that was edited stands in the other's place among the globals of a copy, which no module shows.
     """
     callee = _written(callee)
+    if callee.co_name not in caller.co_names:  # it was handed over, or has another name there
+        return False
     space = vars(inspect.getmodule(caller) or object)
     libraries = [space[name] for name in caller.co_names if isinstance(space.get(name), ModuleType)]
     held = [space.get(callee.co_name), *(getattr(library, callee.co_name, None) for library in libraries)]
