@@ -47,14 +47,14 @@ def own_modes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def users_modes() -> Iterator[None]:
-    """Those of the caller again."""
+    """The modes that the caller stood in, again."""
     with _entered(make() for make in _USERS.get()):
         yield
 
 
 @contextlib.contextmanager
 def uncast() -> Iterator[None]:
-    """Those of the caller, but no autocast, not even where the forward pass enters one."""
+    """The caller's default device, but no autocast, not even where the forward pass enters one."""
     token = _OFF.set(True)
     _count(1)
     try:

@@ -42,7 +42,7 @@ class Attention:
             .transpose(1, 2)
             for x, w, b in zip(streams, weights, biases, strict=True)
         )
-        # the stock function does not read a mask then that is said to be causal
+        # the stock function does not read a mask that is said to be causal
         causal = self.is_causal and self.mask is not None and self.padding is None and not self.need_weights
         mask = None if causal else self._mask(q, unbatched)
         if self.bias_k is not None and self.bias_v is not None:

@@ -96,13 +96,8 @@ class Sizes:
         """These, and those of `other`, the record of training mode, that stand at other places in the source."""
         known = {(use.place, use.place.code, use.slot) for use in self.uses}
         more = [_in_training(use) for use in other.uses if (use.place, use.place.code, use.slot) not in known]
-        return Sizes(
-            (*self.uses, *more),
-            {**other.attributes, **self.attributes},
-            {**other.owners, **self.owners},
-            self.editable,
-            self.optional,
-        )
+        attributes, owners = {**other.attributes, **self.attributes}, {**other.owners, **self.owners}
+        return replace(self, uses=(*self.uses, *more), attributes=attributes, owners=owners)
 
     def without(self, leaves: Container[Any]) -> Sizes:
         """Without the uses that are computed from one of these attributes."""

@@ -9,6 +9,7 @@ time.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -149,7 +150,8 @@ def _first_culprit(test: Test, names: Sequence[str], failure: str, likely: int =
 
 def _at(graph: Graph, failure: str) -> set[str]:
     """The groups of the call that the message of a failure names."""
-    named = [node for node in graph.program.nodes if node.op == "call_function" and place(node) in failure]
+    calls = [node for node in graph.program.nodes if node.op == "call_function"]
+    named = [node for node in calls if re.search(re.escape(place(node)) + r"(?![\w.])", failure)]
     keys = frozenset[int]().union(*(keys_of(graph, value) for node in named for value in (node, *node.all_input_nodes)))
     return {group.name for group in graph.groups if group.key in keys}
 

@@ -80,7 +80,7 @@ class Edits:
         return (*self.sources, *self.calls)
 
     def as_data(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values; a plan without calls is as it was before there were any."""
         kinds = {"attributes": self.attributes, "sources": self.sources, "calls": self.calls}
         return {kind: [asdict(edit) for edit in edits] for kind, edits in kinds.items() if edits or kind != "calls"}
 
