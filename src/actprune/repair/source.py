@@ -97,14 +97,20 @@ def calls_by_name(caller: CodeType, callee: CodeType) -> bool:
 
     One that was edited stands in the other's place among the globals of a copy, which no module shows.
     """
-    callee = _written(callee)
-    if callee.co_name not in caller.co_names:  # it was handed over, or has another name there
+    callee, names = _written(callee), _names(caller)
+    if callee.co_name not in names:  # it was handed over, or has another name there
         return False
     space = vars(inspect.getmodule(caller) or object)
-    libraries = [space[name] for name in caller.co_names if isinstance(space.get(name), ModuleType)]
+    libraries = [space[name] for name in names if isinstance(space.get(name), ModuleType)]
     held = [space.get(callee.co_name), *(getattr(library, callee.co_name, None) for library in libraries)]
     # equal, not the same: a file may have been imported twice, as pytest does
     return any(callable(f) and getattr(inspect.unwrap(f), "__code__", None) == callee for f in held)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Those that a function looks up, the comprehensions and functions in it included."""
+    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+    return {*code.co_names}.union(*map(_names, inner))
 
 
 @dataclass(frozen=True)
