@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from actprune.artifacts.files import read_text, sha256, unreadable
+from actprune.artifacts.fill import fill
 from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, check_output, file_of, new_folder
 from actprune.artifacts.replay import replay
-from actprune.artifacts.weights import Weights, read_weights, tied, write_weights
+from actprune.artifacts.weights import Weights, read_weights, write_weights
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import ArtifactError, PlanError
@@ -107,7 +107,7 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     _check_dense(model, plan, where / PLAN)
     weights = _read_weights(file_of(where, WEIGHTS), plan, digest)
     target = replay(model, plan, example_inputs, where / PLAN)
-    _fill(target, weights, where / WEIGHTS)
+    fill(target, weights, where / WEIGHTS)
     return target
 
 
@@ -271,67 +271,3 @@ def _read_weights(path: Path, plan: Plan, digest: str) -> Weights:
 
 def _mismatch(problem: str, expected: str, got: str, path: Path) -> ArtifactError:
     return ArtifactError(problem, expected=expected, got=got, where=str(path), hint=AGAIN)
-
-
-def _fill(target: nn.Module, weights: Weights, path: Path) -> None:
-    """Put the saved tensors into the replayed model, exact in names, shapes, dtypes and ties."""
-    live = {name: held for name, held in target.state_dict(keep_vars=True).items() if isinstance(held, Tensor)}
-    saved = weights.state()
-    _check_entries(live, saved, path)
-    _check_ties(live, saved, weights, path)
-    try:
-        with torch.no_grad():
-            for name, held in live.items():
-                if held.dtype != saved[name].dtype:
-                    held.data = held.data.to(saved[name].dtype)
-        # Through the model's own door: it knows its hooks, and the versions of its modules stand in state._metadata.
-        state = target.state_dict()
-        state.update(saved)
-        target.load_state_dict(state, strict=True)
-    except Exception as error:  # whatever the model's hooks, or torch for a dtype that it can't hold, raise
-        raise unreadable(path, "tensors that the model takes", f"{type(error).__name__}: {error}", AGAIN) from error
-    target.zero_grad(set_to_none=True)
-
-
-def _check_entries(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
-    missing, extra = sorted(live.keys() - saved.keys()), sorted(saved.keys() - live.keys())
-    if missing or extra:
-        expected = f"{len(live)} tensors" + (f", among them {', '.join(missing[:3])}" if missing else "")
-        got = f"{len(saved)} tensors" + (f", among them {', '.join(extra[:3])}" if extra else "")
-        raise unreadable(path, expected, got, AGAIN)
-    for name, held in live.items():
-        entry = saved[name]
-        if entry.shape != held.shape or not _same_kind(entry.dtype, held.dtype):
-            expected = f"{name} of shape {tuple(held.shape)}, {held.dtype}"
-            raise unreadable(path, expected, f"shape {tuple(entry.shape)}, {entry.dtype}", AGAIN)
-
-
-def _same_kind(saved: torch.dtype, held: torch.dtype) -> bool:
-    """A model may have been saved in another precision than its dense original, but not as another kind of number."""
-    if saved.is_floating_point or saved.is_complex:
-        return (saved.is_floating_point, saved.is_complex) == (held.is_floating_point, held.is_complex)
-    return saved == held
-
-
-def _check_ties(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], weights: Weights, path: Path) -> None:
-    """Names that share a tensor in the file must share one in the model, and the other way round or be equal."""
-    held = {name: first for first, names in tied(live).items() for name in names}
-    for first, names in weights.names.items():
-        apart = [name for name in names if held[name] != held[first]]
-        if apart:
-            raise ArtifactError(
-                "The saved model ties tensors that this model keeps apart.",
-                expected=f"{first} and {apart[0]} to be one tensor",
-                got="two",
-                where=str(path),
-                hint="build the dense model with its weights tied, as it was before pruning",
-            )
-    for name, first in held.items():
-        if name != first and not _equal(saved[name], saved[first]):
-            raise unreadable(path, f"{first} and {name} to be equal, which the model ties", "two values", AGAIN)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (
-        a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-    )
