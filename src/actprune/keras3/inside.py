@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from actprune.keras3.backend import keras_on_torch
@@ -42,21 +44,33 @@ def rebuilt_inside(layer: Any, like: Like, wanted: Wanted, numbers: Numbers, arg
 
 
 def _config_inside(layer: Any, like: Like, wanted: Wanted, numbers: Numbers, args: Any, kwargs: Any) -> dict[str, Any]:
-    plain = like(layer)
-    plain(*_fresh(args), **_fresh(kwargs))
+    plain, given = _called_as(layer, like, args, kwargs)
     draft = keras_on_torch().saving.deserialize_keras_object(config_of(plain))
     if shapes_of(draft) != shapes_of(plain):  # a layer that is built as it is called
-        draft(*_fresh(args), **_fresh(kwargs))
+        draft(*_fresh(given.args), **_fresh(given.kwargs))
     return serialized(plain, put_inside(draft, layer, like, wanted, numbers, args, kwargs))
 
 
+def _called_as(layer: Any, like: Like, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A layer as `like` makes it, built by a call, and the arguments of that call: the dense ones where its class fixes
+    the width of its inputs (`Conv2D(width, 3, groups=width)`), for which smaller layers are then put inside."""
+    for given in (SimpleNamespace(args=args, kwargs=kwargs), layer._inbound_nodes[0].arguments):
+        made = like(layer)
+        try:
+            made(*_fresh(given.args), **_fresh(given.kwargs))
+            return made, given
+        except Exception as error:  # whatever a class raises on widths that it doesn't expect
+            refused = error
+    raise refused
+
+
 def lightly(make: Callable[[], Made]) -> Made:
-    """What `make` gives, without memory for weights if it runs so: not all calls take tensors without values."""
-    try:
-        with keras_on_torch().device("meta"):
-            return make()
-    except Exception:  # whatever a call raises
-        return make()
+    """What `make` gives, without memory for weights if it runs so: not all calls take tensors without values, and a
+    class that computes with its weights as it is built gives no twin (None) of that kind."""
+    made = None
+    with suppress(Exception), keras_on_torch().device("meta"):  # whatever a call raises
+        made = make()
+    return make() if made is None else made
 
 
 def put_inside(

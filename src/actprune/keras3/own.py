@@ -7,8 +7,10 @@ called on symbolic inputs; then its variables are compared with those of the den
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from torch.overrides import TorchFunctionMode
 
 from actprune.graph.numbers import Expr, evaluate
 from actprune.keras3.backend import keras_on_torch
@@ -73,8 +75,10 @@ def own_sizes(
     given = [(tensor.shape, tensor.dtype) for tensor in caller[0]._inbound_nodes[0].input_tensors]
     alike = repr((type(layer), {**config, "name": None}, type(caller[0]), given, dense))
     if alike not in asked:
+        same = _twin(layer, config, caller)
+        calls = None if same is None else same[1]
         asked[alike] = {
-            field: _effects(layer, config, field, number, dense, caller) for field, number in numbers.items()
+            field: _effects(layer, config, field, number, dense, calls, caller) for field, number in numbers.items()
         }
     attributes: dict[Expr, int] = {("attr", path, field): number for field, number in numbers.items()}
     powers: dict[Dim, dict[Expr, int]] = {}
@@ -100,27 +104,61 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
 
 
 def _effects(
-    layer: Any, config: dict[str, Any], field: Path, number: int, dense: Mapping[Dim, int], caller: Caller
+    layer: Any,
+    config: dict[str, Any],
+    field: Path,
+    number: int,
+    dense: Mapping[Dim, int],
+    calls: Sequence[str] | None,
+    caller: Caller,
 ) -> dict[Dim, int]:
     """What doubling a number does: 1 for a size that doubles, -1 for one that is halved.
 
     Where the class refuses it (`x + self.dense(x)`), inputs of that width are doubled too: there they are one number.
+    Nothing where it changes what is computed (`if self.filters == self.inputs: x = x + inputs`).
+
+    Args:
+        calls: what the layer itself computes; None where it can't be called so.
     """
     first, *rest = field
     value = [2 * n if [k] == rest else n for k, n in enumerate(config[first])] if rest else 2 * number
     for width in (None, number):
-        try:
-            with keras_on_torch().device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Keras says more of a class that refuses
-                twin = type(layer).from_config({**config, first: value})
-                _call(caller, twin, width)
-        except Exception:  # whatever a class raises on a number that it doesn't expect
+        found = _twin(layer, {**config, first: value}, caller, width)
+        if found is None:
             continue
-        made = _sizes(twin)
+        made = _sizes(found[0])
         factors = {dim: made[dim] / was for dim, was in dense.items() if dim in made and made[dim] != was}
-        known = made.keys() == dense.keys() and {*factors.values()} <= {2, 0.5}
+        known = made.keys() == dense.keys() and {*factors.values()} <= {2, 0.5} and calls in (None, found[1])
         return {dim: 1 if factor == 2 else -1 for dim, factor in factors.items()} if known else {}
     return {}
+
+
+def _twin(layer: Any, config: dict[str, Any], caller: Caller, width: int | None = None) -> tuple[Any, list[str]] | None:
+    """A layer of the same class that was called once, and what it called; None where the class refuses it.
+
+    Args:
+        width: see `_call`.
+    """
+    try:
+        with keras_on_torch().device("meta"), warnings.catch_warnings(), _Calls() as calls:
+            warnings.simplefilter("ignore")  # Keras says more of a class that refuses
+            twin = type(layer).from_config(config)
+            _call(caller, twin, width)
+    except Exception:  # whatever a class raises on a number that it doesn't expect
+        return None
+    return twin, calls.names
+
+
+class _Calls(TorchFunctionMode):
+    """Keeps the names of the torch functions that are called in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
 
 
 def _call(caller: Caller, twin: Any, width: int | None) -> None:

@@ -11,6 +11,8 @@ from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_inside, shapes_of, share_others, twin_of
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, placed
+from actprune.keras3.reconnect import is_functional
+from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import Resized, as_config, config_of, serialized, with_entry
 from actprune.keras3.table import Cut, fields
 from actprune.keras3.wrapping import holds_model, trailing, wrapped
@@ -78,7 +80,7 @@ class _Rebuilding:
         except PlanError:
             raise
         except Exception as error:  # whatever a layer raises on shapes it doesn't expect
-            raise _misfit(model.name, error) from error
+            raise misfit(model.name, error) from error
         finally:
             model.compiled = compiled
 
@@ -144,6 +146,8 @@ class _Rebuilding:
             new = self.made[id(new)] if isinstance(new, _Within) else new
             if id(old) in self.within:
                 found |= {f"{i}.{place}": config for place, config in self.within[id(old)].items()}
+            elif is_functional(old) and _shapes_in(new) == _shapes_in(same):
+                found |= {f"{i}.{place}": config for place, config in self._changed(old, same).items()}
             elif new is not same and self._differs(new, same, self.paths.get(id(old)) or old.name):
                 found[str(i)] = config_of(new)
         return found
@@ -198,7 +202,7 @@ class _Rebuilding:
         except PlanError:
             raise
         except Exception as error:  # whatever a class raises on layers that it doesn't expect
-            raise _misfit(layer.name, error) from error
+            raise misfit(layer.name, error) from error
 
     def _spare(self, layer: Any) -> Any:
         """None where the plan changes numbers in the config of the layer, which then makes it."""
@@ -247,7 +251,7 @@ class _Rebuilding:
         except PlanError:
             raise
         except Exception as error:  # a config without what the class needs
-            raise _misfit(layer.name, error) from error
+            raise misfit(layer.name, error) from error
 
     def _config(self, layer: Any, inputs: Any) -> dict[str, Any]:
         keras = keras_on_torch()
@@ -278,7 +282,7 @@ class _Rebuilding:
                 config[field] = with_entry(config[field], rest, value)
             return type(operation).from_config(config)
         except Exception as error:  # a config without what the class needs
-            raise _misfit(operation.name, error) from error
+            raise misfit(operation.name, error) from error
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, _Within):
@@ -286,15 +290,8 @@ class _Rebuilding:
         try:
             return layer(*args, **kwargs)
         except Exception as error:  # whatever a layer raises on a width that it doesn't expect
-            raise _misfit(layer.name, error) from error
+            raise misfit(layer.name, error) from error
 
 
-def _misfit(name: str, error: Exception) -> PlanError:
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
-    return PlanError(
-        f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
-        expected="a layer that its config describes, and that takes inputs of the new size",
-        got=f"{type(error).__name__}: {said[:200]}",
-        where=name,
-        hint="protect the layers that feed it, or write it without a fixed size",
-    )
+def _shapes_in(model: Any) -> list[Any]:
+    return [tensor.shape for tensor in model.inputs]

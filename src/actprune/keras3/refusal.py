@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actprune.errors import UnsupportedModelError
+from actprune.errors import PlanError, UnsupportedModelError
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.reconnect import is_functional
 
@@ -33,3 +33,15 @@ def check_rebuildable(model: Any) -> None:
                 where=layer.name,
                 hint="write it with keras.Input and keras.Model(inputs, outputs)",
             )
+
+
+def misfit(name: str, error: Exception) -> PlanError:
+    """What is said of a layer that raises on the size that a plan leaves."""
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    return PlanError(
+        f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
+        expected="a layer that its config describes, and that takes inputs of the new size",
+        got=f"{type(error).__name__}: {said[:200]}",
+        where=name,
+        hint="protect the layers that feed it, or write it without a fixed size",
+    )

@@ -89,10 +89,14 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
 def _resized_inside(layer: Any, within: Mapping[str, Any]) -> None:
     """As `resized`, of a layer in another one; a model there can be saved by itself, too."""
     if is_functional(layer):
-        config = serialized(layer, within)
-        vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
-        resized(layer, within)
-        return
+        try:
+            config = serialized(layer, within)
+        except Exception:  # whatever a layer raises that has no config: it can't be saved by itself, cut or not
+            config = None
+        if config is not None:
+            vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
+            resized(layer, within)
+            return
     own = type(layer)
     resized(layer, within).__class__ = own  # what the outermost one is made of says the rest
 
