@@ -195,7 +195,7 @@ def _natural_width(
     """
     if not group:
         return len(order)
-    least = max(1, next(k for k, lost in enumerate(curve) if lost <= NATURAL))
+    least = max(1, next((k for k, lost in enumerate(curve) if lost <= NATURAL), len(order)))
     if widest(group) > JUDGED_COLUMNS:
         return least
     judge = Judge(group)
@@ -203,7 +203,7 @@ def _natural_width(
     while low < high:
         middle = min(low + ahead, (low + high) // 2)
         if judge(supports.get(middle, tuple(order[:middle]))) <= NATURAL:
-            high, ahead = middle, high
+            high, ahead = middle, high  # from here on halves
         else:
             low, ahead = middle + 1, 2 * ahead + 1
     return high
