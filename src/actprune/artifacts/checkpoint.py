@@ -103,6 +103,7 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     plan, digest = _read_plan(file_of(where, PLAN))
     if isinstance(model, Rebuilt) and architecture(model.state_dict()) != plan.architecture:
         model = model.named_for(_read_weights(file_of(where, WEIGHTS), plan, digest).tensors)
+    _check_model(model, plan)
     plan = _without_state(model, plan)
     _check_dense(model, plan, where / PLAN)
     weights = _read_weights(file_of(where, WEIGHTS), plan, digest)
@@ -210,18 +211,7 @@ def _read_plan(path: Path) -> tuple[Plan, str]:
         raise unreadable(path, "a plan written by actprune", f"{type(error).__name__}: {error}", AGAIN) from error
 
 
-def _without_state(model: nn.Module, plan: Plan) -> Plan:
-    """The plan without buffers that are not saved and hold nothing yet: the state of a recurrent layer before its first
-    run, which the model that was pruned had behind it."""
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return plan
-    saved = model.state_dict().keys()
-    empty = {name for name, held in model.named_buffers() if name not in saved and held.numel() == 0}
-    return replace(plan, dims={name: axes for name, axes in plan.dims.items() if name not in empty})
-
-
-def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:
-    """That the plan was made for this architecture, and its axes fit the tensors: only then is it replayed."""
+def _check_model(model: Any, plan: Plan) -> None:
     if not isinstance(model, nn.Module):
         raise ArtifactError(
             "load needs a model to replay the plan on.",
@@ -230,6 +220,18 @@ def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:
             where="model",
             hint=f"for example load(folder, {plan.model}())",
         )
+
+
+def _without_state(model: nn.Module, plan: Plan) -> Plan:
+    """The plan without buffers that are not saved and hold nothing yet: the state of a recurrent layer before its first
+    run, which the model that was pruned had behind it."""
+    saved = model.state_dict().keys()
+    empty = {name for name, held in model.named_buffers() if name not in saved and held.numel() == 0}
+    return replace(plan, dims={name: axes for name, axes in plan.dims.items() if name not in empty})
+
+
+def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:
+    """That the plan was made for this architecture, and its axes fit the tensors: only then is it replayed."""
     slots = {n: m._parameters.get(k, m._buffers.get(k)) for n, (m, k) in tensor_slots(model).items()}
     tensors = {name: tensor for name, tensor in slots.items() if tensor is not None}
     if on_meta := next((name for name, tensor in tensors.items() if tensor.is_meta), None):

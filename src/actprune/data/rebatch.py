@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actprune.data.samples import Samples
-from actprune.graph.ambience import uncast
-from actprune.graph.keep import kept_buffers, preserved
+from actprune.graph.keep import in_eval
 from actprune.graph.outputs import register_containers
 from actprune.mapped import any_mapped
 
@@ -75,10 +74,8 @@ def _outputs(model: nn.Module, samples: Samples, start: int, stop: int) -> tuple
     was."""
     flat = [value.clone() if isinstance(value, Tensor) else value for value in samples.batch(start, stop)]
     args, kwargs = pytree.tree_unflatten(flat, samples.spec)
-    with preserved(model), kept_buffers(model, parameters=True), torch.no_grad(), _weighed(model) as taken:
-        model.eval()
-        with uncast():
-            outputs = model(*args, **kwargs)
+    with in_eval(model), _weighed(model) as taken:
+        outputs = model(*args, **kwargs)
         register_containers(outputs)
     # a number alone is of no sample: the loss beside the logits
     return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor) and out.dim()], sum(taken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,8 @@ class Attention:
         # the stock function does not read a mask that is said to be causal
         causal = self.is_causal and self.mask is not None and self.padding is None and not self.need_weights
         mask = None if causal else self._mask(q, unbatched)
-        if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([x, self._row(b, x)], 2) for x, b in ((k, self.bias_k), (v, self.bias_v)))
-            mask = mask if mask is None else F.pad(mask, (0, 1))
-        if self.add_zero_attn:
-            k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in (k, v))
+        for key, value in self._rows(k, v):
+            k, v = torch.cat([k, key], 2), torch.cat([v, value], 2)
             mask = mask if mask is None else F.pad(mask, (0, 1))
         found: Tensor | None = None
         if self.need_weights:
@@ -63,6 +60,13 @@ class Attention:
         if unbatched:
             return out.squeeze(0), None if found is None else found.squeeze(0)
         return out.transpose(0, 1) if swap else out, found
+
+    def _rows(self, k: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What keys (N, H, S, D) and values have beside those of the streams: learned ones, and zeros."""
+        if self.bias_k is not None and self.bias_v is not None:
+            yield self._row(self.bias_k, k), self._row(self.bias_v, v)
+        if self.add_zero_attn:
+            yield torch.zeros_like(k[:, :, :1]), torch.zeros_like(v[:, :, :1])
 
     def _row(self, row: Tensor, like: Tensor) -> Tensor:
         """A learned (1, 1, H·D) key or value → (N, H, 1, D)."""
@@ -79,6 +83,11 @@ class Attention:
             padded = _added(self.padding.unsqueeze(0) if unbatched else self.padding, q)[:, None, None]
             found = padded if found is None else found + padded
         return found
+
+
+def in_three(bias: Tensor | None) -> Biases:
+    """Of the queries, keys and values."""
+    return (None,) * 3 if bias is None else bias.chunk(3)
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
@@ -108,8 +117,7 @@ def multi_head_attention_forward(
     )  # fmt: skip
     separate: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
     weights = separate if in_proj_weight is None or use_separate_proj_weight else in_proj_weight.chunk(3)
-    biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    out, found = attention((query, key, value), weights, biases, batch_first=False)
+    out, found = attention((query, key, value), weights, in_three(in_proj_bias), batch_first=False)
     return F.linear(out, out_proj_weight, out_proj_bias), found
 
 

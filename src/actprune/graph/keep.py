@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
-from actprune.graph.ambience import own_modes
+from actprune.graph.ambience import own_modes, uncast
 from actprune.graph.closures import Rebound
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
@@ -117,6 +117,14 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
         for box, entries in held:
             _put_back(box, entries)
         _write_back(copies)
+
+
+@contextlib.contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode, without gradients or autocast, to be run for a look; it is left as it was."""
+    with preserved(model), kept_buffers(model, parameters=True), torch.no_grad(), uncast():
+        model.eval()
+        yield
 
 
 def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:

@@ -11,7 +11,7 @@ from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_inside, shapes_of, share_others, twin_of
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, placed
-from actprune.keras3.reconnect import is_functional
+from actprune.keras3.reconnect import is_functional, is_plain
 from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import Resized, as_config, config_of, serialized, with_entry
 from actprune.keras3.table import Cut, fields
@@ -73,9 +73,7 @@ class _Rebuilding:
         try:
             if isinstance(model, keras.Sequential):
                 return self._sequential(model, inputs)
-            made = (
-                None if type(model) is type(keras.Model(model.inputs, model.outputs)) else self._of_class(model, inputs)
-            )
+            made = None if is_plain(model) else self._of_class(model, inputs)
             return self._connected(model, inputs) if made is None else made
         except PlanError:
             raise

@@ -17,10 +17,19 @@ _GRAPH = (
 
 def is_functional(layer: Any) -> bool:
     """Whether it is a model whose layers are connected by symbolic tensors, so that its own `call` is Keras's."""
+    calls = next(kind for kind in type(layer).__mro__ if "call" in vars(kind))
+    return isinstance(layer, _functional()) and calls.__module__.startswith("keras.")
+
+
+def is_plain(model: Any) -> bool:
+    """Whether it is a functional model of no class of its own."""
+    return type(model) is _functional()
+
+
+def _functional() -> type:
     from keras.src.models.functional import Functional  # it has no public name
 
-    calls = next(kind for kind in type(layer).__mro__ if "call" in vars(kind))
-    return isinstance(layer, Functional) and calls.__module__.startswith("keras.")
+    return Functional
 
 
 def reconnect(model: Any, new: Mapping[int, Any]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -20,9 +19,8 @@ from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph, capture
 from actprune.axes.picked import picking
 from actprune.errors import CaptureError, EquivalenceError, PlanError
-from actprune.graph.ambience import uncast
 from actprune.graph.dropping import NothingDropped
-from actprune.graph.keep import kept_buffers, preserved
+from actprune.graph.keep import in_eval
 from actprune.graph.lift import lift
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
@@ -289,10 +287,8 @@ def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: 
     """
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, call_arguments(small, inputs))
     try:
-        with preserved(small), kept_buffers(small, parameters=True), torch.no_grad(), letting_go(), NothingDropped():
-            small.eval()
-            with uncast():
-                eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
+        with in_eval(small), letting_go(), NothingDropped():
+            eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
     except Exception as error:  # whatever the user's forward raises
         return float("inf"), f"the cut model does not run: {type(error).__name__}: {error}"
     graph = run(program, batch, weights_of(program.normed, _state(small), as_called), native=True)

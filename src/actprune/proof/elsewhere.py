@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from actprune.errors import EquivalenceError
-from actprune.graph.ambience import uncast
-from actprune.graph.keep import forked_random, kept_buffers, preserved
+from actprune.graph.keep import forked_random, in_eval
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import called, run
 from actprune.proof.compare import relative_error
@@ -72,10 +69,7 @@ def _differs(model: nn.Module, program: Program, batch: Batch) -> bool:
 def _in_eval(model: nn.Module, program: Program, batch: Batch) -> list[Tensor]:
     """What the model itself makes of a flat batch in eval mode; both are left as they were."""
     copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in batch)
-    with contextlib.ExitStack() as around:
-        for one in (preserved(model), kept_buffers(model, parameters=True), torch.no_grad(), uncast()):
-            around.enter_context(one)
-        model.eval()
+    with in_eval(model):
         return _tensors(called(model, program, copies))
 
 

@@ -23,8 +23,7 @@ from torch.utils import _pytree as pytree
 from actprune.axes.capture import Graph
 from actprune.axes.picked import keys_of
 from actprune.errors import PlanError
-from actprune.graph.ambience import uncast
-from actprune.graph.keep import copied, kept_buffers, preserved
+from actprune.graph.keep import copied, in_eval
 from actprune.graph.program import holds_samples, place
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
@@ -195,8 +194,7 @@ def _shapes_alone(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
 def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
     """The shapes of the outputs, or what was raised."""
     args, kwargs = call_arguments(network, inputs)
-    with preserved(network), kept_buffers(network, parameters=True), torch.no_grad(), uncast():
-        network.eval()
+    with in_eval(network):
         try:
             outputs = pytree.tree_leaves(_called(network, args, kwargs))
         except Exception as error:  # whatever a user's forward raises on sizes it did not expect

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actprune.axes.expr import Axis
-from actprune.graph.attending import Attention
+from actprune.graph.attending import Attention, in_three
 from actprune.plan import Plan
 from actprune.surgery.modules import remaining_groups
 
@@ -42,16 +42,14 @@ class PrunedMHA(nn.MultiheadAttention):
             self.num_heads, self.bias_k, self.bias_v, self.add_zero_attn, self.dropout if self.training else 0.0,
             key_padding_mask, attn_mask, need_weights, average_attn_weights, is_causal, self.scale,
         )  # fmt: skip
-        out, weights = attention((query, key, value), self._weights(), self._biases(), self.batch_first)
+        biases = in_three(self.in_proj_bias)
+        out, weights = attention((query, key, value), self._weights(), biases, self.batch_first)
         return self.out_proj(out), weights
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.in_proj_weight is not None:  # pyright: ignore[reportUnnecessaryComparison]
             return self.in_proj_weight.chunk(3)  # type: ignore[return-value]
         return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
-
-    def _biases(self) -> tuple[Tensor | None, ...]:
-        return (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)  # pyright: ignore[reportUnnecessaryComparison]
 
 
 def adapt_attention(model: nn.Module, plan: Plan) -> None:
