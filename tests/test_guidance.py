@@ -25,9 +25,10 @@ from actprune.guidance.confidence import confidence
 from actprune.guidance.exchange import Tableau, swap
 from actprune.guidance.greedy import Elimination, eliminate
 from actprune.guidance.guide import Choice, Guide
+from actprune.guidance.inputs import Inputs
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
-from actprune.guidance.problem import Inputs, Problem, following_norm, output_gain, problems
+from actprune.guidance.problem import Problem, following_norm, output_gain, problems
 from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
@@ -67,7 +68,8 @@ def sampled(
 
 def least(problem: Problem, units: Sequence[int]) -> float:
     """J(K), by least squares on a Cholesky factor of C + λI: min over W̃ on K of ‖√R (W − W̃) L‖²."""
-    root = np.linalg.cholesky(problem.gram.numpy())
+    covariance = problem.total.covariance.numpy()
+    root = np.linalg.cholesky(covariance + problem.ridge * np.eye(len(covariance)))
     weighted = np.sqrt(problem.rows.numpy())[:, None] * problem.weight.numpy()
     gone = {int(c) for u in range(len(problem.columns)) if u not in units for c in problem.columns[u]}
     kept = [c for c in range(len(root)) if c not in gone]

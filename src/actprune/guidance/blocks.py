@@ -36,14 +36,14 @@ ALONE = 64
 def by_blocks(group: Sequence[Problem]) -> bool:
     """Whether a group is ranked so."""
     wide = [p for p in group if p.columns.numel() > WIDE]
-    return any(len(p.columns) > CANDIDATES or isinstance(p.total, Few) for p in wide)
+    return any(len(p.columns) > CANDIDATES or isinstance(p.moments, Few) for p in wide)
 
 
 def greedy_order(group: Sequence[Problem]) -> tuple[list[int], list[float]]:
     """As `greedy.eliminate`, by what is the least work: few rows make a removal so cheap that it needs no blocks."""
     if by_blocks(group):
         return eliminate_by_blocks(group)
-    few = all(isinstance(problem.total, Few) for problem in group)
+    few = all(isinstance(problem.moments, Few) for problem in group)
     return eliminate_by_blocks(group, 1, 1) if few else eliminate(group)
 
 

@@ -41,7 +41,7 @@ def swap(group: Sequence[Problem], units: Sequence[int], rounds: int) -> list[in
 class Tableau:
     """One consumer's normal equations, swept on the columns K that are kept; D are the others.
 
-    With A = C + λI and F the weight (`Problem.factor`), the sweep operator (Goodnight 1979, A Tutorial on the SWEEP
+    With A = C + λI and F the weight (`Normal.factor`), the sweep operator (Goodnight 1979, A Tutorial on the SWEEP
     Operator) leaves
 
         table:   −A_KK⁻¹  |  A_KK⁻¹ A_KD                        rows:   F̃_K  |  (F − F̃) A_:D
@@ -52,16 +52,15 @@ class Tableau:
     """
 
     def __init__(self, problem: Problem, units: Sequence[int]) -> None:
-        self.columns = problem.columns
-        gram, kept = problem.gram, problem.kept(units)
-        gone = torch.ones(len(gram), dtype=torch.bool)
-        gone[kept] = False
+        normal = problem.normal
+        self.columns = normal.columns
+        gram, (kept, _) = normal.gram, normal.split(torch.as_tensor(units))
         inverse = inverse_of(gram[kept][:, kept])
         across = inverse @ gram[kept]  # (k, p)
         self.table = gram - gram[:, kept] @ across
         self.table[kept], self.table[:, kept] = across, across.T
         self.table[kept[:, None], kept] = -inverse
-        target = problem.factor @ gram
+        target = normal.factor @ gram
         self.rows = target - target[:, kept] @ across
         self.rows[:, kept] = target[:, kept] @ inverse
 

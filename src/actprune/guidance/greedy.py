@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Problem, block_costs, inverse_of
+from actprune.guidance.problem import Problem, block_costs
 
 REFACTOR_EVERY = 64
 """Removals after which the inverse is computed afresh, against the drift of the downdates; at least a quarter of
@@ -26,24 +26,19 @@ then applied in one matrix product: one by one they would be bound by memory, no
 
 
 class Elimination:
-    """The state of one consumer during elimination: the inverse M, and the compensated weight W̃ as `Problem.factor`.
+    """The state of one consumer during elimination: the inverse M, and the compensated weight W̃ as `Normal.factor`.
 
-    Columns are those still there, unit after unit, then those of no unit of the group.
+    Columns are those of the units still there, unit after unit.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self._target = problem.factor @ problem.gram
+        self._normal = problem.normal
         self._width = problem.columns.shape[1]
-        self._others = problem.kept(())
         self.restart(torch.arange(problem.columns.shape[0]))
 
     def restart(self, units: Tensor) -> None:
         """Compute everything afresh with only `units` kept."""
-        kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
-        inverse = inverse_of(self.problem.gram[kept][:, kept])
-        # W_K + W_D (C + λI)_DK (C + λI)_KK⁻¹ is W (C + λI)_:K (C + λI)_KK⁻¹
-        self._hold(units, inverse, inverse @ self._target[:, kept].T)
+        self._hold(units, *self._normal.refitted(units))
 
     def costs(self, units: Tensor) -> Tensor:
         """(len(units),) S_g of each unit."""
@@ -71,7 +66,7 @@ class Elimination:
     def _hold(self, units: Tensor, inverse: Tensor, weight: Tensor) -> None:
         """Set the state: `weight` is (p, r), so that the rows of a unit lie together."""
         n, b = units.numel(), self._width
-        self._row = torch.full((self.problem.columns.shape[0],), -1)
+        self._row = torch.full((self._normal.columns.shape[0],), -1)
         self._row[units] = torch.arange(n)
         self._inverse, self._weight = inverse, weight
         index = torch.arange(n * b).reshape(n, b)
@@ -85,9 +80,7 @@ class Elimination:
         self._inverse -= self._left[: self._gathered].T @ self._right[: self._gathered]
         units = (self._row >= 0).nonzero().reshape(-1)
         rows, b = self._row[units], self._width
-        group = (rows[:, None] * b + torch.arange(b)).reshape(-1)
-        last = self._inverse.shape[0]
-        kept = torch.cat([group, torch.arange(last - self._others.numel(), last)])
+        kept = (rows[:, None] * b + torch.arange(b)).reshape(-1)
         inverse = self._inverse[kept][:, kept]
         self._hold(units, (inverse + inverse.T) / 2, self._weight[kept])
 
@@ -95,9 +88,8 @@ class Elimination:
         return block_costs(self._blocks, self._per_unit(self._weight))
 
     def _per_unit(self, x: Tensor) -> Tensor:
-        """(p, …) → (n, b, …), without the columns of no unit."""
-        n, b = self._blocks.shape[:2]
-        return x[: n * b].reshape(n, b, -1)
+        """(p, …) → (n, b, …)."""
+        return x.reshape(*self._blocks.shape[:2], -1)
 
 
 def eliminate(group: Sequence[Problem], order: Sequence[int] | None = None) -> tuple[list[int], list[float]]:

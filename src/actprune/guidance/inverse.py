@@ -9,26 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Problem, block_costs, inverse_of, traces
+from actprune.guidance.problem import Normal, Problem, block_costs, traces
 from actprune.stats.moments import Few
 
 
 class Inverse:
-    """One consumer: the inverse M over the columns of the units that are there, then those of none, and W̃ᵀ; and what
-    each unit costs that has nothing to do with the others."""
+    """One consumer: the inverse M over the columns of the units that are there, and W̃ᵀ; and what each unit costs that
+    has nothing to do with the others."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.width = problem, problem.columns.shape[1]
-        self._others = problem.kept(())
-        self._alone = torch.zeros(len(problem.columns), dtype=torch.float64)
+    def __init__(self, normal: Normal) -> None:
+        self.normal, self.width = normal, normal.columns.shape[1]
+        self._alone = torch.zeros(len(normal.columns), dtype=torch.float64)
 
     def restart(self, units: Tensor) -> None:
         """Compute everything afresh with only `units`; they are rows 0, 1, … from now on."""
-        kept = torch.cat([self.problem.columns[units].reshape(-1), self._others])
-        gram = self.problem.gram[:, kept]
-        self.inverse = inverse_of(gram[kept])
-        target = self.problem.factor @ gram
-        self.weight = self.inverse @ target.T
+        self.inverse, self.weight = self.normal.refitted(units)
         self.alone = self._alone[units]
 
     def remove(self, rows: Tensor) -> None:
@@ -66,9 +61,9 @@ class FewRows(Inverse):
     go: no unit can stand in for those, and they cost λ‖w‖².
     """
 
-    def __init__(self, problem: Problem, rows: Few) -> None:
-        super().__init__(problem)
-        self._all, self._factor, self._units = rows.root, problem.factor, problem.columns
+    def __init__(self, normal: Normal, rows: Few) -> None:
+        super().__init__(normal)
+        self._all, self._factor, self._units = rows.root, normal.factor, normal.columns
         if len(self._all) < self.width:
             self._turn()
 
@@ -77,20 +72,17 @@ class FewRows(Inverse):
         turns = torch.linalg.qr(rows[:, units].permute(1, 2, 0)).Q  # (units, b, n)
         turned = [torch.einsum("xub,ubn->xun", x[:, units], turns) for x in (rows, factor)]
         gone = factor[:, units].square().sum((0, 2)) - turned[1].square().sum((0, 2))
-        self._alone = self.problem.ridge * gone.clamp_min(0.0)
-        self._all, self._factor = (
-            torch.cat([own.flatten(1), x[:, self._others]], 1) for own, x in zip(turned, (rows, factor), strict=True)
-        )
+        self._alone = self.normal.ridge * gone.clamp_min(0.0)
+        self._all, self._factor = (own.flatten(1) for own in turned)
         self.width = len(rows)
         self._units = torch.arange(units.shape[0] * self.width).view(-1, self.width)
-        self._others = torch.arange(self._units.numel(), self._all.shape[1])
 
     def restart(self, units: Tensor) -> None:
-        kept = torch.cat([self._units[units].reshape(-1), self._others])
+        kept = self._units[units].reshape(-1)
         factor, rows = self._factor, self._all[:, kept]
         gone = factor @ self._all.T - factor[:, kept] @ rows.T  # (r, n)
         small = rows @ rows.T
-        small.diagonal().add_(self.problem.ridge)
+        small.diagonal().add_(self.normal.ridge)
         self.rows, self.answer = rows, torch.cholesky_solve(rows, torch.linalg.cholesky(small))
         self.weight = torch.addmm(factor[:, kept].T, self.answer.T, gone.T)
         self.alone = self._alone[units]
@@ -108,12 +100,13 @@ class FewRows(Inverse):
 
     def own(self, at: Tensor) -> Tensor:
         product = torch.einsum("nmb,nmc->mbc", self.rows[:, at], self.answer[:, at])
-        return (torch.eye(at.shape[1], dtype=product.dtype) - product) / self.problem.ridge
+        return (torch.eye(at.shape[1], dtype=product.dtype) - product) / self.normal.ridge
 
 
 def state_of(problem: Problem) -> Inverse:
-    few = problem.total
-    return FewRows(problem, few) if isinstance(few, Few) else Inverse(problem)
+    normal = problem.normal
+    few = normal.moments
+    return FewRows(normal, few) if isinstance(few, Few) else Inverse(normal)
 
 
 class Part:

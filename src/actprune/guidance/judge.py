@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 
 import torch
 from torch import Tensor
 
+from actprune.guidance.inputs import Own, rest_of
 from actprune.guidance.problem import Problem
-from actprune.stats.moments import Few, Moments
+from actprune.stats.moments import Few
 
 REFITS = 10
 """A support is judged by so many refits at least, where there are as many: a group with many consumers by each of
@@ -34,23 +34,66 @@ class Judge:
         return max(error, 0.0) / max(self._variance, 1e-30)
 
 
-def _court(problem: Problem, first: int, count: int) -> _Court | _RowCourt:
+def _court(problem: Problem, first: int, count: int) -> _Court | _OwnCourt | _RowCourt:
     """One consumer, judged on `count` of its folds, from the `first` one on and round."""
     held = [(first + i) % len(problem.folds) for i in range(min(count, len(problem.folds)))]
     few = problem.total
-    return _RowCourt(problem, few, held) if isinstance(few, Few) else _Court(problem, held)
+    if isinstance(few, Few):
+        return _RowCourt(problem, few, held)
+    return _Court(problem, held) if problem.alone is None else _OwnCourt(problem, problem.alone, held)
 
 
 class _Court:
-    """By the moments of the folds."""
+    """By the moments of the folds. With F `Problem.factor`, C the covariance of the folds but one and H the second
+    moments of that one's rows about their mean, it holds F(C + λI) and F H of each (r, p), and tr F H Fᵀ."""
 
     def __init__(self, problem: Problem, held: Sequence[int]) -> None:
-        self.problem, self.held = problem, _splits(problem, [problem.folds[i] for i in held])
+        self.problem, self.held = problem, [rest_of(problem.inputs, i) for i in held]
+        factor = problem.factor
+        self.targets, self.seen, self.wholes = list[Tensor](), list[Tensor](), list[float]()
+        every = factor @ problem.total.scatter
+        for rest in self.held:
+            count, moved = rest.held.count, torch.outer(factor @ rest.shift, rest.shift)
+            seen = factor @ rest.held.scatter
+            fitted = every - seen - moved * rest.pull if rest.count else seen
+            self.targets.append(fitted / (rest.count or count) + problem.ridge * factor)
+            self.seen.append(seen / count + moved)
+            self.wholes.append(float((self.seen[-1] * factor).sum()))
 
     def lost(self, units: Sequence[int] | Tensor) -> float:
         kept = self.problem.kept(units)
         total = self.problem.total.part(kept).scatter
-        return sum(_lost(split, total, self.problem.ridge, kept) for split in self.held)
+        error = sum(self.wholes)
+        for rest, target, seen in zip(self.held, self.targets, self.seen, strict=True):
+            fitted, held = rest.covariances(total, kept)
+            fitted.diagonal().add_(self.problem.ridge)
+            error += _changed(fitted, held, target[:, kept], seen[:, kept])
+        return error
+
+
+class _OwnCourt:
+    """The same where a consumer has columns that always stay: among those of the group alone."""
+
+    def __init__(self, problem: Problem, alone: Own, held: Sequence[int]) -> None:
+        normal = problem.normal
+        self.problem, self.normal, self.held = problem, normal, [alone.fold(i) for i in held]
+        self.targets = [normal.factor @ gram for gram, _ in self.held]
+        self.seen = [normal.factor @ held for _, held in self.held]
+        self.whole = sum(float((seen * normal.factor).sum()) for seen in self.seen)
+
+    def lost(self, units: Sequence[int] | Tensor) -> float:
+        kept, _ = self.normal.split(torch.as_tensor(units, dtype=torch.long))
+        error = self.whole
+        for (gram, held), target, seen in zip(self.held, self.targets, self.seen, strict=True):
+            error += _changed(gram[kept][:, kept], held[kept][:, kept], target[:, kept], seen[:, kept])
+        return error
+
+
+def _changed(gram: Tensor, held: Tensor, target: Tensor, seen: Tensor) -> float:
+    """tr (F̃ − F) H (F̃ − F)ᵀ − tr F H Fᵀ, multiplied out, with F̃ the refit on the columns that are kept: of these A, H,
+    F A and F H."""
+    new = torch.cholesky_solve(target.T, torch.linalg.cholesky(gram)).T
+    return float(((new @ held - 2 * seen) * new).sum())
 
 
 class _RowCourt:
@@ -87,63 +130,3 @@ class _RowCourt:
         inner.diagonal().add_(self.problem.ridge * len(inner))
         found = own[held] @ torch.cholesky_solve(said[rest], torch.linalg.cholesky(inner))
         return float((said[held] - found).square().sum()) / int(held.sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _Split:
-    """One fold held out. F is `Problem.factor`, C the covariance of the others, H the second moments of the held rows
-    about the mean of the others.
-
-    Attributes:
-        held: the moments of the fold.
-        rest: number of rows in the others; 0 where there is but one fold, which then judges itself.
-        shift: (p,) δ, the held mean minus the others'.
-        target: (r, p) F(C + λI).
-        seen: (r, p) F H.
-        whole: tr F H Fᵀ.
-    """
-
-    held: Moments
-    rest: int
-    shift: Tensor
-    target: Tensor
-    seen: Tensor
-    whole: float
-
-
-def _splits(problem: Problem, folds: Sequence[Moments]) -> list[_Split]:
-    """Of these folds. The others' moments are the total's less the fold's, so no merged scatter is ever held."""
-    total, factor = problem.total, problem.factor
-    every = factor @ total.scatter
-    found: list[_Split] = []
-    for fold in folds:
-        rest = total.count - fold.count
-        shift = (fold.mean - total.mean) * (total.count / max(rest, 1))
-        moved = torch.outer(factor @ shift, shift)
-        seen = factor @ fold.scatter
-        fitted = every - seen - moved * _pull(fold, rest) if rest else seen
-        target = fitted / (rest or fold.count) + problem.ridge * factor
-        seen = seen / fold.count + moved
-        found.append(_Split(fold, rest, shift, target, seen, float((seen * factor).sum())))
-    return found
-
-
-def _lost(split: _Split, total: Tensor, ridge: float, kept: Tensor) -> float:
-    """tr (F̃ − F) H (F̃ − F)ᵀ with F̃ the refit on the columns `kept`, multiplied out; `total` is all folds' scatter."""
-    held, rest, shift = split.held.part(kept).scatter, split.rest, split.shift[kept]
-    moved = torch.outer(shift, shift)
-    fitted = (total - held - moved * _pull(split.held, rest)) / rest if rest else held / split.held.count
-    new = _solve(fitted, ridge, split.target[:, kept])
-    seen = new @ (held / split.held.count + moved)
-    return float(((seen - 2 * split.seen[:, kept]) * new).sum()) + split.whole
-
-
-def _pull(fold: Moments, rest: int) -> float:
-    """The weight of δδᵀ in the scatter of a fold and the others together."""
-    return fold.count * rest / (fold.count + rest)
-
-
-def _solve(covariance: Tensor, ridge: float, target: Tensor) -> Tensor:
-    """(r, k) target (C + λI)⁻¹."""
-    inner = covariance + ridge * torch.eye(covariance.shape[0], dtype=covariance.dtype)
-    return torch.cholesky_solve(target.T, torch.linalg.cholesky(inner)).T

@@ -78,7 +78,7 @@ def contribution_gram(group: Sequence[Problem]) -> NDArray[np.float64]:
 def _of_covariance(problem: Problem) -> Tensor:
     flat, (n, b) = problem.columns.reshape(-1), problem.columns.shape
     weight = problem.weight[:, flat]
-    product = problem.total.covariance[flat][:, flat] * (weight.T @ (weight * problem.rows[:, None]))
+    product = problem.total.part(flat).covariance * (weight.T @ (weight * problem.rows[:, None]))
     return product.reshape(n, b, n, b).sum((1, 3))
 
 

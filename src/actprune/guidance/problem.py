@@ -23,37 +23,52 @@ from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
+from actprune.guidance.inputs import Inputs, Own
 from actprune.mapped import is_mapped, let_go
-from actprune.stats.moments import Moments, Spread, merge_all
+from actprune.stats.moments import Moments, Spread
 from actprune.stats.patches import LAYERS, matrices_by_name, output_dim, row_names
 from actprune.stats.statistics import Stats
 
 LARGE = 2048
 """Columns of a matrix that is inverted by products."""
 
-RIDGE = 1e-3
-"""λ as a fraction of the mean variance of the columns."""
-
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """The input rows of one consumer, of which all groups that it reads ask the same.
+class Normal:
+    """The normal equations of one consumer in the q columns of one group.
 
     Attributes:
-        folds: their moments, one per fold.
+        moments: of these columns, see `Own` where there are others.
+        ridge: λ.
+        factor: (r, q) see `Problem`.
+        columns: (n, b) which of the q are whose.
     """
 
-    folds: tuple[Moments, ...]
+    moments: Moments
+    ridge: float
+    factor: Tensor
+    columns: Tensor
 
-    @cached_property
-    def total(self) -> Moments:
-        """All folds together."""
-        return merge_all(self.folds)
+    @property
+    def gram(self) -> Tensor:
+        """(q, q) C + λI; made anew, for those of all consumers are as large as all statistics."""
+        found = self.moments.covariance  # a matrix of its own
+        found.diagonal().add_(self.ridge)
+        return found
 
-    @cached_property
-    def ridge(self) -> float:
-        """λ."""
-        return max(RIDGE * float(self.total.variances.mean()), 1e-12)
+    def refitted(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """((k, k), (k, r)): M = (C + λI)⁻¹ over the columns of these units, and W̃ᵀ = F_Kᵀ + M (C + λI)_KD F_Dᵀ."""
+        gram, (kept, gone) = self.gram, self.split(units)
+        inverse = inverse_of(gram[kept][:, kept])
+        weight = self.factor[:, kept].T.contiguous()
+        return inverse, weight + inverse @ (gram[kept][:, gone] @ self.factor[:, gone].T) if len(gone) else weight
+
+    def split(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns of these units, unit after unit, and of all others."""
+        kept = self.columns[units].reshape(-1)
+        gone = torch.ones(self.columns.numel(), dtype=torch.bool)
+        gone[kept] = False
+        return kept, gone.nonzero().reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +81,7 @@ class Problem:
         columns: (n, b) for each of the group's n units the columns of the weight that belong to it.
         rows: (o,) weights R of the outputs: (γ/σ)² of the norm that follows, or 1; or their Fisher information.
         makes: group name → (o,) which unit of that group each output is, −1 for none.
+        alone: what is known of the group's columns alone; None where all columns are the group's.
     """
 
     matrix: Tensor
@@ -73,6 +89,11 @@ class Problem:
     columns: Tensor
     rows: Tensor
     makes: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    alone: Own | None = None
+
+    def __post_init__(self) -> None:
+        if self.alone is None and self.columns.numel() < self.matrix.shape[1]:
+            object.__setattr__(self, "alone", Own(self.inputs, self.columns))
 
     @property
     def weight(self) -> Tensor:
@@ -96,16 +117,23 @@ class Problem:
     def forget(self) -> None:
         """What was computed for a problem whose weight lies in a file: of all layers it would not fit into memory."""
         if is_mapped(self.matrix):
-            vars(self).pop("factor", None)
-            vars(self.inputs).pop("total", None)
+            for held, name in ((self, "factor"), (self.inputs, "total"), (self.alone, "moments")):
+                vars(held).pop(name, None) if held is not None else None
             let_go((self.matrix, *(fold.held for fold in self.folds)))
 
     @property
-    def gram(self) -> Tensor:
-        """(p, p) C + λI; made anew, for those of all consumers are as large as all statistics."""
-        found = self.total.covariance  # a matrix of its own
-        found.diagonal().add_(self.ridge)
-        return found
+    def moments(self) -> Moments:
+        """Of the group's columns."""
+        return self.total if self.alone is None else self.alone.moments
+
+    @property
+    def normal(self) -> Normal:
+        """What a search among the units takes."""
+        if self.alone is None:
+            return Normal(self.total, self.ridge, self.factor, self.columns)
+        own = self.columns.reshape(-1)
+        units = torch.arange(own.numel()).view_as(self.columns)
+        return Normal(self.moments, self.ridge, self.factor[:, own], units)
 
     @cached_property
     def variance(self) -> float:
@@ -120,7 +148,7 @@ class Problem:
         make them dear.
         """
         told = self.rows > 0
-        weighted = torch.where(self.total.varies, self.weight[told], 0.0) * self.rows[told].sqrt()[:, None]
+        weighted = torch.where(self.inputs.varies, self.weight[told], 0.0) * self.rows[told].sqrt()[:, None]
         if weighted.shape[0] <= weighted.shape[1]:
             return weighted
         return torch.linalg.qr(weighted, mode="r").R  # a vocabulary has many more outputs than columns

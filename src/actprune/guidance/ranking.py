@@ -14,9 +14,10 @@ from actprune.errors import PlanError
 from actprune.guidance.blocks import greedy_order
 from actprune.guidance.greedy import eliminate
 from actprune.guidance.guide import GroupGuide, Guide
+from actprune.guidance.inputs import Inputs
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import MAX_UNITS, Path, contribution_gram, lasso_path
-from actprune.guidance.problem import Inputs, Problem, problems, widest
+from actprune.guidance.problem import Problem, problems, widest
 from actprune.guidance.scores import ABSOLUTE, SCALES, SCORES, filter_norm, missing_measure, per_unit
 from actprune.guidance.thinet import removals
 from actprune.mapped import let_go

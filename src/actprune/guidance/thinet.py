@@ -52,6 +52,6 @@ def second_gram(group: Sequence[Problem]) -> Tensor:
     for problem in group:
         flat, b = problem.columns.reshape(-1), problem.columns.shape[1]
         weight = problem.weight[:, flat]
-        product = problem.total.second[flat][:, flat] * (weight.T @ weight)
+        product = problem.total.part(flat).second * (weight.T @ weight)
         total += product.reshape(n, b, n, b).sum((1, 3))
     return (total + total.T) / 2

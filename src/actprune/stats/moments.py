@@ -54,6 +54,11 @@ class Moments:
         return self.variances > (ROUNDING * self.mean) ** 2
 
     @property
+    def entries(self) -> Spread:
+        """(p,) each for itself; not of cross moments."""
+        return Spread(self.count, self.mean, self.variances * self.count)
+
+    @property
     def second(self) -> Tensor:
         """(p, q) float64, E[x yᵀ], not centred."""
         right = self.mean if self.other is None else self.other
@@ -257,9 +262,14 @@ class Spread:
     deviations: Tensor
 
     @property
+    def variance(self) -> Tensor:
+        """(…) divided by the count."""
+        return self.deviations / max(self.count, 1)
+
+    @property
     def std(self) -> Tensor:
         """(…) standard deviation."""
-        return (self.deviations / max(self.count, 1)).sqrt()
+        return self.variance.sqrt()
 
     def merge(self, other: Spread) -> Spread:
         """Of the values of both."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -57,6 +58,10 @@ class Stats:
     def moments(self, node: str) -> Moments:
         """All folds of a consumer together."""
         return merge_all(self.sites[node])
+
+    def columns(self, node: str) -> Spread:
+        """(p,) the input columns of a consumer, each for itself: no matrix is merged for them."""
+        return reduce(Spread.merge, (fold.entries for fold in self.sites[node]))
 
     def correlation(self, node: str) -> Tensor:
         """(p, p) correlation between the input columns of a consumer; zero where a column is constant."""

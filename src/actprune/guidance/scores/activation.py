@@ -45,11 +45,12 @@ def correlation(graph: Graph, stats: Stats | None, group: Group, seed: int) -> T
         return None
     total = torch.zeros(group.width, dtype=torch.float64)
     for problem in found:
-        own = problem.columns
-        inverse = inverse_of(problem.gram)[own[:, :, None], own[:, None, :]]
+        normal = problem.normal
+        own = normal.columns
+        inverse = inverse_of(normal.gram)[own[:, :, None], own[:, None, :]]
         # (M_gg)⁻¹ is what is left of C_gg + λI when the others have predicted what they can
         unexplained = torch.linalg.inv(inverse).diagonal(dim1=1, dim2=2) - problem.ridge
-        variance = problem.total.variances[own]
+        variance = problem.total.variances[problem.columns]
         share = torch.where(variance > 0, unexplained.clamp_min(0) / variance.clamp_min(1e-30), 0.0)
         total += share.mean(1) / len(found)
     return total

@@ -11,7 +11,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.problem import measured, unit_columns
 from actprune.guidance.scores.parts import activation_of, given, per_unit
-from actprune.stats.moments import Moments
+from actprune.stats.moments import Spread
 from actprune.stats.patches import matrices_by_name
 from actprune.stats.statistics import Stats
 
@@ -45,8 +45,8 @@ def wanda(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor 
     of one unit then don't decide between them.
     """
 
-    def by_column(weight: Tensor, moments: Moments) -> Tensor:
-        return weight.abs().sum(0) * moments.second.diagonal().clamp_min(0).sqrt().cpu()
+    def by_column(weight: Tensor, column: Spread) -> Tensor:
+        return weight.abs().sum(0) * (column.mean.square() + column.variance).sqrt().cpu()
 
     def by_unit(rows: Tensor) -> Tensor:
         return rows.abs().sum(1)
@@ -57,8 +57,8 @@ def wanda(graph: Graph, stats: Stats | None, group: Group, seed: int) -> Tensor 
 def _fluctuations(graph: Graph, stats: Stats | None, group: Group) -> list[Tensor]:
     """Per consumer (n, b): FLAP's score of each of its columns."""
 
-    def by_column(weight: Tensor, moments: Moments) -> Tensor:
-        return weight.pow(2).sum(0) * moments.covariance.diagonal().cpu()
+    def by_column(weight: Tensor, column: Spread) -> Tensor:
+        return weight.pow(2).sum(0) * column.variance.cpu()
 
     def by_unit(rows: Tensor) -> Tensor:
         return rows.pow(2).sum(1)
@@ -70,14 +70,14 @@ def _columns(
     graph: Graph,
     stats: Stats | None,
     group: Group,
-    by_column: Callable[[Tensor, Moments], Tensor],
+    by_column: Callable[[Tensor, Spread], Tensor],
     by_unit: Callable[[Tensor], Tensor],
     size: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[Tensor]:
     """Per consumer (n, b) scores of the columns of each unit, or (n, 1) where only the units' own moments are known.
 
     Args:
-        by_column: (weight (o, p), moments of the rows) → (p,).
+        by_column: (weight (o, p), the (p,) columns of the rows) → (p,).
         by_unit: weights (size, …) → (size,), to be multiplied with `size(mean, deviation)` of the unit.
     """
     found, unit = measured(graph, given(stats), group), activation_of(stats, group)
@@ -85,7 +85,7 @@ def _columns(
         if site in found:
             held = matrices_by_name(site, graph.program.tensors[site.weight].detach())
             for name in found[site]:
-                scores = by_column(held[name].double().cpu(), given(stats).moments(name))
+                scores = by_column(held[name].double().cpu(), given(stats).columns(name))
                 yield scores[unit_columns(graph, site, group, held[name].shape[1])]
         elif unit is not None:
             weights = sum(per_unit(graph, group, site.weight, dim, by_unit) for dim in site.in_dims)
