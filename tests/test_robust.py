@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +186,12 @@ def test_costs_along_a_width_are_the_costs(name: str, budget: str) -> None:
     for group, options in space.options.items():
         expected = [cost(graph, {**widths, group: k})[budget] for k in options]
         assert space.costs_along(group, widths, options).tolist() == expected
+    for tied in ({}, dict.fromkeys(space.options, tuple(space.options))):  # each for itself, and all of one width
+        tried = replace(space, tied=tied)
+        steps = {group: options[0] for group, options in space.options.items()}
+        assert tried.with_each(widths, steps) == {
+            group: tried.cost({**tried.every(widths), **tried.every({group: k})}) for group, k in steps.items()
+        }
 
 
 def test_wide_groups_are_allocated_in_a_moment() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -66,6 +67,28 @@ def costs_along(
     return np.rint(found / graph.program.batch_size if name == "macs" else found)
 
 
+def costs_of_each(
+    graph: Graph, widths: Mapping[str, int], changes: Mapping[str, tuple[Sequence[str], int]], name: str
+) -> dict[str, float]:
+    """One cost for each of some changes of a network, made alone: only what it concerns is counted anew.
+
+    Args:
+        changes: what a change is called → the groups that get a width, and that width.
+    """
+    table, row = _table(graph), COSTS.index(name)
+    sizes, factors = table.sizes(widths), table.factors[row]
+    terms = factors * sizes[table.products].prod(1)
+    whole, found = terms.sum(), dict[str, float]()
+    for change, (groups, width) in changes.items():
+        places = [table.places[group] for group in groups]
+        concerned = np.unique(np.concatenate([table.concerned[place] for place in places]))
+        other = sizes.copy()
+        other[places] = width
+        again = factors[concerned] * other[table.products[concerned]].prod(1)
+        found[change] = float(whole - terms[concerned].sum() + again.sum())
+    return {change: round(one / graph.program.batch_size) if name == "macs" else one for change, one in found.items()}
+
+
 Polynomial: TypeAlias = Counter[tuple[int, ...]]
 """Leaf keys whose widths are multiplied → factor."""
 
@@ -87,6 +110,11 @@ class _Table:
     dense: Array
     products: np.ndarray[Any, np.dtype[np.intp]]
     factors: Array
+
+    @cached_property
+    def concerned(self) -> list[np.ndarray[Any, np.dtype[np.intp]]]:
+        """Group after group the terms in which its width counts."""
+        return [np.flatnonzero((self.products == place).any(1)) for place in range(len(self.places))]
 
     def sizes(self, widths: Mapping[str, int]) -> Array:
         """(groups + 1,) the same with these widths."""

@@ -78,12 +78,13 @@ def trades(
     """Every trade of one step, the most promising by the curves first; built when it is asked for."""
     base = space.cost(widths)
     less = {name: space.neighbour(name, widths[name], -_step(space, widths, name, share)) for name in names}
-    freed = {n: base - space.cost({**widths, n: k}) for n, k in less.items() if k is not None}
-    lost = {n: curves[n](k) - curves[n](widths[n]) for n, k in less.items() if k is not None}
-    more = {n: k for n in names if (k := space.neighbour(n, widths[n], 1)) is not None}
+    narrower = {n: k for n, k in less.items() if k is not None}
+    freed = {n: base - after for n, after in space.with_each(widths, narrower).items()}
+    lost = {n: curves[n](k) - curves[n](widths[n]) for n, k in narrower.items()}
+    more = space.steps({n: widths[n] for n in names}, 1)
     rate = {
-        n: (curves[n](widths[n]) - curves[n](k)) / max(space.cost({**widths, n: k}) - base, 1e-9)
-        for n, k in more.items()
+        n: (curves[n](widths[n]) - curves[n](more[n])) / max(after - base, 1e-9)
+        for n, after in space.with_each(widths, more).items()
     }
     pairs = [(rate[taker] * freed[giver] - lost[giver], giver, taker) for giver in freed for taker in rate]
     for _, giver, taker in sorted((p for p in pairs if p[1] != p[2]), key=lambda pair: -pair[0]):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from actprune.allocation.budget import Budget
-from actprune.allocation.cost import COSTS, Array, cost, costs_along
+from actprune.allocation.cost import COSTS, Array, cost, costs_along, costs_of_each
 from actprune.allocation.protection import protected
 from actprune.axes.account import beyond_class, over_norms
 from actprune.axes.capture import Graph
@@ -67,6 +67,17 @@ class Space:
             return np.array([self.cost({**widths, name: k}) for k in options])
         tied = self.tied.get(name, (name,))
         return costs_along(self.graph, self.every(widths), tied, options, self.budget.cost)
+
+    def with_each(self, widths: Mapping[str, int], others: Mapping[str, int]) -> dict[str, float]:
+        """Group → the cost of these widths with that group's other one."""
+        if self.budget.cost not in COSTS:
+            return {name: self.cost({**widths, name: k}) for name, k in others.items()}
+        changes = {name: (self.tied.get(name, (name,)), k) for name, k in others.items()}
+        return costs_of_each(self.graph, self.every(widths), changes, self.budget.cost)
+
+    def steps(self, widths: Mapping[str, int], step: int) -> dict[str, int]:
+        """Group → the allowed width `step` places further, of those that have one."""
+        return {name: to for name, k in widths.items() if (to := self.neighbour(name, k, step)) is not None}
 
     @property
     def least(self) -> float:

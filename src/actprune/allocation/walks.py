@@ -24,13 +24,11 @@ def fill(space: Space, widths: Widths, gain: Callable[[str, int, int], float]) -
     while True:
         now = space.cost(widths)
         best: tuple[float, str, int] | None = None
-        for name, k in widths.items():
-            more = space.neighbour(name, k, 1)
-            if more is None:
-                continue
-            after = space.cost({**widths, name: more})
+        wider = space.steps(widths, 1)
+        for name, after in space.with_each(widths, wider).items():
+            more = wider[name]
             if after <= space.target:
-                rate = gain(name, k, more) / max(after - now, 1e-9)
+                rate = gain(name, widths[name], more) / max(after - now, 1e-9)
                 if best is None or rate > best[0]:
                     best = rate, name, more
         if best is None:
@@ -44,12 +42,10 @@ def trim(space: Space, widths: Widths, loss: Callable[[str, int, int], float]) -
     while not space.fits(widths):
         now = space.cost(widths)
         best: tuple[float, str, int] | None = None
-        for name, k in widths.items():
-            less = space.neighbour(name, k, -1)
-            if less is None:
-                continue
-            saved = now - space.cost({**widths, name: less})
-            rate = loss(name, k, less) / max(saved, 1e-9)
+        narrower = space.steps(widths, -1)
+        for name, after in space.with_each(widths, narrower).items():
+            less, saved = narrower[name], now - after
+            rate = loss(name, widths[name], less) / max(saved, 1e-9)
             if saved > 0 and (best is None or rate < best[0]):
                 best = rate, name, less
         if best is None:  # what is left to cut saves nothing of this cost
