@@ -14,7 +14,7 @@ from actprune.stats.room import JUDGED_COLUMNS
 
 SWAPS = 8
 SWAP_COLUMNS = 1024
-"""Supports are refined by up to so many exchanges, where no consumer has more columns than this."""
+"""Supports are refined by up to so many exchanges, where the group has no more columns than this in a consumer."""
 
 QUICK_WORK = 1e9
 """Where the consumers of a group take more than so many multiply-adds to factorise, trials compare no supports."""
@@ -150,7 +150,7 @@ class Guide:
         own, group = self.groups[name], self.problems[name]
         if k == len(own.scores):
             return Choice(tuple(range(k)), WHOLE, None)
-        small = widest(group) <= SWAP_COLUMNS
+        small = all(problem.columns.numel() <= SWAP_COLUMNS for problem in group)
         candidates: dict[tuple[int, ...], str] = {}
         if decided and "greedy" in own.orders:
             group = tuple(problem.without(decided) for problem in group)

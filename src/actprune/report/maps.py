@@ -19,12 +19,11 @@ def correlation(graph: Graph, stats: Stats, group: Group) -> Correlation | None:
     if not readers:
         return None
     site, (name, *_) = next(iter(readers.items()))
-    found = stats.correlation(name).cpu()
-    let_go(fold.held for fold in stats.sites[name])
-    columns = unit_columns(graph, site, group, found.shape[0])
+    columns = unit_columns(graph, site, group, len(stats.sites[name][0].mean))
     units = _some(group.width, MAP_UNITS)
-    own = columns[units, columns.shape[1] // 2]
-    square = (100 * found[own][:, own]).round().clamp(-100, 100).int()
+    found = stats.correlation(name, columns[units, columns.shape[1] // 2]).cpu()
+    let_go(fold.held for fold in stats.sites[name])
+    square = (100 * found).round().clamp(-100, 100).int()
     above = torch.triu_indices(len(units), len(units), offset=1)
     return Correlation(tuple(units.tolist()), tuple(square[above[0], above[1]].tolist()))
 

@@ -63,9 +63,11 @@ class Stats:
         """(p,) the input columns of a consumer, each for itself: no matrix is merged for them."""
         return reduce(Spread.merge, (fold.entries for fold in self.sites[node]))
 
-    def correlation(self, node: str) -> Tensor:
-        """(p, p) correlation between the input columns of a consumer; zero where a column is constant."""
-        found = self.moments(node)
+    def correlation(self, node: str, columns: Tensor | None = None) -> Tensor:
+        """(p, p) correlation between the input columns of a consumer, or (k, k) between these of them; zero where a
+        column is constant."""
+        folds = self.sites[node]
+        found = merge_all(folds if columns is None else (fold.part(columns.to(fold.mean.device)) for fold in folds))
         covariance = found.covariance
         scale = torch.where(found.varies, covariance.diagonal().rsqrt(), 0.0)
         return covariance * scale[:, None] * scale[None, :]
