@@ -18,6 +18,7 @@ from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.calls import annotated, without_dropout
 from actprune.keras3.dtypes import plain_numbers
 from actprune.keras3.fill import filled
+from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
@@ -35,11 +36,13 @@ class KerasNetwork(Rebuilt):
         model: the `keras.Model`.
         places: its layers, under the paths that the dense model gave them.
         calls: what is called in it and is no layer: its own name → the name that the dense model gave it.
+        called_on: of a model with a `call` of its own, what it was called on.
     """
 
     model: Any
     places: list[Placed]
     calls: dict[str, str]
+    called_on: CalledOn
 
     @property
     def called(self) -> str:
@@ -47,13 +50,22 @@ class KerasNetwork(Rebuilt):
 
     @property
     def input_names(self) -> list[str]:
+        if has_own_call(self.model):
+            return []
         return [tensor._keras_history.operation.name for tensor in self.model.inputs]
 
-    def __init__(self, model: Any, like: list[Placed] | None = None, calls: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        like: list[Placed] | None = None,
+        calls: Mapping[str, str] | None = None,
+        called_on: CalledOn | None = None,
+    ) -> None:
         """
         Args:
             like: the layers of the network that `model` was rebuilt from: its own have the names that they have there.
             calls: those that have another name there, as the attribute.
+            called_on: as the attribute, where it is known.
 
         Raises:
             UnsupportedModelError: Keras doesn't compute with torch, or the model can't be rebuilt from its config.
@@ -73,6 +85,7 @@ class KerasNetwork(Rebuilt):
             )
         vars(self)["model"] = model
         vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like)
+        vars(self)["called_on"] = called_on or CalledOn()
         vars(self)["calls"] = {op.name: op.name for op in operations(model)} | dict(calls or {})
         for place in self.places:
             holder = _module(self, place.path)
@@ -84,9 +97,14 @@ class KerasNetwork(Rebuilt):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = kwargs or (args[0] if len(args) == 1 else list(args))
+        own = has_own_call(self.model)
+        several = own and by_position(self.model) > 1
+        inputs = args if several and args else (kwargs or (args[0] if len(args) == 1 else list(args)),)
+        named = kwargs if several else {}
+        if own and self.called_on.given is None:
+            self.called_on.given = as_given(inputs, named)
         with annotated(self._named()), plain_numbers():
-            return self.model(inputs, training=self.training)
+            return self.model(*inputs, **named, training=self.training)
 
     def _named(self) -> Iterator[tuple[str, Any]]:
         """Everything that is called in the model, and its path."""
@@ -97,7 +115,8 @@ class KerasNetwork(Rebuilt):
         return self.rebuilt(Plan({}, {}, {}, ""), {})
 
     def rebuilt(self, plan: Plan, tensors: Mapping[str, Tensor]) -> KerasNetwork:
-        made = KerasNetwork(rebuild(self.model, self.places, self.calls, plan), self.places, self.calls)
+        made = rebuild(self.model, self.places, self.calls, plan, self.called_on.given)
+        made = KerasNetwork(made, self.places, self.calls, self.called_on)
         filled(made.places, self.places, plan, tensors)
         return made.train(self.training)
 
@@ -118,7 +137,8 @@ class KerasNetwork(Rebuilt):
             replace(place, path=".".join(found.get(part, part) for part in place.path.split(".")))
             for place in self.places
         ]
-        return KerasNetwork(self.model, made, {name: found[called] for name, called in self.calls.items()})
+        calls = {name: found[called] for name, called in self.calls.items()}
+        return KerasNetwork(self.model, made, calls, self.called_on)
 
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)

@@ -40,9 +40,15 @@ class Resized:
 
         within = {place: made(one) if isinstance(one, dict) else one for place, one in config["within"].items()}
         layer = resized(made(config["kind"]), within)
-        vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
+        as_resized(layer, config)
         layer.trainable = config["trainable"]
         return layer
+
+
+def as_resized(layer: Any, config: Mapping[str, Any]) -> None:
+    """Let the layer say that this, see `serialized`, is its config."""
+    layer.__class__ = _resized_class(type(layer))
+    vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
 
 
 def register() -> None:
@@ -80,7 +86,7 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
         reconnect(layer, new)
     else:
         for old in [one for one in layer._layers if id(one) in new]:
-            _put(layer, old, new[id(old)])
+            put(layer, old, new[id(old)])
     forget(layer)
     layer.__class__ = _resized_class(type(layer))
     return layer
@@ -123,6 +129,15 @@ def config_of(layer: Any) -> dict[str, Any]:
     made = keras_on_torch().saving.serialize_keras_object(layer)
     made.pop("compile_config", None)
     return made
+
+
+def has_config(model: Any) -> bool:
+    """Whether Keras can write of a model what it is."""
+    try:
+        config_of(model)
+    except Exception:  # whatever a class raises that has no config
+        return False
+    return True
 
 
 def _shapes(value: Any) -> Any:
@@ -181,6 +196,14 @@ def number_at(layer: Any, place: str) -> Any:
     return layer
 
 
+def set_numbers(layer: Any, numbers: Mapping[str, int]) -> None:
+    """Set attributes of a layer and of those within; place and attribute → the number."""
+    for place, value in numbers.items():
+        steps = place.split(".")
+        depth = next(i for i, step in enumerate(steps) if not step.isdecimal())
+        _set_number(at(layer, ".".join(steps[:depth])), steps[depth:], value)
+
+
 def _set_number(layer: Any, path: Sequence[str], value: int) -> None:
     first, *rest = path
     vars(layer)[first] = with_entry(vars(layer)[first], rest, value)
@@ -202,10 +225,10 @@ def _resize(layer: Any, number: int, shape: Sequence[int]) -> None:
         new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
     new.regularizer, new.constraint = old.regularizer, old.constraint
     store = "trainable_variables" if number < len(layer._trainable_variables) else "non_trainable_variables"
-    _put(layer, old, new, store)
+    put(layer, old, new, store)
 
 
-def _put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
+def put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
     """`new` in every attribute of `holder` that is `old`, or a list or dict with it."""
     tracker = holder._tracker
     held = tracker.config[store][1]

@@ -207,7 +207,7 @@ def _among(items: Sequence[ast.expr], slot: int, count: int, source: Source) -> 
     """Item `slot` where one item may be starred and stand for several."""
     stars = [i for i, item in enumerate(items) if isinstance(item, ast.Starred)]
     if not stars:
-        return items[slot] if len(items) == count else None
+        return items[slot] if items and len(items) == count else None  # a call by keywords alone has none
     if len(stars) > 1:
         return None
     star, behind = stars[0], len(items) - stars[0] - 1

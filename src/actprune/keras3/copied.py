@@ -1,0 +1,188 @@
+"""A layer, or model, of the user's own class, copied attribute by attribute, with smaller layers and weights in it.
+
+Most classes that users write can't be made again from a config: `def __init__(self)` takes none of what Keras writes
+there, others are given layers. What an instance holds says all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from types import MethodType
+from typing import Any
+
+from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.compiled import own_again
+from actprune.keras3.own import is_own
+from actprune.keras3.resized import (
+    as_resized,
+    at,
+    inner_layers,
+    own_layers,
+    own_variables,
+    put,
+    serialized,
+    set_numbers,
+)
+
+Like = Callable[[Any], Any]
+Anew = Callable[[Any, Any], Any]
+Shape = tuple[int, ...]
+
+
+class Copying:
+    """One copy.
+
+    Attributes:
+        like: a layer of Keras → a new one, smaller and not yet built; the same one each time.
+        anew: a model that is connected, and what it is called on → a new one, smaller.
+        wanted: a variable → its shape in the copy.
+        made: id of a layer, variable or metric → what takes its place.
+        later: stand-ins for connected models, until it is known what they are called on.
+    """
+
+    def __init__(self, like: Like, anew: Anew, wanted: Callable[[Any], Shape]) -> None:
+        self.like, self.anew, self.wanted = like, anew, wanted
+        self.made: dict[int, Any] = {}
+        self.later: list[Any] = []
+
+    def copy(self, layer: Any) -> Any:
+        """The layer with its variables; what it holds of Keras's is built as it is called."""
+        keras = keras_on_torch()
+        kind: Any = type(layer)
+        new = self.made[id(layer)] = kind.__new__(kind)
+        base = keras.Model if isinstance(layer, keras.Model) else keras.Layer
+        base.__init__(new, name=layer.name, dtype=layer.dtype_policy, activity_regularizer=layer.activity_regularizer)
+        for inner in layer._layers:
+            self._inner(inner)
+        for variable in own_variables(layer):
+            self.made[id(variable)] = _variable(new, variable, self.wanted(variable))
+        for metric in layer._metrics:
+            self.made[id(metric)] = own_again(metric)
+        known = _of_keras(base)
+        for name, value in [*vars(layer).items(), *layer._modules.items()]:
+            if name not in known:
+                setattr(new, name, self._value(value))
+            elif name in _STATE:
+                vars(new)[name] = value
+        self._in_order(new, layer)
+        return new
+
+    def _inner(self, layer: Any) -> None:
+        keras = keras_on_torch()
+        if id(layer) in self.made:
+            return
+        if is_own(layer):
+            self.copy(layer)
+        elif isinstance(layer, keras.Model):
+            self.made[id(layer)] = _later(layer, self.anew)
+            self.later.append(self.made[id(layer)])
+        else:
+            self.made[id(layer)] = self.like(layer)
+
+    def _value(self, value: Any) -> Any:
+        """What an attribute of the copy holds for one of the layer."""
+        if id(value) in self.made:
+            return self.made[id(value)]
+        if isinstance(value, MethodType) and id(value.__self__) in self.made:
+            return MethodType(value.__func__, self.made[id(value.__self__)])
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(self._value, value))
+        if isinstance(value, list | tuple | set):
+            kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
+            return kind(self._value(entry) for entry in value)
+        if isinstance(value, dict):
+            return {key: self._value(entry) for key, entry in value.items()}
+        return own_again(value)
+
+    def _in_order(self, new: Any, layer: Any) -> None:
+        """What is tracked, as the layer tracks it: also what no attribute of it holds any more."""
+        for store in ("layers", "trainable_variables", "non_trainable_variables"):
+            held = [self.made[id(one)] for one in layer._tracker.config[store][1]]
+            new._tracker.config[store][1][:] = held
+            new._tracker.stored_ids[store] = {*map(id, held)}
+        if layer._tracker.locked:
+            new._lock_state()
+
+
+_STATE = (
+    "_auto_config _build_shapes_dict _input_spec _supports_masking _trainable autocast built supports_jit "
+    "_allow_non_tensor_positional_args _convert_input_args _path"
+).split()
+"""Attributes of Keras's own that say something of a layer."""
+
+
+def copied(layer: Any, copying: Copying, numbers: Mapping[str, int], args: Any, kwargs: Any) -> Any:
+    """The copy, called once on these (symbolic) arguments, and with these numbers (place and attribute) in it."""
+    made = copying.copy(layer)
+    set_numbers(made, numbers)
+    _run(made, args, kwargs)
+    for later in copying.later:
+        for _, holder in own_layers(made):
+            if holder._tracker.is_in_store("layers", later):
+                put(holder, later, later.made_of())
+    for place, inner in inner_layers(layer):
+        if inner.built and not at(made, place).built:  # it isn't called in inference
+            at(made, place).build_from_config(inner.get_build_config())
+    small: dict[str, Any] = {
+        place: at(made, place)
+        for place, inner in inner_layers(layer)
+        if [v.shape for v in at(made, place).variables] != [v.shape for v in inner.variables]
+    }
+    for place, own in own_layers(layer):
+        for i, variable in enumerate(own_variables(own)):
+            if tuple(variable.shape) != copying.wanted(variable):
+                small[f"{place}.#{i}".lstrip(".")] = [*copying.wanted(variable)]
+    with suppress(Exception):  # whatever a class raises that has no config: then it can't be saved, cut or not
+        as_resized(made, serialized(layer, {**small, **numbers}))
+    return made
+
+
+def _run(layer: Any, args: Any, kwargs: Any) -> None:
+    """Without values if that goes, else on zeros."""
+    keras = keras_on_torch()
+    try:
+        keras.Operation.compute_output_spec(layer, *args, **kwargs)
+    except Exception:  # whatever a call raises that asks for values
+
+        def zeros(value: Any) -> Any:
+            if not isinstance(value, keras.KerasTensor):
+                return value
+            return keras.ops.zeros([4 if size is None else size for size in value.shape], dtype=value.dtype)
+
+        layer.call(*keras.tree.map_structure(zeros, args), **keras.tree.map_structure(zeros, kwargs))
+
+
+def _variable(holder: Any, old: Any, shape: Shape) -> Any:
+    with holder._open_name_scope():
+        new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
+    new.regularizer, new.constraint = old.regularizer, old.constraint
+    return new
+
+
+def _later(layer: Any, anew: Anew) -> Any:
+    """Stands for a connected model until it is called."""
+
+    class Later(keras_on_torch().layers.Layer):
+        def made_of(self) -> Any:
+            return held.get("made") or anew(layer, None)
+
+        def call(self, *args: Any, **kwargs: Any) -> Any:
+            if "made" not in held:
+                held["made"] = anew(layer, args[0] if args else next(iter(kwargs.values())))
+            return held["made"](*args, **kwargs)
+
+    held: dict[str, Any] = {}
+    return Later(name=layer.name)
+
+
+@cache
+def _of_keras(base: Any) -> frozenset[str]:
+    """The attributes that Keras gives a layer or model, training included."""
+    keras, one = keras_on_torch(), base()
+    if isinstance(one, keras.Model):
+        one.compile("sgd", "mse")
+    late = "_torch_params history stop_training stop_predicting stop_evaluating _compiled_trainable_state"
+    more = "_eval_epoch_iterator _epoch_iterator _actprune_parts"
+    return frozenset({*vars(one), *one._modules, *late.split(), *more.split()})

@@ -1,0 +1,159 @@
+"""Models of the user's own class, with a `call` of its own, and layers that no config makes again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import numpy as np
+import pytest
+import torch
+
+import actprune
+
+keras = pytest.importorskip("keras")
+kl: Any = keras.layers
+RNG = np.random.default_rng(0)
+
+
+def _x(*shape: int) -> Any:
+    return RNG.normal(size=shape).astype("float32")
+
+
+class Block(kl.Layer):
+    """Takes no keywords, so Keras's own config doesn't make it; its width is known when it is built."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.norm = kl.LayerNormalization()
+        self.drop = kl.Dropout(0.5)
+
+    def build(self, shape: Any) -> None:
+        self.wide, self.back = kl.Dense(self.hidden, activation="relu"), kl.Dense(shape[-1])
+        self.scale = self.add_weight(shape=(self.hidden,), initializer="ones", name="scale")
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        return x + self.drop(self.back(self.wide(self.norm(x)) * self.scale), training=training)
+
+
+class Network(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = kl.Dense(6)
+        self.blocks = [Block(8) for _ in range(2)]
+        self.inner = keras.Sequential([kl.Dense(10, activation="relu"), Block(8)])
+        self.heads = {"a": kl.Dense(3), "b": kl.Dense(1)}
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        x = self.first(inputs["left"]) + self.first(inputs["right"])
+        for block in self.blocks:
+            x = block(x, training=training)
+        x = self.inner(x)
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+def _same(left: Any, right: Any, x: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(*(keras.tree.flatten(m(x)) for m in (left, right)), strict=True))
+
+
+def test_a_model_with_a_call_of_its_own(tmp_path: Path) -> None:
+    model, x = Network(), {"left": _x(16, 4), "right": _x(16, 4)}
+    y = {"a": _x(16, 3), "b": _x(16, 1)}
+    model(x)
+    model.compile("adam", {"a": "mse", "b": "mae"})
+    model.fit(x, y, verbose=0)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed and isinstance(small, Network)
+    shapes = [tuple(block.wide.kernel.shape) for block in (*small.blocks, small.inner.layers[1])]
+    assert shapes == [(6, 4), (6, 4), (10, 4)] and small.blocks[0].scale.shape == (4,)
+    assert (model.blocks[0].hidden, model.blocks[0].wide.kernel.shape) == (8, (6, 8))
+    # compiled as it was: the moments of the optimizer are cut like the weights
+    assert small.compiled and int(small.optimizer.iterations) == 1
+    result.save(tmp_path / "run")
+    fresh = Network()
+    fresh(x)
+    assert _same(actprune.load(tmp_path / "run", fresh), small, x)
+    before = keras.tree.map_structure(torch.clone, small(x))
+    small.fit(x, y, verbose=0)
+    assert not torch.equal(small(x)["a"], before["a"]) and small.predict(x, verbose=0)["b"].shape == (16, 1)
+
+
+def test_a_class_that_trains_by_itself() -> None:
+    class Coder(keras.Model):
+        """Is given its parts, and has more to say in `compile` and in `train_step`."""
+
+        def __init__(self, encoder: Any, decoder: Any) -> None:
+            super().__init__()
+            self.encoder, self.decoder, self.seen = encoder, decoder, keras.metrics.Mean(name="seen")
+
+        def compile(self, own: Any, error: Any) -> None:
+            super().compile()
+            self.own, self.error = own, error
+
+        def call(self, x: Any) -> Any:
+            return self.decoder(self.encoder(x))
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            self.zero_grad()
+            loss = self.error(data[0], self(data[0], training=True))
+            loss.backward()
+            weights = list(self.trainable_weights)
+            with torch.no_grad():
+                self.own.apply([weight.value.grad for weight in weights], weights)
+            self.seen.update_state(loss)
+            return {"seen": self.seen.result()}
+
+    inputs, code = keras.Input((6,)), keras.Input((5,))
+    encoder = keras.Model(inputs, kl.Dense(5)(kl.Dense(8, activation="relu")(inputs)))
+    decoder = keras.Model(code, kl.Dense(6)(kl.Dense(8, activation="relu")(code)))
+    model, x = Coder(encoder, decoder), _x(16, 6)
+    model(x)
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
+    small: Any = actprune.prune(model, x, keep="units=60%", method="l2").model
+    assert isinstance(small, Coder) and small.encoder.output.shape == small.decoder.input.shape == (None, 3)
+    before = small(x)
+    assert small.fit(x, x, verbose=0).history["seen"][0] > 0 and not torch.equal(small(x), before)
+    assert small.own is not model.own and small.error is model.error and float(model.seen.result()) == 0
+
+
+class Table(kl.Layer):
+    def __init__(self, length: int, names: int, width: int) -> None:
+        super().__init__()
+        self.words, self.places = kl.Embedding(names, width), kl.Embedding(length, width)
+
+    def call(self, x: Any) -> Any:
+        return self.words(x) + self.places(keras.ops.arange(0, keras.ops.shape(x)[-1], 1))
+
+
+def test_layers_that_take_no_keywords(tmp_path: Path) -> None:
+    def made() -> Any:
+        ids = keras.Input((7,), dtype="int32")
+        x = Block(8)(Table(7, 20, 6)(ids))
+        return keras.Model(ids, kl.Dense(2)(kl.Dense(8, activation="relu")(kl.GlobalAveragePooling1D()(x))))
+
+    x = RNG.integers(0, 20, (16, 7)).astype("int32")
+    result = actprune.prune(made(), x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed and small.layers[2].wide.units == 4
+    result.save(tmp_path / "run")
+    assert _same(actprune.load(tmp_path / "run", made()), small, x)
+
+
+def test_two_inputs_by_position() -> None:
+    class Pair(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.last = kl.Dense(8, activation="relu"), kl.Dense(2)
+
+        def call(self, x: Any, y: Any) -> Any:
+            return self.last(self.left(x) * self.left(y))
+
+    model, x = Pair(), (_x(16, 4), _x(16, 4))
+    model(*x)
+    small: Any = actprune.prune(model, [x], keep="units=50%", method="l2").model
+    assert small.left.units == 4 and small(*x).shape == (16, 2)
