@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import actprune
+from actprune.keras3.files import load_keras
 
 keras = pytest.importorskip("keras")
 kl: Any = keras.layers
@@ -142,6 +143,62 @@ def test_layers_that_take_no_keywords(tmp_path: Path) -> None:
     assert result.proof is not None and result.proof.passed and small.layers[2].wide.units == 4
     result.save(tmp_path / "run")
     assert _same(actprune.load(tmp_path / "run", made()), small, x)
+
+
+def _rows(x: Any, size: int) -> Any:
+    return keras.ops.reshape(x, (-1, size, x.shape[-1]))
+
+
+@keras.saving.register_keras_serializable("models")
+class Reading(kl.Layer):
+    """Attention that reads its sizes off its inputs, and a bias for each head."""
+
+    def __init__(self, heads: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.heads, self.qkv, self.out = heads, kl.Dense(24), kl.Dense(8)
+
+    def build(self, shape: Any) -> None:
+        self.bias = self.add_weight(shape=(self.heads, 1, 1), initializer="ones", name="bias")
+
+    def call(self, x: Any) -> Any:
+        ops = keras.ops
+        _, length, width = x.shape
+        size = width // self.heads
+        q, k, v = ops.transpose(ops.reshape(self.qkv(x), (-1, length, 3, self.heads, size)), (2, 0, 3, 1, 4))
+        weights = ops.softmax(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) / 2 + self.bias, -1)
+        y = ops.reshape(ops.transpose(ops.matmul(weights, v), (0, 2, 1, 3)), (-1, length, width))
+        return self.out(_rows(y, length))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "heads": self.heads}
+
+
+def test_sizes_read_off_inputs(tmp_path: Path) -> None:
+    inputs = keras.Input((5, 8))
+    model = keras.Model(inputs, kl.Dense(3)(Reading(4)(kl.LayerNormalization()(inputs))))
+    x = _x(8, 5, 8)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed
+    attention = small.layers[2]
+    assert isinstance(attention, Reading) and attention.out.kernel.shape[0] < 8 and attention.qkv.units < 24
+    small.save(tmp_path / "small.keras")
+    again: Any = load_keras(tmp_path / "small.keras")
+    assert _same(again, small, x)
+    twice: Any = actprune.prune(again, x, keep="units=60%", method="l2").model  # what was edited before, once more
+    twice.save(tmp_path / "twice.keras")
+    assert twice.count_params() < small.count_params() and _same(load_keras(tmp_path / "twice.keras"), twice, x)
+
+
+def test_a_reason_names_the_line_of_the_class() -> None:
+    class Fixed(kl.Layer):
+        def call(self, x: Any) -> Any:
+            return keras.ops.reshape(x, (-1, *(4, 2)[::1]))
+
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(8), Fixed(), kl.Dense(4, activation="relu"), kl.Dense(2)])
+    result = actprune.prune(model, _x(16, 3), keep="units=50%", method="l2")
+    reasons = str(result.graph.account())
+    assert "in call, test_keras_models.py:" in reasons and "numpy.py" not in reasons
 
 
 def test_two_inputs_by_position() -> None:

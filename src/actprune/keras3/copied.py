@@ -113,7 +113,7 @@ _STATE = (
 """Attributes of Keras's own that say something of a layer."""
 
 
-def copied(layer: Any, copying: Copying, numbers: Mapping[str, int], args: Any, kwargs: Any) -> Any:
+def copied(layer: Any, copying: Copying, numbers: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
     """The copy, called once on these (symbolic) arguments, and with these numbers (place and attribute) in it."""
     made = copying.copy(layer)
     set_numbers(made, numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,14 @@ def as_built(model: Any) -> Iterator[Given]:
             yield (made[0],), {}
         elif made:
             yield (), {name.removesuffix("_shape"): one for name, one in zip(shapes, made, strict=True)}
+
+
+def run_as_built(layer: Any) -> None:
+    """Let a layer build what it builds as it is called, if the record says how."""
+    for args, kwargs in as_built(layer):
+        with suppress(Exception):  # whatever a call raises on other dtypes
+            keras_on_torch().Operation.compute_output_spec(layer, *args, **kwargs)
+            return
 
 
 def of_sizes(model: Any, given: Any) -> list[Any]:

@@ -149,7 +149,7 @@ class KerasNetwork(Rebuilt):
     def written(self, graph: Graph, recorded: Sizes) -> Sizes:
         found = written_sizes(self.places, {self.calls[op.name]: op for op in operations(self.model)}, graph)
         more = of_attributes(recorded, [*self.own_modules()])
-        return Sizes((*found.uses, *more.uses), {**found.attributes, **more.attributes}, {}, False, found.optional)
+        return Sizes((*found.uses, *more.uses), {**found.attributes, **more.attributes}, {}, True, found.optional)
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from actprune.errors import PlanError
-from actprune.keras3.attributes import numbers_within
+from actprune.keras3.attributes import is_attribute, numbers_within
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.copied import Copying, copied
 from actprune.keras3.from_config import FromConfig, Within
@@ -42,6 +42,7 @@ class _Rebuilding(FromConfig):
     """One rebuild; layers that are shared are made once.
 
     Attributes:
+        edited: paths of layers of which attributes or the source of methods change.
         made: id of an old layer → the new one.
         spare: id of an old layer of the user's own class → one of the old sizes, as the class of its model makes it.
         within: id of a layer made of such a one, or of a model of the user's own class → configs of what is put there.
@@ -49,6 +50,7 @@ class _Rebuilding(FromConfig):
 
     def __init__(self, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> None:
         super().__init__(places, calls, plan)
+        self.edited = {e.module for e in (*filter(is_attribute, plan.edits.attributes), *plan.edits.methods)}
         self.made: dict[int, Any] = {}
         self.spare: dict[int, Any] = {}
         self.within: dict[int, dict[str, Any]] = {}
@@ -188,14 +190,19 @@ class _Rebuilding(FromConfig):
         return self.layer(layer)
 
     def _cut_within(self, layer: Any) -> bool:
-        """Whether a layer holds others, and a variable that the plan cuts."""
+        """Whether a layer holds others, and a variable that the plan cuts, or what its code says changes."""
         path = self.paths[id(layer)]
+        if self.edited.intersection(self.paths[id(place.layer)] for place in placed(layer)):
+            return True
         return bool(layer._layers) and any(name.startswith(f"{path}.") for name in self.plan.dims)
 
     def _inside(self, layer: Any, args: Any, kwargs: Any) -> Any:
-        numbers = dict(numbers_within(layer, self.plan.edits.attributes, self.paths))
+        numbers = dict(numbers_within(layer, self.plan.edits, self.paths))
+        # what its code computes was solved for with the attributes as they are, and a config that changes sets others
+        edited = any(isinstance(value, list) for value in numbers.values()) and self.paths[id(layer)] in self.edits
+        copies = edited or has_own_call(layer)
         try:
-            if has_own_call(layer):
+            if copies:
                 return copied(layer, self._copying(), numbers, args, kwargs)
             if (spare := self._spare(layer)) is None:
                 return rebuilt_inside(layer, self._unbuilt, self._wanted, numbers, args, kwargs)
@@ -204,7 +211,7 @@ class _Rebuilding(FromConfig):
             return spare
         except Exception as error:  # whatever a class raises on layers that it doesn't expect
             with suppress(Exception):
-                if not has_own_call(layer):
+                if not copies:
                     return copied(layer, self._copying(), numbers, args, kwargs)
             raise error if isinstance(error, PlanError) else misfit(layer.name, error) from error
 

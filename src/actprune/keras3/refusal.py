@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from actprune.errors import PlanError, UnsupportedModelError
@@ -39,7 +40,9 @@ def check_rebuildable(model: Any) -> None:
 
 def misfit(name: str, error: Exception) -> PlanError:
     """What is said of a layer that raises on the size that a plan leaves."""
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras says where it was ("Exception encountered when calling …"),
+    inner = re.split(r".* encountered(?: when calling .*|:)\n", text)[-1]  # and what it was behind that, in bold
+    said = next((line for line in inner.splitlines() if line.strip()), "")
     return PlanError(
         f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
         expected="a layer that its config describes, and that takes inputs of the new size",

@@ -13,8 +13,15 @@ from functools import cache
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.inputs import run_as_built
 from actprune.keras3.own import is_own
+from actprune.keras3.places import placed
 from actprune.keras3.reconnect import forget, is_functional, reconnect
+from actprune.repair.edits import Edits
+from actprune.surgery.source import subclass
+
+SOURCE = "@source"
+"""In a place of its own stand the edits of a layer's class, as data: several, where it was cut several times."""
 
 
 class Resized:
@@ -39,7 +46,10 @@ class Resized:
             return keras_on_torch().saving.deserialize_keras_object({**copied, "build_config": built})
 
         within = {place: made(one) if isinstance(one, dict) else one for place, one in config["within"].items()}
-        layer = resized(made(config["kind"]), within)
+        layer = made(config["kind"])
+        if not all(place.layer.built for place in placed(layer)):
+            run_as_built(layer)
+        layer = resized(layer, within)
         as_resized(layer, config)
         layer.trainable = config["trainable"]
         return layer
@@ -61,7 +71,8 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
 
     Args:
         within: place → the layer that takes it: "2.0" is the first layer in the third one that `layer` holds, or of
-            a functional model, in what it calls third. Place and attribute → a number: "2.0.heads". Place and which
+            a functional model, in what it calls third. Place and attribute → a number: "2.0.heads". Place and `SOURCE`
+            → edits of methods. Place and which
             variable that layer itself holds → its shape: "2.0.#1".
 
     Raises:
@@ -71,7 +82,9 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
     new: dict[int, Any] = {}
     for place, one in within.items():
         first, _, rest = place.partition(".")
-        if first.startswith("#"):
+        if first == SOURCE:
+            layer.__class__ = _edited(type(layer), one)
+        elif first.startswith("#"):
             _resize(layer, int(first[1:]), one)
         elif not first.isdecimal():
             _set_number(layer, place.split("."), one)
@@ -103,7 +116,7 @@ def _resized_inside(layer: Any, within: Mapping[str, Any]) -> None:
             vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
             resized(layer, within)
             return
-    own = type(layer)
+    own = _edited(type(layer), within.get(SOURCE, ()))
     resized(layer, within).__class__ = own  # what the outermost one is made of says the rest
 
 
@@ -114,9 +127,14 @@ def serialized(layer: Any, within: Mapping[str, Any]) -> dict[str, Any]:
     before = {
         place: one
         for place, one in parts["within"].items()
-        if not any(f"{place}.".startswith(f"{new}.") for new in inner)
+        if _is_source(place) or not any(f"{place}.".startswith(f"{new}.") for new in inner)
     }
-    return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**before, **inner}}
+    again = {place: [*before[place], *one] for place, one in inner.items() if _is_source(place) and place in before}
+    return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**before, **inner, **again}}
+
+
+def _is_source(place: str) -> bool:
+    return place.rpartition(".")[2] == SOURCE
 
 
 def as_config(one: Any) -> Any:
@@ -196,12 +214,23 @@ def number_at(layer: Any, place: str) -> Any:
     return layer
 
 
-def set_numbers(layer: Any, numbers: Mapping[str, int]) -> None:
+def set_numbers(layer: Any, numbers: Mapping[str, Any]) -> None:
     """Set attributes of a layer and of those within; place and attribute → the number."""
     for place, value in numbers.items():
         steps = place.split(".")
         depth = next(i for i, step in enumerate(steps) if not step.isdecimal())
-        _set_number(at(layer, ".".join(steps[:depth])), steps[depth:], value)
+        holder = at(layer, ".".join(steps[:depth]))
+        if _is_source(place):
+            holder.__class__ = _edited(type(holder), value)
+        else:
+            _set_number(holder, steps[depth:], value)
+
+
+def _edited(kind: type, edits: Sequence[Mapping[str, Any]]) -> type:
+    """The class with sizes in the source of its methods edited, once after the other."""
+    for one in edits:
+        kind = subclass(kind, Edits.from_data(one).methods)
+    return kind
 
 
 def _set_number(layer: Any, path: Sequence[str], value: int) -> None:
