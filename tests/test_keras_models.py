@@ -190,6 +190,69 @@ def test_sizes_read_off_inputs(tmp_path: Path) -> None:
     assert twice.count_params() < small.count_params() and _same(load_keras(tmp_path / "twice.keras"), twice, x)
 
 
+class Turned(Reading):
+    """It turns its keys twice; what they were turned into first is no call of the graph any more."""
+
+    def __init__(self, heads: int, **others: Any) -> None:
+        super().__init__(heads, **others)
+        self.parts = [kl.Dense(8) for _ in range(3)]
+
+    def call(self, x: Any) -> Any:
+        ops, (_, length, width) = keras.ops, x.shape
+        q, k, v = (
+            ops.transpose(ops.reshape(part(x), (-1, length, self.heads, width // self.heads)), (0, 2, 1, 3))
+            for part in self.parts
+        )
+        weights = ops.softmax(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) / 2, -1)
+        return self.out(ops.reshape(ops.transpose(ops.matmul(weights, v), (0, 2, 1, 3)), (-1, length, width)))
+
+
+def test_keys_that_are_turned_twice() -> None:
+    inputs = keras.Input((5, 8))
+    model = keras.Model(inputs, kl.Dense(3)(Turned(4)(kl.LayerNormalization()(inputs))))
+    small: Any = actprune.prune(model, _x(8, 5, 8), keep="units=50%", method="l2").model
+    assert [part.kernel.shape[1] for part in small.layers[2].parts] == [2, 2, 2]
+
+
+class Listed(kl.Layer):
+    """Its layers were in a list of its own before they were in a model, so it tracks both."""
+
+    def __init__(self, hidden: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.hidden, self.net = hidden, []
+        self.net.append(kl.Dense(hidden, activation="relu"))
+        self.net.append(kl.Dense(4))
+        self.net = keras.Sequential(self.net)
+
+    def build(self, shape: Any) -> None:
+        self.net.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return self.net(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "hidden": self.hidden}
+
+
+def test_layers_of_a_list_that_became_a_model(tmp_path: Path) -> None:
+    class Holder(keras.Model):
+        def __init__(self, **others: Any) -> None:
+            super().__init__(**others)
+            self.listed, self.last = Listed(8), kl.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.last(self.listed(x))
+
+    keras.saving.register_keras_serializable("models")(Holder)
+    keras.saving.register_keras_serializable("models")(Listed)
+    model, x = Holder(), _x(16, 3)
+    model(x)
+    small: Any = actprune.prune(model, x, keep="units=50%", method="l2").model
+    assert small.listed.net.layers[0].units == 4
+    small.save(tmp_path / "small.keras")
+    assert _same(load_keras(tmp_path / "small.keras"), small, x)
+
+
 def test_a_reason_names_the_line_of_the_class() -> None:
     class Fixed(kl.Layer):
         def call(self, x: Any) -> Any:

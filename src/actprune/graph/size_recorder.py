@@ -28,7 +28,7 @@ from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.program import shape
 from actprune.graph.rebuilt import running
 from actprune.graph.size_arguments import given_sizes
-from actprune.graph.sizes import INSISTS, Place, Sizes, SizeUse, renamed
+from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
     Attributes,
     Owners,
@@ -42,9 +42,6 @@ from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
 """A tensor of the recording: the number of the call that gave it, and which of its results it is."""
-
-CALL = "actprune_call"
-"""Under this name a node's annotations hold the number of the call that made it."""
 
 _KERAS_ALIKE = {"reshape", "broadcast_to", "zeros", "ones", "full"}
 """Functions of `keras.ops` that hand on the sizes that they are given to torch's of the same name."""

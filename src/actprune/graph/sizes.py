@@ -35,6 +35,9 @@ class Place:
     holder: str | None = None
 
 
+CALL = "actprune_call"
+"""Under this name a node's annotations hold the number of the call that made it."""
+
 INSISTS = -2
 """The slot of a size that no argument gives: a function insists that its tensors have it."""
 

@@ -169,9 +169,16 @@ def _shapes(value: Any) -> Any:
 def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """The layers in one of the user's own class that can take another's place, those of Keras: (place, layer)."""
     for where, own in own_layers(layer, place):
+        elsewhere = {id(one) for sibling in own._layers for one in _layers_of(sibling)}
         for i, inner in enumerate(own._layers):
-            if not is_own(inner):
+            if not is_own(inner) and id(inner) not in elsewhere:
                 yield f"{where}.{i}".lstrip("."), inner
+
+
+def _layers_of(layer: Any) -> list[Any]:
+    """Of a model within: a list of layers that becomes a `Sequential` stays tracked, layer by layer."""
+    connected = isinstance(layer, keras_on_torch().Model) and not is_own(layer)
+    return list(layer.layers) if connected else []
 
 
 def own_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -260,6 +267,10 @@ def _resize(layer: Any, number: int, shape: Sequence[int]) -> None:
 def put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
     """`new` in every attribute of `holder` that is `old`, or a list or dict with it."""
     tracker = holder._tracker
+    for inner, other in zip(_layers_of(old), _layers_of(new), strict=False) if store == "layers" else ():
+        if tracker.is_in_store(store, inner):
+            _exchanged(tracker.config[store][1], inner, other)
+            tracker.stored_ids[store] = tracker.stored_ids[store] - {id(inner)} | {id(other)}
     held = tracker.config[store][1]
     _exchanged(held, old, new)  # by hand: Keras looks for what equals it, and variables are compared entry by entry
     tracker.stored_ids[store] = tracker.stored_ids[store] - {id(old)} | {id(new)}
