@@ -214,6 +214,25 @@ def test_keys_that_are_turned_twice() -> None:
     assert [part.kernel.shape[1] for part in small.layers[2].parts] == [2, 2, 2]
 
 
+class Squeezed(kl.Layer):
+    """It makes layers of Keras's as it is called, and gives them a size of its own."""
+
+    def __init__(self, filters: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.filters, self.wide, self.gate = filters, kl.Conv1D(filters, 1), kl.Dense(filters, activation="sigmoid")
+
+    def call(self, x: Any) -> Any:
+        x = self.wide(x)
+        means = kl.Reshape((1, self.filters))(kl.GlobalAveragePooling1D()(x))
+        return kl.multiply([x, self.gate(means)])
+
+
+def test_a_layer_that_is_made_as_another_is_called() -> None:
+    model = keras.Sequential([keras.Input((5, 3)), Squeezed(8), kl.Conv1D(2, 1)])
+    small: Any = actprune.prune(model, _x(8, 5, 3), keep="units=50%", method="l2").model
+    assert (small.layers[0].filters, small.layers[0].gate.kernel.shape) == (4, (4, 4))
+
+
 class Listed(kl.Layer):
     """Its layers were in a list of its own before they were in a model, so it tracks both."""
 

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import Any
 
-from actprune.graph.numbers import Expr
+from actprune.graph.numbers import Expr, variables
 from actprune.graph.sizes import Sizes
 from actprune.keras3.own import is_own
 from actprune.keras3.resized import SOURCE
@@ -18,8 +18,15 @@ from actprune.repair.edits import AttributeEdit, Edits
 
 
 def of_attributes(recorded: Sizes, own: Container[str | None]) -> Sizes:
-    """What was recorded in the code of these layers, by path; their attributes with a dot before their names."""
-    uses = [replace(use, expr=_dotted(use.expr, recorded)) for use in recorded.uses if use.place.module in own]
+    """What was recorded in the code of these layers, by path; their attributes with a dot before their names.
+
+    Also what a layer of Keras's does that they make as they are called: `Reshape((1, 1, self.filters))(x)`.
+    """
+    uses = [
+        replace(use, expr=_dotted(use.expr, recorded))
+        for use in recorded.uses
+        if use.place.module in own or any(leaf[0] == "attr" and leaf[1] in own for leaf in variables(use.expr))
+    ]
     attributes = {_dotted(leaf, recorded): value for leaf, value in recorded.attributes.items() if _is_layers(leaf)}
     return Sizes(tuple(uses), attributes)
 
