@@ -283,6 +283,27 @@ def test_a_reason_names_the_line_of_the_class() -> None:
     assert "in call, test_keras_models.py:" in reasons and "numpy.py" not in reasons
 
 
+def test_what_only_training_calls_and_what_closes_over_the_model() -> None:
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaled = kl.Normalization()  # computes constants as it is built
+            self.scaled.adapt(_x(20, 4))
+            self.wide, self.last, self.aside = kl.Dense(8), kl.Dense(2), kl.Dense(2)
+            self.act = lambda x: keras.ops.relu(self.wide(self.scaled(x)))
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            x = self.act(x)
+            return self.last(x) + self.aside(x) if training else self.last(x)
+
+    model, x = Model(), _x(16, 4)
+    model(x, training=True)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed
+    assert small.wide.units == 4 and small.aside.kernel.shape == (4, 2)
+
+
 def test_two_inputs_by_position() -> None:
     class Pair(keras.Model):
         def __init__(self) -> None:

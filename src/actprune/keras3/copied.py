@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
 from actprune.keras3.own import is_own
+from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
     at,
@@ -87,6 +88,11 @@ class Copying:
             return self.made[id(value)]
         if isinstance(value, MethodType) and id(value.__self__) in self.made:
             return MethodType(value.__func__, self.made[id(value.__self__)])
+        if isinstance(value, FunctionType) and any(id(cell.cell_contents) in self.made for cell in _cells(value)):
+            cells = tuple(CellType(self._value(cell.cell_contents)) for cell in _cells(value))  # a lambda of `self`
+            made = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+            made.__kwdefaults__ = value.__kwdefaults__
+            return made
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(self._value, value))
         if isinstance(value, list | tuple | set):
@@ -106,6 +112,15 @@ class Copying:
             new._lock_state()
 
 
+def _cells(function: FunctionType) -> tuple[CellType, ...]:
+    """What a function closes over; nothing where some of it isn't there yet."""
+    cells = function.__closure__ or ()
+    try:
+        return cells if [cell.cell_contents for cell in cells] else ()
+    except ValueError:
+        return ()
+
+
 _STATE = (
     "_auto_config _build_shapes_dict _input_spec _supports_masking _trainable autocast built supports_jit "
     "_allow_non_tensor_positional_args _convert_input_args _path"
@@ -118,12 +133,15 @@ def copied(layer: Any, copying: Copying, numbers: Mapping[str, Any], args: Any, 
     made = copying.copy(layer)
     set_numbers(made, numbers)
     _run(made, args, kwargs)
+    if layer._call_has_training_arg and not all(place.layer.built for place in placed(made)):
+        with suppress(Exception):  # whatever a call raises that takes more in training
+            _run(made, args, {**kwargs, "training": True})
     for later in copying.later:
         for _, holder in own_layers(made):
             if holder._tracker.is_in_store("layers", later):
                 put(holder, later, later.made_of())
     for place, inner in inner_layers(layer):
-        if inner.built and not at(made, place).built:  # it isn't called in inference
+        if inner.built and not at(made, place).built:  # it isn't called
             at(made, place).build_from_config(inner.get_build_config())
     small: dict[str, Any] = {
         place: at(made, place)
@@ -140,18 +158,28 @@ def copied(layer: Any, copying: Copying, numbers: Mapping[str, Any], args: Any, 
 
 
 def _run(layer: Any, args: Any, kwargs: Any) -> None:
-    """Without values if that goes, else on zeros."""
+    """Call it on zeros, two samples if that goes: layers may compute constants as they are built, for which there must
+    be values. Else without values."""
     keras = keras_on_torch()
+
+    def zeros(value: Any, batch: int | None) -> Any:
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        first, *rest = value.shape or (None,)
+        shape = [4 if size is None else size for size in (first if batch is None else batch, *rest)]
+        return keras.ops.zeros(shape if value.shape else (), dtype=value.dtype)
+
+    for batch in (2, None):
+        try:
+            given = keras.tree.map_structure(lambda value, batch=batch: zeros(value, batch), (args, kwargs))
+            layer.call(*given[0], **given[1])
+            return
+        except Exception as error:  # whatever a call raises on other samples than it knows
+            refused = error
     try:
         keras.Operation.compute_output_spec(layer, *args, **kwargs)
-    except Exception:  # whatever a call raises that asks for values
-
-        def zeros(value: Any) -> Any:
-            if not isinstance(value, keras.KerasTensor):
-                return value
-            return keras.ops.zeros([4 if size is None else size for size in value.shape], dtype=value.dtype)
-
-        layer.call(*keras.tree.map_structure(zeros, args), **keras.tree.map_structure(zeros, kwargs))
+    except Exception:  # likewise; the first says more
+        raise refused from None
 
 
 def _variable(holder: Any, old: Any, shape: Shape) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from actprune.errors import PlanError
 from actprune.keras3.attributes import is_attribute
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.inside import own_classes
 from actprune.keras3.places import Placed
 from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import with_entry
@@ -70,7 +71,8 @@ class FromConfig:
             config = self._config(layer, inputs)
             if isinstance(layer, keras.layers.Wrapper):
                 return type(layer)(config.pop("layer"), **config)
-            return type(layer).from_config(config)
+            with own_classes(layer):  # of cells in it
+                return type(layer).from_config(config)
         except PlanError:
             raise
         except Exception as error:  # a config without what the class needs

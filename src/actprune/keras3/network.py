@@ -22,7 +22,7 @@ from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
-from actprune.keras3.refusal import check_rebuildable
+from actprune.keras3.refusal import check_rebuildable, misfit
 from actprune.keras3.sizes import written_sizes
 from actprune.plan import Plan
 
@@ -168,7 +168,16 @@ def _base(name: str) -> tuple[str, int]:
 
 
 def _named_alike(found: list[Placed], like: list[Placed]) -> list[Placed]:
-    """Layers under the paths and names of others: a layer may name its sublayers by a counter."""
+    """Layers under the paths and names of others: a layer may name its sublayers by a counter.
+
+    Raises:
+        PlanError: they aren't as many, or hold more or fewer variables: some are only made as they are called.
+    """
+    for new, old in zip(found, like, strict=False):
+        if len(new.variables) != len(old.variables):
+            raise misfit(old.path, ValueError(f"{len(new.variables)} variables where there were {len(old.variables)}"))
+    if len(found) != len(like):
+        raise misfit(like[0].layer.name, ValueError(f"{len(found)} layers where there were {len(like)}"))
     return [
         Placed(old.path, new.layer, dict(zip(old.variables, new.variables.values(), strict=True)))
         for new, old in zip(found, like, strict=True)
