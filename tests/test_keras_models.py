@@ -283,6 +283,26 @@ def test_a_reason_names_the_line_of_the_class() -> None:
     assert "in call, test_keras_models.py:" in reasons and "numpy.py" not in reasons
 
 
+def test_a_model_that_draws_numbers() -> None:
+    class Drawing(kl.Layer):
+        """As in a variational autoencoder."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(1)
+
+        def call(self, x: Any) -> Any:
+            return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(6), Drawing(), kl.Dense(8, activation="relu"), kl.Dense(2)])
+    before = model.layers[1].generator.state.value.clone()
+    result = actprune.prune(model, _x(16, 3), keep="units=50%", method="l2")
+    account = str(result.graph.account())
+    assert "drawn at random by aten.normal" in account and ".py:" not in account
+    assert result.proof is not None and result.proof.passed
+    assert torch.equal(before, model.layers[1].generator.state.value)
+
+
 def test_what_only_training_calls_and_what_closes_over_the_model() -> None:
     class Model(keras.Model):
         def __init__(self) -> None:

@@ -19,6 +19,7 @@ from actprune.keras3.calls import annotated, without_dropout
 from actprune.keras3.dtypes import plain_numbers
 from actprune.keras3.fill import filled
 from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
+from actprune.keras3.noise import torchs_generator
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
@@ -103,7 +104,7 @@ class KerasNetwork(Rebuilt):
         named = kwargs if several else {}
         if own and self.called_on.given is None:
             self.called_on.given = as_given(inputs, named)
-        with annotated(self._named()), plain_numbers():
+        with annotated(self._named()), plain_numbers(), torchs_generator():
             return self.model(*inputs, **named, training=self.training)
 
     def _named(self) -> Iterator[tuple[str, Any]]:
