@@ -126,7 +126,7 @@ def _projection_as_matrix(graph: Graph, node: Node, weights: set[str]) -> None:
         value = flat.meta["val"].new_empty((*before, prod(outs)), dtype=node.meta["val"].dtype)
         product = make_call(graph, ATEN.matmul.default, (flat, matrix), node, value)
         parted = reshaped(graph, product, (*before, *outs), node)
-        node.replace_all_uses_with(permuted(graph, parted, [(batch + made).index(letter) for letter in result]))
+        node.replace_all_uses_with(permuted(graph, parted, [(batch + made).index(letter) for letter in result], node))
 
 
 def _spelled(equation: str, ranks: list[int]) -> tuple[list[str], str] | None:
@@ -161,7 +161,7 @@ def _bias_in_one_call(graph: Graph, node: Node, weights: set[str]) -> None:
             order, layer = [d % len(order) for d in cast("list[int]", made.args[1])], cast("Node", made.args[0])
         if len(layer.users) == 1 and order[dim] == _output_dim(layer, weights) and _suits(layer, bias):
             with graph.inserting_before(node):
-                node.replace_all_uses_with(permuted(graph, _biased(graph, layer, bias), order))
+                node.replace_all_uses_with(permuted(graph, _biased(graph, layer, bias), order, node))
             return
 
 
@@ -253,7 +253,7 @@ def _norm_in_one_call(graph: Graph, node: Node, statistics: set[str], weights: s
             graph, ATEN.batch_norm.default, (first, *held, mean[0], spread[0], False, 0.1, eps, False),
             shifted, first.meta["val"],
         )  # fmt: skip
-        shifted.replace_all_uses_with(permuted(graph, norm, inverse(order)))
+        shifted.replace_all_uses_with(permuted(graph, norm, inverse(order), shifted))
 
 
 def _one_of(node: Node, op: str, weights: set[str], neutral: float) -> tuple[Node | None, tuple[Node, int] | None]:
@@ -282,7 +282,7 @@ def _sink_permutes(graph: Graph) -> None:
             inner = cast("Node", node.args[0])
             order = [_order(inner)[d] for d in _order(node)]
             with graph.inserting_before(node):
-                node.replace_all_uses_with(permuted(graph, cast("Node", inner.args[0]), order))
+                node.replace_all_uses_with(permuted(graph, cast("Node", inner.args[0]), order, node))
             graph.erase_node(node)
         elif (order := _common_order(node)) is not None:
             _exchange(graph, node, order)
@@ -313,5 +313,5 @@ def _exchange(graph: Graph, node: Node, order: list[int]) -> None:
             dim = int(cast("int", named_arguments(node)["dim"])) % len(order)
             made.args, made.kwargs = (made.args[0], order[dim]), {}
         made.meta = {**node.meta, "val": node.meta["val"].permute(*back)}
-        node.replace_all_uses_with(permuted(graph, made, order))
+        node.replace_all_uses_with(permuted(graph, made, order, node))
     graph.erase_node(node)

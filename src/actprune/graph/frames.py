@@ -29,8 +29,13 @@ def holder_of(owner: nn.Module, frame: FrameType) -> str | None:
     return next((name for name, value in vars(owner).items() if value is own), None)
 
 
-def is_torchs(frame: FrameType) -> bool:
-    return "/torch/" in frame.f_code.co_filename and owner_of(frame) is None
+def is_librarys(frame: FrameType) -> bool:
+    """Whether it runs a function of torch's or Keras's own, and no layer of theirs."""
+    return ("/torch/" in frame.f_code.co_filename or is_kerass(frame)) and owner_of(frame) is None
+
+
+def is_kerass(frame: FrameType) -> bool:
+    return "/keras/src/" in frame.f_code.co_filename
 
 
 def owner_of(frame: FrameType) -> nn.Module | None:

@@ -199,15 +199,15 @@ def module_path(node: Node) -> str:
     return next((path for path, _ in reversed(list(stack.values()))), "")
 
 
-_OWN = str(Path(__file__).parent) + os.sep
-"""Where graphs are made: a user looks for lines of the model."""
+_OTHERS = ("/torch/nn/", "/keras/src/", *(str(Path(__file__).parents[1] / own) + os.sep for own in ("graph", "keras3")))
+"""Where layers of a library run, and where graphs are made: a user looks for lines of the model."""
 
 
 def place(node: Node) -> str:
     """Where a node comes from, for messages: op, module path, and the last source line of the user's model."""
     path = module_path(node)
     trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [line for line in trace if line.startswith("File ") and "/torch/nn/" not in line and _OWN not in line]
+    files = [line for line in trace if line.startswith("File ") and not any(own in line for own in _OTHERS)]
     where = f"{op_name(node)} at {path or 'the model'}"
     if files:
         name, line = files[-1].split('"')[1], files[-1].split("line ")[1].split(",")[0]

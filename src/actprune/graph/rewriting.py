@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from actprune.graph.program import op_name, shape
+from actprune.graph.sizes import CALL
 
 ATEN = torch.ops.aten
 
@@ -25,11 +26,30 @@ def make_call(graph: Graph, target: Any, args: Sequence[Any], like: Node, value:
     return made
 
 
-def permuted(graph: Graph, node: Node, order: Sequence[int]) -> Node:
-    """`node` with its dimensions in another order; itself where the order is the same."""
+def permuted(graph: Graph, node: Node, order: Sequence[int], instead: Node | None = None) -> Node:
+    """`node` with its dimensions in another order; itself where the order is the same.
+
+    Args:
+        instead: the call whose result this is: the sizes that were recorded of it are those of what is returned.
+    """
     if list(order) == sorted(order):
         return node
-    return make_call(graph, ATEN.permute.default, (node, list(order)), node, node.meta["val"].permute(*order))
+    made = make_call(graph, ATEN.permute.default, (node, list(order)), node, node.meta["val"].permute(*order))
+    call = None if instead is None else _call(instead)
+    _set_call(made, call)
+    if call is not None and _call(node) == call:
+        _set_call(node, None)
+    return made
+
+
+def _call(node: Node) -> int | None:
+    return (node.meta.get("custom") or {}).get(CALL)
+
+
+def _set_call(node: Node, call: int | None) -> None:
+    if "custom" in node.meta:
+        others = {key: value for key, value in node.meta["custom"].items() if key != CALL}
+        node.meta["custom"] = others if call is None else {**others, CALL: call}
 
 
 def reshaped(graph: Graph, node: Node, sizes: tuple[int, ...], like: Node) -> Node:

@@ -23,12 +23,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from actprune.graph.attending import OF_ANY_WIDTH
-from actprune.graph.frames import definer, holder_of, is_torchs, owner_of, span_of
+from actprune.graph.frames import definer, holder_of, is_kerass, is_librarys, owner_of, span_of
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.program import shape
 from actprune.graph.rebuilt import running
 from actprune.graph.size_arguments import given_sizes
-from actprune.graph.sizes import INSISTS, Place, Sizes, SizeUse, renamed
+from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
     Attributes,
     Owners,
@@ -43,8 +43,8 @@ from actprune.hints import hint_for
 Key: TypeAlias = tuple[int, int]
 """A tensor of the recording: the number of the call that gave it, and which of its results it is."""
 
-CALL = "actprune_call"
-"""Under this name a node's annotations hold the number of the call that made it."""
+_KERAS_ALIKE = {"reshape", "broadcast_to", "zeros", "ones", "full"}
+"""Functions of `keras.ops` that hand on the sizes that they are given to torch's of the same name."""
 
 
 class Recorder(TorchFunctionMode):
@@ -63,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self._decisions: set[int] = set()
         self._beyond: set[int] = set()
         self._instead: tuple[str, Place] | None = None
+        self._through: str | None = None
         self._parameters: dict[int, str] | None = None
         modules = running(model)
         self._hinted = {path for path, module in modules.items() if hint_for(module) is not None}
@@ -190,6 +191,8 @@ class Recorder(TorchFunctionMode):
         place = self._place()
         if self._instead is not None:
             (op, place), slot, count = self._instead, -1, -1
+        elif self._through is not None and (self._through != op or op not in _KERAS_ALIKE):
+            op, slot, count = self._through, -1, 0  # what the user's code gives is something else
         if place.module in self._hinted:
             return
         if place.module in self._layers and isinstance(expression(value), int):
@@ -198,7 +201,7 @@ class Recorder(TorchFunctionMode):
 
     def note_equal(self, difference: Expr) -> None:
         """Two numbers that the user's class found to be equal (`assert x.shape[1] == self.channels`)."""
-        if is_torchs(sys._getframe(2)):
+        if is_librarys(sys._getframe(2)):
             return
         place = self._place()
         if place.module not in self._hinted:
@@ -207,7 +210,9 @@ class Recorder(TorchFunctionMode):
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
         inner: FrameType = sys._getframe(3)
-        while is_torchs(inner) and inner.f_back is not None:
+        self._through = None
+        while is_librarys(inner) and inner.f_back is not None:
+            self._through = inner.f_code.co_name if is_kerass(inner) else None
             inner = inner.f_back  # a function of torch's own that is written in Python, such as `torch.split`
         span, frame = span_of(inner), definer(inner)
         code, between = frame.f_code, list[FrameType]()

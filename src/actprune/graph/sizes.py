@@ -35,6 +35,9 @@ class Place:
     holder: str | None = None
 
 
+CALL = "actprune_call"
+"""Under this name a node's annotations hold the number of the call that made it."""
+
 INSISTS = -2
 """The slot of a size that no argument gives: a function insists that its tensors have it."""
 
@@ -80,7 +83,7 @@ class Sizes:
         attributes: ("attr", holder, path) → its value in the dense model. A holder is a module's path, or the number
             of an object that modules share, such as a configuration.
         owners: number of a shared object → (module path, attribute) of every module that holds it.
-        editable: whether a size can become a number in the source of the code that gives it.
+        rebuilt: whether the model is built anew, so that its own code sets attributes that nothing reads.
         optional: keys of `attributes` that need not be right: where one can't, its sizes are seen to by other means.
     """
 
@@ -89,7 +92,7 @@ class Sizes:
     owners: Mapping[int, tuple[tuple[str, str], ...]] = field(
         default_factory=dict[int, tuple[tuple[str, str], ...]], repr=False
     )
-    editable: bool = True
+    rebuilt: bool = False
     optional: frozenset[tuple[Any, ...]] = frozenset()
 
     def with_training(self, other: Sizes) -> Sizes:

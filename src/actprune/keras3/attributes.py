@@ -6,19 +6,27 @@ So the path of an attribute begins with a dot.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import Any
 
-from actprune.graph.numbers import Expr
+from actprune.graph.numbers import Expr, variables
 from actprune.graph.sizes import Sizes
 from actprune.keras3.own import is_own
-from actprune.repair.edits import AttributeEdit
+from actprune.keras3.resized import SOURCE
+from actprune.repair.edits import AttributeEdit, Edits
 
 
 def of_attributes(recorded: Sizes, own: Container[str | None]) -> Sizes:
-    """What was recorded in the code of these layers, by path; their attributes with a dot before their names."""
-    uses = [replace(use, expr=_dotted(use.expr, recorded)) for use in recorded.uses if use.place.module in own]
+    """What was recorded in the code of these layers, by path; their attributes with a dot before their names.
+
+    Also what a layer of Keras's does that they make as they are called: `Reshape((1, 1, self.filters))(x)`.
+    """
+    uses = [
+        replace(use, expr=_dotted(use.expr, recorded))
+        for use in recorded.uses
+        if use.place.module in own or any(leaf[0] == "attr" and leaf[1] in own for leaf in variables(use.expr))
+    ]
     attributes = {_dotted(leaf, recorded): value for leaf, value in recorded.attributes.items() if _is_layers(leaf)}
     return Sizes(tuple(uses), attributes)
 
@@ -29,14 +37,21 @@ def is_attribute(edit: AttributeEdit) -> bool:
 
 
 def numbers_within(
-    layer: Any, edits: Iterable[AttributeEdit], paths: dict[int, str], place: str = ""
-) -> Iterator[tuple[str, int]]:
-    """The attributes to be set in a layer and in those within: ("2.0.heads", 3) is of the first layer in its third."""
+    layer: Any, edits: Edits, paths: dict[int, str], place: str = ""
+) -> Iterator[tuple[str, int | list[Any]]]:
+    """The attributes to be set in a layer and in those within: ("2.0.heads", 3) is of the first layer in its third.
+
+    What changes in the source of its methods stands there as if it were one more attribute, see `resized.SOURCE`.
+    """
     if is_own(layer):
-        for edit in edits:
+        for edit in edits.attributes:
             if edit.module == paths[id(layer)] and is_attribute(edit):
                 first, *rest = edit.path
                 yield ".".join([*filter(None, [place]), str(first)[1:], *map(str, rest)]), edit.value
+        sources = tuple(edit for edit in edits.sources if edit.module == paths[id(layer)])
+        calls = tuple(edit for edit in edits.calls if edit.module == paths[id(layer)])
+        if sources or calls:
+            yield ".".join([*filter(None, [place]), SOURCE]), [Edits((), sources, calls).as_data()]
         for i, inner in enumerate(layer._layers):
             yield from numbers_within(inner, edits, paths, f"{place}.{i}" if place else str(i))
 

@@ -18,7 +18,9 @@ from actprune.errors import DataError, UnsupportedModelError
 from actprune.keras3.backend import is_keras, keras_on_torch
 from actprune.keras3.data import Batches
 from actprune.keras3.files import written_names
+from actprune.keras3.inputs import has_own_call
 from actprune.keras3.network import KerasNetwork
+from actprune.keras3.resized import has_config
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
 
@@ -37,13 +39,14 @@ class KerasResult(Result):
     network: KerasNetwork = field(kw_only=True, repr=False)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """As `Result.save`, and `model.keras`, which `keras.models.load_model` reads without actprune.
+        """As `Result.save`, and `model.keras`, which `keras.models.load_model` reads without actprune; not where the
+        class gives no config, so that Keras can't write one.
 
         Raises:
             ArtifactError: the folder exists (and isn't to be overwritten), or can't be written.
         """
         report = self.report.to_data()
-        more = {MODEL: self.network.model.save}
+        more = {MODEL: self.network.model.save} if has_config(self.network.model) else {}
         return save(folder, self.network, self.plan, report, overwrite=overwrite, more=more)
 
     def fold(self, *, channels_last: bool | str = "auto") -> nn.Module:
@@ -92,7 +95,9 @@ def as_batches(data: Any, model: Any) -> Any:
 
 def example_of(model: Any) -> Any:
     """Two samples of ones for a Keras model whose inputs have all their sizes, in their order; else None."""
-    if not is_keras(model) or not model.inputs or any(None in one.shape[1:] for one in model.inputs):
+    if not is_keras(model) or has_own_call(model):
+        return None
+    if not model.inputs or any(None in one.shape[1:] for one in model.inputs):
         return None
     return tuple(torch.ones((one.shape[0] or 2, *one.shape[1:])).to(getattr(torch, one.dtype)) for one in model.inputs)
 
@@ -151,7 +156,7 @@ def training_of(finetune: SGD | Callable[[Any], Any] | None) -> SGD | Callable[[
     def train(network: KerasNetwork) -> KerasNetwork:
         returned = finetune(network.model)
         trained = returned if isinstance(returned, keras_on_torch().Model) else network.model
-        return KerasNetwork(trained, network.places, network.calls)
+        return KerasNetwork(trained, network.places, network.calls, network.called_on)
 
     return train
 

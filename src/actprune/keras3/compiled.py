@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
         return
     keras = keras_on_torch()
     again = {key: _own(keras, value) for key, value in settings.items()}
+    of_keras = type(old).compile is keras.Model.compile
     optimizer = getattr(old, "optimizer", None)
     if optimizer is not None:
         again["optimizer"] = type(optimizer).from_config(optimizer.get_config())
-    new.compile(**again)
+    (new.compile if of_keras else partial(keras.Model.compile, new))(**again)  # one that takes more has set attributes
     if optimizer is not None and optimizer.built:
         # what it was built for, which what trains by now need not be
         places = {id(variable): i for i, variable in enumerate(old.variables)}
@@ -34,10 +36,16 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
             _take_state(new.optimizer, optimizer, cut)
 
 
+def own_again(value: Any) -> Any:
+    """Metrics, optimizers and generators of random numbers hold state, so each model has its own; else the value."""
+    keras = keras_on_torch()
+    stateful = (keras.metrics.Metric, keras.optimizers.Optimizer, keras.random.SeedGenerator)
+    return type(value).from_config(value.get_config()) if isinstance(value, stateful) else value
+
+
 def _own(keras: Any, value: Any) -> Any:
-    """Metrics hold state, so each model has its own."""
     if isinstance(value, keras.metrics.Metric):
-        return type(value).from_config(value.get_config())
+        return own_again(value)
     if isinstance(value, dict):
         return {key: _own(keras, entry) for key, entry in value.items()}
     return [_own(keras, entry) for entry in value] if isinstance(value, list | tuple) else value

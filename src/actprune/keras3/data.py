@@ -14,6 +14,7 @@ from actprune.data.parts import parted
 from actprune.data.take import SIZE
 from actprune.errors import DataError
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.inputs import by_position, has_own_call
 
 
 class Batches:
@@ -26,16 +27,20 @@ class Batches:
 
     def __init__(self, data: Any, model: Any) -> None:
         self.data, self.model = data, model
-        self.dtypes = {tensor.name: tensor.dtype for tensor in model.inputs}
+        self.free = has_own_call(model)  # its inputs have no names, and any dtypes
+        self.dtypes = {} if self.free else {tensor.name: tensor.dtype for tensor in model.inputs}
+        self.inputs = by_position(model) if self.free else len(self.dtypes)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in _batches(self.data, len(self.dtypes)):
+        for batch in _batches(self.data, self.inputs):
             yield self._batch(batch)
 
     def _batch(self, batch: Any) -> Any:
         """(inputs, labels) of tensors: one input, a tuple of them in the model's order, or a dict of them."""
-        x, rest = parted(batch, len(self.dtypes)) if isinstance(batch, tuple | list) else (batch, ())
-        if isinstance(x, Mapping):
+        x, rest = parted(batch, self.inputs) if isinstance(batch, tuple | list) else (batch, ())
+        if self.free:
+            inputs: Any = keras_on_torch().tree.map_structure(_free, tuple(x) if isinstance(x, list) else x)
+        elif isinstance(x, Mapping):
             known = {name: x[name] for name in self.dtypes if name in x}
             if len(known) < len(self.dtypes):
                 raise DataError(
@@ -45,7 +50,7 @@ class Batches:
                     where="calibration",
                     hint="name the entries like the Input layers of the model",
                 )
-            inputs: Any = {name: _tensor(value, self.dtypes[name]) for name, value in known.items()}
+            inputs = {name: _tensor(value, self.dtypes[name]) for name, value in known.items()}
         elif isinstance(x, tuple | list) and len(x) != len(self.dtypes):
             raise DataError(
                 f"A calibration batch has another number of inputs than {self.model.name}.",
@@ -127,6 +132,12 @@ def _are_arrays(value: Any, count: int) -> bool:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray)
+
+
+def _free(value: Any) -> Tensor:
+    """As Keras takes what it is called on: floats as single ones."""
+    found = _tensor(value)
+    return found.float() if found.is_floating_point() else found
 
 
 def _tensor(value: Any, dtype: str | None = None) -> Tensor:

@@ -26,7 +26,7 @@ Made = TypeVar("Made")
 Shape = tuple[int, ...]
 Like = Callable[[Any], Any]
 Wanted = Callable[[Any], Shape]
-Numbers = Mapping[str, int]
+Numbers = Mapping[str, Any]
 
 
 def rebuilt_inside(layer: Any, like: Like, wanted: Wanted, numbers: Numbers, args: Any, kwargs: Any) -> Any:
@@ -35,7 +35,7 @@ def rebuilt_inside(layer: Any, like: Like, wanted: Wanted, numbers: Numbers, arg
     Args:
         like: a layer → a new one with the numbers in its config that the plan leaves, not yet built.
         wanted: a variable of `layer` → its shape in the new one.
-        numbers: place and attribute → its value in the new one.
+        numbers: place and attribute → its value in the new one; see `attributes.numbers_within`.
         args, kwargs: the symbolic inputs that the new layer is called on.
     """
     with own_classes(layer):
@@ -87,7 +87,9 @@ def put_inside(
         if shapes_of(at(made, place)) != [wanted(variable) for variable in variables_within(inner)]
     }
     small |= {
-        place: value for place, value in numbers.items() if number_at(made, place) != value or _within(place, small)
+        place: value
+        for place, value in numbers.items()
+        if isinstance(value, list) or number_at(made, place) != value or _within(place, small)
     }
     for place, own in own_layers(layer):
         for i, (old, new) in enumerate(zip(own_variables(own), own_variables(at(made, place)), strict=True)):

@@ -18,10 +18,12 @@ from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.calls import annotated, without_dropout
 from actprune.keras3.dtypes import plain_numbers
 from actprune.keras3.fill import filled
+from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
+from actprune.keras3.noise import torchs_generator
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
-from actprune.keras3.refusal import check_rebuildable
+from actprune.keras3.refusal import check_rebuildable, misfit
 from actprune.keras3.sizes import written_sizes
 from actprune.plan import Plan
 
@@ -35,11 +37,13 @@ class KerasNetwork(Rebuilt):
         model: the `keras.Model`.
         places: its layers, under the paths that the dense model gave them.
         calls: what is called in it and is no layer: its own name → the name that the dense model gave it.
+        called_on: of a model with a `call` of its own, what it was called on.
     """
 
     model: Any
     places: list[Placed]
     calls: dict[str, str]
+    called_on: CalledOn
 
     @property
     def called(self) -> str:
@@ -47,13 +51,22 @@ class KerasNetwork(Rebuilt):
 
     @property
     def input_names(self) -> list[str]:
+        if has_own_call(self.model):
+            return []
         return [tensor._keras_history.operation.name for tensor in self.model.inputs]
 
-    def __init__(self, model: Any, like: list[Placed] | None = None, calls: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        like: list[Placed] | None = None,
+        calls: Mapping[str, str] | None = None,
+        called_on: CalledOn | None = None,
+    ) -> None:
         """
         Args:
             like: the layers of the network that `model` was rebuilt from: its own have the names that they have there.
             calls: those that have another name there, as the attribute.
+            called_on: as the attribute, where it is known.
 
         Raises:
             UnsupportedModelError: Keras doesn't compute with torch, or the model can't be rebuilt from its config.
@@ -73,6 +86,7 @@ class KerasNetwork(Rebuilt):
             )
         vars(self)["model"] = model
         vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like)
+        vars(self)["called_on"] = called_on or CalledOn()
         vars(self)["calls"] = {op.name: op.name for op in operations(model)} | dict(calls or {})
         for place in self.places:
             holder = _module(self, place.path)
@@ -84,9 +98,14 @@ class KerasNetwork(Rebuilt):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = kwargs or (args[0] if len(args) == 1 else list(args))
-        with annotated(self._named()), plain_numbers():
-            return self.model(inputs, training=self.training)
+        own = has_own_call(self.model)
+        several = own and by_position(self.model) > 1
+        inputs = args if several and args else (kwargs or (args[0] if len(args) == 1 else list(args)),)
+        named = kwargs if several else {}
+        if own and self.called_on.given is None:
+            self.called_on.given = as_given(inputs, named)
+        with annotated(self._named()), plain_numbers(), torchs_generator():
+            return self.model(*inputs, **named, training=self.training)
 
     def _named(self) -> Iterator[tuple[str, Any]]:
         """Everything that is called in the model, and its path."""
@@ -97,7 +116,8 @@ class KerasNetwork(Rebuilt):
         return self.rebuilt(Plan({}, {}, {}, ""), {})
 
     def rebuilt(self, plan: Plan, tensors: Mapping[str, Tensor]) -> KerasNetwork:
-        made = KerasNetwork(rebuild(self.model, self.places, self.calls, plan), self.places, self.calls)
+        made = rebuild(self.model, self.places, self.calls, plan, self.called_on.given)
+        made = KerasNetwork(made, self.places, self.calls, self.called_on)
         filled(made.places, self.places, plan, tensors)
         return made.train(self.training)
 
@@ -118,7 +138,8 @@ class KerasNetwork(Rebuilt):
             replace(place, path=".".join(found.get(part, part) for part in place.path.split(".")))
             for place in self.places
         ]
-        return KerasNetwork(self.model, made, {name: found[called] for name, called in self.calls.items()})
+        calls = {name: found[called] for name, called in self.calls.items()}
+        return KerasNetwork(self.model, made, calls, self.called_on)
 
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)
@@ -129,7 +150,7 @@ class KerasNetwork(Rebuilt):
     def written(self, graph: Graph, recorded: Sizes) -> Sizes:
         found = written_sizes(self.places, {self.calls[op.name]: op for op in operations(self.model)}, graph)
         more = of_attributes(recorded, [*self.own_modules()])
-        return Sizes((*found.uses, *more.uses), {**found.attributes, **more.attributes}, {}, False, found.optional)
+        return Sizes((*found.uses, *more.uses), {**found.attributes, **more.attributes}, {}, True, found.optional)
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:
@@ -148,7 +169,16 @@ def _base(name: str) -> tuple[str, int]:
 
 
 def _named_alike(found: list[Placed], like: list[Placed]) -> list[Placed]:
-    """Layers under the paths and names of others: a layer may name its sublayers by a counter."""
+    """Layers under the paths and names of others: a layer may name its sublayers by a counter.
+
+    Raises:
+        PlanError: they aren't as many, or hold more or fewer variables: some are only made as they are called.
+    """
+    for new, old in zip(found, like, strict=False):
+        if len(new.variables) != len(old.variables):
+            raise misfit(old.path, ValueError(f"{len(new.variables)} variables where there were {len(old.variables)}"))
+    if len(found) != len(like):
+        raise misfit(like[0].layer.name, ValueError(f"{len(found)} layers where there were {len(like)}"))
     return [
         Placed(old.path, new.layer, dict(zip(old.variables, new.variables.values(), strict=True)))
         for new, old in zip(found, like, strict=True)

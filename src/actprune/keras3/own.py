@@ -44,10 +44,10 @@ def callers(layers: Iterable[Any]) -> dict[int, Caller]:
 
 
 def is_own(layer: Any) -> bool:
-    """Whether a layer's class is derived from the base class of Keras alone."""
+    """Whether a layer's class (of a model: one with its own `call`) is derived from Keras's base class alone."""
     keras = keras_on_torch()
     kinds = (kind for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
-    return type(layer) is not keras.Layer and next(kinds) is keras.Layer
+    return type(layer) is not keras.Layer and next(kinds) in (keras.Layer, keras.Model)
 
 
 def variables_within(layer: Any) -> list[Any]:

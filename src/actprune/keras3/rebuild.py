@@ -3,61 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from actprune.errors import PlanError
 from actprune.keras3.attributes import is_attribute, numbers_within
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.copied import Copying, copied
+from actprune.keras3.from_config import FromConfig, Within
+from actprune.keras3.inputs import Given, as_built, has_own_call, of_sizes
 from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_inside, shapes_of, share_others, twin_of
 from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, placed
 from actprune.keras3.reconnect import is_functional, is_plain
 from actprune.keras3.refusal import misfit
-from actprune.keras3.resized import Resized, as_config, config_of, serialized, with_entry
-from actprune.keras3.table import Cut, fields
-from actprune.keras3.wrapping import holds_model, trailing, wrapped
+from actprune.keras3.resized import Resized, as_config, config_of, serialized
+from actprune.keras3.wrapping import holds_model
 from actprune.plan import Plan
 
 
-def rebuild(model: Any, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> Any:
+def rebuild(
+    model: Any, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan, given: Given | None = None
+) -> Any:
     """The model with smaller layers, compiled as before, its variables not yet filled.
 
     Args:
         calls: own name of what is called and is no layer → its name in the plan.
+        given: what a model with a `call` of its own is called on, if that is known.
 
     Raises:
         PlanError: a layer can't be built in that size.
     """
-    return _Rebuilding(places, calls, plan).model(model)
+    made = _Rebuilding(places, calls, plan)
+    return made.of_own_call(model, given) if has_own_call(model) else made.model(model)
 
 
-class _Within:
-    """Stands for a model within a model, a layer that wraps one, or one of the user's own class that is cut, until its
-    inputs, and so their sizes, are known."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-
-
-class _Rebuilding:
+class _Rebuilding(FromConfig):
     """One rebuild; layers that are shared are made once.
 
     Attributes:
+        edited: paths of layers of which attributes or the source of methods change.
         made: id of an old layer → the new one.
         spare: id of an old layer of the user's own class → one of the old sizes, as the class of its model makes it.
         within: id of a layer made of such a one, or of a model of the user's own class → configs of what is put there.
     """
 
     def __init__(self, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> None:
-        self.plan, self.calls = plan, calls
-        self.paths = {id(place.layer): place.path for place in places}
-        variables = {place.full(name): held[0] for place in places for name, held in place.variables.items()}
-        self.names = {id(variable): name for name, variable in variables.items()}
-        self.shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-        self.shapes |= {name: plan.shape(name) for name in plan.dims}
-        self.edits: dict[str, dict[tuple[Any, ...], int]] = {}
-        for edit in (edit for edit in plan.edits.attributes if not is_attribute(edit)):
-            self.edits.setdefault(edit.module, {})[edit.path] = edit.value
+        super().__init__(places, calls, plan)
+        self.edited = {e.module for e in (*filter(is_attribute, plan.edits.attributes), *plan.edits.methods)}
         self.made: dict[int, Any] = {}
         self.spare: dict[int, Any] = {}
         self.within: dict[int, dict[str, Any]] = {}
@@ -79,6 +72,18 @@ class _Rebuilding:
             raise
         except Exception as error:  # whatever a layer raises on shapes it doesn't expect
             raise misfit(model.name, error) from error
+        finally:
+            model.compiled = compiled
+
+    def of_own_call(self, model: Any, given: Given | None) -> Any:
+        """The new model for one whose `call` is its own."""
+        compiled, model.compiled = model.compiled, False  # see `model`
+        try:
+            tried = [given] if given is not None else list(as_built(model))
+            for args, kwargs in tried[:-1]:
+                with suppress(PlanError):
+                    return self._inside(model, args, kwargs)
+            return self._inside(model, *tried[-1])
         finally:
             model.compiled = compiled
 
@@ -141,7 +146,7 @@ class _Rebuilding:
         keras, found = keras_on_torch(), dict[str, Any]()
         for i, (old, same) in enumerate(zip(model.operations, twin.operations, strict=True)):
             new = same if isinstance(old, keras.layers.InputLayer) else self.made.get(id(old), same)
-            new = self.made[id(new)] if isinstance(new, _Within) else new
+            new = self.made[id(new)] if isinstance(new, Within) else new
             if id(old) in self.within:
                 found |= {f"{i}.{place}": config for place, config in self.within[id(old)].items()}
             elif is_functional(old) and _shapes_in(new) == _shapes_in(same):
@@ -160,14 +165,14 @@ class _Rebuilding:
         made.add(start)
         for layer in model.layers:
             new = self._called(layer)
-            if isinstance(new, _Within):
+            if isinstance(new, Within):
                 made._maybe_rebuild()
-                new = self._built(new, made.outputs[0] if made.layers else start)
+                new = self.built(new, made.outputs[0] if made.layers else start)
             made.add(new, rebuild=False)
         made._maybe_rebuild()
         return made
 
-    def _built(self, within: _Within, *args: Any, **kwargs: Any) -> Any:
+    def built(self, within: Within, *args: Any, **kwargs: Any) -> Any:
         key, layer = id(within), within.layer
         if key not in self.made:
             inputs = args[0] if args else next(iter(kwargs.values()))
@@ -175,32 +180,51 @@ class _Rebuilding:
                 self.made[key] = self._inside(layer, args, kwargs)
             else:
                 is_model = isinstance(layer, keras_on_torch().Model)
-                self.made[key] = self.model(layer, inputs) if is_model else self._like(layer, inputs)
+                self.made[key] = self.model(layer, inputs) if is_model else self.like(layer, inputs)
         return self.made[key]
 
     def _called(self, layer: Any) -> Any:
         """As `layer`, of one that the model itself calls."""
         if id(layer) not in self.made and is_own(layer) and self._cut_within(layer):
-            self.made[id(layer)] = _Within(layer)
+            self.made[id(layer)] = Within(layer)
         return self.layer(layer)
 
     def _cut_within(self, layer: Any) -> bool:
-        """Whether a layer holds others, and a variable that the plan cuts."""
+        """Whether a layer holds others, and a variable that the plan cuts, or what its code says changes."""
         path = self.paths[id(layer)]
+        if self.edited.intersection(self.paths[id(place.layer)] for place in placed(layer)):
+            return True
         return bool(layer._layers) and any(name.startswith(f"{path}.") for name in self.plan.dims)
 
     def _inside(self, layer: Any, args: Any, kwargs: Any) -> Any:
-        spare, numbers = self._spare(layer), dict(numbers_within(layer, self.plan.edits.attributes, self.paths))
+        numbers = dict(numbers_within(layer, self.plan.edits, self.paths))
+        # what its code computes was solved for with the attributes as they are, and a config that changes sets others
+        edited = any(isinstance(value, list) for value in numbers.values()) and self.paths[id(layer)] in self.edits
+        copies = edited or has_own_call(layer)
         try:
-            if spare is None:
+            if copies:
+                return copied(layer, self._copying(), numbers, args, kwargs)
+            if (spare := self._spare(layer)) is None:
                 return rebuilt_inside(layer, self._unbuilt, self._wanted, numbers, args, kwargs)
             small = put_inside(spare, layer, self._unbuilt, self._wanted, numbers, args, kwargs)
             self.within[id(layer)] = {place: as_config(one) for place, one in small.items()}
             return spare
-        except PlanError:
-            raise
         except Exception as error:  # whatever a class raises on layers that it doesn't expect
-            raise misfit(layer.name, error) from error
+            with suppress(Exception):
+                if not copies:
+                    return copied(layer, self._copying(), numbers, args, kwargs)
+            raise error if isinstance(error, PlanError) else misfit(layer.name, error) from error
+
+    def _copying(self) -> Copying:
+        return Copying(self.layer, self._anew, self._wanted)
+
+    def _anew(self, model: Any, inputs: Any) -> Any:
+        """A connected model in one of the user's own class, called on tensors of known shapes."""
+        if id(model) not in self.made or isinstance(self.made[id(model)], Within):
+            keras = keras_on_torch()
+            given = None if inputs is None else of_sizes(model, keras.tree.flatten(inputs))
+            self.made[id(model)] = self.model(model, given)
+        return self.made[id(model)]
 
     def _spare(self, layer: Any) -> Any:
         """None where the plan changes numbers in the config of the layer, which then makes it."""
@@ -213,7 +237,7 @@ class _Rebuilding:
         keras = keras_on_torch()
         if isinstance(layer, keras.Sequential):
             return keras.Sequential([self._unbuilt(inner) for inner in layer.layers], name=layer.name)
-        return self.model(layer) if isinstance(layer, keras.Model) else self._like(layer)
+        return self.model(layer) if isinstance(layer, keras.Model) and not is_own(layer) else self.like(layer)
 
     def layer(self, layer: Any) -> Any:
         """The new layer for an old one; a call that is no layer, such as `keras.ops.reshape`, likewise."""
@@ -224,67 +248,21 @@ class _Rebuilding:
     def _layer(self, layer: Any) -> Any:
         keras = keras_on_torch()
         if holds_model(layer):
-            return _Within(layer)
+            return Within(layer)
         if (spare := self._spare(layer)) is not None:
             return spare
-        return self._like(layer) if isinstance(layer, keras.Layer) else self._operation(layer)
-
-    def _like(self, layer: Any, inputs: Any = None) -> Any:
-        """A layer of the same class, smaller.
-
-        Args:
-            inputs: what it is called on, where it wraps a model.
-        """
-        keras = keras_on_torch()
+        if not isinstance(layer, keras.Layer):
+            return self.operation(layer)
         try:
-            if isinstance(layer, keras.layers.Lambda):  # its config holds code, which isn't read back
-                return type(layer)(
-                    layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
-                    name=layer.name, dtype=layer.dtype_policy,
-                )  # fmt: skip
-            config = self._config(layer, inputs)
-            if isinstance(layer, keras.layers.Wrapper):
-                return type(layer)(config.pop("layer"), **config)
-            return type(layer).from_config(config)
+            return self.like(layer)
         except PlanError:
+            if is_own(layer):  # its class can't make it again
+                return Within(layer)
             raise
-        except Exception as error:  # a config without what the class needs
-            raise misfit(layer.name, error) from error
-
-    def _config(self, layer: Any, inputs: Any) -> dict[str, Any]:
-        keras = keras_on_torch()
-        path = self.paths.get(id(layer)) or str(layer.name)
-        config = dict(layer.get_config())
-        # what is wrapped may be shared, or hold code, so it is no copy; the others copy what they are given
-        whole = isinstance(layer, keras.layers.Wrapper)
-        for field, inner in wrapped(layer).items():
-            if field in config:
-                new = self.layer(inner)
-                new = self._built(new, trailing(new.layer, inputs)) if isinstance(new, _Within) else new
-                config[field] = new if whole else keras.saving.serialize_keras_object(new)
-        if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
-            config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
-        own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
-        config |= fields(Cut(layer, path, own, self.plan)) if own else {}
-        for (field, *rest), value in self.edits.get(path, {}).items():
-            config[field] = with_entry(config[field], rest, value)
-        return config
-
-    def _operation(self, operation: Any) -> Any:
-        edits = self.edits.get(self.calls.get(operation.name, operation.name))
-        if not edits:
-            return operation
-        try:
-            config = dict(operation.get_config())  # it is what a saved file holds, whatever the attributes say
-            for (field, *rest), value in edits.items():
-                config[field] = with_entry(config[field], rest, value)
-            return type(operation).from_config(config)
-        except Exception as error:  # a config without what the class needs
-            raise misfit(operation.name, error) from error
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, _Within):
-            layer = self._built(layer, *args, **kwargs)
+        if isinstance(layer, Within):
+            layer = self.built(layer, *args, **kwargs)
         try:
             return layer(*args, **kwargs)
         except Exception as error:  # whatever a layer raises on a width that it doesn't expect

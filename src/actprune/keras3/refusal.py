@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.own import is_own
 from actprune.keras3.reconnect import is_functional
 
 
@@ -13,7 +15,7 @@ def check_rebuildable(model: Any) -> None:
     """Refuse, by name, what its config doesn't describe.
 
     Raises:
-        UnsupportedModelError: a subclassed model, or one that holds one.
+        UnsupportedModelError: a functional model with a `call` of its own, or one that holds one.
     """
     keras = keras_on_torch()
     for layer in model._flatten_layers():
@@ -25,19 +27,22 @@ def check_rebuildable(model: Any) -> None:
                 where=layer.name,
                 hint="prune the same model with stateful=False, and give the weights of the result to a stateful one",
             )
-        if isinstance(layer, keras.Model) and not (isinstance(layer, keras.Sequential) or is_functional(layer)):
+        known = is_own(layer) or isinstance(layer, keras.Sequential) or is_functional(layer)
+        if isinstance(layer, keras.Model) and not known:
             raise UnsupportedModelError(
-                f"{type(layer).__name__} {layer.name!r} can't be rebuilt: nothing says how its layers are connected.",
-                expected="a Sequential or a functional model, or a class that is one inside",
-                got=f"the subclass {type(layer).__name__}, whose `call` is its own",
+                f"{type(layer).__name__} {layer.name!r} can't be rebuilt: it is connected in two ways.",
+                expected="a Sequential or a functional model, or a class with a `call` of its own",
+                got=f"the functional subclass {type(layer).__name__}, whose `call` is its own",
                 where=layer.name,
-                hint="write it with keras.Input and keras.Model(inputs, outputs)",
+                hint="write it with keras.Input and keras.Model(inputs, outputs), or make its layers in __init__ alone",
             )
 
 
 def misfit(name: str, error: Exception) -> PlanError:
     """What is said of a layer that raises on the size that a plan leaves."""
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras says where it was ("Exception encountered when calling …"),
+    inner = re.split(r".* encountered(?: when calling .*|:)\n", text)[-1]  # and what it was behind that, in bold
+    said = next((line for line in inner.splitlines() if line.strip()), "")
     return PlanError(
         f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
         expected="a layer that its config describes, and that takes inputs of the new size",

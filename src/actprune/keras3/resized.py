@@ -13,8 +13,15 @@ from functools import cache
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.inputs import run_as_built
 from actprune.keras3.own import is_own
+from actprune.keras3.places import placed
 from actprune.keras3.reconnect import forget, is_functional, reconnect
+from actprune.repair.edits import Edits
+from actprune.surgery.source import subclass
+
+SOURCE = "@source"
+"""In a place of its own stand the edits of a layer's class, as data: several, where it was cut several times."""
 
 
 class Resized:
@@ -39,10 +46,19 @@ class Resized:
             return keras_on_torch().saving.deserialize_keras_object({**copied, "build_config": built})
 
         within = {place: made(one) if isinstance(one, dict) else one for place, one in config["within"].items()}
-        layer = resized(made(config["kind"]), within)
-        vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
+        layer = made(config["kind"])
+        if not all(place.layer.built for place in placed(layer)):
+            run_as_built(layer)
+        layer = resized(layer, within)
+        as_resized(layer, config)
         layer.trainable = config["trainable"]
         return layer
+
+
+def as_resized(layer: Any, config: Mapping[str, Any]) -> None:
+    """Let the layer say that this, see `serialized`, is its config."""
+    layer.__class__ = _resized_class(type(layer))
+    vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
 
 
 def register() -> None:
@@ -55,7 +71,8 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
 
     Args:
         within: place → the layer that takes it: "2.0" is the first layer in the third one that `layer` holds, or of
-            a functional model, in what it calls third. Place and attribute → a number: "2.0.heads". Place and which
+            a functional model, in what it calls third. Place and attribute → a number: "2.0.heads". Place and `SOURCE`
+            → edits of methods. Place and which
             variable that layer itself holds → its shape: "2.0.#1".
 
     Raises:
@@ -65,7 +82,9 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
     new: dict[int, Any] = {}
     for place, one in within.items():
         first, _, rest = place.partition(".")
-        if first.startswith("#"):
+        if first == SOURCE:
+            layer.__class__ = _edited(type(layer), one)
+        elif first.startswith("#"):
             _resize(layer, int(first[1:]), one)
         elif not first.isdecimal():
             _set_number(layer, place.split("."), one)
@@ -80,7 +99,7 @@ def resized(layer: Any, within: Mapping[str, Any]) -> Any:
         reconnect(layer, new)
     else:
         for old in [one for one in layer._layers if id(one) in new]:
-            _put(layer, old, new[id(old)])
+            put(layer, old, new[id(old)])
     forget(layer)
     layer.__class__ = _resized_class(type(layer))
     return layer
@@ -97,7 +116,7 @@ def _resized_inside(layer: Any, within: Mapping[str, Any]) -> None:
             vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
             resized(layer, within)
             return
-    own = type(layer)
+    own = _edited(type(layer), within.get(SOURCE, ()))
     resized(layer, within).__class__ = own  # what the outermost one is made of says the rest
 
 
@@ -108,9 +127,14 @@ def serialized(layer: Any, within: Mapping[str, Any]) -> dict[str, Any]:
     before = {
         place: one
         for place, one in parts["within"].items()
-        if not any(f"{place}.".startswith(f"{new}.") for new in inner)
+        if _is_source(place) or not any(f"{place}.".startswith(f"{new}.") for new in inner)
     }
-    return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**before, **inner}}
+    again = {place: [*before[place], *one] for place, one in inner.items() if _is_source(place) and place in before}
+    return {"name": layer.name, "trainable": True, "kind": parts["kind"], "within": {**before, **inner, **again}}
+
+
+def _is_source(place: str) -> bool:
+    return place.rpartition(".")[2] == SOURCE
 
 
 def as_config(one: Any) -> Any:
@@ -125,6 +149,15 @@ def config_of(layer: Any) -> dict[str, Any]:
     return made
 
 
+def has_config(model: Any) -> bool:
+    """Whether Keras can write of a model what it is."""
+    try:
+        config_of(model)
+    except Exception:  # whatever a class raises that has no config
+        return False
+    return True
+
+
 def _shapes(value: Any) -> Any:
     """Shapes as a layer was built with: in a file they are lists, which a class may take for a list of shapes."""
     if isinstance(value, dict):
@@ -136,9 +169,16 @@ def _shapes(value: Any) -> Any:
 def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """The layers in one of the user's own class that can take another's place, those of Keras: (place, layer)."""
     for where, own in own_layers(layer, place):
+        elsewhere = {id(one) for sibling in own._layers for one in _layers_of(sibling)}
         for i, inner in enumerate(own._layers):
-            if not is_own(inner):
+            if not is_own(inner) and id(inner) not in elsewhere:
                 yield f"{where}.{i}".lstrip("."), inner
+
+
+def _layers_of(layer: Any) -> list[Any]:
+    """Of a model within: a list of layers that becomes a `Sequential` stays tracked, layer by layer."""
+    connected = isinstance(layer, keras_on_torch().Model) and not is_own(layer)
+    return list(layer.layers) if connected else []
 
 
 def own_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,6 +221,25 @@ def number_at(layer: Any, place: str) -> Any:
     return layer
 
 
+def set_numbers(layer: Any, numbers: Mapping[str, Any]) -> None:
+    """Set attributes of a layer and of those within; place and attribute → the number."""
+    for place, value in numbers.items():
+        steps = place.split(".")
+        depth = next(i for i, step in enumerate(steps) if not step.isdecimal())
+        holder = at(layer, ".".join(steps[:depth]))
+        if _is_source(place):
+            holder.__class__ = _edited(type(holder), value)
+        else:
+            _set_number(holder, steps[depth:], value)
+
+
+def _edited(kind: type, edits: Sequence[Mapping[str, Any]]) -> type:
+    """The class with sizes in the source of its methods edited, once after the other."""
+    for one in edits:
+        kind = subclass(kind, Edits.from_data(one).methods)
+    return kind
+
+
 def _set_number(layer: Any, path: Sequence[str], value: int) -> None:
     first, *rest = path
     vars(layer)[first] = with_entry(vars(layer)[first], rest, value)
@@ -202,12 +261,16 @@ def _resize(layer: Any, number: int, shape: Sequence[int]) -> None:
         new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
     new.regularizer, new.constraint = old.regularizer, old.constraint
     store = "trainable_variables" if number < len(layer._trainable_variables) else "non_trainable_variables"
-    _put(layer, old, new, store)
+    put(layer, old, new, store)
 
 
-def _put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
+def put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
     """`new` in every attribute of `holder` that is `old`, or a list or dict with it."""
     tracker = holder._tracker
+    for inner, other in zip(_layers_of(old), _layers_of(new), strict=False) if store == "layers" else ():
+        if tracker.is_in_store(store, inner):
+            _exchanged(tracker.config[store][1], inner, other)
+            tracker.stored_ids[store] = tracker.stored_ids[store] - {id(inner)} | {id(other)}
     held = tracker.config[store][1]
     _exchanged(held, old, new)  # by hand: Keras looks for what equals it, and variables are compared entry by entry
     tracker.stored_ids[store] = tracker.stored_ids[store] - {id(old)} | {id(new)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.own import is_own
 
 _WITHIN = (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "backward_layer"), ("cell", "cell"))
 """Fields of a config that hold the config of a layer, and the attribute with that layer."""
@@ -17,14 +18,15 @@ def wrapped(layer: Any) -> dict[str, Any]:
 
 
 def holds_model(layer: Any) -> bool:
-    """Whether it is a model, or wraps one."""
-    return isinstance(layer, keras_on_torch().Model) or any(map(holds_model, wrapped(layer).values()))
+    """Whether it is a model that has inputs, or wraps one."""
+    has_inputs = isinstance(layer, keras_on_torch().Model) and not is_own(layer)
+    return has_inputs or any(map(holds_model, wrapped(layer).values()))
 
 
 def trailing(layer: Any, given: Any) -> Any:
     """What a wrapped model is called on: of each step of a sequence, of each part of a batch."""
     keras = keras_on_torch()
-    if not isinstance(layer, keras.Model):
+    if not isinstance(layer, keras.Model) or is_own(layer):
         return given
     pairs = zip(layer.inputs, keras.tree.flatten(given), strict=True)
     return [keras.KerasTensor((None, *now.shape[len(now.shape) - len(was.shape) + 1 :])) for was, now in pairs]

@@ -25,8 +25,6 @@ def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | Non
         target: that number.
     """
     place = use.place
-    if not targets.graph.program.sizes.editable:
-        return None
     if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
         return None
     source, found, names = source_of(place.code), argument(use), _reached(place)

@@ -272,7 +272,7 @@ class _Solver:
         One that is the product of a changed one and another. Nothing proves what it means, so its name has to speak of
         heads: `dim` may be the size of the stream as well.
         """
-        if not self.sizes.editable:  # of a model that is built anew, its own code sets those
+        if self.sizes.rebuilt:  # its own code sets those
             return
         by_holder: dict[Any, list[Variable]] = {}
         for variable in self.values:

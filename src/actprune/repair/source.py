@@ -7,11 +7,11 @@ import hashlib
 import inspect
 import linecache
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, ModuleType
-from typing import cast
+from typing import Any, cast
 
 from actprune.graph.sizes import SizeUse
 
@@ -137,7 +137,9 @@ def _found(code: CodeType, use: _Size) -> ast.expr | None:
     for node in ast.walk(source.tree):
         # no two calls end at one place; where one in a chain starts, Python and its syntax tree disagree
         if isinstance(node, ast.Call | ast.Subscript) and (node.end_lineno, node.end_col_offset) == end:
-            return _slice_bound(node, use) if isinstance(node, ast.Subscript) else _size_argument(node, use, source)
+            if isinstance(node, ast.Subscript):
+                return _slice_bound(node, use)
+            return _size_argument(node, use, source, _is_function(node, vars(inspect.getmodule(code) or object)))
     return None
 
 
@@ -149,15 +151,21 @@ def _slice_bound(node: ast.Subscript, use: _Size) -> ast.expr | None:
     return item.upper if side else item.lower
 
 
-def _size_argument(node: ast.Call, use: _Size, source: Source) -> ast.expr | None:
-    """Of `x.view(a, b)`, `x.view((a, b))`, `torch.zeros(a, b)`, `torch.split(x, a)` and the like."""
+def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -> ast.expr | None:
+    """Of `x.view(a, b)`, `x.view((a, b))`, `torch.zeros(a, b)`, `torch.split(x, a)` and the like.
+
+    Args:
+        function: it is one of a library's, which has the tensor in front, and no method.
+    """
     given: list[ast.expr] = list(node.args)
     named = [
-        k.value for k in node.keywords if k.arg in ("size", "shape", "sizes", "split_size_or_sections", "split_size")
+        k.value
+        for k in node.keywords
+        if k.arg in ("size", "shape", "newshape", "sizes", "split_size_or_sections", "split_size")
     ]
     if use.op in ("split", "split_with_sizes", "unflatten", "narrow"):
         # a call of the function, not of the method, has the tensor in front; only a list or a number is a size
-        skip = _is_function(node) + (use.op == "unflatten")
+        skip = function + (use.op == "unflatten")
         given = named or given[skip:]
         if use.op == "narrow":
             return given[use.slot] if len(given) == use.count else None
@@ -167,18 +175,26 @@ def _size_argument(node: ast.Call, use: _Size, source: Source) -> ast.expr | Non
     given = named or given
     if use.op == "pad":
         given = [k.value for k in node.keywords if k.arg == "pad"] or given[1:2]
-    if len(given) > 1 and _is_function(node) and use.op in ("reshape", "tile"):
-        given = given[1:]
+    if len(given) > 1 and use.op in ("reshape", "tile", "broadcast_to"):
+        # all sizes of a method are in one tuple, or in none: behind something else it is that of a function
+        given = given[1:] if function or isinstance(given[1], ast.Tuple | ast.List) else given
     if len(given) == 1 and (use.count > 1 or isinstance(given[0], ast.Tuple | ast.List)):
         return _item(given[0], use.slot, use.count, source)
     return _among(given, use.slot, use.count, source)
 
 
-def _is_function(node: ast.Call) -> bool:
-    """`torch.split(x, …)` rather than `x.split(…)`."""
-    return isinstance(node.func, ast.Name) or (
-        isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
-    )
+def _is_function(node: ast.Call, names: Mapping[str, Any]) -> bool:
+    """`torch.split(x, …)` or `keras.ops.reshape(x, …)` rather than `x.split(…)`.
+
+    Args:
+        names: the globals of the code.
+    """
+    if isinstance(node.func, ast.Name):
+        return True
+    whole = node.func.value if isinstance(node.func, ast.Attribute) else None
+    while isinstance(whole, ast.Attribute):
+        whole = whole.value
+    return isinstance(whole, ast.Name) and (whole.id == "torch" or isinstance(names.get(whole.id), ModuleType))
 
 
 def _item(expr: ast.expr, slot: int, count: int, source: Source) -> ast.expr | None:
@@ -207,7 +223,7 @@ def _among(items: Sequence[ast.expr], slot: int, count: int, source: Source) -> 
     """Item `slot` where one item may be starred and stand for several."""
     stars = [i for i, item in enumerate(items) if isinstance(item, ast.Starred)]
     if not stars:
-        return items[slot] if len(items) == count else None
+        return items[slot] if items and len(items) == count else None  # a call by keywords alone has none
     if len(stars) > 1:
         return None
     star, behind = stars[0], len(items) - stars[0] - 1

@@ -44,7 +44,7 @@ def edit_sources(model: nn.Module, edits: Sequence[Edit]) -> None:
             inner = [_within(edit) for edit in in_objects if _of(edit, name)]
             vars(module)[name] = _edited(vars(module)[name], inner)
         if rest := [edit for edit in own if edit not in in_objects]:
-            module.__class__ = _subclass(type(module), tuple(rest))
+            module.__class__ = subclass(type(module), tuple(rest))
 
 
 def _edited(held: Any, edits: Sequence[Edit]) -> Any:
@@ -52,7 +52,7 @@ def _edited(held: Any, edits: Sequence[Edit]) -> Any:
     if isinstance(held, FunctionType):
         return _rebuilt(inspect.unwrap(held), [(edit.functions[1:], edit) for edit in edits])
     held = copy.copy(held)
-    held.__class__ = _subclass(type(held), tuple(edits))
+    held.__class__ = subclass(type(held), tuple(edits))
     return held
 
 
@@ -74,7 +74,12 @@ def _reached(cls: type, edit: Edit) -> Edit:
     return edit
 
 
-def _subclass(cls: type, asked: tuple[Edit, ...]) -> type:
+def subclass(cls: type, asked: tuple[Edit, ...]) -> type:
+    """A class derived from this one whose methods have these edits.
+
+    Raises:
+        PlanError: a function's source isn't the one that the plan was made for.
+    """
     methods: dict[str, Any] = {}
     edits = [_reached(cls, edit) for edit in asked]
     for name in dict.fromkeys(edit.functions[0] for edit in edits):
@@ -118,7 +123,7 @@ def _made_again(cls: Any, steps: tuple[tuple[Edit, ...], ...], given: tuple[Any,
     """For pickle, which finds classes by their names, and for copies, which keep their class."""
     made = _MADE.get((cls, steps))
     if made is None:
-        made = reduce(_subclass, steps, cls)
+        made = reduce(subclass, steps, cls)
     return made.__new__(made, *given)
 
 

@@ -1,0 +1,110 @@
+"""A layer of a Keras model from its config, or a call that is none, with the sizes that a plan leaves."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from actprune.errors import PlanError
+from actprune.keras3.attributes import is_attribute
+from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.inside import own_classes
+from actprune.keras3.places import Placed
+from actprune.keras3.refusal import misfit
+from actprune.keras3.resized import with_entry
+from actprune.keras3.table import Cut, fields
+from actprune.keras3.wrapping import trailing, wrapped
+from actprune.plan import Plan
+
+
+class Within:
+    """Stands for a model within a model, a layer that wraps one, or one of the user's own class that is cut, until its
+    inputs, and so their sizes, are known."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+
+class FromConfig:
+    """What a plan leaves, and layers made so.
+
+    Attributes:
+        paths: id of a layer → its path.
+        names: id of a variable → its name in the plan.
+        shapes: that name → its new shape.
+        edits: path → place in a config → the number there.
+    """
+
+    def __init__(self, places: Sequence[Placed], calls: Mapping[str, str], plan: Plan) -> None:
+        self.plan, self.calls = plan, calls
+        self.paths = {id(place.layer): place.path for place in places}
+        variables = {place.full(name): held[0] for place in places for name, held in place.variables.items()}
+        self.names = {id(variable): name for name, variable in variables.items()}
+        self.shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        self.shapes |= {name: plan.shape(name) for name in plan.dims}
+        self.edits: dict[str, dict[tuple[Any, ...], int]] = {}
+        for edit in (edit for edit in plan.edits.attributes if not is_attribute(edit)):
+            self.edits.setdefault(edit.module, {})[edit.path] = edit.value
+
+    @abstractmethod
+    def layer(self, layer: Any) -> Any:
+        """The new layer for an old one, or what stands for it."""
+
+    @abstractmethod
+    def built(self, within: Within, *args: Any, **kwargs: Any) -> Any:
+        """What such a one stands for, made for these inputs."""
+
+    def like(self, layer: Any, inputs: Any = None) -> Any:
+        """A layer of the same class, smaller.
+
+        Args:
+            inputs: what it is called on, where it wraps a model.
+        """
+        keras = keras_on_torch()
+        try:
+            if isinstance(layer, keras.layers.Lambda):  # its config holds code, which isn't read back
+                return type(layer)(
+                    layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
+                    name=layer.name, dtype=layer.dtype_policy,
+                )  # fmt: skip
+            config = self._config(layer, inputs)
+            if isinstance(layer, keras.layers.Wrapper):
+                return type(layer)(config.pop("layer"), **config)
+            with own_classes(layer):  # of cells in it
+                return type(layer).from_config(config)
+        except PlanError:
+            raise
+        except Exception as error:  # a config without what the class needs
+            raise misfit(layer.name, error) from error
+
+    def _config(self, layer: Any, inputs: Any) -> dict[str, Any]:
+        keras = keras_on_torch()
+        path = self.paths.get(id(layer)) or str(layer.name)
+        config = dict(layer.get_config())
+        # what is wrapped may be shared, or hold code, so it is no copy; the others copy what they are given
+        whole = isinstance(layer, keras.layers.Wrapper)
+        for field, inner in wrapped(layer).items():
+            if field in config:
+                new = self.layer(inner)
+                new = self.built(new, trailing(new.layer, inputs)) if isinstance(new, Within) else new
+                config[field] = new if whole else keras.saving.serialize_keras_object(new)
+        if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
+            config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
+        own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
+        config |= fields(Cut(layer, path, own, self.plan)) if own else {}
+        for (field, *rest), value in self.edits.get(path, {}).items():
+            config[field] = with_entry(config[field], rest, value)
+        return config
+
+    def operation(self, operation: Any) -> Any:
+        edits = self.edits.get(self.calls.get(operation.name, operation.name))
+        if not edits:
+            return operation
+        try:
+            config = dict(operation.get_config())  # it is what a saved file holds, whatever the attributes say
+            for (field, *rest), value in edits.items():
+                config[field] = with_entry(config[field], rest, value)
+            return type(operation).from_config(config)
+        except Exception as error:  # a config without what the class needs
+            raise misfit(operation.name, error) from error
