@@ -1173,3 +1173,24 @@ def test_sizes_that_only_decide_forbid_no_cut(use: str) -> None:
         return
     plan = make_plan(graph, {"hidden": [0, 2, 5]})
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+class Timed(nn.Module):
+    """The state of an ODE with the time as one more channel, of the size of its first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(9, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(torch.cat([torch.ones_like(x[:, :1, :, :]) * 0.3, x], 1))
+
+
+def test_a_slice_that_is_read_for_its_size_stays_as_it_is() -> None:
+    model, x = Timed().eval(), torch.randn(2, 3, 8, 8)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"first": [2, 5]})  # the unit that the class takes the size of goes as well
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+    assert not plan.edits.sources

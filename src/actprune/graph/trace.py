@@ -35,6 +35,7 @@ from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.refusal import float_types, one_batch, refusal
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import MadeKnown, Refused, Traced
+from actprune.graph.under_masks import written_as_choices
 from actprune.graph.weight_norm import fold_weight_norms
 
 __all__ = ["call_arguments", "check_ready", "trace"]
@@ -102,6 +103,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         inline(graph, traced.module)
         _drop_noise(graph)
         make_pure(graph)
+        written_as_choices(graph)
         if isinstance(model, Rebuilt):
             held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
