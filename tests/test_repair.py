@@ -23,7 +23,8 @@ from actprune.graph import traced_int
 from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
-from actprune.proof.trial import at_fault
+from actprune.proof.in_training import has_branches
+from actprune.proof.trial import at_fault, cannot_follow
 from actprune.repair.adapt import capture, trial_units
 from actprune.repair.edits import AttributeEdit
 from actprune.surgery.attention import PrunedMHA
@@ -1194,3 +1195,33 @@ def test_a_slice_that_is_read_for_its_size_stays_as_it_is() -> None:
     plan = make_plan(graph, {"first": [2, 5]})  # the unit that the class takes the size of goes as well
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
     assert not plan.edits.sources
+
+
+class Noisy(nn.Module):
+    """Noise of a written size, in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.first(x).relu(), 0.5, self.training)
+        if self.training:
+            self.calls += 1
+            x = x + 0.1 * torch.randn(8)
+        return self.third(self.second(x).relu())
+
+
+def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
+    model, x = Noisy().eval(), torch.randn(4, 6)
+    graph, before = capture(model, x), torch.get_rng_state()
+    found = cannot_follow(model, graph, x)
+    assert [*found] == ["first"] and "in training mode" in found["first"]
+    assert not model.training and model.calls == 0 and torch.equal(before, torch.get_rng_state())
+
+
+def test_only_branches_of_training_ask_for_a_look_at_it() -> None:
+    assert has_branches(Noisy())
+    assert not has_branches(nn.Sequential(nn.Dropout(), Timed()))
