@@ -1225,3 +1225,24 @@ def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
 def test_only_branches_of_training_ask_for_a_look_at_it() -> None:
     assert has_branches(Noisy())
     assert not has_branches(nn.Sequential(nn.Dropout(), Timed()))
+
+
+class Weighed(nn.Module):
+    """The plain call of torch's attention, which also gives the mean of its weights over the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn, self.head = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.attn(x, x, x)
+        return self.head(x)
+
+
+def test_what_nobody_reads_keeps_no_heads() -> None:
+    model, x = Weighed().eval(), torch.randn(2, 5, WIDTH)
+    graph = capture(model, x)
+    heads = next(group for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {heads.name: [0, 3]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
