@@ -1246,3 +1246,30 @@ def test_what_nobody_reads_keeps_no_heads() -> None:
     heads = next(group for group in graph.groups if group.kind == "heads")
     plan = make_plan(graph, {heads.name: [0, 3]})
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+STARTS: dict[str, Callable[[Any, int], Tensor]] = {
+    "new": lambda net, n: net.out.weight.data.new(1, n, net.hidden).zero_(),
+    "variable": lambda net, n: torch.autograd.Variable(torch.zeros(1, n, net.hidden)),
+}
+
+
+class Started(nn.Module):
+    """A recurrent layer with a first state as older tutorials make it."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps, self.out, self.start, self.hidden = nn.GRU(5, 12, batch_first=True), nn.Linear(12, 3), start, 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.steps(x, STARTS[self.start](self, len(x)))[0])
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_first_state_of_an_older_kind_follows(start: str) -> None:
+    model, x = Started(start).eval(), torch.randn(2, 4, 5)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"steps": range(0, 12, 2)})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed and small.hidden == 6

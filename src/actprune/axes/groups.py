@@ -161,11 +161,9 @@ def _beside(axis: Axis, parallel: set[int]) -> Iterator[int]:
 
 
 def _place(tensors: Mapping[str, tuple[Axis, ...]], group: Group) -> int:
-    """Where a group stands among those of its first producer: heads in front of their dimensions, where both are
-    dimensions of its weight; else in the order in which they were found."""
+    """Where a group stands among those of its first producer: in the order of the dimension that it makes, heads in
+    front of their dimensions. The order in which they were found may be another one for a batch of one sample."""
     made = group.producers[0]
-    if not made.parted:
-        return group.key
     return [leaf.key for leaf in leaves(made.out_axis(tensors[made.weight]))].index(group.key)
 
 
