@@ -53,7 +53,14 @@ def test_an_encoder_still_takes_a_padding_mask() -> None:
     with torch.no_grad():
         assert unaware(x, src_key_padding_mask=padding)[:, :4].isfinite().all()
     result = ap.prune(model, [{"src": x, "src_key_padding_mask": padding}] * 2, keep="units=50%", method="l2")
-    assert result.plan.widths["layers.0.self_attn#2"] == 2, "heads are cut as without a mask"
+    assert result.plan.widths["layers.0.self_attn#1"] == 2, "heads are cut as without a mask"
+
+
+def test_groups_have_the_same_names_for_a_single_sample() -> None:
+    """Heads and dimensions of heads are as many here: a plan under other names would cut the wrong ones."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 1).eval()
+    single, several = ([(g.name, g.members) for g in ap.capture(model, torch.randn(n, 5, 16)).groups] for n in (1, 3))
+    assert single == several
 
 
 class Noisy(nn.MultiheadAttention):
@@ -79,7 +86,7 @@ def test_a_class_made_from_an_attention_keeps_its_code() -> None:
     x = torch.randn(4, 7, 6)
     result = ap.prune(WithNoisy(), [x] * 2, keep="units=50%", method="l2")
     assert isinstance(result.model.a, Noisy)
-    assert result.plan.widths == {"i": 8, "a#1": 4, "a#2": 1, "a#3": 4, "a#4": 8}, "head sizes, too"
+    assert result.plan.widths == {"i": 8, "a#1": 1, "a#2": 4, "a#3": 4, "a#4": 8}, "head sizes, too"
     assert not torch.equal(result.model.train()(x), result.model(x)), "its noise in training"
     again = pickle.loads(pickle.dumps(result.model)).eval()
     assert torch.equal(again(x), result.model.eval()(x)) and type(again.a) is type(result.model.a)

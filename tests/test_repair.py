@@ -23,7 +23,8 @@ from actprune.graph import traced_int
 from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
-from actprune.proof.trial import at_fault
+from actprune.proof.in_training import has_branches
+from actprune.proof.trial import at_fault, cannot_follow
 from actprune.repair.adapt import capture, trial_units
 from actprune.repair.edits import AttributeEdit
 from actprune.surgery.attention import PrunedMHA
@@ -1173,3 +1174,102 @@ def test_sizes_that_only_decide_forbid_no_cut(use: str) -> None:
         return
     plan = make_plan(graph, {"hidden": [0, 2, 5]})
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+class Timed(nn.Module):
+    """The state of an ODE with the time as one more channel, of the size of its first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(9, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(torch.cat([torch.ones_like(x[:, :1, :, :]) * 0.3, x], 1))
+
+
+def test_a_slice_that_is_read_for_its_size_stays_as_it_is() -> None:
+    model, x = Timed().eval(), torch.randn(2, 3, 8, 8)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"first": [2, 5]})  # the unit that the class takes the size of goes as well
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+    assert not plan.edits.sources
+
+
+class Noisy(nn.Module):
+    """Noise of a written size, in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.first(x).relu(), 0.5, self.training)
+        if self.training:
+            self.calls += 1
+            x = x + 0.1 * torch.randn(8)
+        return self.third(self.second(x).relu())
+
+
+def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
+    model, x = Noisy().eval(), torch.randn(4, 6)
+    graph, before = capture(model, x), torch.get_rng_state()
+    found = cannot_follow(model, graph, x)
+    assert [*found] == ["first"] and "in training mode" in found["first"]
+    assert not model.training and model.calls == 0 and torch.equal(before, torch.get_rng_state())
+
+
+def test_only_branches_of_training_ask_for_a_look_at_it() -> None:
+    assert has_branches(Noisy())
+    assert not has_branches(nn.Sequential(nn.Dropout(), Timed()))
+
+
+class Weighed(nn.Module):
+    """The plain call of torch's attention, which also gives the mean of its weights over the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn, self.head = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.attn(x, x, x)
+        return self.head(x)
+
+
+def test_what_nobody_reads_keeps_no_heads() -> None:
+    model, x = Weighed().eval(), torch.randn(2, 5, WIDTH)
+    graph = capture(model, x)
+    heads = next(group for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {heads.name: [0, 3]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+STARTS: dict[str, Callable[[Any, int], Tensor]] = {
+    "new": lambda net, n: net.out.weight.data.new(1, n, net.hidden).zero_(),
+    "variable": lambda net, n: torch.autograd.Variable(torch.zeros(1, n, net.hidden)),
+}
+
+
+class Started(nn.Module):
+    """A recurrent layer with a first state as older tutorials make it."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps, self.out, self.start, self.hidden = nn.GRU(5, 12, batch_first=True), nn.Linear(12, 3), start, 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.steps(x, STARTS[self.start](self, len(x)))[0])
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_first_state_of_an_older_kind_follows(start: str) -> None:
+    model, x = Started(start).eval(), torch.randn(2, 4, 5)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"steps": range(0, 12, 2)})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed and small.hidden == 6

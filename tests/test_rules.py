@@ -1080,6 +1080,22 @@ def shuffled(m: Any, x: Tensor) -> Tensor:
     return torch.cat([x, torch.relu(x)], 1).view(n, 2, c, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
+def one_of_two(m: Any, x: Tensor) -> Tensor:
+    """An ELU by hand: what each mask takes is written back where it was, and one mask is written twice."""
+    out, mask = torch.empty_like(x), x > 0
+    out[mask] = torch.log(x[mask] + 1)
+    out[~mask] = -1 + torch.exp(x[~mask])
+    out[out > 0.5] *= 0.5
+    out[x < -1] = 0.2 * x[x < -1]
+    return out
+
+
+def scaled_by_a_mean(m: Any, x: Tensor) -> Tensor:
+    out, mask = torch.zeros_like(x), x > 0
+    out[mask] = x[mask] / x[mask].mean()
+    return out
+
+
 def masked_in_place(m: Any, x: Tensor) -> Tensor:
     rows = x.view(x.shape[0], -1)
     rows.masked_fill_(rows > 0.5, -1.0)
@@ -1111,6 +1127,9 @@ USES: dict[str, Case] = {
     **EINSUMS,
     **INDEXED,
     "entries written under a mask": Case(lambda m, x: x.masked_scatter(x > 0.5, x.relu()), frozen=True),
+    "entries written back under a mask": Case(one_of_two),
+    "entries mixed under a mask": Case(scaled_by_a_mean, frozen=True),
+    "as many rows": Case(lambda m, x: torch.cat([torch.full_like(x[:, 0], 0.3).unsqueeze(1), x], 1)),
     "differences of units": Case(lambda m, x: x.diff(dim=1), frozen=True),
     "a distance between units": Case(lambda m, x: x * F.pairwise_distance(x, x.relu()).unsqueeze(1), frozen=True),
     "similar to one number": Case(lambda m, x: x * F.cosine_similarity(x, x[:, :1]).unsqueeze(1), frozen=True),

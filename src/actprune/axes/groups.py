@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, lcm
@@ -145,7 +145,8 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
         carried = tuple(known.members[key]), tuple(made), tuple(read)
         groups.append(Group(name, key, leaf.size, kind, *carried, known.multiples.get(key, 1)))
     order = {site: i for i, site in enumerate(known.sites)}
-    groups.sort(key=lambda group: (order[group.producers[0]], _place(known.tensors, group)))
+    with_heads = {group.producers[0] for group in groups if group.kind == "heads"}
+    groups.sort(key=lambda group: (order[group.producers[0]], _place(known.tensors, group, with_heads)))
     return tuple(_with_unique_names(groups))
 
 
@@ -160,11 +161,12 @@ def _beside(axis: Axis, parallel: set[int]) -> Iterator[int]:
         yield from (leaf.key for part in axis.parts if part not in heads for leaf in leaves(part))
 
 
-def _place(tensors: Mapping[str, tuple[Axis, ...]], group: Group) -> int:
-    """Where a group stands among those of its first producer: heads in front of their dimensions, where both are
-    dimensions of its weight; else in the order in which they were found."""
+def _place(tensors: Mapping[str, tuple[Axis, ...]], group: Group, with_heads: Container[Site]) -> int:
+    """Where a group stands among those of its first producer: heads in front of their dimensions, by the dimension that
+    it makes (they may be found in another order for a batch of one sample); else in the order in which they were found.
+    """
     made = group.producers[0]
-    if not made.parted:
+    if not made.parted and made not in with_heads:
         return group.key
     return [leaf.key for leaf in leaves(made.out_axis(tensors[made.weight]))].index(group.key)
 

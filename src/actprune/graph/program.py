@@ -190,6 +190,20 @@ def named_as(target: Any, node: Node) -> dict[str, Any]:
     return named
 
 
+_LIKE = tuple(f"aten.{name}_like." for name in "zeros ones full empty".split())
+_NEW = tuple(f"aten.new_{name}." for name in "zeros ones full empty".split())
+_PARTS = ("aten.slice.", "aten.select.", "aten.unsqueeze.")
+
+
+def read_for_sizes(node: Node) -> bool:
+    """Whether nothing but sizes is read of what `node` makes: of `x[:, :1]` in `torch.ones_like(x[:, :1])`."""
+    reads = (
+        op_name(user).startswith((*_LIKE, *_NEW)) or (op_name(user).startswith(_PARTS) and read_for_sizes(user))
+        for user in node.users
+    )
+    return all(reads)
+
+
 def module_path(node: Node) -> str:
     """The module that a node was called in, e.g. `layer1.0.conv1`; empty for the model itself."""
     annotated = (node.meta.get("custom") or {}).get(PATH)

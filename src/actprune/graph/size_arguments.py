@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.numbers import TracedFloat, TracedInt
 
-_RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new_zeros new_ones new_empty".split()}
+_RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new new_zeros new_ones new_empty".split()}
 _FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 
@@ -40,6 +40,8 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         return _bounds(args[0], args[1])
     if name == "pad":
         return _pads(args, kwargs)
+    if name.startswith("sym_"):
+        return []  # what a tracer asks of strides, as for `Variable(torch.zeros(…))`: given to nothing of the class
     groups = _groups(name, args, kwargs)
     if groups is not None:
         return [(-1, 0, groups, ("groups", 1))]

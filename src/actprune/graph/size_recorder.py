@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.frames import definer, holder_of, is_kerass, is_librarys, owner_of, span_of
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
-from actprune.graph.program import shape
+from actprune.graph.program import read_for_sizes, shape
 from actprune.graph.rebuilt import running
 from actprune.graph.size_arguments import given_sizes
 from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
@@ -57,6 +57,7 @@ class Recorder(TorchFunctionMode):
         self.attributes: Attributes = {}
         self.owners: Owners = {}
         self._uses: list[SizeUse] = []
+        self._slicing: dict[int, int] = {}  # number of a use that bounds a slice -> its call
         self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
         self._came_from: dict[int, Key] = {}
         self._readers: dict[int, set[int]] = {}
@@ -197,6 +198,8 @@ class Recorder(TorchFunctionMode):
             return
         if place.module in self._layers and isinstance(expression(value), int):
             return  # of an attribute of the layer: surgery sets those by its tensors (the initial state of an LSTM)
+        if kind == "bound":
+            self._slicing[len(self._uses)] = call
         self._uses.append(SizeUse(plain(value), expression(value), role, op, slot, count, place))
 
     def note_equal(self, difference: Expr) -> None:
@@ -250,7 +253,10 @@ class Recorder(TorchFunctionMode):
 
         shapes = {node.name: shape(node) for node in nodes.values()}
         uses: list[SizeUse] = []
-        for use in self._uses:
+        for i, use in enumerate(self._uses):
+            sliced = nodes.get((self._slicing.get(i, -1), 0))
+            if sliced is not None and use.value in (1, -1) and read_for_sizes(sliced):
+                continue  # `torch.ones_like(x[:, :1])`: any unit will do
             if use.role[0] == "fixed" and use.role[1] is not None and self._only_decides(use.role[1][0]):
                 continue
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))

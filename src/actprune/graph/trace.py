@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -27,6 +27,7 @@ from actprune.graph.flexible import written_out
 from actprune.graph.inline import inline
 from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names, unsliced
+from actprune.graph.noise import drop_noise
 from actprune.graph.program import Program, architecture, op_name, place
 from actprune.graph.purify import make_pure
 from actprune.graph.quiet import quiet
@@ -35,31 +36,10 @@ from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.refusal import float_types, one_batch, refusal
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import MadeKnown, Refused, Traced
+from actprune.graph.under_masks import written_as_choices
 from actprune.graph.weight_norm import fold_weight_norms
 
 __all__ = ["call_arguments", "check_ready", "trace"]
-
-_NOISE = {
-    "aten.alias.default",
-    "aten.detach.default",
-    "aten.detach_.default",
-    "aten.lift_fresh_copy.default",
-    "aten.dropout.default",
-    "aten.dropout_.default",
-    "aten.feature_dropout.default",
-    "aten.feature_dropout_.default",
-    "aten.alpha_dropout.default",
-    "aten.alpha_dropout_.default",
-    "aten.feature_alpha_dropout.default",
-    "aten.feature_alpha_dropout_.default",
-}
-"""Calls that return their first argument; dropout is taken as off in every capture."""
-
-_MADE = tuple(f"aten.{name}." for name in "zeros ones full empty new_zeros new_ones new_full new_empty arange".split())
-"""Calls that make a constant from sizes."""
-
-_LAID_OUT = tuple(f"aten.{name}." for name in "view reshape unsqueeze expand transpose".split())
-"""Calls that only lay out what they are given, such as a constant."""
 
 
 def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like: Program | None = None) -> Program:
@@ -100,8 +80,9 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         graph = traced.graph
         _claim_names(graph)
         inline(graph, traced.module)
-        _drop_noise(graph)
+        drop_noise(graph)
         make_pure(graph)
+        written_as_choices(graph)
         if isinstance(model, Rebuilt):
             held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
@@ -249,39 +230,6 @@ def check_ready(model: nn.Module) -> None:
                 where="model",
                 hint="call the model once on a batch of inputs before it is captured",
             )
-
-
-def _drop_noise(graph: Graph) -> None:
-    """Leave out what only hides a value, constants that nothing reads, and every dropout, also that within attention
-    and recurrent layers."""
-    for node in reversed(list(graph.nodes)):
-        _without_dropout(node)
-        name = op_name(node)
-        unread = not node.users and _is_made(node)  # of any size: no cut has to follow it
-        if unread or name == "aten._assert_tensor_metadata.default":
-            graph.erase_node(node)
-        elif name in _NOISE and isinstance(node.args[0], Node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-
-
-def _is_made(node: Node) -> bool:
-    """Whether a call makes a constant from sizes, or lays out one."""
-    while op_name(node).startswith(_LAID_OUT) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return op_name(node).startswith(_MADE)
-
-
-def _without_dropout(node: Node) -> None:
-    """In training mode some ops are given a probability: two runs of them would never agree."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
-    for i, argument in enumerate(node.target._schema.arguments):
-        if argument.name in ("dropout", "dropout_p"):
-            if i < len(node.args):
-                node.update_arg(i, 0.0)
-            elif argument.name in node.kwargs:
-                node.update_kwarg(argument.name, 0.0)
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names) -> Traced:

@@ -23,12 +23,13 @@ from torch.utils import _pytree as pytree
 from actprune.axes.capture import Graph
 from actprune.axes.picked import keys_of
 from actprune.errors import PlanError
-from actprune.graph.keep import copied, in_eval
+from actprune.graph.keep import apart, copied, in_eval
 from actprune.graph.program import holds_samples, place
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
+from actprune.proof.in_training import has_branches
 from actprune.repair.adapt import blamed, trial_units
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import submodule
@@ -178,7 +179,11 @@ def _runs(model: nn.Module, small: nn.Module, inputs: Any, batch: int) -> str | 
     expected, found = _shapes(model, given), _shapes(small, given)
     if isinstance(found, str):
         return found
-    return None if expected == found else f"the outputs would have shapes {found} instead of {expected}"
+    if expected != found:
+        return f"the outputs would have shapes {found} instead of {expected}"
+    failure = _shapes(small, given, training=True) if has_branches(model) else None
+    fails = isinstance(failure, str) and not isinstance(_shapes(model, given, training=True), str)
+    return f"in training mode {failure}" if fails else None
 
 
 def _shapes_alone(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
@@ -191,11 +196,13 @@ def _shapes_alone(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
     return (model, inputs) if isinstance(_shapes(twin, moved), str) else (twin, moved)
 
 
-def _shapes(network: nn.Module, inputs: Any) -> list[tuple[int, ...]] | str:
+def _shapes(network: nn.Module, inputs: Any, *, training: bool = False) -> list[tuple[int, ...]] | str:
     """The shapes of the outputs, or what was raised."""
     args, kwargs = call_arguments(network, inputs)
-    with in_eval(network):
+    with in_eval(network), apart(0):
         try:
+            if training:
+                network.train()
             outputs = pytree.tree_leaves(_called(network, args, kwargs))
         except Exception as error:  # whatever a user's forward raises on sizes it did not expect
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

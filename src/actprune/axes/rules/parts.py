@@ -10,6 +10,7 @@ from actprune.axes.call import Call, NotCovered, rule
 from actprune.axes.expr import concat, size
 from actprune.axes.rules.shape import ones_before
 from actprune.axes.site import Dims
+from actprune.graph.program import read_for_sizes
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate")
@@ -118,7 +119,9 @@ def slice_(call: Call) -> Dims:
     if taken == n and call["step"] in (None, 1):
         return source
     step = int(call["step"] or 1)
-    if step != 1 and taken:  # where nothing is taken, the step says nothing
+    if taken == 1 and (call["start"] or 0) in (0, -1) and read_for_sizes(call.node):
+        part = call.fixed(1)  # the first or last unit that is left has the sizes of any other
+    elif step != 1 and taken:  # where nothing is taken, the step says nothing
         whole = n % step == 0 and taken == n // step
         if whole and not call.is_frozen(source[dim]):
             part, inner = call.algebra.split(source[dim], [taken, step], call.where)
@@ -158,7 +161,8 @@ def select(call: Call) -> Dims:
     if (slices := call.taken(call.values[0], dim)) is not None:
         return slices[_index(call["index"], len(slices))]
     source = call.axes(call.values[0])
-    call.freeze(source[dim], "selected from")
+    if int(call["index"]) not in (0, -1) or not read_for_sizes(call.node):
+        call.freeze(source[dim], "selected from")
     return (*source[:dim], *source[dim + 1 :])
 
 

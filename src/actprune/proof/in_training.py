@@ -1,0 +1,40 @@
+"""Whether a class has branches of its own for training, which no capture in eval mode has seen."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from itertools import pairwise
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+
+def has_branches(model: nn.Module) -> bool:
+    """Whether a method of a user's class decides something by `self.training`, other than what a function is given, as
+    in `F.dropout(x, 0.1, self.training)`."""
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    own = (kind for kind in classes if not kind.__module__.startswith(("torch.", "builtins")))
+    methods = (value for kind in own for value in vars(kind).values())
+    return any(_decides(code) for method in methods for code in _codes(_code_of(method)))
+
+
+def _code_of(method: Any) -> CodeType | None:
+    return inspect.unwrap(method).__code__ if inspect.isfunction(method) else None
+
+
+def _codes(code: CodeType | None) -> Iterator[CodeType]:
+    """A function's own, and that of the functions in it."""
+    if code is not None:
+        yield code
+        for constant in code.co_consts:
+            yield from _codes(constant if isinstance(constant, CodeType) else None)
+
+
+def _decides(code: CodeType) -> bool:
+    if "training" not in code.co_names:
+        return False
+    steps = pairwise(dis.get_instructions(code))
+    return any(one.argval == "training" and "JUMP" in then.opname for one, then in steps)
