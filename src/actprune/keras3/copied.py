@@ -60,13 +60,13 @@ class Copying:
         base.__init__(new, name=layer.name, dtype=layer.dtype_policy, activity_regularizer=layer.activity_regularizer)
         for inner in layer._layers:
             self._inner(inner)
-        for inner in layer._layers:
-            if isinstance(inner, keras.layers.Lambda):
-                self.made[id(inner)].function = self._value(inner.function)
         for variable in own_variables(layer):
             self.made[id(variable)] = _variable(new, variable, self.wanted(variable))
         for metric in layer._metrics:
             self.made[id(metric)] = own_again(metric)
+        for inner in layer._layers:
+            if isinstance(inner, keras.layers.Lambda):
+                self.made[id(inner)].function = self._value(inner.function)
         known = _of_keras(base)
         for name, value in [*vars(layer).items(), *layer._modules.items()]:
             if name not in known:
