@@ -308,21 +308,31 @@ def test_the_held_out_error_is_that_of_refits_applied_to_the_rows(folds: int, un
     )
 
 
-@pytest.mark.parametrize("folds", [1, 5])
-def test_few_rows_are_judged_the_same(folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what they predict of each other."""
+@pytest.mark.parametrize(("folds", "rows"), [(1, 30), (5, 30), (5, 100)])
+def test_few_rows_are_judged_the_same(folds: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what they predict of each other; those of a fold may be few, and all together not."""
 
     def asked() -> list[Problem]:
-        return [sampled(9, 3, others=8, folds=folds, rows=30, seed=seed).problem for seed in range(3)]
+        return [sampled(9, 3, others=8, folds=folds, rows=rows, seed=seed).problem for seed in range(3)]
 
     plain = Judge(asked())
     monkeypatch.setattr("actprune.stats.moments.LONG", 1)
     monkeypatch.setattr("actprune.stats.moments.FEW", 1)
     group = asked()
-    assert all(isinstance(fold, Few) for problem in group for fold in (problem.total, *problem.folds))
+    assert all(isinstance(fold, Few) for problem in group for fold in problem.folds)
+    assert all(isinstance(problem.total, Few) == (rows == 30) for problem in group)
     few = Judge(group)
     for units in ([0, 3, 4, 8], [], list(range(9))):
         assert few(units) == pytest.approx(plain(units), rel=1e-6, abs=1e-12)
+
+
+def test_what_is_held_of_the_columns_of_a_group_alone_is_let_go() -> None:
+    """Of a weight in a file, that is: of all layers together it would be as large as the statistics."""
+    problem = sampled(3, 1, others=30).problem
+    expected, own = Judge([problem])([0]), problem.alone
+    assert own is not None and own._folds and own.moments.count
+    own.forget()
+    assert not own._folds and "moments" not in vars(own) and Judge([problem])([0]) == expected
 
 
 def test_outputs_that_count_for_nothing_are_left_out() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytest
 import torch
 
 import actprune
+from actprune.keras3.dtypes import plain_numbers
 from actprune.keras3.files import load_keras
+from actprune.keras3.noise import torchs_generator
 
 keras = pytest.importorskip("keras")
 kl: Any = keras.layers
@@ -337,3 +341,76 @@ def test_two_inputs_by_position() -> None:
     model(*x)
     small: Any = actprune.prune(model, [x], keep="units=50%", method="l2").model
     assert small.left.units == 4 and small(*x).shape == (16, 2)
+
+
+def test_nothing_that_training_changes_is_shared() -> None:
+    class Counted(keras.metrics.Metric):
+        """Its config doesn't make it again."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__(name="counted")
+            self.step, self.seen = step, self.add_variable((), "zeros")
+
+        def update_state(self, *_: Any, **__: Any) -> None:
+            self.seen.assign(self.seen + self.step)
+
+        def result(self) -> Any:
+            return self.seen
+
+    class Held:
+        """A layer in what Keras doesn't look into."""
+
+        def __init__(self, layer: Any) -> None:
+            self.layer, self.calls = layer, 0
+
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.last, self.back = kl.Dense(8), kl.Dense(6), kl.Dense(4)
+            self.held, self.next = Held(self.wide), partial(lambda layer, x: layer(x), self.last)
+            self.then = kl.Lambda(lambda x: self.back(x))
+            self.total, self.recent, self.counted = np.zeros(2), deque([0], maxlen=3), Counted(2)
+            self.optimizer, self.loss = keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError()
+
+        def call(self, x: Any) -> Any:
+            return self.then(self.next(keras.ops.relu(self.held.layer(x))))
+
+        def step(self, x: Any) -> None:
+            self.zero_grad()
+            self.loss(x, self(x)).backward()
+            with torch.no_grad():
+                self.optimizer.apply([weight.value.grad for weight in self.trainable_weights], self.trainable_weights)
+            self.held.calls += 1
+            self.total += 1
+            self.recent.append(1)
+            self.counted.update_state()
+
+    def values(model: Any) -> list[Any]:
+        told = [model.total, [*model.recent], model.held.calls, model.counted.seen, *model.optimizer.variables]
+        return [np.array(keras.ops.convert_to_numpy(one)) for one in (*told, *model.weights)]
+
+    model, x = Model(), _x(16, 4)
+    model(x)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed and small.held.layer is small.wide
+    assert (small.wide.units, small.last.units) == (4, 3)
+    for trained, other in ((small, model), (model, small)):
+        before, own = values(other), values(trained)
+        trained.step(x)
+        assert all(map(np.array_equal, before, values(other))) and not np.array_equal(own[-2], values(trained)[-2])
+
+
+def test_threads_that_overlap_leave_keras_as_it_is() -> None:
+    from keras.src.backend.common import dtypes
+    from keras.src.backend.torch import random
+
+    held = random.torch_seed_generator, dtypes._dtype_and_weaktype, dict(dtypes.PYTHON_DTYPES_MAP)
+    for context in (torchs_generator, plain_numbers):
+        first, second = context(), context()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert held[:2] != (random.torch_seed_generator, dtypes._dtype_and_weaktype)
+        second.__exit__(None, None, None)
+    assert held == (random.torch_seed_generator, dtypes._dtype_and_weaktype, dtypes.PYTHON_DTYPES_MAP)

@@ -137,6 +137,11 @@ class Own:
             self._folds[i] = left, seen
         return left, seen
 
+    def forget(self) -> None:
+        """What was computed, all but small."""
+        vars(self).pop("moments", None)
+        self._folds.clear()
+
 
 def _taken_out(gram: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """((q, q), (p − q, q)): S of A, and A_oo⁻¹ A_og."""

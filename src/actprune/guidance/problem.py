@@ -117,8 +117,10 @@ class Problem:
     def forget(self) -> None:
         """What was computed for a problem whose weight lies in a file: of all layers it would not fit into memory."""
         if is_mapped(self.matrix):
-            for held, name in ((self, "factor"), (self.inputs, "total"), (self.alone, "moments")):
-                vars(held).pop(name, None) if held is not None else None
+            vars(self).pop("factor", None)
+            vars(self.inputs).pop("total", None)
+            if self.alone is not None:
+                self.alone.forget()
             let_go((self.matrix, *(fold.held for fold in self.folds)))
 
     @property

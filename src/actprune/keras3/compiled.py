@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
+from random import Random
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
 
@@ -19,6 +22,9 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
     """Compile `new` as `old` was: the same losses, metrics and settings, an optimizer of its own."""
     settings = getattr(getattr(old, "_compile_config", None), "config", None)
     if not old.compiled or settings is None:
+        for name in ("optimizer", "loss"):  # names that Keras uses, and so may who trains by themselves
+            if getattr(old, name, None) is not None:
+                setattr(new, name, own_again(getattr(old, name)))
         return
     keras = keras_on_torch()
     again = {key: _own(keras, value) for key, value in settings.items()}
@@ -27,6 +33,7 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
     if optimizer is not None:
         again["optimizer"] = type(optimizer).from_config(optimizer.get_config())
     (new.compile if of_keras else partial(keras.Model.compile, new))(**again)  # one that takes more has set attributes
+    new.loss = old.loss
     if optimizer is not None and optimizer.built:
         # what it was built for, which what trains by now need not be
         places = {id(variable): i for i, variable in enumerate(old.variables)}
@@ -37,10 +44,35 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
 
 
 def own_again(value: Any) -> Any:
-    """Metrics, optimizers and generators of random numbers hold state, so each model has its own; else the value."""
+    """Metrics, optimizers, generators of random numbers and arrays hold state, so each model has its own; else the
+    value."""
     keras = keras_on_torch()
-    stateful = (keras.metrics.Metric, keras.optimizers.Optimizer, keras.random.SeedGenerator)
-    return type(value).from_config(value.get_config()) if isinstance(value, stateful) else value
+    if isinstance(value, keras.metrics.Metric):
+        return _metric(value)
+    if isinstance(value, keras.optimizers.Optimizer | keras.random.SeedGenerator):
+        return type(value).from_config(value.get_config())
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return value.detach().clone()
+    return deepcopy(value) if isinstance(value, np.ndarray | np.random.Generator | Random) else value
+
+
+def _metric(metric: Any) -> Any:
+    """Another one, that has seen nothing."""
+    try:
+        return type(metric).from_config(metric.get_config())
+    except Exception:  # whatever a class raises whose config doesn't make it again, as that of a lambda
+        kind: Any = type(metric)
+        made = kind.__new__(kind)
+        keras_on_torch().metrics.Metric.__init__(made, dtype=metric.dtype, name=metric.name)
+        known = {id(held): _metric(held) for held in metric._metrics}
+        for held in metric._variables:
+            known[id(held)] = made.add_variable(held.shape, "zeros", dtype=held.dtype, name=held.name)
+            known[id(held)].assign(held)
+        for name, value in vars(metric).items():
+            if name not in vars(made):
+                setattr(made, name, known.get(id(value), own_again(value)))
+        made.reset_state()
+        return made
 
 
 def _own(keras: Any, value: Any) -> Any:

@@ -6,11 +6,14 @@ there, others are given layers. What an instance holds says all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import cache
-from types import CellType, FunctionType, MethodType
+from functools import cache, partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
@@ -39,7 +42,7 @@ class Copying:
         like: a layer of Keras → a new one, smaller and not yet built; the same one each time.
         anew: a model that is connected, and what it is called on → a new one, smaller.
         wanted: a variable → its shape in the copy.
-        made: id of a layer, variable or metric → what takes its place.
+        made: id of a layer, variable or metric, or of an object that holds such → what takes its place.
         later: stand-ins for connected models, until it is known what they are called on.
     """
 
@@ -61,6 +64,9 @@ class Copying:
             self.made[id(variable)] = _variable(new, variable, self.wanted(variable))
         for metric in layer._metrics:
             self.made[id(metric)] = own_again(metric)
+        for inner in layer._layers:
+            if isinstance(inner, keras.layers.Lambda):
+                self.made[id(inner)].function = self._value(inner.function)
         known = _of_keras(base)
         for name, value in [*vars(layer).items(), *layer._modules.items()]:
             if name not in known:
@@ -83,24 +89,47 @@ class Copying:
             self.made[id(layer)] = self.like(layer)
 
     def _value(self, value: Any) -> Any:
-        """What an attribute of the copy holds for one of the layer."""
+        """What an attribute of the copy holds for one of the layer: nothing that training changes belongs to both."""
         if id(value) in self.made:
             return self.made[id(value)]
-        if isinstance(value, MethodType) and id(value.__self__) in self.made:
-            return MethodType(value.__func__, self.made[id(value.__self__)])
-        if isinstance(value, FunctionType) and any(id(cell.cell_contents) in self.made for cell in _cells(value)):
-            cells = tuple(CellType(self._value(cell.cell_contents)) for cell in _cells(value))  # a lambda of `self`
-            made = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-            made.__kwdefaults__ = value.__kwdefaults__
-            return made
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(self._value, value))
         if isinstance(value, list | tuple | set):
             kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
             return kind(self._value(entry) for entry in value)
+        if isinstance(value, deque):
+            return deque(map(self._value, value), value.maxlen)
         if isinstance(value, dict):
-            return {key: self._value(entry) for key, entry in value.items()}
-        return own_again(value)
+            kind = OrderedDict if isinstance(value, OrderedDict) else dict
+            return kind((key, self._value(entry)) for key, entry in value.items())
+        again = own_again(value)
+        return self._of_users(value) if again is value and self._leads(value, set()) else again
+
+    def _of_users(self, value: Any) -> Any:
+        """The same of a function or an object that holds layers."""
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self._value(value.__self__))
+        if isinstance(value, partial):
+            return partial(self._value(value.func), *map(self._value, value.args), **self._value(value.keywords))
+        if isinstance(value, FunctionType):  # a lambda of `self`
+            cells = tuple(CellType(self._value(cell)) for cell in _cells(value)) or value.__closure__
+            made = FunctionType(
+                value.__code__, value.__globals__, value.__name__, self._value(value.__defaults__), cells
+            )
+            made.__kwdefaults__ = self._value(value.__kwdefaults__)
+            return made
+        made = self.made[id(value)] = object.__new__(type(value))
+        vars(made).update((name, self._value(entry)) for name, entry in vars(value).items())
+        return made
+
+    def _leads(self, value: Any, seen: set[int]) -> bool:
+        """Whether what a value holds is, or holds, something that has a copy."""
+        if id(value) in self.made:
+            return True
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        return any(self._leads(entry, seen) for entry in _held(value))
 
     def _in_order(self, new: Any, layer: Any) -> None:
         """What is tracked, as the layer tracks it: also what no attribute of it holds any more."""
@@ -112,13 +141,28 @@ class Copying:
             new._lock_state()
 
 
-def _cells(function: FunctionType) -> tuple[CellType, ...]:
+def _held(value: Any) -> Iterable[Any]:
+    """What a value of the user's holds."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | deque):
+        return value
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, FunctionType):
+        return [*_cells(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    closed = isinstance(value, type | ModuleType | nn.Module | Tensor)
+    return [] if closed or type(value).__module__.startswith("keras.") else [*getattr(value, "__dict__", {}).values()]
+
+
+def _cells(function: FunctionType) -> list[Any]:
     """What a function closes over; nothing where some of it isn't there yet."""
-    cells = function.__closure__ or ()
     try:
-        return cells if [cell.cell_contents for cell in cells] else ()
+        return [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError:
-        return ()
+        return []
 
 
 _STATE = (

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from actprune.graph.numbers import TracedFloat, TracedInt
+from actprune.keras3.threads import across_threads
 
 _PLAIN: dict[Any, type] = {TracedInt: int, TracedFloat: float}
 
 
+@across_threads
 @contextmanager
 def plain_numbers() -> Iterator[None]:
     """Within it, Keras takes traced numbers for int and float."""

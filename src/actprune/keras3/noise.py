@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from actprune.keras3.threads import across_threads
 
+
+@across_threads
 @contextmanager
 def torchs_generator() -> Iterator[None]:
     """Within it, what Keras draws comes from torch's generator."""
