@@ -221,7 +221,8 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
             "time_distributed.dense_1": 4, "bidirectional.forward_gru": 2,
             "bidirectional_1.forward_lstm": 2, "bidirectional_1.backward_lstm": 2,
             "multi_head_attention.query#1": 1, "multi_head_attention.query#2": 2,
-            "multi_head_attention.value": 2, "multi_head_attention.attention_output": 3, "simple_rnn.simple_rnn_cell": 2,
+            "multi_head_attention.value": 2, "multi_head_attention.attention_output": 3,
+            "simple_rnn.simple_rnn_cell": 2,
         },
     ),
     "both directions": (
@@ -244,7 +245,8 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
             "dense": 4, "multi_head_attention.query#1": 1, "multi_head_attention.query#2": 3,
             "multi_head_attention.value": 3, "multi_head_attention.attention_output": 4,
             "grouped_query_attention.query#1": 1, "grouped_query_attention.query#2": 1,
-            "grouped_query_attention.query#3": 2, "grouped_query_attention.value": 2, "grouped_query_attention.attention_output": 4,
+            "grouped_query_attention.query#3": 2, "grouped_query_attention.value": 2,
+            "grouped_query_attention.attention_output": 4,
         },
     ),
     "embedding and stacked cells": (

@@ -134,12 +134,10 @@ def _keys(graph: Graph) -> set[int]:
 
 
 def _gain(expr: Expr, size: Expr, power: int, dtype: torch.dtype | None) -> Callable[[int, int], float]:
-    """(dense size, kept size) → the factor; between rounded numbers where the class rounds them, so that it is exact."""
+    """(dense size, kept size) → the factor; of rounded numbers where the class rounds them, so that it is exact."""
 
     def gain(dense: int, kept: int) -> float:
-        before, after = (
-            _rounded(evaluate(with_value(expr, size, n), lambda leaf: None), dtype) for n in (dense, kept)
-        )
+        before, after = (_rounded(evaluate(with_value(expr, size, n), lambda leaf: None), dtype) for n in (dense, kept))
         return (after / before) ** power
 
     return gain
