@@ -128,7 +128,7 @@ def _attention_and_recurrence() -> Any:
 
 
 def attention_with_dropout() -> Any:
-    """Its scale is a rounded tensor, so the size of a query stays."""
+    """Its scale is a rounded tensor, which follows the size of a query."""
     inputs = keras.Input((5, 8))
     x = kl.Dense(8)(inputs)
     x = kl.MultiHeadAttention(2, 6, dropout=0.1)(x, x)
@@ -220,8 +220,9 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
             "grouped_query_attention.attention_output": 4,
             "time_distributed.dense_1": 4, "bidirectional.forward_gru": 2,
             "bidirectional_1.forward_lstm": 2, "bidirectional_1.backward_lstm": 2,
-            "multi_head_attention.query#1": 1, "multi_head_attention.value": 2,
-            "multi_head_attention.attention_output": 3, "simple_rnn.simple_rnn_cell": 2,
+            "multi_head_attention.query#1": 1, "multi_head_attention.query#2": 2,
+            "multi_head_attention.value": 2, "multi_head_attention.attention_output": 3,
+            "simple_rnn.simple_rnn_cell": 2,
         },
     ),
     "both directions": (
@@ -241,9 +242,11 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
     "attention with dropout": (
         attention_with_dropout,
         {
-            "dense": 4, "multi_head_attention.query#1": 1, "multi_head_attention.value": 3,
-            "multi_head_attention.attention_output": 4, "grouped_query_attention.query#1": 1,
-            "grouped_query_attention.query#2": 1, "grouped_query_attention.attention_output": 4,
+            "dense": 4, "multi_head_attention.query#1": 1, "multi_head_attention.query#2": 3,
+            "multi_head_attention.value": 3, "multi_head_attention.attention_output": 4,
+            "grouped_query_attention.query#1": 1, "grouped_query_attention.query#2": 1,
+            "grouped_query_attention.query#3": 2, "grouped_query_attention.value": 2,
+            "grouped_query_attention.attention_output": 4,
         },
     ),
     "embedding and stacked cells": (

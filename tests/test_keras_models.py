@@ -276,6 +276,44 @@ def test_layers_of_a_list_that_became_a_model(tmp_path: Path) -> None:
     assert _same(load_keras(tmp_path / "small.keras"), small, x)
 
 
+def test_layers_that_wrap_own_ones(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("models")
+    class Steps(keras.Model):
+        def __init__(self, **others: Any) -> None:
+            super().__init__(**others)
+            self.steps, self.last = kl.TimeDistributed(Block(8)), kl.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.last(self.steps(x))
+
+    model, x = Steps(), _x(12, 3, 4)
+    model(x)
+    small: Any = actprune.prune(model, x, keep="units=50%", method="l2").model
+    assert small.steps.layer.wide.kernel.shape == (4, 4) and model.steps.layer.wide.kernel.shape == (4, 8)
+    small.compile("sgd", "mse")
+    small.fit(x, _x(12, 3, 2), batch_size=5, verbose=0)
+    small.save(tmp_path / "small.keras")
+    assert _same(load_keras(tmp_path / "small.keras"), small, x)
+
+
+def test_a_file_that_a_class_does_not_read_says_why(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("models")
+    class Bare(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = kl.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+    model = Bare()
+    model(_x(2, 3))
+    model.save(tmp_path / "bare.keras")
+    with pytest.raises(actprune.ArtifactError, match=r"__init__\(\) got an unexpected") as caught:
+        load_keras(tmp_path / "bare.keras")
+    assert "register_keras_serializable" in str(caught.value) and "actprune.load(folder, model)" in str(caught.value)
+
+
 def test_a_reason_names_the_line_of_the_class() -> None:
     class Fixed(kl.Layer):
         def call(self, x: Any) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 
 from actprune.graph.numbers import Expr, variables
 from actprune.graph.sizes import Sizes
-from actprune.keras3.own import is_own
 from actprune.keras3.resized import SOURCE
+from actprune.keras3.wrapping import holds_own
 from actprune.repair.edits import AttributeEdit, Edits
 
 
@@ -43,7 +43,7 @@ def numbers_within(
 
     What changes in the source of its methods stands there as if it were one more attribute, see `resized.SOURCE`.
     """
-    if is_own(layer):
+    if holds_own(layer):
         for edit in edits.attributes:
             if edit.module == paths[id(layer)] and is_attribute(edit):
                 first, *rest = edit.path

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
-from actprune.keras3.own import is_own
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
@@ -29,6 +28,7 @@ from actprune.keras3.resized import (
     serialized,
     set_numbers,
 )
+from actprune.keras3.wrapping import holds_own
 
 Like = Callable[[Any], Any]
 Anew = Callable[[Any, Any], Any]
@@ -80,7 +80,7 @@ class Copying:
         keras = keras_on_torch()
         if id(layer) in self.made:
             return
-        if is_own(layer):
+        if holds_own(layer):
             self.copy(layer)
         elif isinstance(layer, keras.Model):
             self.made[id(layer)] = _later(layer, self.anew)

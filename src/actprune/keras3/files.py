@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,16 @@ def load_keras(path: str | Path) -> Any:
     try:
         return keras.models.load_model(path, safe_mode=True)
     except Exception as error:  # whatever Keras and the zip reader raise on a file
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        cause = re.split(r"(?:Error|Exception) encountered[^:]*: ", str(error))[-1]  # what Keras quotes last
+        said = next((line for line in cause.splitlines() if line.strip()), "")
         raise ArtifactError(
             "The Keras model can't be loaded.",
             expected="a file that model.save('name.keras') wrote, without code in it",
             got=f"{type(error).__name__}: {said[:200]}",
             where=str(path),
-            hint="a model with Lambda layers or classes of your own is given to actprune.prune in Python",
+            hint="classes of your own are read if keras.saving.register_keras_serializable knows them and their "
+            "__init__ takes what get_config gives; where not, and with Lambda layers, the model is given to "
+            "actprune.prune in Python, and what that saved to actprune.load(folder, model)",
         ) from error
 
 

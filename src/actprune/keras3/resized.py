@@ -17,6 +17,7 @@ from actprune.keras3.inputs import run_as_built
 from actprune.keras3.own import is_own
 from actprune.keras3.places import placed
 from actprune.keras3.reconnect import forget, is_functional, reconnect
+from actprune.keras3.wrapping import holds_own
 from actprune.repair.edits import Edits
 from actprune.surgery.source import subclass
 
@@ -171,7 +172,7 @@ def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     for where, own in own_layers(layer, place):
         elsewhere = {id(one) for sibling in own._layers for one in _layers_of(sibling)}
         for i, inner in enumerate(own._layers):
-            if not is_own(inner) and id(inner) not in elsewhere:
+            if not holds_own(inner) and id(inner) not in elsewhere:
                 yield f"{where}.{i}".lstrip("."), inner
 
 
@@ -185,7 +186,7 @@ def own_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """A layer of the user's own class and those of such classes within: (place, layer)."""
     yield place, layer
     for i, inner in enumerate(layer._layers):
-        if is_own(inner):
+        if holds_own(inner):
             yield from own_layers(inner, f"{place}.{i}".lstrip("."))
 
 

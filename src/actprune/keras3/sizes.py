@@ -99,7 +99,7 @@ def _scale(place: Placed, field: str, sources: Sequence[str], nodes: dict[str, l
     scale: Expr = ("/", 1.0, ("**", name, 0.5))
     for node in nodes.get(place.path, []):
         given = named_arguments(node)
-        # where it is a tensor, it is rounded: a cut would be another function by that much, so it stays
+        # with dropout it is a tensor; the rounding in it is that of `repair.scales`
         for value in (given.get("scale"), given.get("other")):
             held = (
                 1 / head**0.5 if isinstance(value, Node) and value.op == "placeholder" and not shape(value) else value

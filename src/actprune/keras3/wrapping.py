@@ -17,6 +17,11 @@ def wrapped(layer: Any) -> dict[str, Any]:
     return {field: inner for field, inner in held if isinstance(inner, keras_on_torch().Layer)}
 
 
+def holds_own(layer: Any) -> bool:
+    """Whether it is of the user's own class, or wraps one that is: what is within can't be told from a config."""
+    return is_own(layer) or any(map(holds_own, wrapped(layer).values()))
+
+
 def holds_model(layer: Any) -> bool:
     """Whether it is a model that has inputs, or wraps one."""
     has_inputs = isinstance(layer, keras_on_torch().Model) and not is_own(layer)

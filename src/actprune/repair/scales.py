@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, leaves
 from actprune.axes.masks import Scaling, with_scales
 from actprune.graph.numbers import Expr, evaluate, parts, variables, with_value
-from actprune.graph.program import named_arguments, op_name
+from actprune.graph.program import Program, named_arguments, op_name
 from actprune.graph.sizes import SizeUse
 
 Follower = tuple[Any, ...]
@@ -41,7 +42,7 @@ def followers(graph: Graph) -> dict[int, Follower]:
     nodes = {node.name: node for node in graph.program.nodes}
     found: dict[int, Follower] = {}
     for i, use in enumerate(graph.program.sizes.uses):
-        place = _followed(graph, use) if _power(nodes, use) else None
+        place = _followed(graph, use) if _power(graph.program, nodes, use) else None
         if place is not None and any(leaf.key in _keys(graph) for leaf in leaves(_axis(graph, *place[:2]))):
             found[i] = ("follows", *place, use.role[1])
     return found
@@ -63,18 +64,40 @@ def scaled(graph: Graph, found: Iterable[int]) -> Graph:
         node = nodes[call]
         operand = named_arguments(node)[_FACTORS[op_name(node)][2]]
         axis = _axis(graph, name, dim)
-        scalings.append(Scaling(node, operand, axis, _gain(use.expr, size, _power(nodes, use))))
+        power, dtype = _power(graph.program, nodes, use), _rounding(graph.program, node)
+        scalings.append(Scaling(node, operand, axis, _gain(use.expr, size, power, dtype)))
     program, masks = with_scales(graph.program, scalings)
     return replace(graph, program=program, masks={**graph.masks, **masks})
 
 
-def _power(nodes: Mapping[str, Node], use: SizeUse) -> int:
+def _power(program: Program, nodes: Mapping[str, Node], use: SizeUse) -> int:
     """1 where a number multiplies what it is given to, -1 where it divides it; else 0."""
     node = nodes.get(use.role[-1]) if use.role[0] in ("fixed", "follows") else None
     if node is None:
         return 0
     name, power, _ = _FACTORS.get(op_name(node), ("", 0, ""))
-    return power if power and named_arguments(node).get(name) == use.value else 0
+    given = named_arguments(node).get(name)
+    constant = _constant(program, given)
+    if constant is not None:
+        return power if constant.item() == _rounded(use.value, constant.dtype) else 0
+    return power if given == use.value else 0
+
+
+def _constant(program: Program, given: Any) -> torch.Tensor | None:
+    """The one number that the class made a tensor of, as `MultiHeadAttention` of Keras does where it has dropout."""
+    name = program.bindings.get(given.name) if isinstance(given, Node) else None
+    tensor = None if name is None or name in program.held else program.tensors[name]
+    return tensor if tensor is not None and not tensor.dim() and tensor.is_floating_point() else None
+
+
+def _rounding(program: Program, node: Node) -> torch.dtype | None:
+    """The dtype that the number which a call is given is rounded to, if it is a tensor."""
+    constant = _constant(program, named_arguments(node).get(_FACTORS[op_name(node)][0]))
+    return None if constant is None else constant.dtype
+
+
+def _rounded(value: float, dtype: torch.dtype | None) -> float:
+    return value if dtype is None else torch.tensor(value, dtype=dtype).item()
 
 
 def _followed(graph: Graph, use: SizeUse) -> tuple[str, int, Expr] | None:
@@ -110,9 +133,11 @@ def _keys(graph: Graph) -> set[int]:
     return {group.key for group in graph.groups}
 
 
-def _gain(expr: Expr, size: Expr, power: int) -> Callable[[int, int], float]:
+def _gain(expr: Expr, size: Expr, power: int, dtype: torch.dtype | None) -> Callable[[int, int], float]:
+    """(dense size, kept size) → the factor; of rounded numbers where the class rounds them, so that it is exact."""
+
     def gain(dense: int, kept: int) -> float:
-        before, after = (evaluate(with_value(expr, size, n), lambda leaf: None) for n in (dense, kept))
+        before, after = (_rounded(evaluate(with_value(expr, size, n), lambda leaf: None), dtype) for n in (dense, kept))
         return (after / before) ** power
 
     return gain
