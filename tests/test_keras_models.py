@@ -276,6 +276,25 @@ def test_layers_of_a_list_that_became_a_model(tmp_path: Path) -> None:
     assert _same(load_keras(tmp_path / "small.keras"), small, x)
 
 
+class Paired(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = keras.Sequential([kl.Dense(8, activation="relu"), kl.Dense(6, activation="relu")])
+        self.pair = (kl.Dense(10, activation="relu"), self.inner)
+        self.hold = {"steps": [1, (self.inner, "last")]}
+
+    def call(self, x: Any) -> Any:
+        return self.pair[0](self.hold["steps"][1][0](x))
+
+
+def test_layers_in_tuples() -> None:
+    model = Paired()
+    model(_x(2, 5))
+    small = actprune.prune(model, _x(32, 5), keep="units=50%", method="l2").model
+    assert small.pair[1] is small.hold["steps"][1][0] is small.inner
+    assert [variable.shape[0] for variable in small.weights] == [5, 4, 4, 3, 3, 10]
+
+
 def test_layers_that_wrap_own_ones(tmp_path: Path) -> None:
     @keras.saving.register_keras_serializable("models")
     class Steps(keras.Model):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
+from actprune.keras3.exchange import put
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
@@ -24,7 +25,6 @@ from actprune.keras3.resized import (
     inner_layers,
     own_layers,
     own_variables,
-    put,
     serialized,
     set_numbers,
 )

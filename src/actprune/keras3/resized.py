@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
+from actprune.keras3.exchange import layers_within, put
 from actprune.keras3.inputs import run_as_built
-from actprune.keras3.own import is_own
 from actprune.keras3.places import placed
 from actprune.keras3.reconnect import forget, is_functional, reconnect
 from actprune.keras3.wrapping import holds_own
@@ -170,16 +170,10 @@ def _shapes(value: Any) -> Any:
 def inner_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """The layers in one of the user's own class that can take another's place, those of Keras: (place, layer)."""
     for where, own in own_layers(layer, place):
-        elsewhere = {id(one) for sibling in own._layers for one in _layers_of(sibling)}
+        elsewhere = {id(one) for sibling in own._layers for one in layers_within(sibling)}
         for i, inner in enumerate(own._layers):
             if not holds_own(inner) and id(inner) not in elsewhere:
                 yield f"{where}.{i}".lstrip("."), inner
-
-
-def _layers_of(layer: Any) -> list[Any]:
-    """Of a model within: a list of layers that becomes a `Sequential` stays tracked, layer by layer."""
-    connected = isinstance(layer, keras_on_torch().Model) and not is_own(layer)
-    return list(layer.layers) if connected else []
 
 
 def own_layers(layer: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -263,34 +257,3 @@ def _resize(layer: Any, number: int, shape: Sequence[int]) -> None:
     new.regularizer, new.constraint = old.regularizer, old.constraint
     store = "trainable_variables" if number < len(layer._trainable_variables) else "non_trainable_variables"
     put(layer, old, new, store)
-
-
-def put(holder: Any, old: Any, new: Any, store: str = "layers") -> None:
-    """`new` in every attribute of `holder` that is `old`, or a list or dict with it."""
-    tracker = holder._tracker
-    for inner, other in zip(_layers_of(old), _layers_of(new), strict=False) if store == "layers" else ():
-        if tracker.is_in_store(store, inner):
-            _exchanged(tracker.config[store][1], inner, other)
-            tracker.stored_ids[store] = tracker.stored_ids[store] - {id(inner)} | {id(other)}
-    held = tracker.config[store][1]
-    _exchanged(held, old, new)  # by hand: Keras looks for what equals it, and variables are compared entry by entry
-    tracker.stored_ids[store] = tracker.stored_ids[store] - {id(old)} | {id(new)}
-    found = [_exchanged(value, old, new) for value in vars(holder).values() if value is not held]
-    for name, value in [*vars(holder).items(), *holder._modules.items()]:
-        if value is old:
-            setattr(holder, name, new)
-            found.append(True)
-    if not any(found):
-        raise LookupError(f"no attribute of {type(holder).__name__} holds {old.name}")
-
-
-def _exchanged(value: Any, old: Any, new: Any) -> bool:
-    """Exchange entries of a list or dict; whether there was one."""
-    if not isinstance(value, list | dict):
-        return False
-    found = False
-    for key, entry in list(value.items() if isinstance(value, dict) else enumerate(value)):
-        if entry is old:
-            value[key] = new
-        found |= entry is old or _exchanged(entry, old, new)
-    return found
