@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
-from actprune.keras3.exchange import put
+from actprune.keras3.exchange import put, variable_like
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
@@ -61,7 +61,7 @@ class Copying:
         for inner in layer._layers:
             self._inner(inner)
         for variable in own_variables(layer):
-            self.made[id(variable)] = _variable(new, variable, self.wanted(variable))
+            self.made[id(variable)] = variable_like(new, variable, self.wanted(variable))
         for metric in layer._metrics:
             self.made[id(metric)] = own_again(metric)
         for inner in layer._layers:
@@ -224,13 +224,6 @@ def _run(layer: Any, args: Any, kwargs: Any) -> None:
         keras.Operation.compute_output_spec(layer, *args, **kwargs)
     except Exception:  # likewise; the first says more
         raise refused from None
-
-
-def _variable(holder: Any, old: Any, shape: Shape) -> Any:
-    with holder._open_name_scope():
-        new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
-    new.regularizer, new.constraint = old.regularizer, old.constraint
-    return new
 
 
 def _later(layer: Any, anew: Anew) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
@@ -52,6 +53,14 @@ def _with(value: Any, old: Any, new: Any) -> Any:
     if all(part is entry for part, entry in zip(parts, value, strict=True)):
         return value
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def variable_like(holder: Any, old: Any, shape: Sequence[int]) -> Any:
+    """A variable of another shape for one that a layer holds itself, not yet filled."""
+    with holder._open_name_scope():
+        new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
+    new.regularizer, new.constraint = old.regularizer, old.constraint
+    return new
 
 
 def layers_within(layer: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from actprune.keras3.backend import keras_on_torch
-from actprune.keras3.exchange import layers_within, put
+from actprune.keras3.exchange import layers_within, put, variable_like
 from actprune.keras3.inputs import run_as_built
 from actprune.keras3.places import placed
 from actprune.keras3.reconnect import forget, is_functional, reconnect
@@ -252,8 +252,5 @@ def with_entry(value: Any, path: Sequence[Any], new: int) -> Any:
 
 def _resize(layer: Any, number: int, shape: Sequence[int]) -> None:
     old = own_variables(layer)[number]
-    with layer._open_name_scope():
-        new = keras_on_torch().Variable("zeros", shape, dtype=old.dtype, trainable=old.trainable, name=old.name)
-    new.regularizer, new.constraint = old.regularizer, old.constraint
     store = "trainable_variables" if number < len(layer._trainable_variables) else "non_trainable_variables"
-    put(layer, old, new, store)
+    put(layer, old, variable_like(layer, old, shape), store)
