@@ -54,7 +54,7 @@ class Tableau:
     def __init__(self, problem: Problem, units: Sequence[int]) -> None:
         normal = problem.normal
         self.columns = normal.columns
-        gram, (kept, _) = normal.gram, normal.split(torch.as_tensor(units))
+        gram, kept = normal.gram, normal.kept(units)
         inverse = inverse_of(gram[kept][:, kept])
         across = inverse @ gram[kept]  # (k, p)
         self.table = gram - gram[:, kept] @ across

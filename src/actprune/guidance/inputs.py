@@ -131,8 +131,9 @@ class Own:
         fitted, held = rest.covariances(self.inputs.total.scatter, torch.arange(len(rest.shift)))
         fitted.diagonal().add_(self.inputs.ridge)
         left, said = _taken_out(fitted, own, others)
-        across = said.T @ held[others][:, own]
-        seen = held[own][:, own] - across - across.T + said.T @ (held[others][:, others] @ said)
+        rows = held[others]
+        across = said.T @ rows[:, own]
+        seen = held[own][:, own] - across - across.T + said.T @ (rows[:, others] @ said)
         if HELD * own.numel() <= len(rest.shift):
             self._folds[i] = left, seen
         return left, seen
@@ -145,6 +146,7 @@ class Own:
 
 def _taken_out(gram: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """((q, q), (p − q, q)): S of A, and A_oo⁻¹ A_og."""
-    across = gram[others][:, own]
-    said = torch.cholesky_solve(across, torch.linalg.cholesky(gram[others][:, others]))
+    rows = gram[others]
+    across = rows[:, own]
+    said = torch.cholesky_solve(across, torch.linalg.cholesky(rows[:, others]))
     return gram[own][:, own] - across.T @ said, said

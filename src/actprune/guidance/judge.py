@@ -82,7 +82,7 @@ class _OwnCourt:
         self.whole = sum(float((seen * normal.factor).sum()) for seen in self.seen)
 
     def lost(self, units: Sequence[int] | Tensor) -> float:
-        kept, _ = self.normal.split(torch.as_tensor(units, dtype=torch.long))
+        kept = self.normal.kept(units)
         error = self.whole
         for (gram, held), target, seen in zip(self.held, self.targets, self.seen, strict=True):
             error += _changed(gram[kept][:, kept], held[kept][:, kept], target[:, kept], seen[:, kept])

@@ -58,17 +58,16 @@ class Normal:
 
     def refitted(self, units: Tensor) -> tuple[Tensor, Tensor]:
         """((k, k), (k, r)): M = (C + λI)⁻¹ over the columns of these units, and W̃ᵀ = F_Kᵀ + M (C + λI)_KD F_Dᵀ."""
-        gram, (kept, gone) = self.gram, self.split(units)
-        inverse = inverse_of(gram[kept][:, kept])
-        weight = self.factor[:, kept].T.contiguous()
-        return inverse, weight + inverse @ (gram[kept][:, gone] @ self.factor[:, gone].T) if len(gone) else weight
-
-    def split(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns of these units, unit after unit, and of all others."""
-        kept = self.columns[units].reshape(-1)
+        kept = self.kept(units)
         gone = torch.ones(self.columns.numel(), dtype=torch.bool)
         gone[kept] = False
-        return kept, gone.nonzero().reshape(-1)
+        rows, weight = self.gram[kept], self.factor[:, kept].T.contiguous()
+        inverse = inverse_of(rows[:, kept])
+        return inverse, weight + inverse @ (rows[:, gone] @ self.factor[:, gone].T) if bool(gone.any()) else weight
+
+    def kept(self, units: Sequence[int] | Tensor) -> Tensor:
+        """Columns of these units, unit after unit."""
+        return self.columns[torch.as_tensor(units, dtype=torch.long)].reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
