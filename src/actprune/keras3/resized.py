@@ -114,8 +114,7 @@ def _resized_inside(layer: Any, within: Mapping[str, Any]) -> None:
         except Exception:  # whatever a layer raises that has no config: it can't be saved by itself, cut or not
             config = None
         if config is not None:
-            vars(layer)["_actprune_parts"] = {"kind": config["kind"], "within": config["within"]}
-            resized(layer, within)
+            as_resized(resized(layer, within), config)
             return
     own = _edited(type(layer), within.get(SOURCE, ()))
     resized(layer, within).__class__ = own  # what the outermost one is made of says the rest
