@@ -17,12 +17,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.allocate import allocate
 from actprune.allocation.budget import Amount, Budget, parse, read_keep
 from actprune.allocation.correct import Corrected, checked, describe, within_budget, within_drop
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import ROUNDS, TRIALS, affordable, is_small
 from actprune.allocation.improve import improve
+from actprune.allocation.measured import Measured, measure_all
 from actprune.allocation.one_criterion import one_criterion
 from actprune.allocation.rules import layerwise, spatial, units
 from actprune.allocation.sensitivity import Curve, interpolate, measure_curves

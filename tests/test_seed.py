@@ -22,8 +22,8 @@ from sklearn.linear_model import LassoCV
 from torch import Tensor, nn
 
 from actprune import SGD, Budget, allocate, capture, collect, cost, cut, guide, load, make_plan, prune
-from actprune.allocation.allocate import Measured
 from actprune.allocation.correct import describe, within_budget, within_drop
+from actprune.allocation.measured import Measured
 from actprune.allocation.rules import layerwise, spatial
 from actprune.allocation.sensitivity import interpolate
 from actprune.allocation.space import make_space

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from actprune.allocation.allocate import Measured, share_of
+from actprune.allocation.allocate import share_of
 from actprune.allocation.budget import Amount, Budget
 from actprune.allocation.correct import Corrected, describe
+from actprune.allocation.measured import Measured
 from actprune.artifacts.checkpoint import finite
 from actprune.artifacts.journal import DECIDED, NUMBER, REWRITE
 from actprune.attempt import Attempt

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from actprune.allocation.allocate import Measured, allocate, measure_all
+from actprune.allocation.allocate import allocate
 from actprune.allocation.budget import Budget
 from actprune.allocation.correct import TIMED_ROUNDS, Corrected, describe, on_time, within_budget, within_drop
 from actprune.allocation.effort import FITTED, is_small, measured_samples
 from actprune.allocation.explicit import predicted
+from actprune.allocation.measured import Measured, measure_all
 from actprune.allocation.rounding import best_multiple
 from actprune.allocation.solve import trades
 from actprune.allocation.space import Space, make_space

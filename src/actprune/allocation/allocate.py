@@ -3,80 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
 from actprune.allocation.effort import (
-    CURVE_SAMPLES,
-    FITTED,
-    MEASURE_SAMPLES,
     affordable,
-    change_samples,
     is_small,
     starts,
 )
 from actprune.allocation.explicit import explicit, predicted
 from actprune.allocation.improve import improve
-from actprune.allocation.one_criterion import DistanceOf, Supports, one_criterion
+from actprune.allocation.measured import Measured, RewriteOf, measure_all
+from actprune.allocation.one_criterion import one_criterion
 from actprune.allocation.rules import RULES, units
-from actprune.allocation.sensitivity import Around, Curve, Measure, Progress, measure_curves
+from actprune.allocation.sensitivity import Progress
 from actprune.allocation.space import Space, Widths, make_space
 from actprune.allocation.starts import best_start
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.data.take import fit
-from actprune.distance import Distance, Outputs, judge, resolve
-from actprune.errors import BudgetError, DataError
+from actprune.distance import Distance
+from actprune.errors import BudgetError
 from actprune.guidance.guide import Guide
 from actprune.latency.table import LatencyTable
 from actprune.methods import ALLOCATIONS, known, method
 from actprune.plan import Plan, make_plan
-from actprune.rewrite import Rewrite, mask_values, zero_columns
-from actprune.stats.padding import Padding
-
-OutputsOf = Callable[[Plan, int], list[Outputs]]
-"""(plan, number of batches) → the candidate's outputs on so many batches of the samples that are compared on."""
-
-
-class Nearby(Protocol):
-    """The outputs of one network, and of plans that differ from it in some groups."""
-
-    def itself(self) -> list[Outputs]:
-        """Of the network, on all samples that are compared on."""
-        ...
-
-    def __call__(self, plan: Plan, batches: int) -> list[Outputs]:
-        """See `OutputsOf`."""
-        ...
-
-
-NearOf = Callable[[Plan | None], Nearby]
-"""A plan, or None for the dense network → what is near; given by the pipeline."""
-
-RewriteOf = Callable[[Plan], Rewrite]
-"""Plan → the candidate network on the dense graph (zero columns, or compensated); given by the pipeline."""
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What allocation measured once and can use for every budget.
-
-    Attributes:
-        curves: group name → sensitivity curve.
-        around: widths → the distances of candidates near the network of these widths; what they add to its own is
-            measured on a part of the samples where the network is large.
-        samples: that these are compared on.
-        distance_of: the units that stay → the distance of their network; None: only widths are compared.
-    """
-
-    curves: Mapping[str, Curve]
-    around: Around = field(repr=False)
-    samples: int = MEASURE_SAMPLES // (1 + FITTED)
-    distance_of: DistanceOf | None = field(default=None, repr=False)
 
 
 def allocate(
@@ -159,83 +110,6 @@ def _whole(latency: LatencyTable | None) -> float:
     return latency({}) if latency is not None else 0.0  # without a table, the space says what is missing
 
 
-def measure_all(
-    graph: Graph,
-    guide: Guide,
-    space: Space,
-    calibration: Iterable[Any] | Calibration | None,
-    rewrite: RewriteOf | None,
-    distance: str | Distance = "auto",
-    progress: Progress | None = None,
-    near: NearOf | None = None,
-) -> Measured:
-    """Measure the sensitivity curves of a space once, for any number of budgets.
-
-    Args:
-        near: a quicker way to candidates that have much in common; without it each is a network of its own.
-    """
-    if calibration is None:
-        raise BudgetError(
-            'allocation="sensitivity" needs data to measure on.',
-            expected="calibration samples",
-            got="None",
-            where="allocate",
-            hint='pass calibration=…, or choose allocation="uniform"',
-        )
-    data = fit(graph.program, calibration)
-    how, padding = judge(graph.program, resolve(graph.program, distance, data)), Padding(graph)
-
-    def outputs(plan: Plan, batches: int) -> list[Outputs]:
-        if rewrite is None:
-            candidate = zero_columns(graph, plan)
-        else:
-            candidate = {**rewrite(plan).tensors, **mask_values(graph, plan)}
-        return padding.outputs(data.batches[:batches], candidate)
-
-    dense = padding.outputs(data.batches)
-
-    wholes: dict[tuple[tuple[str, int], ...], float] = {}
-
-    def comparing(batches: int) -> Around:
-        """Networks are compared on all samples, single changes of one on the first batches."""
-
-        def around(widths: Widths) -> Measure:
-            widths = space.every(widths)
-            here = make_plan(graph, guide.supports(widths)) if widths else None
-            nearby = None if near is None else near(here)
-
-            @cache
-            def distance_on(count: int, changed: tuple[tuple[str, int], ...] = ()) -> float:
-                plan = make_plan(graph, guide.near(widths, space.every(dict(changed))))
-                return _finite(how(dense[:count], (nearby or outputs)(plan, count)))
-
-            def whole() -> float:
-                if here is None or nearby is None:
-                    return distance_on(len(dense))
-                key = tuple(widths.items())
-                if key not in wholes:
-                    wholes[key] = _finite(how(dense, nearby.itself()))
-                return wholes[key]
-
-            def measure(changed: Widths) -> float:
-                if not changed:
-                    return whole()
-                return whole() + distance_on(batches, tuple(changed.items())) - distance_on(batches)
-
-            return measure
-
-        return around
-
-    def distance_of(supports: Supports) -> float:
-        here = make_plan(graph, supports)
-        found = outputs(here, len(dense)) if near is None else near(here).itself()
-        return _finite(how(dense, found))
-
-    few, fewer = (len(data.subset(n).batches) for n in (CURVE_SAMPLES, change_samples(graph, data.samples)))
-    curves = measure_curves(space, guide, comparing(few)({}), progress)
-    return Measured(curves, comparing(fewer), data.samples, distance_of)
-
-
 def _by_sensitivity(
     space: Space, guide: Guide, measured: Measured, effort: tuple[int, int] | None
 ) -> tuple[Widths, str | None, float]:
@@ -255,19 +129,6 @@ def _preset(guide: Guide, keep: Keep) -> str:
     """The method's allocation; natural widths know of no budget."""
     own = method(guide.method).allocation
     return "uniform" if own == "natural" and keep is not None else own
-
-
-def _finite(distance: float) -> float:
-    """A distance that is a number ≥ 0; everything that is decided by it would be arbitrary otherwise."""
-    if not (isfinite(distance) and distance >= 0):
-        raise DataError(
-            "The distance between the outputs of two networks is no finite number ≥ 0.",
-            expected="0 for equal outputs, more for others",
-            got=repr(distance),
-            where="distance",
-            hint="look for NaN in the model's outputs, or mend the function that was passed as distance=",
-        )
-    return distance
 
 
 def _check_met(space: Space, widths: Widths, name: str) -> None:

@@ -80,8 +80,10 @@ def crossed(
         collected: numbers that the equations of all pairs may take.
     """
 
+    ridges = Chosen()  # a coarse scale, the same for all parts of the samples
+
     def networks(fitted: Calibration, held: Calibration) -> Callable[[Plan | None], Near]:
-        nodes, most, ridges = schedule(graph).nodes, collected // len(among), Chosen()
+        nodes, most = schedule(graph).nodes, collected // len(among)
         shared = shared_equations(graph, fitted.batches, nodes, QUICK_ROWS, most) if method == "least_squares" else {}
         return lambda plan: Near(
             graph, fitted, held, method=method, rounds=rounds, base=base, collected=most, around=plan, shared=shared,
