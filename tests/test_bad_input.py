@@ -82,6 +82,18 @@ class Broken(nn.Module):
         raise RuntimeError("the tokenizer is missing")
 
 
+class Streaming(nn.Module):
+    """A stream that a norm runs over, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.c = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.c(x + self.b(self.norm(x)))
+
+
 class Lonely(nn.Module):
     """Inputs and outputs only: nothing between them that could be cut."""
 
@@ -212,8 +224,8 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
         ("Nothing in Lonely can be cut", "the account says why"),
     ),
     "nothing but under a norm": (
-        UnsupportedModelError, other(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))),
-        ("Nothing in Sequential can be cut", "try norms=True", "normalised over"),
+        UnsupportedModelError, other(Streaming()),
+        ("Nothing in Streaming can be cut", "try norms=True", "normalised over"),
     ),
     # budgets
     "a budget of nothing": (BudgetError, prune(keep="macs=0%"), ("out of range", "got: macs=0%", "where: keep")),
@@ -294,7 +306,7 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     ),
     "a seed that is no number": (DataError, prune(seed="a"), ("got: 'a'", "prune(seed=…)")),
     "a seed below zero": (DataError, prune(seed=-1), ("got: -1", "prune(seed=…)")),
-    "a switch that is a word": (DataError, prune(norms="no"), ("norms is no switch", "got: 'no'", "True or False")),
+    "a switch that is a word": (DataError, prune(norms="no"), ("got: 'no'", "True or False, or 'auto'")),
     "half a resample": (DataError, prune(confidence=0.5), ("no number of resamples", "got: 0.5")),
     "half a sample": (DataError, prune(calibration_size=10.5), ("whole number", "got: 10.5")),
     "a data set of single samples": (

@@ -1,4 +1,4 @@
-"""Axes that a norm runs over: frozen by default; cut on request, with the statistics of the units that stay."""
+"""Norms over what stays: axes that a norm runs over are cut within a branch by default, streams on request."""
 
 from __future__ import annotations
 
@@ -90,6 +90,65 @@ def test_width_is_cut_on_request(name: str) -> None:
     assert account.prunable > capture(model, tokens).account().prunable
 
 
+class Gated(nn.Module):
+    """A stream, and in its branch a gate whose hidden units are normalised, as in EVA's MLP (Fang et al. 2023)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.first = nn.Linear(4, 6), nn.LayerNorm(6)
+        self.gate, self.up, self.norm = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), norm
+        self.down, self.head = nn.Linear(WIDTH, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        h = self.first(x)
+        x = x + self.down(self.norm(F.silu(self.gate(h)) * self.up(h)))
+        return self.head(x)
+
+
+class Chain(nn.Module):
+    """One layer after another, with norms between them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.norm, self.head = nn.Linear(4, WIDTH), norm, nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.norm(self.into(x))))
+
+
+@pytest.mark.parametrize("kind", [Chain, Gated])
+@pytest.mark.parametrize("name", NORMS)
+def test_what_lies_within_a_branch_is_cut(name: str, kind: Callable[[nn.Module], nn.Module]) -> None:
+    model, x = kind(NORMS[name]()).eval(), torch.randn(3, 5, 4)
+    assert capture(model, x, norms=False).groups == ()
+    graph = capture(model, x)
+    assert [(group.kind, group.width) for group in graph.groups] == [("neurons", WIDTH)]
+    plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
+    small = cut(model, plan)
+    verify(model, small, plan, x)
+    whole = alone(graph)
+    verify(model, as_graph(model, whole, plan), plan, x, graph=whole)
+
+
+def test_what_two_layers_add_to_is_a_stream() -> None:
+    """Also where neither of them is a residual branch: the gates of a normalised recurrent cell."""
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x, self.h, self.norm, self.head = nn.Linear(4, 6), nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return self.head(self.norm(self.x(x) + self.h(h)))
+
+    inputs = torch.randn(2, 4), torch.randn(2, 5)
+    assert capture(Cell().eval(), inputs).groups == ()
+    assert [group.kind for group in capture(Cell().eval(), inputs, norms=True).groups] == ["width"]
+
+
 class StandardWeights(nn.Module):
     """Convolutions whose weights have mean 0 and variance 1 over all that one output reads."""
 
@@ -105,13 +164,13 @@ class StandardWeights(nn.Module):
         return self.head(F.conv2d(self.first(x).relu(), weight.reshape_as(self.second.weight), self.second.bias).relu())
 
 
-def test_what_a_standardised_weight_reads_is_cut_on_request() -> None:
+def test_what_a_standardised_weight_reads_is_cut() -> None:
     """Its outputs always, and its inputs where the statistics may be those of the entries that stay."""
     model, x = StandardWeights().eval(), torch.randn(2, 3, 8, 8)
-    assert [group.width for group in capture(model, x).groups] == [6]
-    graph = capture(model, x, norms=True)
+    assert [group.width for group in capture(model, x, norms=False).groups] == [6]
+    graph = capture(model, x)
     assert {group.name: group.width for group in graph.groups} == {"first": 8, "second.weight": 6}
-    assert graph["first"].kind == "width"
+    assert graph["first"].kind == "channels"
     plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
     verify(model, cut(model, plan), plan, x, graph=graph)
     whole = alone(graph)

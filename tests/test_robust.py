@@ -443,19 +443,17 @@ def test_a_drop_that_forbids_nothing_is_told() -> None:
 
 
 class Normed(nn.Module):
-    """Most of it lies between layer norms."""
+    """Most of it is a stream that a layer norm runs over."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.into, self.norm, self.small, self.out = (
-            nn.Linear(6, 64),
-            nn.LayerNorm(64),
-            nn.Linear(64, 4),
-            nn.Linear(4, 2),
-        )
+        self.into, self.norm, self.more = nn.Linear(6, 64), nn.LayerNorm(64), nn.Linear(64, 64)
+        self.small, self.out = nn.Linear(64, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.small(self.norm(self.into(x)))))
+        x = self.into(x)
+        x = x + self.more(self.norm(x))
+        return self.out(torch.relu(self.small(x)))
 
 
 def test_a_budget_out_of_reach_names_what_would_free_it() -> None:

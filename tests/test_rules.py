@@ -23,6 +23,7 @@ from actprune.axes.call import RULES
 from actprune.axes.capture import Graph, capture
 from actprune.axes.rules.elementwise import BROADCASTING, UNARY
 from actprune.axes.rules.spectral import FFT
+from actprune.axes.twins import TWINS
 from actprune.errors import PlanError
 from actprune.graph.program import op_name
 from actprune.plan import make_plan
@@ -670,17 +671,38 @@ def test_units_that_are_mixed_freeze(name: str) -> None:
     shaped = (lambda m, x: op(2, x)) if name in ALONG else (lambda m, x: x * op(2, x).unsqueeze(2))
     model = Between(Case(shaped, kind="tokens")).eval()
     reason = "mixed by" if name in ALONG else "reduced by"
-    graph = capture(model, model.x)
+    graph = capture(model, model.x, norms=False)
     assert graph.groups == ()
     assert reason in str(graph.account())
+
+
+OF_WHAT_STAYS = {
+    **{name: op for name, op in REDUCTIONS.items() if f"aten.{name}" in TWINS},
+    "amax": REDUCTIONS["amax"],
+    "amin": REDUCTIONS["amin"],
+}
+
+
+@pytest.mark.parametrize("name", OF_WHAT_STAYS)
+def test_what_is_reduced_within_a_branch_is_that_of_the_units_that_stay(name: str) -> None:
+    model = Between(Case(lambda m, x: x * OF_WHAT_STAYS[name](2, x).unsqueeze(2), kind="tokens")).eval()
+    (group,) = assert_cut(model, model.x).groups
+    assert group.kind == "neurons"
+
+
+@pytest.mark.parametrize("extreme", [torch.max, torch.min])
+def test_the_place_of_an_extreme_is_no_number_of_a_unit(extreme: Callable[..., Any]) -> None:
+    model = Between(Case(lambda m, x: x * extreme(x, 2, keepdim=True).indices, kind="tokens")).eval()
+    assert capture(model, model.x).groups == ()
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(UNITS), nn.RMSNorm(UNITS)])
 def test_units_that_are_normalised_over_freeze(norm: nn.Module) -> None:
     model = Between(Case(lambda m, x: m.norm(x), parts=lambda: {"norm": norm})).eval()
-    graph = capture(model, model.x)
+    graph = capture(model, model.x, norms=False)
     assert graph.groups == ()
     assert "normalised over by" in str(graph.account())
+    assert_cut(model, model.x)
 
 
 # -- rearranging
@@ -1177,7 +1199,7 @@ USES: dict[str, Case] = {
     "attention over tokens": Case(
         attended, "tokens", parts=lambda: {"q": nn.Linear(UNITS, 4), "k": nn.Linear(UNITS, 4)}
     ),
-    "an outer sum": Case(lambda m, x: (x[:, :, None] + x[:, None, :]).amax(1), frozen=True),
+    "an outer sum": Case(lambda m, x: (x[:, :, None] + x[:, None, :]).amax(1)),
     "a step": Case(lambda m, x: x[:, ::2]),
     "a step that leaves a rest": Case(lambda m, x: x[:, ::3], frozen=True),
     "a gate beside every unit": Case(lambda m, x: x[:, 1::2].sigmoid() * x[..., ::2]),
@@ -1197,7 +1219,7 @@ USES: dict[str, Case] = {
     "a norm of negative order": Case(lambda m, x: x * x.norm(-1, 1, keepdim=True), frozen=True),
     "a spectral norm": Case(lambda m, x: x / torch.linalg.norm(x, 2), frozen=True),
     "normalised": Case(lambda m, x: F.normalize(x, dim=1)),
-    "a standardised weight": Case(standardised, "maps", False, frozen=True, parts=reading(6, UNITS, 1, 1)),
+    "a standardised weight": Case(standardised, "maps", False, parts=reading(6, UNITS, 1, 1)),
     "a weight norm that gives two tensors": Case(
         lambda m, x: F.linear(x, ATEN._weight_norm_interface(m.v, m.g, 0)[0]), parts=LENGTHS
     ),

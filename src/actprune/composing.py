@@ -17,6 +17,7 @@ from torch import nn
 from actprune.artifacts.checkpoint import proved, save
 from actprune.axes.capture import Graph, capture
 from actprune.axes.expr import Indices, positions, size
+from actprune.axes.normed import most
 from actprune.errors import PlanError
 from actprune.forms import Form, alone
 from actprune.plan import Plan, make_plan
@@ -86,7 +87,7 @@ def save_composed(
         EquivalenceError: the proof fails.
         PlanError, ArtifactError: see `composed` and `save`.
     """
-    norms = any(plan.note.get("norms") is True for plan in plans)
+    norms = most(plan.norms for plan in plans)
     whole = capture(model, inputs, norms=norms)
     of_graph = any(plan.note.get("form") == "graph" for plan in plans)
     form = Form("graph", alone(whole), norms) if of_graph else Form("class", adapt(whole), norms)

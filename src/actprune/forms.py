@@ -56,7 +56,7 @@ class Form:
 
     name: str
     graph: Graph
-    norms: bool
+    norms: bool | str
     other: Graph | None = None
 
     def cut(self, model: nn.Module, plan: Plan, rewrite: Rewrite | None = None) -> nn.Module:
@@ -90,13 +90,13 @@ class Form:
     def note(self) -> dict[str, Any]:
         """What a plan says of its form: for a graph also what it takes to see that another capture gives the same."""
         if self.name == "class":
-            return {"form": self.name, **({"norms": True} if self.norms else {})}
+            return {"form": self.name, **({} if self.norms == "auto" else {"norms": self.norms})}
         program = self.graph.program
         shapes = [list(value.shape) for value in program.example if isinstance(value, Tensor)]
         return {"form": self.name, "norms": self.norms, "program": digest(program), "inputs": shapes}
 
 
-def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = False, seed: int = 0) -> Form:
+def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool | str = "auto", seed: int = 0) -> Form:
     """Capture `model` for one of the `FORMS`.
 
     Raises:
@@ -124,11 +124,11 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool = Fals
     return found
 
 
-def _what_helps(graph: Graph, form: str, norms: bool) -> str:
+def _what_helps(graph: Graph, form: str, norms: bool | str) -> str:
     """With what something could be cut."""
     normed = any(map(over_norms, graph.frozen.values()))
     ways = ['form="graph" for the captured graph in place of the class'] if form == "class" and graph.groups else []
-    ways += ["norms=True to cut what norms and means run over"] if normed and not norms else []
+    ways += ["norms=True to cut what norms and means run over"] if normed and norms is not True else []
     if len(tensor_outputs(graph.program)) > 1 and any("model output" in whys for whys in graph.frozen.values()):
         ways += ["a wrapper whose forward returns less, for all that this one returns stays whole (states, features)"]
     return f"try {' or '.join(ways)}; " if ways else ""
@@ -152,7 +152,7 @@ def replayed_graph(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
         PlanError: the capture is not the one that the plan was made for.
     """
     inputs = _resized(inputs, plan.note.get("inputs"))
-    graph = alone(captured(model, inputs, norms=plan.note.get("norms") is True))
+    graph = alone(captured(model, inputs, norms=plan.norms))
     found = digest(graph.program)
     if found != plan.note.get("program"):
         raise _another("calls", str(plan.note.get("program"))[:16], found[:16])

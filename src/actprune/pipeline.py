@@ -61,7 +61,7 @@ def prune(
     distance: str | Distance = "auto",
     threshold: float | None = None,
     loss: Loss | None = None,
-    norms: bool = False,
+    norms: bool | str = "auto",
     form: str = "class",
     inplace: bool = False,
     confidence: int | str = 0,
@@ -117,8 +117,10 @@ def prune(
         loss: for the methods "taylor" and "sgd-ap-fisher": (outputs as the model returns them, labels) → scalar, the
             labels being what stands behind the inputs in every calibration tuple, or "labels" in a dict. Without it,
             the loss of the model's own predictions (`actprune.stats.gradients`), which needs no labels.
-        norms: whether axes that a norm runs over (the width of a transformer) may be cut as well. Norms are then over
-            the units that stay, so the network changes even where nothing else is lost; plan a fine-tune.
+        norms: which axes that a norm or a mean runs over may be cut: "auto", what lies within a branch (the hidden
+            layer in front of a norm, the queries of an attention); True, streams as well (the width of a transformer);
+            False, none. Their statistics are then those of the units that stay, so the network changes even where
+            nothing else is lost: for the width of a transformer plan a fine-tune.
         form: "class", or "graph" for the captured graph as a module (`as_graph`): nothing is frozen then because the
             class can't follow it, but there is no dropout and no branch of training. "auto": the class, unless it can
             carry cuts of less than half of the parameters that the graph could be cut in; the report says which.

@@ -91,6 +91,12 @@ class Plan:
         """Leaf key → kept units, for `kept_indices`."""
         return {g.key: np.asarray(g.kept, dtype=np.int64) for g in self.groups.values() if len(g.kept) < g.width}
 
+    @property
+    def norms(self) -> bool | str:
+        """What was cut under norms: see `actprune.axes.normed`."""
+        asked = self.note.get("norms")
+        return asked if isinstance(asked, bool) else "auto"
+
     def indices(self, tensor: str) -> list[Indices | None]:
         """For each dimension of a tensor the indices that stay, or None where all do."""
         kept = self.kept

@@ -69,7 +69,7 @@ _ALLOWED: dict[str, Allowed] = {
         "is no number of resamples", "5 resamples take five times as long as the guide"
     ),
     "equal_widths": _SWITCH,
-    "norms": _SWITCH,
+    "norms": either(_SWITCH, one_of("auto")),
 }
 
 
@@ -98,7 +98,7 @@ class Settings:
     distance: str | Distance
     threshold: float | None
     loss: Loss | None
-    norms: bool
+    norms: bool | str
     form: str
     seed: int
     progress: Progress | None
@@ -128,8 +128,9 @@ class Settings:
             "batchnorm": self.batchnorm, "protect": list(self.protect), "round_to": _told(self.round_to),
             "equal_widths": bool(self.equal_widths), "memory_limit": limit_bytes(self.memory_limit),
             "latency": str(self.latency) if self.latency else None, "threshold": self.threshold,
-            "distance": _told(self.distance), "loss": _told(self.loss), "norms": bool(self.norms),
-            "form": self.form, "seed": _told(self.seed), "torch": torch.__version__,
+            "distance": _told(self.distance), "loss": _told(self.loss), "form": self.form,
+            "norms": self.norms if isinstance(self.norms, str) else bool(self.norms),
+            "seed": _told(self.seed), "torch": torch.__version__,
         }  # fmt: skip
 
     def _check_drop_decides(self) -> None:

@@ -211,13 +211,13 @@ class Call:
         self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), gain))
 
     def normalizes(self, value: Any, dim: int, why: str = "normalised over") -> None:
-        """Note that this call takes a mean over dimension `dim` of an activation: cut only where that is asked for."""
-        axis, twin = self.axes(value)[dim], TWINS.get(op_name(self.node))
-        if not self.inference.norms or twin is None:
+        """Note that this call takes a mean or an extreme over dimension `dim`: see `actprune.axes.normed`."""
+        axis, twin, known = self.axes(value)[dim], TWINS.get(op_name(self.node)), self.inference
+        if not known.norms or twin is None or self.node in known.whole:
             self.freeze(axis, why)
         else:
-            self.inference.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), twin=twin))
-            self.inference.normalized.append(axis)
+            known.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), twin=twin))
+            known.normalized.append((self.node, axis))
 
     def aligns(self, axis: Axis, units: int) -> None:
         """Note that the size of an axis has to stay a multiple of `units`: what a kernel demands of its strides."""

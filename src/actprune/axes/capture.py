@@ -17,8 +17,8 @@ from actprune.axes.components import components
 from actprune.axes.counting import settle
 from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.groups import Group, Survey, find_groups, survey
-from actprune.axes.inference import Inference
 from actprune.axes.masks import Mask, with_masks
+from actprune.axes.normed import inferred
 from actprune.axes.site import Dims, Site, Term
 from actprune.errors import CaptureError
 from actprune.graph.program import Program
@@ -134,21 +134,20 @@ class Graph:
         return account(self.tensor_axes, sizes, program.parameters, self.groups, self.frozen)
 
 
-def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False, like: Program | None = None) -> Graph:
+def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto", like: Program | None = None) -> Graph:
     """Capture `model` as a graph and find what can be cut in it.
 
     Args:
         model: any module that runs on these inputs; it is left as it was.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
-        norms: whether axes that a norm or a mean runs over may be cut as well (the width of a transformer).
+        norms: which axes that a norm or a mean runs over may be cut: see `actprune.axes.normed`.
         like: a program of the same class: the way that it was captured is tried first.
 
     Raises:
         CaptureError: the model can't be exported with these inputs.
     """
     program = trace(model, example_inputs, like=like)
-    inference = Inference(norms)
-    inference.walk(program)
+    inference = inferred(program, norms)
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
     nodes = set(inference.axes)

@@ -31,7 +31,7 @@ class Group:
         width: number of units in the dense network.
         kind: "channels" (made by a convolution), "neurons", "heads" (they run beside each other through an
             attention; with grouped queries one unit is a key-value head with its queries), "head dims" (those of
-            queries and keys, or of values, in each of them), or "width" (what norms run over).
+            queries and keys, or of values, in each of them), or "width" (a stream that norms run over).
         members: every tensor dimension that holds them.
         producers: the contractions whose output they are.
         consumers: the contractions with a parameter that sum over them; none where only masked products do.
@@ -63,7 +63,7 @@ class Survey:
         leaves: leaf key → the leaf.
         members: leaf key → the dimensions of tensors that contain it.
         producers, consumers: leaf key → the contractions that make it, and that sum over it.
-        mixed: those that products of two activations sum over.
+        mixed: those that products of two activations sum over, and norms and means.
         multiples: leaf key → of what its width has to stay a multiple.
         whole: leaf key → why it can't be cut.
     """
@@ -129,8 +129,11 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
 
     Leaves that can't be cut are frozen here, so that afterwards every leaf is either a group's or frozen.
     """
-    normalized = _leaves_of(inference, inference.normalized)
+    streams = _leaves_of(inference, inference.streams)
     parallel = _leaves_of(inference, inference.parallel)
+    computed = {site.node for site in known.sites if site.kind == "computed"}  # by a mask as well
+    products = [m for m in inference.mixings if m.twin is None and m.node.name not in computed]
+    meet = _leaves_of(inference, map(inference.operand_axis, products))
     within = {key for dims in known.tensors.values() for axis in dims for key in _beside(axis, parallel)}
     groups: list[Group] = []
     for key, leaf in known.leaves.items():
@@ -139,8 +142,8 @@ def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
             continue
         made, read = known.producers[key], known.consumers.get(key, ())
         kind = "channels" if any("conv" in site.kind for site in made) else "neurons"
-        kind = "head dims" if key in known.mixed or key in within else kind
-        kind = "width" if key in normalized else "heads" if key in parallel else kind
+        kind = "head dims" if key in meet or key in within else kind
+        kind = "width" if key in streams else "heads" if key in parallel else kind
         name = made[0].module or made[0].weight
         carried = tuple(known.members[key]), tuple(made), tuple(read)
         groups.append(Group(name, key, leaf.size, kind, *carried, known.multiples.get(key, 1)))

@@ -7,7 +7,7 @@ the result relate to those of the arguments. An op without a rule freezes every 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, cast
 
 from torch import Tensor
@@ -38,7 +38,9 @@ class Inference:
         mixings: every sum over an axis of an activation without a parameter.
         parallel: axes that run beside each other through such sums (heads).
         norms: whether axes that a norm runs over may be cut.
-        normalized: those axes, if so.
+        whole: the norms whose axes may not.
+        normalized: the others, with their axes.
+        streams: those of these axes that several layers add to.
         multiples: axes whose size has to stay a multiple of a number.
         counted: axes that one number of the class counts: as many units stay of each, but not the same ones.
         stacks: node → the stack that it gives, where its slices have units of their own.
@@ -46,9 +48,10 @@ class Inference:
         stored: which tensors of the model its calls read.
     """
 
-    def __init__(self, norms: bool = False) -> None:
-        self.norms = norms
-        self.normalized: list[Axis] = []
+    def __init__(self, norms: bool = False, whole: Set[Node] = frozenset()) -> None:
+        self.norms, self.whole = norms, whole
+        self.normalized: list[tuple[Node, Axis]] = []
+        self.streams: list[Axis] = []
         self.algebra = Algebra()
         self.axes: dict[Node, Dims | list[Dims]] = {}
         self.tensors: dict[str, Dims] = {}

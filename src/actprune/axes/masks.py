@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def _placeholder(program: Program, ones: Tensor) -> Node:
     return placeholder
 
 
-def _replace(node: Node, twin: Callable[..., Tensor], placeholder: Node) -> None:
+def _replace(node: Node, twin: Callable[..., Any], placeholder: Node) -> None:
     """Put an op's twin in its place, with the placeholder among its masks."""
     node.target = twin
     node.kwargs = {**node.kwargs, "masks": (*node.kwargs.get("masks", ()), placeholder)}  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.fx import Node
@@ -146,4 +146,4 @@ class Mixing:
     operand: Node
     dim: int
     gain: Callable[[int, int], float] | None = None
-    twin: Callable[..., Tensor] | None = None
+    twin: Callable[..., Any] | None = None

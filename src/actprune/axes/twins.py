@@ -1,8 +1,8 @@
 """Norms over the units that stay: what a class computes by itself once an axis that it normalises is smaller.
 
 Zero columns can't stand for that, since zeros still count in a mean. So in the dense graph the op is replaced by its
-twin here, which is given the mask; with a mask of ones it is the op itself. These axes are cut only where the user
-asks for it: the network with fewer of them is another function of its input, even before anything is lost.
+twin here, which is given the mask; with a mask of ones it is the op itself. The network with fewer of them is another
+function of its input, even before anything is lost: `actprune.axes.normed` says which are cut.
 """
 
 from __future__ import annotations
@@ -119,7 +119,27 @@ def batch_norm(
     return y if bias is None else y + bias.view(shape)
 
 
-TWINS: dict[str, Callable[..., Tensor]] = {
+def amax(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False, *, masks: Sequence[Tensor]) -> Tensor:
+    """The largest of the entries that stay."""
+    return ATEN.amax.default(_without(x, masks, -torch.inf), dim, keepdim)
+
+
+def amin(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False, *, masks: Sequence[Tensor]) -> Tensor:
+    """The smallest of the entries that stay."""
+    return ATEN.amin.default(_without(x, masks, torch.inf), dim, keepdim)
+
+
+def largest(x: Tensor, dim: int, keepdim: bool = False, *, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`amax` by another signature; the places are those among all entries."""
+    return ATEN.max.dim(_without(x, masks, -torch.inf), dim, keepdim)
+
+
+def smallest(x: Tensor, dim: int, keepdim: bool = False, *, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`amin` by another signature; the places are those among all entries."""
+    return ATEN.min.dim(_without(x, masks, torch.inf), dim, keepdim)
+
+
+TWINS: dict[str, Callable[..., Any]] = {
     "aten.layer_norm.default": layer_norm,
     "aten.rms_norm.default": rms_norm,
     "aten.batch_norm.default": batch_norm,
@@ -128,6 +148,10 @@ TWINS: dict[str, Callable[..., Tensor]] = {
     "aten.std.correction": deviation,
     "aten.var.dim": plain_variance,
     "aten.std.dim": plain_deviation,
+    "aten.amax.default": amax,
+    "aten.amin.default": amin,
+    "aten.max.dim": largest,
+    "aten.min.dim": smallest,
 }
 """Op → its twin; the twin goes by the op's name in messages."""
 
@@ -144,6 +168,12 @@ def _mean(x: Tensor, dim: Sequence[int], keepdim: bool, masks: Sequence[Tensor])
     for mask in masks:
         x = x * mask
     return x.sum(list(dim), keepdim) / _count(x, dim, masks)
+
+
+def _without(x: Tensor, masks: Sequence[Tensor], instead: float) -> Tensor:
+    for mask in masks:
+        x = x.masked_fill(mask == 0, instead)
+    return x
 
 
 def _count(x: Tensor, dim: Sequence[int], masks: Sequence[Tensor]) -> float:

@@ -147,7 +147,7 @@ def dense_graph(model: nn.Module, plan: Plan, inputs: Any) -> Graph:
     Raises:
         CaptureError: the model can't be traced with these inputs.
     """
-    whole = capture(model, inputs, norms=plan.note.get("norms") is True)
+    whole = capture(model, inputs, norms=plan.norms)
     return whole if plan.note.get("form") == "graph" else adapt(whole)
 
 

@@ -27,13 +27,14 @@ TRIALS = (0, 1, 2)
 """Seeds of the cuts that are tried on paper: in one of them, two groups may lose as many units by chance."""
 
 
-def capture(model: nn.Module, example_inputs: Any, *, norms: bool = False) -> Graph:
+def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto") -> Graph:
     """Capture `model` as a graph and find what can be cut in it.
 
     Args:
         model: any module; it is left as it was.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, batch first.
-        norms: whether axes that a norm or a mean runs over may be cut as well (the width of a transformer). Their
+        norms: which axes that a norm or a mean runs over may be cut: "auto", what lies within a branch (the hidden
+            layer in front of a norm); True, streams as well (the width of a transformer); False, none. Their
             statistics are then those of the units that stay, and so the network computes another function.
 
     Returns:

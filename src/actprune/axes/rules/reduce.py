@@ -1,7 +1,8 @@
 """Ops that mix the entries of an axis without a weight.
 
 Where an entry of zero counts for nothing (a sum, a norm), units can be taken away by a mask in front of the call.
-Anywhere else (a mean, a maximum, a softmax) removing an entry changes the result, so the axis freezes.
+A mean or a maximum is one of the entries that stay, once some are removed: see `actprune.axes.normed`. Anywhere else
+(a softmax, a median) removing an entry changes the result, so the axis freezes.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def _counts_zeros(call: Call, dims: int) -> bool:
 
 
 @rule(
-    "aten.mean.default", "aten.nanmean", "aten.amax", "aten.amin", "aten.max.default",
-    "aten.min.default", "aten.median.default", "aten.logsumexp", "aten.special_logsumexp",
+    "aten.mean.default", "aten.nanmean", "aten.max.default", "aten.min.default", "aten.median.default",
+    "aten.logsumexp", "aten.special_logsumexp",
     "aten.prod.default", "aten.prod.dim_int", "aten.argmax", "aten.argmin", "aten.all.default", "aten.all.dim",
     "aten.all.dims", "aten.quantile.scalar", "aten.nuclear_norm", "aten.linalg_matrix_norm.default",
     "aten.linalg_norm.ord_str",
@@ -55,7 +56,10 @@ def reduction(call: Call) -> Dims:
     return _reduced(source, dims, len(call.shape()) == len(source))
 
 
-@rule("aten.mean.dim", "aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
+@rule(
+    "aten.mean.dim", "aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim", "aten.amax",
+    "aten.amin",
+)  # fmt: skip
 def statistic(call: Call) -> Dims:
     """As `reduction`; a norm that is written out consists of these."""
     source = call.axes(call.values[0])
@@ -65,8 +69,20 @@ def statistic(call: Call) -> Dims:
     return _reduced(source, dims, len(call.shape()) == len(source))
 
 
+@rule("aten.max.dim", "aten.min.dim")
+def extreme(call: Call) -> list[Dims]:
+    """As `statistic`, where nothing reads at which place it is."""
+    if any(user.args[1] == 1 and user.users for user in call.node.users):
+        return reduction_with_indices(call)
+    source = call.axes(call.values[0])
+    dims = _dims(call["dim"], len(source))
+    for d in dims:
+        call.normalizes(call.values[0], d, "reduced")
+    return [_reduced(source, dims, call["keepdim"])] * 2
+
+
 @rule(
-    "aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim", "aten.mode", "aten.kthvalue",
+    "aten.median.dim", "aten.nanmedian.dim", "aten.mode", "aten.kthvalue",
     "aten.var_mean", "aten.std_mean", "aten.aminmax",
 )  # fmt: skip
 def reduction_with_indices(call: Call) -> list[Dims]:
