@@ -103,7 +103,10 @@ class Copying:
             kind = OrderedDict if isinstance(value, OrderedDict) else dict
             return kind((key, self._value(entry)) for key, entry in value.items())
         again = own_again(value)
-        return self._of_users(value) if again is value and self._leads(value, set()) else again
+        if again is value:
+            return self._of_users(value) if self._leads(value, set()) else value
+        self.made[id(value)] = again  # of an optimizer under two names there is one, too
+        return again
 
     def _of_users(self, value: Any) -> Any:
         """The same of a function or an object that holds layers."""

@@ -161,6 +161,8 @@ class _Rebuilding(FromConfig):
 
     def _sequential(self, model: Any, inputs: Any) -> Any:
         keras = keras_on_torch()
+        if not model.built and inputs is None:  # training alone calls it, and hasn't yet
+            return keras.Sequential([self.layer(layer) for layer in model.layers], name=model.name)
         made, start = keras.Sequential(name=model.name), self._inputs(model, inputs)
         made.add(start)
         for layer in model.layers:
