@@ -14,6 +14,7 @@ from actprune.keras3.places import Placed
 from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import with_entry
 from actprune.keras3.table import Cut, fields
+from actprune.keras3.wrapped_torch import small_module
 from actprune.keras3.wrapping import trailing, wrapped
 from actprune.plan import Plan
 
@@ -68,6 +69,9 @@ class FromConfig:
                     layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
                     name=layer.name, dtype=layer.dtype_policy,
                 )  # fmt: skip
+            if isinstance(layer, keras.layers.TorchModuleWrapper):  # its config holds a pickle, which isn't read back
+                module, shape = small_module(layer, self.names, self.plan), layer.output_shape
+                return type(layer)(module, name=layer.name, output_shape=shape, dtype=layer.dtype_policy)
             config = self._config(layer, inputs)
             if isinstance(layer, keras.layers.Wrapper):
                 return type(layer)(config.pop("layer"), **config)
