@@ -184,3 +184,31 @@ def test_a_quantized_model_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'wide' can't be pruned: its weights are quantized") as caught:
         actprune.prune(model, torch.randn(16, 6), keep="units=50%")
     assert "as it was before model.quantize" in str(caught.value)
+
+
+class Scaled(keras.Model):
+    """Its first activation closes over a weight of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.add_weight(shape=(8,), initializer="ones", name="scale")
+        self.first = kl.Dense(8, activation=lambda x: keras.ops.relu(x) * self.scale)
+        self.second, self.last = kl.Dense(6, activation=keras.ops.gelu), kl.Dense(2)
+
+    def call(self, x: Any) -> Any:
+        return self.last(self.second(self.first(x)))
+
+
+def test_activations_are_the_functions_that_were_given() -> None:
+    """`keras.ops.gelu` is approximate, and the gelu that its config is read as is not; of a lambda it says nothing."""
+    inputs = keras.Input((4,))
+    x = kl.Dense(8, activation=keras.ops.gelu)(inputs)
+    x = kl.Dense(6, activation=lambda x: x * keras.ops.sigmoid(x))(x)
+    functional, scaled, x = keras.Model(inputs, kl.Dense(2)(x)), Scaled(), torch.randn(16, 4)
+    scaled(x)
+    for model in (functional, scaled):
+        result = actprune.prune(model, x, keep="units=50%", method="l2")
+        assert result.proof is not None and result.proof.passed
+    small: Any = result.model
+    assert small.scale.shape == (4,) and small.first.activation.__closure__[0].cell_contents is small
+    assert small.second.activation is keras.ops.gelu
