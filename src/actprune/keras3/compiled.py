@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from random import Random
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
         for name in ("optimizer", "loss"):  # names that Keras uses, and so may who trains by themselves
             if getattr(old, name, None) is not None:
                 setattr(new, name, own_again(getattr(old, name)))
+    for name, value in vars(old).items():  # what a `compile` of its own keeps
+        if name not in vars(new) and not name.startswith("_") and isinstance(value, _kept()):
+            setattr(new, name, own_again(value))
     places = {id(variable): i for i, variable in enumerate(old.variables)}
     for made, was in _optimizers(vars(new), vars(old)):
         # what it was built for, which what trains by now need not be
@@ -41,6 +45,12 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
         if None not in trained and not made.built:
             made.build([new.variables[place] for place in trained])
             _take_state(made, was, cut)
+
+
+def _kept() -> tuple[type, ...]:
+    """What a functional model of the user's own class may hold beside its layers, which its config does not tell."""
+    keras = keras_on_torch()
+    return (keras.optimizers.Optimizer, keras.losses.Loss, FunctionType, int, float, str)
 
 
 def _optimizers(new: Any, old: Any) -> Iterator[tuple[Any, Any]]:

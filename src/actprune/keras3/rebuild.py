@@ -106,9 +106,12 @@ class _Rebuilding(FromConfig):
         return made
 
     def _connected(self, model: Any, inputs: Any) -> Any:
-        return keras_on_torch().models.clone_model(
+        made = keras_on_torch().models.clone_model(
             model, input_tensors=self._inputs(model, inputs), clone_function=self._called, call_function=self._call
         )
+        if isinstance(made, Resized):  # what it is made of tells its config
+            made.__class__ = next(kind for kind in type(made).__bases__ if kind is not Resized)
+        return made
 
     def _of_class(self, model: Any, inputs: Any) -> Any:
         """A functional model of the user's own class: the class makes one of the old sizes, and smaller layers take
