@@ -14,6 +14,7 @@ import torch
 
 import actprune
 from actprune.errors import UnsupportedModelError
+from actprune.graph.refusal import first_line
 from actprune.keras3.files import load_keras
 
 keras = pytest.importorskip("keras")
@@ -212,3 +213,13 @@ def test_activations_are_the_functions_that_were_given() -> None:
     small: Any = result.model
     assert small.scale.shape == (4,) and small.first.activation.__closure__[0].cell_contents is small
     assert small.second.activation is keras.ops.gelu
+
+
+def test_what_a_layer_raises_is_said_and_not_where_keras_called_it() -> None:
+    class Wanting(kl.Layer):
+        def call(self, x: Any) -> Any:
+            raise ValueError("wants eight units")
+
+    with pytest.raises(ValueError, match="encountered when calling") as caught:
+        Wanting()(torch.ones(2, 4))
+    assert first_line(caught.value) == "ValueError: wants eight units"
