@@ -127,3 +127,28 @@ def test_a_class_that_computes_more_than_its_graph_is_refused() -> None:
     inputs = keras.Input((6,))
     with pytest.raises(UnsupportedModelError, match="whose `call` is its own"):
         actprune.prune(Twice(inputs, kl.Dense(2)(inputs)), np.zeros((4, 6)), keep=0.5)
+
+
+class Stepping(keras.Model):
+    """Made of inputs and outputs, with a training step of its own."""
+
+    def compile(self, optimizer: Any, own: float, **others: Any) -> None:
+        super().compile(optimizer, "mse", **others)
+        self.own = own
+
+    def train_step(self, data: Any) -> Any:
+        return {**super().train_step(data), "own": self.own}
+
+
+def test_a_class_made_of_inputs_and_outputs_is_what_keras_reads(tmp_path: Path) -> None:
+    inputs = keras.Input((4,))
+    hidden = kl.Dense(8, activation="relu")(inputs)
+    model, x = Stepping(inputs, kl.Dense(2)(hidden)), RNG.normal(size=(16, 4)).astype("float32")
+    model.compile("adam", 1.0)
+    small = actprune.prune(model, x, keep="units=50%", method="l2").model
+    assert type(small) is Stepping and small.layers[1].units == 4
+    assert small.fit(x, x[:, :2], verbose=0).history["own"] == [1.0]
+    small.save(tmp_path / "small.keras")
+    with keras.saving.custom_object_scope({"Stepping": Stepping}):
+        found = keras.models.load_model(tmp_path / "small.keras", compile=False)
+    np.testing.assert_allclose(found.predict(x, verbose=0), small.predict(x, verbose=0), rtol=1e-5, atol=1e-6)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import actprune
+from actprune.errors import UnsupportedModelError
+from actprune.graph.refusal import first_line
 from actprune.keras3.files import load_keras
 
 keras = pytest.importorskip("keras")
@@ -95,3 +97,129 @@ def test_layers_in_a_functional_model_within_a_class() -> None:
     assert isinstance(small, Tagger)
     assert small.encoder.get_layer("hidden").up.kernel.shape == (3, 5)
     assert result.proof is not None and result.proof.passed
+
+
+class Cell(kl.Layer):
+    """A step of a recurrent layer that is made of layers."""
+
+    def __init__(self, units: int, **others: Any) -> None:
+        super().__init__(**others)
+        self.units = self.state_size = units
+        self.read, self.again = kl.Dense(units), kl.Dense(units)
+
+    def build(self, shape: Any) -> None:
+        self.read.build(shape)
+        self.again.build((shape[0], self.units))
+        self.built = True
+
+    def call(self, x: Any, states: Any) -> Any:
+        new = keras.ops.tanh(self.read(x) + self.again(states[0]))
+        return new, [new]
+
+
+class Recurrent(keras.Model):
+    """Behind a `TimeDistributed`, which turns steps and samples around as the recurrent layer does, no size of its
+    input can be read off the graph as the class sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.each = kl.RNN(Cell(8), return_sequences=True), kl.TimeDistributed(kl.Dense(10))
+        self.second, self.last = kl.RNN(Cell(6)), kl.Dense(2)
+        self.unnamed = self.add_weight(shape=(2,), initializer="ones")
+
+    def call(self, x: Any) -> Any:
+        return self.last(self.second(self.each(self.first(x)))) * self.unnamed
+
+
+def test_cells_with_layers_in_a_class(tmp_path: Path) -> None:
+    """`RNN` keeps the sizes of their states itself. A variable without a name is another one's in a fresh model."""
+    model, x = Recurrent(), torch.randn(12, 5, 3)
+    model(x)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert result.proof is not None and result.proof.passed and isinstance(small, Recurrent)
+    assert [small.first.state_size, small.second.state_size] == [[4], [3]] and type(small.first) is kl.RNN
+    assert small.each.layer.kernel.shape == (4, 5) and small(x[:3, :2]).shape == (3, 2)
+    assert not result.plan.edits.sources
+    result.save(tmp_path / "run")
+    fresh = Recurrent()
+    fresh(x)
+    assert torch.equal(actprune.load(tmp_path / "run", fresh)(x), small(x))
+
+
+class Convolutions(keras.Model):
+    """Keras around torch: one part in a `TorchModuleWrapper`, one that Keras wraps as a layer is given it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.maps = kl.TorchModuleWrapper(nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+        self.last, self.middle = torch.nn.Linear(10, 2), kl.Dense(10, activation="relu")
+
+    def call(self, x: Any) -> Any:
+        return self.last(self.middle(self.maps(x).mean((2, 3))))
+
+
+def test_modules_of_torch_in_keras() -> None:
+    """Their parameters are Keras's variables, the running means of their norms are not."""
+    model, x = Convolutions(), torch.randn(16, 2, 6, 6)
+    model(x)
+    model.compile("adam", "mse")
+    model.fit(x, torch.randn(16, 2), verbose=0)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    convolution, norm, _ = small.maps.module
+    assert result.proof is not None and result.proof.passed
+    assert convolution.out_channels == norm.num_features == 4
+    assert small.middle.units == small.last.module.in_features == 5
+    assert np.isin(norm.running_mean, model.maps.module[1].running_mean).all()
+    before = norm.running_mean.clone()
+    small.fit(x, torch.randn(16, 2), verbose=0)
+    assert not torch.equal(norm.running_mean, before) and int(small.optimizer.iterations) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer")
+def test_a_quantized_model_is_refused_by_name() -> None:
+    model = keras.Sequential([keras.Input((6,)), kl.Dense(8, name="wide"), kl.Dense(2)])
+    model.quantize("int8")
+    with pytest.raises(UnsupportedModelError, match=r"'wide' can't be pruned: its weights are quantized") as caught:
+        actprune.prune(model, torch.randn(16, 6), keep="units=50%")
+    assert "as it was before model.quantize" in str(caught.value)
+
+
+class Scaled(keras.Model):
+    """Its first activation closes over a weight of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.add_weight(shape=(8,), initializer="ones", name="scale")
+        self.first = kl.Dense(8, activation=lambda x: keras.ops.relu(x) * self.scale)
+        self.second, self.last = kl.Dense(6, activation=keras.ops.gelu), kl.Dense(2)
+
+    def call(self, x: Any) -> Any:
+        return self.last(self.second(self.first(x)))
+
+
+def test_activations_are_the_functions_that_were_given() -> None:
+    """`keras.ops.gelu` is approximate, and the gelu that its config is read as is not; of a lambda it says nothing."""
+    inputs = keras.Input((4,))
+    x = kl.Dense(8, activation=keras.ops.gelu)(inputs)
+    x = kl.Dense(6, activation=lambda x: x * keras.ops.sigmoid(x))(x)
+    functional, scaled, x = keras.Model(inputs, kl.Dense(2)(x)), Scaled(), torch.randn(16, 4)
+    scaled(x)
+    for model in (functional, scaled):
+        result = actprune.prune(model, x, keep="units=50%", method="l2")
+        assert result.proof is not None and result.proof.passed
+    small: Any = result.model
+    assert small.scale.shape == (4,) and small.first.activation.__closure__[0].cell_contents is small
+    assert small.second.activation is keras.ops.gelu
+
+
+def test_what_a_layer_raises_is_said_and_not_where_keras_called_it() -> None:
+    class Wanting(kl.Layer):
+        def call(self, x: Any) -> Any:
+            raise ValueError("wants eight units")
+
+    with pytest.raises(ValueError, match="encountered when calling") as caught:
+        Wanting()(torch.ones(2, 4))
+    assert first_line(caught.value) == "ValueError: wants eight units"

@@ -126,6 +126,43 @@ def test_a_class_that_trains_by_itself() -> None:
     assert small.own is not model.own and small.error is model.error and float(model.seen.result()) == 0
 
 
+def test_optimizers_under_names_of_their_own() -> None:
+    """Two that train parts of a model keep their state, cut like the weights; of one under two names there is one."""
+
+    class Pair(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker, self.judge = (keras.Sequential([kl.Dense(8), kl.Dense(6)]) for _ in range(2))
+
+        def compile(self, makers: Any, others: dict[str, Any]) -> None:
+            super().compile()
+            self.makers, self.others, self.same = makers, others, makers
+
+        def call(self, x: Any) -> Any:
+            return self.judge(self.maker(x))
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            for part, optimizer in ((self.maker, self.makers), (self.judge, self.others["judge"])):
+                self.zero_grad()
+                loss = self(data[0], training=True).square().mean()
+                loss.backward()
+                with torch.no_grad():
+                    optimizer.apply([weight.value.grad for weight in part.weights], part.weights)
+            return {"loss": loss}
+
+    model, x = Pair(), _x(16, 6)
+    model.compile(keras.optimizers.Adam(), {"judge": keras.optimizers.SGD(0.1, momentum=0.9)})
+    model.fit(x, x, verbose=0)
+    small: Any = actprune.prune(model, x, keep="units=50%", method="l2").model
+    judge, kept = small.others["judge"], small.maker.layers[0].kernel
+    assert small.same is small.makers is not model.makers and int(small.makers.iterations) == 1
+    assert small.makers._momentums[0].shape == kept.shape == (6, 4)
+    assert np.isin(small.makers._momentums[0].numpy(), model.makers._momentums[0].numpy()).all()
+    assert judge.momentums[0].shape == small.judge.layers[0].kernel.shape and judge.momentums[0].numpy().any()
+    small.fit(x, x, verbose=0)
+    assert int(small.makers.iterations) == int(judge.iterations) == 2
+
+
 class Table(kl.Layer):
     def __init__(self, length: int, names: int, width: int) -> None:
         super().__init__()
@@ -383,6 +420,53 @@ def test_what_only_training_calls_and_what_closes_over_the_model() -> None:
     small: Any = result.model
     assert result.proof is not None and result.proof.passed
     assert small.wide.units == 4 and small.aside.kernel.shape == (4, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.build")
+def test_layers_without_weights_of_a_class_without_a_config(tmp_path: Path) -> None:
+    """Only the run folder tells that `reshape_2` of a model made once more is what `reshape` was; a model that training
+    alone calls may not be built there."""
+
+    class Folded(keras.Model):
+        def __init__(self, part: Any) -> None:
+            super().__init__()
+            self.part, self.noise = part, keras.Sequential([kl.GaussianNoise(0.1), kl.Dense(3)])
+
+        def call(self, x: Any) -> Any:
+            return self.part(x)
+
+    def build() -> Any:
+        rows = keras.Input((6,))
+        x = kl.Reshape((2, 8))(kl.Dense(16, activation="relu")(rows))
+        return Folded(keras.Model(rows, kl.Reshape((3, 1))(kl.Dense(3)(kl.Flatten()(x)))))
+
+    model, x = build(), _x(32, 6)
+    model(x)
+    result = actprune.prune(model, x, keep="macs=60%", method="l2")
+    result.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "model.keras").exists()
+    fresh = build()
+    fresh(x)
+    found = actprune.load(tmp_path / "run", fresh)
+    assert _same(found, result.model, x) and found.noise(x).shape == (32, 3)
+
+
+def test_a_list_of_inputs_is_all_samples() -> None:
+    """As `fit` takes it for a model that was built on a list of as many."""
+
+    class Two(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.last = kl.Dense(8), kl.Dense(8), kl.Dense(2)
+
+        def call(self, inputs: Any) -> Any:
+            left, right = inputs
+            return self.last(keras.ops.relu(self.left(left) * self.right(right)))
+
+    model, inputs = Two(), [_x(32, 4), _x(32, 6)]
+    model(inputs)
+    small: Any = actprune.prune(model, inputs, keep="macs=50%", method="l2").model
+    assert small(inputs).shape == (32, 2) and small.left.kernel.shape[1] == small.right.kernel.shape[1] == 4
 
 
 def test_two_inputs_by_position() -> None:

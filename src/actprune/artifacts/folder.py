@@ -28,6 +28,7 @@ RUN_FILES = (
     "model.onnx.data",
     "model.pt2",
     "model.keras",
+    "layers.json",
 )
 """All that actprune ever writes into a run folder: overwriting deletes nothing else."""
 

@@ -38,7 +38,8 @@ def finetune(
     from actprune.cli.runs import read_run
     from actprune.finetuning import finetuned
     from actprune.joining import launched
-    from actprune.keras3.bridge import MODEL, on_network, training_of
+    from actprune.keras3.bridge import on_network, training_of
+    from actprune.keras3.files import run_files
     from actprune.keras3.network import KerasNetwork
     from actprune.report.table import metric, tables
 
@@ -61,7 +62,7 @@ def finetune(
             train, evaluate = training_of(train) or train, on_network(evaluate)
         tuned = finetuned(small, found.report, train, evaluate)
         if isinstance(tuned.model, KerasNetwork):
-            more = {MODEL: tuned.model.model.save}
+            more = run_files(tuned.model)
         if launched()[0] > 0:  # of several processes the first one writes and speaks
             return
         if tuned.kept:

@@ -19,7 +19,7 @@ from actprune.graph.traced import Refused
 
 def refusal(model: nn.Module, tensors: list[Tensor], reasons: Mapping[str, Exception]) -> CaptureError:
     """The error of a model that no tracer captured: tracer → what it raised, the run last."""
-    said = [_first_line(error) for error in reasons.values()]
+    said = [first_line(error) for error in reasons.values()]
     also = [f"{name}: {line}" for name, line in zip(reasons, said, strict=True) if line != said[-1]]
     return CaptureError(
         f"{name_of(model)} could not be captured.",
@@ -85,7 +85,8 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Of a terminal, which Keras puts into its messages."""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, and not in which layer: Keras puts that before it."""
     lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()] or [""]
     line = lines[1].strip() if lines[0].startswith("Exception encountered when calling") and lines[1:] else lines[0]
     return line[:300] if isinstance(error, Refused) else f"{type(error).__name__}: {line[:300]}"

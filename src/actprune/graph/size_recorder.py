@@ -58,6 +58,7 @@ class Recorder(TorchFunctionMode):
         self.owners: Owners = {}
         self._uses: list[SizeUse] = []
         self._slicing: dict[int, int] = {}  # number of a use that bounds a slice -> its call
+        self._seen: dict[tuple[Key | str, int], int] = {}  # (tensor, dimension) -> a size that was read off it
         self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
         self._came_from: dict[int, Key] = {}
         self._readers: dict[int, set[int]] = {}
@@ -118,6 +119,7 @@ class Recorder(TorchFunctionMode):
         key = self._key(tensor)
         if key is None or any(not isinstance(n, int) for n in tensor.shape):
             return shape
+        self._seen |= {(key, d): n for d, n in enumerate(tensor.shape)}
         if dim:
             return TracedInt(shape, ("shape", key, dim[0] % tensor.dim()))
         return torch.Size([TracedInt(n, ("shape", key, d)) for d, n in enumerate(shape)])
@@ -252,6 +254,13 @@ class Recorder(TorchFunctionMode):
             return key if isinstance(key, str) else nodes[key].name if key in nodes else None
 
         shapes = {node.name: shape(node) for node in nodes.values()}
+
+        def read_off(key: Any, dim: int) -> Any:
+            """None where the node is that of another form: of `transpose(x)` behind which the graph has `x` alone."""
+            found = named(key)
+            seen = shapes.get(found, ())[dim : dim + 1] if (key, dim) in self._seen else ()
+            return None if seen and seen != (self._seen[key, dim],) else found
+
         uses: list[SizeUse] = []
         for i, use in enumerate(self._uses):
             sliced = nodes.get((self._slicing.get(i, -1), 0))
@@ -265,7 +274,7 @@ class Recorder(TorchFunctionMode):
                 continue  # of a view that nothing reads and the tracer left out: its source is what was found
             if role[0] == "times" and not _repeats(shapes.get(role[1]), shapes.get(role[2]), role[3], use.value):
                 continue  # under `vmap` the node has a dimension more than the tensor that the class sees
-            uses.append(replace(use, expr=renamed(use.expr, named), role=role if known else ("unknown",)))
+            uses.append(replace(use, expr=renamed(use.expr, read_off), role=role if known else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
 
 

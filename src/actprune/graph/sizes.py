@@ -113,17 +113,17 @@ TRAINING = "training/"
 
 
 def _in_training(use: SizeUse) -> SizeUse:
-    def named(name: Any) -> Any:
+    def named(name: Any, dim: int | None = None) -> Any:
         return TRAINING + name if isinstance(name, str) and not name.startswith("@") else name
 
     kind, *role = use.role
     return replace(use, expr=renamed(use.expr, named), role=(kind, *map(named, role)))
 
 
-def renamed(expr: Expr, named: Callable[[Any], Any]) -> Expr:
-    """The expression with what its sizes are read from under other names."""
+def renamed(expr: Expr, named: Callable[[Any, int], Any]) -> Expr:
+    """The expression with what its sizes are read from (and in which dimension) under other names."""
     if isinstance(expr, int | float):
         return expr
     if expr[0] == "shape":
-        return ("shape", named(expr[1]), expr[2])
+        return ("shape", named(expr[1], expr[2]), expr[2])
     return expr if expr[0] == "attr" else (expr[0], renamed(expr[1], named), renamed(expr[2], named))

@@ -63,16 +63,23 @@ def _traced(value: Any, holder: Any, path: tuple[Any, ...], found: Attributes) -
         leaf = ("attr", holder, path)
         found[leaf] = value
         return TracedInt(value, leaf)
-    if type(value) not in (list, tuple, dict) or len(path) > 2:
+    kind = _plain_kind(value)
+    if kind is None or len(path) > 2:
         return value
     box = cast("Any", value)
     if len(box) > _LONGEST:
         return value
-    held: dict[Any, Any] = dict(box) if type(value) is dict else dict(enumerate(box))
+    held: dict[Any, Any] = dict(box) if kind is dict else dict(enumerate(box))
     new = {key: _traced(item, holder, (*path, key), found) for key, item in held.items()}
     if all(new[key] is item for key, item in held.items()):
         return value
-    return new if type(value) is dict else cast("Any", type(value))(new.values())
+    return new if kind is dict else kind(new.values())
+
+
+def _plain_kind(value: Any) -> Any:
+    """`list`, `tuple` or `dict` for one of those, or for what Keras makes of those that a layer is given; else None."""
+    kind = next((kind for kind in (list, tuple, dict) if isinstance(value, kind)), None)
+    return kind if type(value) is kind or type(value).__module__ == "keras.src.utils.tracking" else None
 
 
 _LONGEST = 64

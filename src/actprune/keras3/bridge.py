@@ -17,15 +17,11 @@ from actprune.deployment import fold as fold_network
 from actprune.errors import DataError, UnsupportedModelError
 from actprune.keras3.backend import is_keras, keras_on_torch
 from actprune.keras3.data import Batches
-from actprune.keras3.files import written_names
+from actprune.keras3.files import run_files, written_names
 from actprune.keras3.inputs import has_own_call
 from actprune.keras3.network import KerasNetwork
-from actprune.keras3.resized import has_config
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
-
-MODEL = "model.keras"
-"""The file in a run folder that plain Keras loads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +42,7 @@ class KerasResult(Result):
             ArtifactError: the folder exists (and isn't to be overwritten), or can't be written.
         """
         report = self.report.to_data()
-        more = {MODEL: self.network.model.save} if has_config(self.network.model) else {}
-        return save(folder, self.network, self.plan, report, overwrite=overwrite, more=more)
+        return save(folder, self.network, self.plan, report, overwrite=overwrite, more=run_files(self.network))
 
     def fold(self, *, channels_last: bool | str = "auto") -> nn.Module:
         raise unfoldable(self.model)
@@ -121,8 +116,8 @@ def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
     """
     network = as_network(model)
     if isinstance(network, KerasNetwork):
-        # of layers without weights, whose sizes a plan may change, only this file tells the names
-        network = network.named_for(written_names(Path(folder) / MODEL))
+        # of layers without weights, whose sizes a plan may change, only a file tells the names
+        network = network.named_for(written_names(Path(folder)))
     found: Any = load_network(folder, network, example_inputs)
     return found.model if isinstance(found, KerasNetwork) else found
 

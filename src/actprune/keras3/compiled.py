@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from random import Random
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -19,28 +20,50 @@ Slicer = Callable[[Any, Tensor], Tensor]
 
 
 def compile_like(new: Any, old: Any, cut: Slicer) -> None:
-    """Compile `new` as `old` was: the same losses, metrics and settings, an optimizer of its own."""
+    """Compile `new` as `old` was: the same losses, metrics and settings, optimizers of its own with their state."""
     settings = getattr(getattr(old, "_compile_config", None), "config", None)
-    if not old.compiled or settings is None:
+    if old.compiled and settings is not None:
+        keras = keras_on_torch()
+        again = {key: _own(keras, value) for key, value in settings.items()}
+        of_keras = type(old).compile is keras.Model.compile
+        optimizer = getattr(old, "optimizer", None)
+        if optimizer is not None:
+            again["optimizer"] = own_again(optimizer)
+        (new.compile if of_keras else partial(keras.Model.compile, new))(**again)  # one that takes more has set others
+        new.loss = old.loss
+    else:
         for name in ("optimizer", "loss"):  # names that Keras uses, and so may who trains by themselves
             if getattr(old, name, None) is not None:
                 setattr(new, name, own_again(getattr(old, name)))
-        return
-    keras = keras_on_torch()
-    again = {key: _own(keras, value) for key, value in settings.items()}
-    of_keras = type(old).compile is keras.Model.compile
-    optimizer = getattr(old, "optimizer", None)
-    if optimizer is not None:
-        again["optimizer"] = type(optimizer).from_config(optimizer.get_config())
-    (new.compile if of_keras else partial(keras.Model.compile, new))(**again)  # one that takes more has set attributes
-    new.loss = old.loss
-    if optimizer is not None and optimizer.built:
+    for name, value in vars(old).items():  # what a `compile` of its own keeps
+        if name not in vars(new) and not name.startswith("_") and isinstance(value, _kept()):
+            setattr(new, name, own_again(value))
+    places = {id(variable): i for i, variable in enumerate(old.variables)}
+    for made, was in _optimizers(vars(new), vars(old)):
         # what it was built for, which what trains by now need not be
-        places = {id(variable): i for i, variable in enumerate(old.variables)}
-        trained = [places.get(id(variable)) for variable in optimizer._trainable_variables]
-        if None not in trained:
-            new.optimizer.build([new.variables[place] for place in trained])
-            _take_state(new.optimizer, optimizer, cut)
+        trained = [places.get(id(variable)) for variable in was._trainable_variables] if was.built else [None]
+        if None not in trained and not made.built:
+            made.build([new.variables[place] for place in trained])
+            _take_state(made, was, cut)
+
+
+def _kept() -> tuple[type, ...]:
+    """What a functional model of the user's own class may hold beside its layers, which its config does not tell."""
+    keras = keras_on_torch()
+    return (keras.optimizers.Optimizer, keras.losses.Loss, FunctionType, int, float, str)
+
+
+def _optimizers(new: Any, old: Any) -> Iterator[tuple[Any, Any]]:
+    """The optimizers in an attribute of the old model, lists and dicts too, each with that of the new one."""
+    if isinstance(old, keras_on_torch().optimizers.Optimizer):
+        if type(new) is type(old) and new is not old:
+            yield new, old
+    elif isinstance(old, dict):
+        for key in old.keys() & new.keys() if isinstance(new, dict) else ():
+            yield from _optimizers(new[key], old[key])
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        for pair in zip(new, old, strict=False):
+            yield from _optimizers(*pair)
 
 
 def own_again(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
 from actprune.keras3.exchange import put, variable_like
+from actprune.keras3.from_config import given_functions
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
@@ -65,8 +66,9 @@ class Copying:
         for metric in layer._metrics:
             self.made[id(metric)] = own_again(metric)
         for inner in layer._layers:
-            if isinstance(inner, keras.layers.Lambda):
-                self.made[id(inner)].function = self._value(inner.function)
+            for name, function in given_functions(inner).items():
+                if (other := self._value(function)) is not function:  # it closes over what has a copy
+                    setattr(self.made[id(inner)], name, other)
         known = _of_keras(base)
         for name, value in [*vars(layer).items(), *layer._modules.items()]:
             if name not in known:
@@ -103,7 +105,10 @@ class Copying:
             kind = OrderedDict if isinstance(value, OrderedDict) else dict
             return kind((key, self._value(entry)) for key, entry in value.items())
         again = own_again(value)
-        return self._of_users(value) if again is value and self._leads(value, set()) else again
+        if again is value:
+            return self._of_users(value) if self._leads(value, set()) else value
+        self.made[id(value)] = again  # of an optimizer under two names there is one, too
+        return again
 
     def _of_users(self, value: Any) -> Any:
         """The same of a function or an object that holds layers."""

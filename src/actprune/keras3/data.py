@@ -14,7 +14,7 @@ from actprune.data.parts import parted
 from actprune.data.take import SIZE
 from actprune.errors import DataError
 from actprune.keras3.backend import keras_on_torch
-from actprune.keras3.inputs import by_position, has_own_call
+from actprune.keras3.inputs import has_own_call, side_by_side
 
 
 class Batches:
@@ -29,7 +29,7 @@ class Batches:
         self.data, self.model = data, model
         self.free = has_own_call(model)  # its inputs have no names, and any dtypes
         self.dtypes = {} if self.free else {tensor.name: tensor.dtype for tensor in model.inputs}
-        self.inputs = by_position(model) if self.free else len(self.dtypes)
+        self.inputs = side_by_side(model) if self.free else len(self.dtypes)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in _batches(self.data, self.inputs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -13,7 +13,14 @@ import numpy as np
 
 from actprune.errors import ArtifactError
 from actprune.keras3.backend import keras_on_torch
-from actprune.keras3.resized import register
+from actprune.keras3.network import KerasNetwork
+from actprune.keras3.resized import has_config, register
+
+MODEL = "model.keras"
+"""The file in a run folder that plain Keras loads."""
+
+LAYERS = "layers.json"
+"""The file in a run folder with the names of all layers, those without weights too, which no tensor tells."""
 
 
 def load_keras(path: str | Path) -> Any:
@@ -42,13 +49,27 @@ def load_keras(path: str | Path) -> Any:
         ) from error
 
 
-def written_names(path: str | Path) -> set[str]:
-    """What the layers of the model in a `.keras` file are called, and calls that are no layers (`keras.ops.reshape`).
+def run_files(network: KerasNetwork) -> dict[str, Callable[[Path], Any]]:
+    """What a run folder holds of a Keras model beside its weights: name → what writes it.
 
-    Nothing is made of it. A file that isn't there, or can't be read, has no names.
+    `model.keras`, which plain Keras reads, is not there where the class gives no config, so that Keras can't write one.
+    """
+    names = sorted({*network.calls.values(), *(part for one in network.places for part in one.path.split(".") if part)})
+    more: dict[str, Callable[[Path], Any]] = {LAYERS: lambda path: path.write_text(json.dumps(names), "utf-8")}
+    return more | ({MODEL: network.model.save} if has_config(network.model) else {})
+
+
+def written_names(folder: Path) -> set[str]:
+    """What the layers of the model in a run folder are called, and calls that are no layers (`keras.ops.reshape`).
+
+    Nothing is made of the files. Where they aren't there, or can't be read, there are no names.
     """
     try:
-        with ZipFile(path) as file:
+        return {name for name in json.loads((folder / LAYERS).read_text("utf-8")) if isinstance(name, str)}
+    except (OSError, ValueError, TypeError, RecursionError):  # a folder from before has the model's file alone
+        pass
+    try:
+        with ZipFile(folder / MODEL) as file:
             return set(_names(json.loads(file.read("config.json"))))
     except (OSError, BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError):
         return set()

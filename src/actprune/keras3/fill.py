@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from actprune.errors import PlanError
 from actprune.keras3.compiled import compile_like
+from actprune.keras3.from_config import given_functions
 from actprune.keras3.places import Placed
 from actprune.plan import Plan
 from actprune.surgery.slicing import sliced
@@ -24,6 +26,10 @@ def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Ma
     pairs: list[tuple[Any, Any, str]] = []
     for made, was in zip(new, old, strict=True):
         made.layer.trainable = was.layer._trainable  # of the layers within too, whose own turn comes later
+        for name, function in given_functions(was.layer).items():
+            again = vars(made.layer).get(name)  # of a layer that was made of what a file would say
+            if isinstance(again, FunctionType) and again.__code__ is not function.__code__:
+                setattr(made.layer, name, function)
         for name, (variable, _) in made.variables.items():
             full = made.full(name)
             source = was.variables[name][0]

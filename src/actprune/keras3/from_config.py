@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 from actprune.errors import PlanError
 from actprune.keras3.attributes import is_attribute
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.inside import own_classes
+from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed
 from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import with_entry
 from actprune.keras3.table import Cut, fields
+from actprune.keras3.wrapped_torch import small_module
 from actprune.keras3.wrapping import trailing, wrapped
 from actprune.plan import Plan
+
+
+def given_functions(layer: Any) -> dict[str, FunctionType]:
+    """The functions that a layer of Keras's was given, such as its activation, by name.
+
+    A config tells them by names, and `keras.ops.gelu` is another function than what Keras finds under its name; it
+    finds none for a lambda.
+    """
+    found = {} if is_own(layer) else {name: getattr(layer, name, None) for name in _FUNCTIONS}
+    return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
+
+
+_FUNCTIONS = ("activation", "recurrent_activation", "function")
+"""Attributes, and fields of the config, that hold functions."""
 
 
 class Within:
@@ -68,6 +86,9 @@ class FromConfig:
                     layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
                     name=layer.name, dtype=layer.dtype_policy,
                 )  # fmt: skip
+            if isinstance(layer, keras.layers.TorchModuleWrapper):  # its config holds a pickle, which isn't read back
+                module, shape = small_module(layer, self.names, self.plan), layer.output_shape
+                return type(layer)(module, name=layer.name, output_shape=shape, dtype=layer.dtype_policy)
             config = self._config(layer, inputs)
             if isinstance(layer, keras.layers.Wrapper):
                 return type(layer)(config.pop("layer"), **config)
@@ -81,7 +102,9 @@ class FromConfig:
     def _config(self, layer: Any, inputs: Any) -> dict[str, Any]:
         keras = keras_on_torch()
         path = self.paths.get(id(layer)) or str(layer.name)
-        config = dict(layer.get_config())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of lambdas, which are taken as they are
+            config = dict(layer.get_config())
         # what is wrapped may be shared, or hold code, so it is no copy; the others copy what they are given
         whole = isinstance(layer, keras.layers.Wrapper)
         for field, inner in wrapped(layer).items():
@@ -95,7 +118,7 @@ class FromConfig:
         config |= fields(Cut(layer, path, own, self.plan)) if own else {}
         for (field, *rest), value in self.edits.get(path, {}).items():
             config[field] = with_entry(config[field], rest, value)
-        return config
+        return config | given_functions(layer)
 
     def operation(self, operation: Any) -> Any:
         edits = self.edits.get(self.calls.get(operation.name, operation.name))

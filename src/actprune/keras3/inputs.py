@@ -35,6 +35,14 @@ def by_position(model: Any) -> int:
     return max(1, sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters))
 
 
+def side_by_side(model: Any) -> int:
+    """How many tensors stand side by side in what it is called on: its arguments by position, or, of a single one, the
+    entries of the list that the model was built on."""
+    count, shapes = by_position(model), [*dict(model._build_shapes_dict or {}).values()]
+    entries = shapes[0] if count == 1 and shapes and isinstance(shapes[0], tuple | list) else ()
+    return len(entries) if entries and all(isinstance(entry, tuple | list) for entry in entries) else count
+
+
 def as_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
     """The arguments of a call, without values."""
     keras = keras_on_torch()

@@ -20,11 +20,11 @@ from actprune.keras3.dtypes import plain_numbers
 from actprune.keras3.fill import filled
 from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
 from actprune.keras3.noise import torchs_generator
-from actprune.keras3.own import is_own
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
 from actprune.keras3.refusal import check_rebuildable, misfit
 from actprune.keras3.sizes import written_sizes
+from actprune.keras3.wrapping import holds_own
 from actprune.plan import Plan
 
 
@@ -145,7 +145,7 @@ class KerasNetwork(Rebuilt):
         return without_dropout(place.layer for place in self.places)
 
     def own_modules(self) -> dict[str, nn.Module]:
-        return {place.path: place.layer for place in self.places if is_own(place.layer)}
+        return {place.path: place.layer for place in self.places if holds_own(place.layer)}
 
     def written(self, graph: Graph, recorded: Sizes) -> Sizes:
         found = written_sizes(self.places, {self.calls[op.name]: op for op in operations(self.model)}, graph)

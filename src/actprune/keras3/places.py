@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from actprune.keras3.wrapped_torch import buffers
+
+_NUMBERED = re.compile(r"^variable_\d+$")
+"""Keras's names for variables that were given none count on through the session, so another model has others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +43,10 @@ def _walk(layer: Any, path: str, seen: set[int]) -> Iterator[Placed]:
     within = {id(v) for inner in layer._layers for v in inner.variables}  # a wrapper may hold one of what it wraps
     for trainable, held in ((True, layer._trainable_variables), (False, layer._non_trainable_variables)):
         for variable in (v for v in held if id(v) not in within):
-            variables[_unique(variable.name, variables)] = variable, trainable
+            name = _NUMBERED.sub("variable", variable.name)
+            variables[_unique(name, variables)] = variable, trainable
+    for buffer in buffers(layer).values():
+        variables[_unique(buffer.name, variables)] = buffer, False
     yield Placed(path, layer, variables)
     names: dict[str, Any] = dict.fromkeys(variables)
     for inner in layer._layers:

@@ -106,9 +106,12 @@ class _Rebuilding(FromConfig):
         return made
 
     def _connected(self, model: Any, inputs: Any) -> Any:
-        return keras_on_torch().models.clone_model(
+        made = keras_on_torch().models.clone_model(
             model, input_tensors=self._inputs(model, inputs), clone_function=self._called, call_function=self._call
         )
+        if isinstance(made, Resized):  # what it is made of tells its config
+            made.__class__ = next(kind for kind in type(made).__bases__ if kind is not Resized)
+        return made
 
     def _of_class(self, model: Any, inputs: Any) -> Any:
         """A functional model of the user's own class: the class makes one of the old sizes, and smaller layers take
@@ -161,6 +164,8 @@ class _Rebuilding(FromConfig):
 
     def _sequential(self, model: Any, inputs: Any) -> Any:
         keras = keras_on_torch()
+        if not model.built and inputs is None:  # training alone calls it, and hasn't yet
+            return keras.Sequential([self.layer(layer) for layer in model.layers], name=model.name)
         made, start = keras.Sequential(name=model.name), self._inputs(model, inputs)
         made.add(start)
         for layer in model.layers:

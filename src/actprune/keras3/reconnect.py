@@ -22,8 +22,9 @@ def is_functional(layer: Any) -> bool:
 
 
 def is_plain(model: Any) -> bool:
-    """Whether it is a functional model of no class of its own."""
-    return type(model) is _functional()
+    """Whether it is a functional model of no class of its own, or of one that is made of inputs and outputs alone."""
+    made_by: Any = type(model).__init__
+    return made_by is _functional().__init__
 
 
 def _functional() -> type:

@@ -15,9 +15,11 @@ def check_rebuildable(model: Any) -> None:
     """Refuse, by name, what its config doesn't describe.
 
     Raises:
-        UnsupportedModelError: a functional model with a `call` of its own, or one that holds one.
+        UnsupportedModelError: a functional model with a `call` of its own, or one that holds one; layers that keep
+            their state from call to call; a model whose matrices are all quantized.
     """
     keras = keras_on_torch()
+    _check_floats(model)
     for layer in model._flatten_layers():
         if getattr(layer, "stateful", False):
             raise UnsupportedModelError(
@@ -36,6 +38,24 @@ def check_rebuildable(model: Any) -> None:
                 where=layer.name,
                 hint="write it with keras.Input and keras.Model(inputs, outputs), or make its layers in __init__ alone",
             )
+
+
+def _check_floats(model: Any) -> None:
+    """`quantize` leaves some layers as they are (convolutions, those that its filters name): these can be cut."""
+    matrices = [
+        (layer, getattr(layer, "quantization_mode", None))
+        for layer in model._flatten_layers()
+        if any(len(v.shape) > 1 for v in (*layer._trainable_variables, *layer._non_trainable_variables))
+    ]
+    if matrices and all(mode is not None for _, mode in matrices):
+        layer, mode = matrices[0]
+        raise UnsupportedModelError(
+            f"{type(layer).__name__} {layer.name!r} can't be pruned: its weights are quantized, as all others are.",
+            expected="weights in floating point",
+            got=f"the quantization mode {mode!r}",
+            where=layer.name,
+            hint="prune the model as it was before model.quantize(…), and quantize what is left",
+        )
 
 
 def misfit(name: str, error: Exception) -> PlanError:

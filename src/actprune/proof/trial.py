@@ -25,6 +25,7 @@ from actprune.axes.picked import keys_of
 from actprune.errors import PlanError
 from actprune.graph.keep import apart, copied, in_eval
 from actprune.graph.program import holds_samples, place
+from actprune.graph.refusal import first_line
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
@@ -205,7 +206,7 @@ def _shapes(network: nn.Module, inputs: Any, *, training: bool = False) -> list[
                 network.train()
             outputs = pytree.tree_leaves(_called(network, args, kwargs))
         except Exception as error:  # whatever a user's forward raises on sizes it did not expect
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return first_line(error)
     return [tuple(out.shape) for out in outputs if isinstance(out, Tensor)]
 
 
