@@ -129,14 +129,29 @@ def argument(use: SizeUse) -> ast.expr | None:
 
 
 @cache
+def comparison(code: CodeType, end: tuple[int, int]) -> tuple[ast.expr, ast.expr] | None:
+    """Both sides of the `==` or `!=` that ends there, line and column of the file; None where there is no such one."""
+    source = source_of(code)
+    if source is None:
+        return None
+    nodes = [n for n in ast.walk(source.tree) if isinstance(n, ast.Compare) and _ends(n, source, end)]
+    plain = [n for n in nodes if len(n.ops) == 1 and isinstance(n.ops[0], ast.Eq | ast.NotEq)]
+    return (plain[0].left, plain[0].comparators[0]) if plain else None
+
+
+def _ends(node: ast.expr, source: Source, end: tuple[int, int]) -> bool:
+    """Whether an expression ends at a line and a column of the file."""
+    return (node.end_lineno, node.end_col_offset) == (end[0] - source.first + 1, end[1] - source.indent)
+
+
+@cache
 def _found(code: CodeType, use: _Size) -> ast.expr | None:
     source = source_of(code)
     if source is None:
         return None
-    end = (use.end[0] - source.first + 1, use.end[1] - source.indent)
     for node in ast.walk(source.tree):
         # no two calls end at one place; where one in a chain starts, Python and its syntax tree disagree
-        if isinstance(node, ast.Call | ast.Subscript) and (node.end_lineno, node.end_col_offset) == end:
+        if isinstance(node, ast.Call | ast.Subscript) and _ends(node, source, use.end):
             if isinstance(node, ast.Subscript):
                 return _slice_bound(node, use)
             return _size_argument(node, use, source, _is_function(node, vars(inspect.getmodule(code) or object)))
