@@ -235,6 +235,20 @@ class Compared(nn.Module):
         return -x if 12 != c else x  # noqa: SIM300
 
 
+class Unpooled(nn.Module):
+    """SegNet: maps get the size back that they had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.pool, self.unpool = nn.MaxPool2d(2, 2, return_indices=True), nn.MaxUnpool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(self.unpool(*self.pool(x), output_size=x.size()).relu())
+
+
 class WithSuper(FromShape):
     """`super()` in the method that is rewritten."""
 
@@ -443,6 +457,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "checked": (Checked, maps),
     "compared": (Compared, maps),
     "super": (WithSuper, tokens),
+    "unpooled": (Unpooled, maps),
     "stock": (Stock, tokens),
     "cross": (Cross, tokens),
     "grouped": (lambda: nn.Sequential(Remade(3, 24, 1), Remade(24, 12, 1, groups=3), Remade(12, 4, 1)), maps),

@@ -42,6 +42,8 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         return _pads(args, kwargs)
     if name.startswith("sym_"):
         return []  # what a tracer asks of strides, as for `Variable(torch.zeros(…))`: given to nothing of the class
+    if name.startswith("max_unpool"):
+        return _unpooled(args, kwargs, result)
     groups = _groups(name, args, kwargs)
     if groups is not None:
         return [(-1, 0, groups, ("groups", 1))]
@@ -84,6 +86,14 @@ def _several(source: Tensor, rank: int) -> dict[int, int]:
     """
     entries: list[Any] = list(source.shape)
     return {dim + rank - len(entries): dim for dim, n in enumerate(entries) if not (isinstance(n, int) and n == 1)}
+
+
+def _unpooled(args: Any, kwargs: Any, result: Tensor) -> list[Found]:
+    """The sizes of space: those of samples and channels (`unpool(x, places, output_size=y.size())`) are not read."""
+    given = kwargs.get("output_size", args[5] if len(args) > 5 else args[2])
+    rank = result.dim() - 2
+    sizes: list[Any] = list(given)[-rank:] if isinstance(given, tuple | list) else []
+    return [(-1, 0, n, ("size", 0, 2 + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
 
 
 def _split(args: Any, kwargs: Any) -> list[Found]:
