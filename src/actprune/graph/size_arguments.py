@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -92,7 +92,7 @@ def _unpooled(args: Any, kwargs: Any, result: Tensor) -> list[Found]:
     """The sizes of space: those of samples and channels (`unpool(x, places, output_size=y.size())`) are not read."""
     given = kwargs.get("output_size", args[5] if len(args) > 5 else args[2])
     rank = result.dim() - 2
-    sizes: list[Any] = list(given)[-rank:] if isinstance(given, tuple | list) else []
+    sizes: list[Any] = list(cast("Any", given))[-rank:] if isinstance(given, tuple | list) else []
     return [(-1, 0, n, ("size", 0, 2 + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
 
 

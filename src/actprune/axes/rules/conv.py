@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import Axis, product, size
@@ -148,7 +148,7 @@ def _still(call: Call, spatial: int) -> list[bool]:
     kernel = call.shape(call["weight"])[2:]
 
     def each(given: Any) -> list[Any]:
-        values = list(given) if isinstance(given, list | tuple) else [given]
+        values: list[Any] = list(cast("Any", given)) if isinstance(given, list | tuple) else [given]
         return values * spatial if len(values) == 1 else values
 
     stride, padding, more = each(call["stride"]), each(call["padding"]), each(call["output_padding"] or 0)
