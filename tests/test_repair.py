@@ -249,6 +249,21 @@ class Unpooled(nn.Module):
         return self.second(self.unpool(*self.pool(x), output_size=x.size()).relu())
 
 
+class Grouped(nn.Module):
+    """Numbers of groups, written down in calls of functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(12, 4, 1)
+        self.deep, self.wide = nn.Parameter(torch.randn(8, 1, 3, 3)), nn.Parameter(torch.randn(12, 2, 1, 1))
+        self.gain = nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.first(x), self.deep, None, 1, 1, 1, 8)
+        return self.second(F.group_norm(F.conv2d(x, self.wide, groups=4), 4, self.gain, self.gain).relu())
+
+
 class WithSuper(FromShape):
     """`super()` in the method that is rewritten."""
 
@@ -1365,3 +1380,29 @@ def test_typed_constructors_are_what_they_were_in_all_else() -> None:
         assert torch.equal(torch.LongTensor([[1, 2]]), torch.tensor([[1, 2]]))
         assert torch.IntTensor(2, 3).shape == (2, 3) and torch.FloatTensor().shape == (0,)
         assert torch.FloatTensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_of_groups_in_calls_of_functions_become_others(seed: int) -> None:
+    model, x = Grouped().eval(), maps()
+    small, plan = less(model, x, seed=seed)
+    assert {(edit.text, edit.was) for edit in plan.edits.sources} >= {("8", 8)}
+    assert verify(model, small, plan, x).passed
+    assert small(x[:1]).shape == model(x[:1]).shape
+
+
+def test_a_shape_that_is_written_down_for_a_norm_becomes_another() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(WIDTH, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.layer_norm(self.first(x), (8,)))
+
+    torch.manual_seed(0)
+    model, x = Normed().eval(), tokens()
+    graph = capture(model, x, norms=True)
+    plan = make_plan(graph, {"first": [0, 2, 3, 5, 7]})
+    assert [(edit.text, edit.value) for edit in plan.edits.sources] == [("8", 5)]
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed

@@ -35,7 +35,7 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     if name in ("layer_norm", "rms_norm") and len(args) > 1 and isinstance(result, Tensor):
         sizes, rank = list(args[1]), result.dim()
         first = rank - len(sizes)
-        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
+        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, int)]
     if name == "__getitem__":
         return _bounds(args[0], args[1])
     if name == "pad":
@@ -51,13 +51,17 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     return [(-1, 0, value, ("fixed",)) for value in traced]
 
 
-def _groups(name: str, args: Any, kwargs: Any) -> TracedInt | None:
-    """The number of groups of a grouped convolution or norm; that of torch's own modules is no concern of theirs."""
-    place = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}.get(name)
-    if place is None:
+GROUPS = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}
+"""Functions that divide channels into groups → which argument says into how many."""
+
+
+def _groups(name: str, args: Any, kwargs: Any) -> int | None:
+    """The number of groups of a grouped convolution or norm."""
+    place = GROUPS.get(name)
+    if place is None or not args:
         return None
     given = args[place] if len(args) > place else kwargs.get("groups", kwargs.get("num_groups"))
-    return given if isinstance(given, TracedInt) else None
+    return given if isinstance(given, int) and given > 1 else None
 
 
 def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[Found]:

@@ -13,6 +13,7 @@ from functools import cache
 from types import CodeType, ModuleType
 from typing import Any, cast
 
+from actprune.graph.size_arguments import GROUPS
 from actprune.graph.sizes import SizeUse
 
 
@@ -173,6 +174,11 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
         function: it is one of a library's, which has the tensor in front, and no method.
     """
     given: list[ast.expr] = list(node.args)
+    if use.op in GROUPS:
+        return _argument(node, GROUPS[use.op], "groups", "num_groups")
+    if use.op == "layer_norm":
+        shape = _argument(node, 1, "normalized_shape")
+        return None if shape is None else _item(shape, use.slot, use.count, source)
     named = [
         k.value
         for k in node.keywords
@@ -196,6 +202,14 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
     if len(given) == 1 and (use.count > 1 or isinstance(given[0], ast.Tuple | ast.List)):
         return _item(given[0], use.slot, use.count, source)
     return _among(given, use.slot, use.count, source)
+
+
+def _argument(node: ast.Call, place: int, *names: str) -> ast.expr | None:
+    """The argument of a call at a place, or under one of its names."""
+    named = [keyword.value for keyword in node.keywords if keyword.arg in names]
+    if named or any(isinstance(given, ast.Starred) for given in node.args):
+        return next(iter(named), None)
+    return node.args[place] if len(node.args) > place else None
 
 
 def _is_function(node: ast.Call, names: Mapping[str, Any]) -> bool:
