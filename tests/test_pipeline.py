@@ -932,8 +932,28 @@ def test_an_error_of_the_metric_is_the_callers() -> None:
 
 
 def test_nothing_is_left_that_can_be_proved() -> None:
-    with pytest.raises(EquivalenceError):
+    with pytest.raises(EquivalenceError, match="Nothing in Narrow can be cut and proved") as caught:
         prune(Narrow(dict.fromkeys("abc", 6)).eval(), data_of("chain"), keep="units=30%", method="l2")
+    assert 'try form="graph"' in str(caught.value) and "a cut here can't be proved" in str(caught.value)
+
+
+class Turned(nn.Module):
+    """A number that is read from a tensor decides what a recorded run computes (the delays of an Autoformer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu())
+        return torch.roll(x, int(x.abs().sum(0).argmax()), 1)
+
+
+def test_a_model_that_another_capture_would_not_give_again_is_told_so() -> None:
+    with pytest.raises(EquivalenceError, match="Turned can't be proved, whether it is cut or not") as caught:
+        prune(Turned().eval(), data_of("chain"), keep="units=30%", method="l2")
+    assert "x.item()" in str(caught.value)
 
 
 # ---- the captured graph instead of the class

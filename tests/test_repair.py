@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from actprune.errors import PlanError
 from actprune.graph import traced_int
+from actprune.graph.older import in_words_of_today
 from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
@@ -212,6 +214,54 @@ class Checked(nn.Module):
         if x.shape[1] != self.channels:
             raise ValueError("other channels than I was made for")
         return self.second(x)
+
+
+class Compared(nn.Module):
+    """Sizes that are compared with numbers, and with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 4, 1)
+        self.wide, self.times, self.all = 4, 3, 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.shape[1] == 8:
+            x = self.second(x).relu()
+        b, c, h, w = x.shape
+        assert c == self.wide * self.times and self.wide * self.times == self.all, "other channels"
+        x = self.third(x.view(b, self.wide, 3, h, w).flatten(1, 2))
+        return -x if 12 != c else x  # noqa: SIM300
+
+
+class Unpooled(nn.Module):
+    """SegNet: maps get the size back that they had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.pool, self.unpool = nn.MaxPool2d(2, 2, return_indices=True), nn.MaxUnpool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(self.unpool(*self.pool(x), output_size=x.size()).relu())
+
+
+class Grouped(nn.Module):
+    """Numbers of groups, written down in calls of functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(12, 4, 1)
+        self.deep, self.wide = nn.Parameter(torch.randn(8, 1, 3, 3)), nn.Parameter(torch.randn(12, 2, 1, 1))
+        self.gain = nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.first(x), self.deep, None, 1, 1, 1, 8)
+        return self.second(F.group_norm(F.conv2d(x, self.wide, groups=4), 4, self.gain, self.gain).relu())
 
 
 class WithSuper(FromShape):
@@ -420,7 +470,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "static": (Static, tokens),
     "delegated": (lambda: Delegating(Processor()), tokens),
     "checked": (Checked, maps),
+    "compared": (Compared, maps),
     "super": (WithSuper, tokens),
+    "unpooled": (Unpooled, maps),
     "stock": (Stock, tokens),
     "cross": (Cross, tokens),
     "grouped": (lambda: nn.Sequential(Remade(3, 24, 1), Remade(24, 12, 1, groups=3), Remade(12, 4, 1)), maps),
@@ -1251,6 +1303,7 @@ def test_what_nobody_reads_keeps_no_heads() -> None:
 STARTS: dict[str, Callable[[Any, int], Tensor]] = {
     "new": lambda net, n: net.out.weight.data.new(1, n, net.hidden).zero_(),
     "variable": lambda net, n: torch.autograd.Variable(torch.zeros(1, n, net.hidden)),
+    "typed": lambda net, n: torch.FloatTensor(1, n, net.hidden).zero_().type(torch.FloatTensor),
 }
 
 
@@ -1273,3 +1326,83 @@ def test_a_first_state_of_an_older_kind_follows(start: str) -> None:
     plan = make_plan(graph, {"steps": range(0, 12, 2)})
     small = cut(model, plan)
     assert verify(model, small, plan, x, graph=graph).passed and small.hidden == 6
+
+
+def gate_of(a: Tensor, b: Tensor, n: Tensor) -> Tensor:
+    half = n[0]
+    both = a + b
+    return torch.tanh(both[:, :half]) * torch.sigmoid(both[:, half:])
+
+
+with warnings.catch_warnings():  # people still write it
+    warnings.simplefilter("ignore", DeprecationWarning)
+    gate = torch.jit.script(gate_of)
+
+
+class Gated(nn.Module):
+    """The layers of a WaveNet as WaveGlow and VITS write them: a scripted gate is given its size in a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = 6
+        self.pre, self.cond, self.post = nn.Conv1d(3, 6, 1), nn.Conv1d(2, 24, 1), nn.Conv1d(6, 3, 1)
+        self.layers = nn.ModuleList(nn.Conv1d(6, 12, 3, padding=1) for _ in range(2))
+        self.skips = nn.ModuleList(nn.Conv1d(6, 12 - 6 * i, 1) for i in range(2))
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        x, g, size = self.pre(x), self.cond(g), torch.IntTensor([self.hidden])
+        out = torch.zeros_like(x)
+        for i, (layer, skip) in enumerate(zip(self.layers, self.skips, strict=True)):
+            start = i * 2 * self.hidden
+            y = skip(gate(layer(x), g[:, start : start + 2 * self.hidden], size))
+            if i < 1:
+                x, out = x + y[:, : self.hidden], out + y[:, self.hidden :]
+            else:
+                out = out + y
+        return self.post(out)
+
+
+def test_the_size_in_a_tensor_that_a_scripted_function_is_given_follows() -> None:
+    model, inputs = Gated().eval(), (torch.randn(2, 3, 7), torch.randn(2, 2, 1))
+    graph = capture(model, inputs)
+    assert [group.width for group in graph.groups] == [6] * 4  # the stream, two gates, what is summed up
+    plan = make_plan(graph, {group.name: [*range(6)][i % 3 : i % 3 + 4] for i, group in enumerate(graph.groups)})
+    small = cut(model, plan)
+    assert small.hidden == 4
+    assert verify(model, small, plan, inputs, graph=graph).passed
+    assert torch.IntTensor([1]).dtype == torch.int32  # the types are torch's own again
+
+
+def test_typed_constructors_are_what_they_were_in_all_else() -> None:
+    with in_words_of_today():
+        assert isinstance(torch.zeros(2), torch.FloatTensor) and not isinstance(torch.zeros(2), torch.LongTensor)
+        assert torch.equal(torch.LongTensor([[1, 2]]), torch.tensor([[1, 2]]))
+        assert torch.IntTensor(2, 3).shape == (2, 3) and torch.FloatTensor().shape == (0,)
+        assert torch.FloatTensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_of_groups_in_calls_of_functions_become_others(seed: int) -> None:
+    model, x = Grouped().eval(), maps()
+    small, plan = less(model, x, seed=seed)
+    assert {(edit.text, edit.was) for edit in plan.edits.sources} >= {("8", 8)}
+    assert verify(model, small, plan, x).passed
+    assert small(x[:1]).shape == model(x[:1]).shape
+
+
+def test_a_shape_that_is_written_down_for_a_norm_becomes_another() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(WIDTH, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.layer_norm(self.first(x), (8,)))
+
+    torch.manual_seed(0)
+    model, x = Normed().eval(), tokens()
+    graph = capture(model, x, norms=True)
+    plan = make_plan(graph, {"first": [0, 2, 3, 5, 7]})
+    assert [(edit.text, edit.value) for edit in plan.edits.sources] == [("8", 5)]
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed

@@ -1178,6 +1178,12 @@ USES: dict[str, Case] = {
         lambda m, x: F.relu(F.conv2d(x, m.k[:, :, 1:])), "maps", False, parts=lambda: {"k": torch.randn(12, 8, 4, 3)}
     ),
     "a group across a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 12, 3, groups=2)),
+    "every place by itself": Case(
+        lambda m, x: m.other(m.layer(x).relu()),
+        "tokens",
+        parts=lambda: {"layer": nn.Conv1d(5, 7, 1), "other": nn.ConvTranspose1d(7, 5, 1)},
+    ),
+    "places that are moved": Case(through_layer, "tokens", frozen=True, parts=layer(nn.Conv1d, 5, 7, 1, padding=1)),
     "depthwise with a multiplier": Case(through_layer, "maps", False, parts=layer(nn.Conv2d, 8, 24, 3, groups=8)),
     "grouped transposed convolution": Case(
         through_layer, "maps", False, parts=layer(nn.ConvTranspose2d, UNITS, 12, 2, groups=4)

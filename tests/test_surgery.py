@@ -750,3 +750,35 @@ def test_tensors_in_lists_are_those_of_the_cut_model(inplace: bool) -> None:
     assert small.others["shift"][1] is small.gate
     assert len(model.scales[0]) == 8
     assert verify(model, small, plan, x, graph=graph).passed
+
+
+class Stacks(nn.Module):
+    """N-BEATS: the blocks are in lists of lists, where no path leads to them, and their parameters are registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+
+        def block() -> nn.Module:
+            return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 6))
+
+        self.stacks = [[block() for _ in range(2)] for _ in range(2)]
+        self.held = nn.ParameterList(p for stack in self.stacks for one in stack for p in one.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stack in self.stacks:
+            for one in stack:
+                x = x - one(x)
+        return x
+
+
+def test_modules_without_a_path_have_the_tensors_that_are_registered() -> None:
+    model, x = Stacks().eval(), torch.randn(4, 6)
+    graph = capture(model, x)
+    assert sorted(group.width for group in graph.groups) == [8] * 4 + [10] * 4
+    plan = make_plan(graph, {group.name: range(1, group.width, 2) for group in graph.groups})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    first = small.stacks[0][0][0]
+    assert first.out_features == 4 and first.weight is small.held[0]
+    assert model.stacks[0][0][0].weight is model.held[0] and model.held[0].shape == (8, 6)

@@ -19,15 +19,16 @@ from actprune.artifacts.journal import DECIDED, NUMBER, REWRITE
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
 from actprune.captured import Captured, Ranked
-from actprune.deciding import Deciding, FailedCutError
+from actprune.deciding import Deciding, FailedCutError, FailedElsewhereError
 from actprune.errors import EquivalenceError, PlanError
-from actprune.forms import Form
+from actprune.forms import Form, nothing_left
+from actprune.graph.rebuilt import name_of
 from actprune.ledger import Ledger
 from actprune.looking import Looking
 from actprune.plan import Plan
 from actprune.proof.check import Proof, verify
 from actprune.proof.elsewhere import check_elsewhere
-from actprune.proof.trial import at_fault
+from actprune.proof.trial import at_fault, unprovable
 from actprune.recovery.steps import DivergedError, Losses
 from actprune.report.reading import read_report
 from actprune.report.record import Report
@@ -238,7 +239,7 @@ class Attempting:
         return found
 
     def _without_what_fails(self, failed: FailedCutError) -> Form:
-        """The groups at fault are frozen; what was raised is raised again where there are none, or no others."""
+        """The groups at fault are frozen; where there are none, or no others, what was raised is said in full."""
         (graph, inputs), form = self.ranked.proving, self.captured.form
         culprits = self.settings.ranks.from_first(
             lambda: at_fault(
@@ -246,6 +247,17 @@ class Attempting:
             )
         )
         left = form.without(culprits)
-        if not culprits or not left.graph.groups:
+        if isinstance(failed, FailedElsewhereError) and not (culprits and left.graph.groups):
             raise failed.error
+        if not culprits:
+            whole = unprovable(self.model, graph, inputs, form.cut, rewrite=failed.rewrite, seed=self.settings.seed)
+            raise whole or failed.error
+        if not left.graph.groups:
+            raise EquivalenceError(
+                f"Nothing in {name_of(self.model)} can be cut and proved.",
+                expected="at least one group that its class can carry a cut of",
+                got=next(iter(culprits.values())),
+                where="cut and verify",
+                hint=nothing_left(self.model, left, self.graph, form.name),
+            ) from failed.error
         return left

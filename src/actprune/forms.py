@@ -113,15 +113,25 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool | str 
         found = Form("class", adapt(whole), norms, other)
         found = found.without(cannot_follow(model, found.graph, inputs, seed=seed))
     if not found.graph.groups:
-        helps = _what_helps(whole, "its own" if isinstance(model, Rebuilt) else form, norms)
         raise UnsupportedModelError(
             f"Nothing in {name_of(model)} can be cut.",
             expected="at least one layer whose units only linear layers and convolutions consume",
             got="no prunable group",
             where="capture",
-            hint=f"{helps}the account says why:\n{found.graph.account()}",
+            hint=nothing_left(model, found, whole, form),
         )
     return found
+
+
+def nothing_left(model: nn.Module, found: Form, whole: Graph, form: str) -> str:
+    """What to do about a model of which no group is left.
+
+    Args:
+        whole: the graph before anything in it was frozen.
+        form: the one that was asked for.
+    """
+    helps = _what_helps(whole, "its own" if isinstance(model, Rebuilt) else form, found.norms)
+    return f"{helps}the account says why:\n{found.graph.account()}"
 
 
 def _what_helps(graph: Graph, form: str, norms: bool | str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from actprune.graph.older import is_stand_in
+
 
 def definer(frame: FrameType) -> FrameType:
     """A comprehension, or a function that is defined in place, is part of the function around it."""
@@ -30,8 +32,9 @@ def holder_of(owner: nn.Module, frame: FrameType) -> str | None:
 
 
 def is_librarys(frame: FrameType) -> bool:
-    """Whether it runs a function of torch's or Keras's own, and no layer of theirs."""
-    return ("/torch/" in frame.f_code.co_filename or is_kerass(frame)) and owner_of(frame) is None
+    """Whether it runs a function of torch's or Keras's own or what stands for one, and no layer of theirs."""
+    file = frame.f_code.co_filename
+    return is_stand_in(file) or (("/torch/" in file or is_kerass(frame)) and owner_of(frame) is None)
 
 
 def is_kerass(frame: FrameType) -> bool:

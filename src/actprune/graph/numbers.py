@@ -60,8 +60,11 @@ class TracedInt(_Traced, int):
             _listeners[-1](("-", self.expr, expression(other)))
         return equal
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    def __ne__(self, other: object) -> bool:  # not by way of `==`: who listens looks at the frame that asks
+        equal = int.__eq__(self, other)
+        if equal is True and _listeners and isinstance(other, int):
+            _listeners[-1](("-", self.expr, expression(other)))
+        return NotImplemented if equal is NotImplemented else not equal
 
 
 _listeners: list[Callable[[Expr], None]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -35,13 +35,15 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     if name in ("layer_norm", "rms_norm") and len(args) > 1 and isinstance(result, Tensor):
         sizes, rank = list(args[1]), result.dim()
         first = rank - len(sizes)
-        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
+        return [(i, len(sizes), n, ("size", 0, first + i)) for i, n in enumerate(sizes) if isinstance(n, int)]
     if name == "__getitem__":
         return _bounds(args[0], args[1])
     if name == "pad":
         return _pads(args, kwargs)
     if name.startswith("sym_"):
         return []  # what a tracer asks of strides, as for `Variable(torch.zeros(…))`: given to nothing of the class
+    if name.startswith("max_unpool"):
+        return _unpooled(args, kwargs, result)
     groups = _groups(name, args, kwargs)
     if groups is not None:
         return [(-1, 0, groups, ("groups", 1))]
@@ -49,13 +51,17 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     return [(-1, 0, value, ("fixed",)) for value in traced]
 
 
-def _groups(name: str, args: Any, kwargs: Any) -> TracedInt | None:
-    """The number of groups of a grouped convolution or norm; that of torch's own modules is no concern of theirs."""
-    place = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}.get(name)
-    if place is None:
+GROUPS = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "group_norm": 1}
+"""Functions that divide channels into groups → which argument says into how many."""
+
+
+def _groups(name: str, args: Any, kwargs: Any) -> int | None:
+    """The number of groups of a grouped convolution or norm."""
+    place = GROUPS.get(name)
+    if place is None or not args:
         return None
     given = args[place] if len(args) > place else kwargs.get("groups", kwargs.get("num_groups"))
-    return given if isinstance(given, TracedInt) else None
+    return given if isinstance(given, int) and given > 1 else None
 
 
 def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[Found]:
@@ -84,6 +90,14 @@ def _several(source: Tensor, rank: int) -> dict[int, int]:
     """
     entries: list[Any] = list(source.shape)
     return {dim + rank - len(entries): dim for dim, n in enumerate(entries) if not (isinstance(n, int) and n == 1)}
+
+
+def _unpooled(args: Any, kwargs: Any, result: Tensor) -> list[Found]:
+    """The sizes of space: those of samples and channels (`unpool(x, places, output_size=y.size())`) are not read."""
+    given = kwargs.get("output_size", args[5] if len(args) > 5 else args[2])
+    rank = result.dim() - 2
+    sizes: list[Any] = list(cast("Any", given))[-rank:] if isinstance(given, tuple | list) else []
+    return [(-1, 0, n, ("size", 0, 2 + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
 
 
 def _split(args: Any, kwargs: Any) -> list[Found]:

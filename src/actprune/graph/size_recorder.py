@@ -23,8 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from actprune.graph.attending import OF_ANY_WIDTH
+from actprune.graph.decisions import Decisions
 from actprune.graph.frames import definer, holder_of, is_kerass, is_librarys, owner_of, span_of
+from actprune.graph.number_tensors import NumberTensors
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
+from actprune.graph.older import in_words_of_today, true_types
 from actprune.graph.program import read_for_sizes, shape
 from actprune.graph.rebuilt import running
 from actprune.graph.size_arguments import given_sizes
@@ -61,9 +64,8 @@ class Recorder(TorchFunctionMode):
         self._seen: dict[tuple[Key | str, int], int] = {}  # (tensor, dimension) -> a size that was read off it
         self._known: dict[int, tuple[Key, weakref.ref[Tensor]]] = {}
         self._came_from: dict[int, Key] = {}
-        self._readers: dict[int, set[int]] = {}
-        self._decisions: set[int] = set()
-        self._beyond: set[int] = set()
+        self._decisions = Decisions(self._found)
+        self._numbers = NumberTensors(self._decisions.note_number)
         self._instead: tuple[str, Place] | None = None
         self._through: str | None = None
         self._parameters: dict[int, str] | None = None
@@ -82,14 +84,20 @@ class Recorder(TorchFunctionMode):
             return self._traced_shape(args[0], result, *args[1:], *kwargs.values())
         if name in ("numel", "nelement") and args:
             return functools.reduce(operator.mul, self._traced_shape(args[0], args[0].shape), 1)
+        if name in ("item", "tolist") and (numbers := self._numbers.read(args[0])) is not None:
+            return numbers
+        if name == "__getitem__":
+            args = (args[0], self._numbers.within(args[1]))
+        args = true_types(name, args)
         if func in OF_ANY_WIDTH and (found := self._of_any_width(func, args, kwargs)) is not NotImplemented:
             return found
         self.calls += 1
         call = self.calls
         with annotations.annotate({CALL: call}):
             result = func(*args, **kwargs)
-        self._note_readers(call, name, (args, kwargs), result)
+        self._decisions.note(call, name, (args, kwargs), result)
         self._note_results(call, args, result)
+        self._numbers.note(name, args, result)
         for slot, count, value, role in given_sizes(name, args, kwargs, result):
             self._note(call, name, slot, count, value, role, args)
         return result
@@ -144,36 +152,6 @@ class Recorder(TorchFunctionMode):
         for i, value in enumerate(several):
             if isinstance(value, Tensor):
                 self._known[id(value)] = ((call, i), weakref.ref(value))
-
-    def _note_readers(self, call: int, name: str, given: Any, result: Any) -> None:
-        """Which calls read the tensors of which, as far as these hold numbers of the class alone.
-
-        They are followed until they meet the network's own tensors, are written somewhere, or become numbers again.
-        """
-        read = [self._found(value) for value in pytree.tree_leaves(given) if isinstance(value, Tensor)]
-        for key in filter(None, read):
-            self._readers.setdefault(key[0], set()).add(call)
-        if isinstance(result, bool):
-            self._decisions.add(call)
-        written = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or "out" in given[1]
-        met = any(key is None or key[0] in self._beyond for key in read)
-        if written or met or not all(isinstance(value, Tensor | bool) for value in pytree.tree_leaves(result)):
-            self._beyond.add(call)
-
-    def _only_decides(self, call: int) -> bool:
-        """Whether all that is computed from the result of a call ends as a yes or no, by which the class branches.
-
-        A heuristic may put sizes into a tensor to choose a kernel. The proof sees a branch that changes with them.
-        """
-        seen, waiting = set[int](), [call]
-        while waiting:
-            now = waiting.pop()
-            readers = self._readers.get(now, set[int]())
-            if now in self._beyond or not (readers or now in self._decisions):
-                return False
-            seen.add(now)
-            waiting += readers - seen
-        return True
 
     def _found(self, tensor: Tensor) -> Key | None:
         """Which result this tensor is; a number may have been that of another one before."""
@@ -266,7 +244,7 @@ class Recorder(TorchFunctionMode):
             sliced = nodes.get((self._slicing.get(i, -1), 0))
             if sliced is not None and use.value in (1, -1) and read_for_sizes(sliced):
                 continue  # `torch.ones_like(x[:, :1])`: any unit will do
-            if use.role[0] == "fixed" and use.role[1] is not None and self._only_decides(use.role[1][0]):
+            if use.role[0] == "fixed" and use.role[1] is not None and self._decisions.are_all(use.role[1][0]):
                 continue
             role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
             known = role[0] in ("fixed", "equal") or None not in role
@@ -303,6 +281,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
         traced_roots(),
         traced_int(model),
         compared(recorder.note_equal),
+        in_words_of_today(),
         annotations.preserve_node_meta(),
     ):
         model.__class__ = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(space))

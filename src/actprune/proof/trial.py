@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.axes.picked import keys_of
-from actprune.errors import PlanError
+from actprune.errors import EquivalenceError, PlanError
 from actprune.graph.keep import apart, copied, in_eval
 from actprune.graph.program import holds_samples, place
 from actprune.graph.refusal import first_line
@@ -97,6 +97,29 @@ def at_fault(
     names = [name for name, group in plan.groups.items() if len(group.kept) < group.width]
     culprits = _culprits(test, names, _alike(model, graph), graph.together, lambda failure: _at(graph, failure))
     return {name: f"a cut here can't be proved: {reason}" for name, reason in culprits.items()}
+
+
+def unprovable(
+    model: nn.Module, graph: Graph, inputs: Any, make: Cut, *, rewrite: Rewrite | None = None, seed: int = 0
+) -> EquivalenceError | None:
+    """The error for a model of which not even a copy with every unit is proved; None where one is.
+
+    What a recorded run has read from tensors is the same number ever after, whatever the weights are.
+    """
+    plan = make_plan(graph, {})
+    failure = verify(
+        model, make(model, plan, rewrite), plan, inputs, rewrite=rewrite, graph=graph, check=False, seed=seed
+    ).failure
+    if failure is None:
+        return None
+    return EquivalenceError(
+        f"{plan.model} can't be proved, whether it is cut or not.",
+        expected="calls that are the same whatever the weights are",
+        got=failure,
+        where="verify",
+        hint="a number that forward reads from a tensor (int(x.argmax()), x.item(), x.tolist()) changes what it "
+        "computes: keep it a tensor (torch.gather, torch.where), or prune the parts of the model around that one",
+    )
 
 
 def _refused(error: PlanError) -> str:

@@ -27,7 +27,7 @@ def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | Non
     place = use.place
     if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
         return None
-    source, found, names = source_of(place.code), argument(use), _reached(place)
+    source, found, names = source_of(place.code), argument(use), reached(place)
     if source is None or found is None or isinstance(found, ast.Starred) or names is None:
         return None
     part = _without_batch(targets, found, use.expr, use.value, target)
@@ -43,11 +43,11 @@ def call_edit(use: SizeUse) -> CallEdit | None:
     insists = next((function for function in OF_ANY_WIDTH if function.__name__ == use.op), None)
     if insists is None or use.slot != INSISTS or use.place.module is None:
         return None
-    names = _reached(use.place, inspect.unwrap(insists).__code__)
+    names = reached(use.place, inspect.unwrap(insists).__code__)
     return None if names is None else CallEdit(use.place.module, names)
 
 
-def _reached(place: Place, last: CodeType | None = None) -> tuple[str, ...] | None:
+def reached(place: Place, last: CodeType | None = None) -> tuple[str, ...] | None:
     """The names of the functions down to a place, and `last` of one that is called there; None where one of them is not
     found by its name, and a rebuilt one would not be called."""
     chain = [code for code in (*place.callers, place.code) if "/torch/" not in code.co_filename]  # of the tracer

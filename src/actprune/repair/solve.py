@@ -17,6 +17,7 @@ from actprune.axes.expr import Indices, size
 from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import SizeUse
 from actprune.repair.arithmetic import inverted, with_values
+from actprune.repair.comparing import comparisons
 from actprune.repair.edits import AttributeEdit, CallEdit, Edits, SourceEdit
 from actprune.repair.rewriting import call_edit, source_edit
 from actprune.repair.source import argument
@@ -92,7 +93,8 @@ class _Solver:
         sources: dict[tuple[Any, ...], SourceEdit] = {}
         calls: dict[CallEdit, None] = {}
         stuck: list[Stuck] = []
-        wrong = {i for i in wrong if self.sizes.uses[i].role[0] != "equal"}
+        compared = {i for i in wrong if self.sizes.uses[i].role[0] == "equal"}
+        wrong -= compared
         for i in sorted(wrong):
             use = self.sizes.uses[i]
             if (call := call_edit(use)) is not None:
@@ -110,7 +112,12 @@ class _Solver:
             use = self.sizes.uses[i]
             if use.role[0] == "follows" and self._pinned(use, edited) != use.expr:
                 stuck.append(Stuck(i, use, self._concerns(use), frozenset()))
-        edits = Edits(tuple(self._attribute_edits()), tuple(sources.values()), tuple(calls))
+        compare = comparisons(
+            [self.sizes.uses[i] for i in sorted(compared)],
+            lambda use, part: self._value(use, part, {}),
+            lambda use, part: evaluate(part, self.at.before),
+        )
+        edits = Edits(tuple(self._attribute_edits()), (*compare, *sources.values()), tuple(calls))
         return Repair(edits, tuple(stuck))
 
     def _keeps(self, use: SizeUse, edited: Iterable[int]) -> bool:
@@ -141,10 +148,10 @@ class _Solver:
         and so are the parts of a tensor that slices of a number's length take one after the other.
         """
         use = self.sizes.uses[i]
-        own, attributes = self.at.lone(use), {leaf for leaf in variables(use.expr) if leaf[0] == "attr"}
+        own, attributes = self.at.counted_by(use), {leaf for leaf in variables(use.expr) if leaf[0] == "attr"}
         read = {j for leaf in attributes for j in self.reading[self._variable(use, leaf)]}
         same = [j for j in read if self.sizes.uses[j].expr == use.expr]
-        others = {self.at.lone(self.sizes.uses[j]) for j in (*rivals, *same)} | {self.at.lone_read(use)}
+        others = {self.at.counted_by(self.sizes.uses[j]) for j in (*rivals, *same)} | {self.at.lone_read(use)}
         parts = self.at.equal_parts(use) if attributes else []
         pairs = [(own, other) for other in others if own is not None and other is not None and other.key != own.key]
         pairs += [(parts[0], part) for part in parts if part.key != parts[0].key]

@@ -13,6 +13,7 @@ from functools import cache
 from types import CodeType, ModuleType
 from typing import Any, cast
 
+from actprune.graph.size_arguments import GROUPS
 from actprune.graph.sizes import SizeUse
 
 
@@ -129,14 +130,29 @@ def argument(use: SizeUse) -> ast.expr | None:
 
 
 @cache
+def comparison(code: CodeType, end: tuple[int, int]) -> tuple[ast.expr, ast.expr] | None:
+    """Both sides of the `==` or `!=` that ends there, line and column of the file; None where there is no such one."""
+    source = source_of(code)
+    if source is None:
+        return None
+    nodes = [n for n in ast.walk(source.tree) if isinstance(n, ast.Compare) and _ends(n, source, end)]
+    plain = [n for n in nodes if len(n.ops) == 1 and isinstance(n.ops[0], ast.Eq | ast.NotEq)]
+    return (plain[0].left, plain[0].comparators[0]) if plain else None
+
+
+def _ends(node: ast.expr, source: Source, end: tuple[int, int]) -> bool:
+    """Whether an expression ends at a line and a column of the file."""
+    return (node.end_lineno, node.end_col_offset) == (end[0] - source.first + 1, end[1] - source.indent)
+
+
+@cache
 def _found(code: CodeType, use: _Size) -> ast.expr | None:
     source = source_of(code)
     if source is None:
         return None
-    end = (use.end[0] - source.first + 1, use.end[1] - source.indent)
     for node in ast.walk(source.tree):
         # no two calls end at one place; where one in a chain starts, Python and its syntax tree disagree
-        if isinstance(node, ast.Call | ast.Subscript) and (node.end_lineno, node.end_col_offset) == end:
+        if isinstance(node, ast.Call | ast.Subscript) and _ends(node, source, use.end):
             if isinstance(node, ast.Subscript):
                 return _slice_bound(node, use)
             return _size_argument(node, use, source, _is_function(node, vars(inspect.getmodule(code) or object)))
@@ -158,6 +174,11 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
         function: it is one of a library's, which has the tensor in front, and no method.
     """
     given: list[ast.expr] = list(node.args)
+    if use.op in GROUPS:
+        return _argument(node, GROUPS[use.op], "groups", "num_groups")
+    if use.op == "layer_norm":
+        shape = _argument(node, 1, "normalized_shape")
+        return None if shape is None else _item(shape, use.slot, use.count, source)
     named = [
         k.value
         for k in node.keywords
@@ -181,6 +202,14 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
     if len(given) == 1 and (use.count > 1 or isinstance(given[0], ast.Tuple | ast.List)):
         return _item(given[0], use.slot, use.count, source)
     return _among(given, use.slot, use.count, source)
+
+
+def _argument(node: ast.Call, place: int, *names: str) -> ast.expr | None:
+    """The argument of a call at a place, or under one of its names."""
+    named = [keyword.value for keyword in node.keywords if keyword.arg in names]
+    if named or any(isinstance(given, ast.Starred) for given in node.args):
+        return next(iter(named), None)
+    return node.args[place] if len(node.args) > place else None
 
 
 def _is_function(node: ast.Call, names: Mapping[str, Any]) -> bool:

@@ -60,6 +60,11 @@ class Targets:
         """The one leaf that a size is the size of."""
         return self._cut(self.axis(use.role[1], use.role[2])) if use.role[0] == "size" else None
 
+    def counted_by(self, use: SizeUse) -> Leaf | None:
+        """The leaf whose units a number of the class counts: that of a size, or the first of those in front of a bound
+        (`x[:, :n]` in every round of a loop)."""
+        return self.lone(use) or next(iter(self.equal_parts(use)), None)
+
     def lone_read(self, use: SizeUse) -> Leaf | None:
         """The one leaf whose size a size is, with no arithmetic between: the `h.shape[2]` in `torch.zeros(h.shape)`."""
         expr = use.expr

@@ -80,6 +80,11 @@ def update(module: nn.Module, prefix: str, plan: Plan, names: Iterable[str], gro
     weight, counted = _made_of(plan, prefix), _counted(module)
     if weight is not None and counted is not None and groups is not None:
         setattr(module, counted, remaining_groups(plan.dims[weight][0], groups, plan))
+    restate(module, names)
+
+
+def restate(module: nn.Module, names: Iterable[str]) -> None:
+    """Set those of a module's size attributes to what its tensors are now."""
     for name, value in attributes(module).items():
         if name in names:
             setattr(module, name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any, cast
 
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import Axis, product, size
@@ -133,10 +134,28 @@ def _split_input(call: Call, spatial: int) -> tuple[Dims, Axis, Dims]:
     """The input's batch axes, channel axis, and the result's spatial axes."""
     source = call.axes(call["input"])
     kept = len(source) - spatial
-    for axis in source[kept:]:
-        call.freeze(axis, "slid over")
-    new = _spatial(call, source[kept:], call.shape(call["input"])[kept:], call.shape()[kept:])
-    return source[: kept - 1], source[kept - 1], new
+    old, new = call.shape(call["input"])[kept:], call.shape()[kept:]
+    found = [
+        (axis,) if still else _spatial(call, (axis,), (m,), (n,))
+        for axis, m, n, still in zip(source[kept:], old, new, _still(call, spatial), strict=True)
+    ]
+    return source[: kept - 1], source[kept - 1], tuple(axis for dims in found for axis in dims)
+
+
+def _still(call: Call, spatial: int) -> list[bool]:
+    """Along which dimensions every place is read by itself, as by a linear layer: the last one of (batch, tokens,
+    features) under `nn.Conv1d(tokens, other, 1)`."""
+    kernel = call.shape(call["weight"])[2:]
+
+    def each(given: Any) -> list[Any]:
+        values: list[Any] = list(cast("Any", given)) if isinstance(given, list | tuple) else [given]
+        return values * spatial if len(values) == 1 else values
+
+    stride, padding, more = each(call["stride"]), each(call["padding"]), each(call["output_padding"] or 0)
+    padding = [
+        0 if pad in ("same", "valid") else pad for pad in padding
+    ]  # a kernel of one is never padded for its size
+    return [window == (1, 1, 0, 0) for window in zip(kernel, stride, padding, more, strict=True)]
 
 
 def _spatial(call: Call, axes: Dims, old: tuple[int, ...], new: tuple[int, ...]) -> Dims:

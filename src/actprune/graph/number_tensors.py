@@ -1,0 +1,61 @@
+"""Tensors that hold numbers of the class, such as `torch.IntTensor([self.hidden])`, whose entries bound slices.
+
+An entry that is read from one is the number that was put in, with what it was computed from.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from actprune.graph.numbers import TracedInt
+
+
+class NumberTensors:
+    """Those of one recording.
+
+    Args:
+        note_read: told of every tensor of which a number is read.
+    """
+
+    def __init__(self, note_read: Callable[[Tensor], None]) -> None:
+        self._note_read = note_read
+        self._held: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+
+    def note(self, name: str, args: Any, result: Any) -> None:
+        """After a call: its result may be such a tensor, or an entry of one."""
+        numbers: Any = None
+        if name in ("tensor", "as_tensor") and args:
+            traced = any(isinstance(n, TracedInt) for n in pytree.tree_leaves(args[0]))
+            numbers = args[0] if traced else None
+        elif name == "__getitem__" and isinstance(args[1], int):
+            held = self._of(args[0])
+            numbers = held[args[1]] if isinstance(held, list | tuple) else None
+        if numbers is not None and isinstance(result, Tensor):
+            self._held[id(result)] = weakref.ref(result), numbers
+
+    def read(self, tensor: Any) -> Any:
+        """The number in a tensor, or the list of them; None where these are no numbers of the class."""
+        numbers = self._of(tensor)
+        if numbers is not None:
+            self._note_read(tensor)
+        return numbers
+
+    def within(self, index: Any) -> Any:
+        """An index with numbers as the bounds of its slices, where they were entries of such tensors."""
+        if isinstance(index, tuple):
+            return tuple(map(self.within, cast("tuple[Any, ...]", index)))
+        if not isinstance(index, slice):
+            return index
+        return slice(*map(self._number, (index.start, index.stop, index.step)))
+
+    def _number(self, value: Any) -> Any:
+        return self.read(value) if isinstance(self._of(value), TracedInt) else value
+
+    def _of(self, tensor: Any) -> Any:
+        known = self._held.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
