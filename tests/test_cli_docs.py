@@ -36,8 +36,8 @@ def test_every_option_that_is_named_exists() -> None:
     }
 
 
-def test_there_are_ten_messages() -> None:
-    assert len(set(TITLES)) == len(TITLES) == 10
+def test_there_are_eleven_messages() -> None:
+    assert len(set(TITLES)) == len(TITLES) == 11
 
 
 @pytest.mark.parametrize("title", TITLES)

@@ -187,14 +187,14 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
         lambda: _model(
             (6, 6, 4), kl.Conv2D(8, 3), kl.GroupNormalization(4), kl.Activation("gelu"), kl.Flatten(), kl.Dense(3)
         ),
-        {"conv2d": 2},
+        {"conv2d#1": 2, "conv2d#2": 1},  # groups, and channels in each
     ),
     "norms over the width": (
         lambda: _model(
             (6, 4), kl.Dense(8), kl.RMSNormalization(), kl.Dense(6, activation="swish"), kl.LayerNormalization(),
             kl.Dense(6, activation="elu"), kl.Flatten(), kl.Dense(3),
         ),
-        {"dense_2": 3},
+        {"dense": 4, "dense_1": 3, "dense_2": 3},
     ),
     "preprocessing, norms without gain or shift": (
         lambda: _model(
