@@ -149,6 +149,20 @@ def test_what_two_layers_add_to_is_a_stream() -> None:
     assert [group.kind for group in capture(Cell().eval(), inputs, norms=True).groups] == ["width"]
 
 
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.GroupNorm(1, 8), lambda: nn.GroupNorm(1, 8, affine=False), lambda: nn.LayerNorm([8, 5, 5])]
+)
+def test_statistics_of_channels_and_places_are_those_of_the_channels_that_stay(norm: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(2, 3, 7, 7)
+    assert capture(model, x, norms=False).groups == ()
+    graph = capture(model, x)
+    assert [(group.kind, group.width) for group in graph.groups] == [("channels", 8)]
+    plan = make_plan(graph, trial_units(graph, ["0"]))
+    verify(model, cut(model, plan), plan, x, graph=graph)
+
+
 class StandardWeights(nn.Module):
     """Convolutions whose weights have mean 0 and variance 1 over all that one output reads."""
 

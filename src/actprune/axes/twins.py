@@ -26,14 +26,28 @@ def layer_norm(
     *,
     masks: Sequence[Tensor],
 ) -> Tensor:
-    """x (…, D), mask (D,): mean and variance of the entries that stay (Ba et al. 2016, Layer Normalization)."""
-    (mask,) = masks
-    if bool((mask != 0).all()):
+    """x (…, D), masks of some of the last dimensions: mean and variance of the entries that stay (Ba et al. 2016)."""
+    if _are_ones(masks):
         return ATEN.layer_norm.default(x, normalized_shape, weight, bias, eps, cudnn_enable)
-    centred = x - _mean(x, (-1,), True, masks)
-    y = centred / (_mean(centred * centred, (-1,), True, masks) + eps).sqrt()
+    y = _standardised(x, range(-len(normalized_shape), 0), eps, masks)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+    *,
+    masks: Sequence[Tensor],
+) -> Tensor:
+    """x (N, C, …) in one group, mask (C, 1, …): mean and variance of the channels that stay (Wu & He 2018)."""
+    if _are_ones(masks):
+        return ATEN.group_norm.default(x, num_groups, weight, bias, eps, cudnn_enabled)
+    return _per_channel(_standardised(x, range(1, x.dim()), eps, masks), weight, bias)
 
 
 def rms_norm(
@@ -44,12 +58,11 @@ def rms_norm(
     *,
     masks: Sequence[Tensor],
 ) -> Tensor:
-    """x (…, D), mask (D,): root mean square of the entries that stay (Zhang & Sennrich 2019)."""
-    (mask,) = masks
-    if bool((mask != 0).all()):
+    """x (…, D), masks of some of the last dimensions: root mean square of what stays (Zhang & Sennrich 2019)."""
+    if _are_ones(masks):
         return ATEN.rms_norm.default(x, normalized_shape, weight, eps)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    y = x * (_mean(x * x, (-1,), True, masks) + eps).rsqrt()
+    y = x * (_mean(x * x, range(-len(normalized_shape), 0), True, masks) + eps).rsqrt()
     return y if weight is None else y * weight
 
 
@@ -111,12 +124,8 @@ def batch_norm(
 
     A convolution standardises its weight so (Qiao et al. 2019, Weight Standardization).
     """
-    dims = [d for d in range(x.dim()) if d != 1]
-    centred = x - _mean(x, dims, True, masks)
-    y = centred / (_mean(centred * centred, dims, True, masks) + eps).sqrt()
-    shape = [1, -1, *[1] * (x.dim() - 2)]
-    y = y if weight is None else y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    y = _standardised(x, [d for d in range(x.dim()) if d != 1], eps, masks)
+    return _per_channel(y, weight, bias)
 
 
 def amax(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False, *, masks: Sequence[Tensor]) -> Tensor:
@@ -142,6 +151,7 @@ def smallest(x: Tensor, dim: int, keepdim: bool = False, *, masks: Sequence[Tens
 TWINS: dict[str, Callable[..., Any]] = {
     "aten.layer_norm.default": layer_norm,
     "aten.rms_norm.default": rms_norm,
+    "aten.group_norm.default": group_norm,
     "aten.batch_norm.default": batch_norm,
     "aten.mean.dim": mean,
     "aten.var.correction": variance,
@@ -162,6 +172,23 @@ for _name, _twin in TWINS.items():
     _twin.__name__ = _name
     _, _packet, _overload = _name.split(".")
     OPS[_twin] = getattr(getattr(ATEN, _packet), _overload)
+
+
+def _are_ones(masks: Sequence[Tensor]) -> bool:
+    return all(bool((mask != 0).all()) for mask in masks)
+
+
+def _standardised(x: Tensor, dim: Sequence[int], eps: float, masks: Sequence[Tensor]) -> Tensor:
+    """With mean 0 and variance 1 over `dim` of the entries that stay."""
+    centred = x - _mean(x, dim, True, masks)
+    return centred / (_mean(centred * centred, dim, True, masks) + eps).sqrt()
+
+
+def _per_channel(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y (N, C, …) times weight (C,) plus bias (C,)."""
+    shape = [1, -1, *[1] * (y.dim() - 2)]
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
 
 
 def _mean(x: Tensor, dim: Sequence[int], keepdim: bool, masks: Sequence[Tensor]) -> Tensor:

@@ -47,11 +47,8 @@ def layer_norm(call: Call) -> Dims:
     """Statistics run over the last axes, so removing one entry changes all the others."""
     source = call.axes(call["input"])
     count = len(call["normalized_shape"])
-    if count == 1:
-        call.normalizes(call["input"], -1)
-    else:
-        for axis in source[-count:]:
-            call.freeze(axis, "normalised over")
+    for d in range(len(source) - count, len(source)):
+        call.normalizes(call["input"], d)
     for name in ("weight", "bias"):
         for own, axis in zip(call.axes(call[name]), source[-count:], strict=False):
             call.unify(own, axis)
@@ -69,7 +66,7 @@ def native_layer_norm(call: Call) -> list[Dims]:
 
 @rule("aten.group_norm")
 def group_norm(call: Call) -> Dims:
-    """input (N, C, …): whole groups may go; the channels within one share their statistics."""
+    """input (N, C, …): whole groups may go; the channels within one share their statistics. One is a layer norm."""
     group_axis(call, call["num_groups"])
     return call.axes(call["input"])
 
@@ -84,12 +81,16 @@ def native_group_norm(call: Call) -> list[Dims]:
 
 def group_axis(call: Call, groups: int) -> Axis:
     """The axis of the groups of a call's `input` (N, C, …)."""
-    source = call.axes(call["input"])
-    if not call.axes(call["weight"]):
-        # without a weight nothing in the model tells how many groups are left
-        call.freeze(source[1], "grouped without a weight")
-    group, within = call.algebra.split(source[1], [groups, size(source[1]) // groups], call.where)
-    for axis in (within, *source[2:]):
+    source, group = call.axes(call["input"]), ONE
+    if groups == 1:
+        call.normalizes(call["input"], 1)
+    else:
+        if not call.axes(call["weight"]):
+            # without a weight nothing in the model tells how many groups are left
+            call.freeze(source[1], "grouped without a weight")
+        group, within = call.algebra.split(source[1], [groups, size(source[1]) // groups], call.where)
+        call.freeze(within, "normalised over")
+    for axis in source[2:]:
         call.freeze(axis, "normalised over")
     for name in ("weight", "bias"):
         parameter = call.axes(call[name])
