@@ -163,6 +163,43 @@ def test_statistics_of_channels_and_places_are_those_of_the_channels_that_stay(n
     verify(model, cut(model, plan), plan, x, graph=graph)
 
 
+class Turning(nn.Module):
+    """Attention with queries and keys under norms over all heads, as in OLMo 2; one table of frequencies for both layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 3)
+        self.register_buffer("frequencies", torch.rand(2))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(8, 8) for name in "qkvo"} | {name: nn.RMSNorm(8) for name in ("qn", "kn")})
+            for _ in range(2)
+        )
+
+    def turned(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2])[:, None] * self.frequencies
+        angles = torch.cat([angles, angles], -1)
+        left, right = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-right, left], -1) * angles.sin()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        for at in self.layers:
+            q, k, v = at["qn"](at["q"](x)), at["kn"](at["k"](x)), at["v"](x)
+            q, k, v = (part.view(*part.shape[:2], -1, 4).transpose(1, 2) for part in (q, k, v))
+            y = F.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+            x = x + at["o"](y.transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
+def test_what_one_table_counts_is_no_stream() -> None:
+    model, tokens = Turning().eval(), torch.randint(0, 10, (2, 5))
+    graph = capture(model, tokens)
+    assert [group.width for group in graph.groups if group.kind == "heads"] == [2, 2]
+    plan = make_plan(graph, {group.name: [1] for group in graph.groups if group.kind == "heads"})
+    verify(model, cut(model, plan), plan, tokens, graph=graph)
+
+
 class StandardWeights(nn.Module):
     """Convolutions whose weights have mean 0 and variance 1 over all that one output reads."""
 

@@ -217,7 +217,6 @@ class Call:
             self.freeze(axis, why)
         else:
             known.mixings.append(Mixing(self.node, value, dim % len(self.shape(value)), twin=twin))
-            known.normalized.append((self.node, axis))
 
     def aligns(self, axis: Axis, units: int) -> None:
         """Note that the size of an axis has to stay a multiple of `units`: what a kernel demands of its strides."""

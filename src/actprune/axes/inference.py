@@ -39,8 +39,7 @@ class Inference:
         parallel: axes that run beside each other through such sums (heads).
         norms: whether axes that a norm runs over may be cut.
         whole: the norms whose axes may not.
-        normalized: the others, with their axes.
-        streams: those of these axes that several layers add to.
+        streams: axes of the others to which several layers add.
         multiples: axes whose size has to stay a multiple of a number.
         counted: axes that one number of the class counts: as many units stay of each, but not the same ones.
         stacks: node → the stack that it gives, where its slices have units of their own.
@@ -50,7 +49,6 @@ class Inference:
 
     def __init__(self, norms: bool = False, whole: Set[Node] = frozenset()) -> None:
         self.norms, self.whole = norms, whole
-        self.normalized: list[tuple[Node, Axis]] = []
         self.streams: list[Axis] = []
         self.algebra = Algebra()
         self.axes: dict[Node, Dims | list[Dims]] = {}

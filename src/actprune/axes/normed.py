@@ -7,16 +7,21 @@ stream, to which several layers add and which most norms run over, changes them 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from torch.fx import Node
 
-from actprune.axes.expr import leaves
+from actprune.axes.expr import Axis, leaves
 from actprune.axes.inference import Inference
+from actprune.axes.site import Mixing
 from actprune.graph.program import Program
 
 NORMS: tuple[bool | str, ...] = (False, "auto", True)
 """What may be cut of all that norms run over, from less to more: nothing, what lies within a branch, streams too."""
+
+Maker: TypeAlias = tuple[str, frozenset[str]]
+"""A layer that makes units: its weight, and the names of the activations that it reads."""
 
 
 def most(asked: Iterable[bool | str]) -> bool | str:
@@ -32,33 +37,50 @@ def inferred(program: Program, norms: bool | str) -> Inference:
     """
     found = Inference(norms is not False)
     found.walk(program)
-    streams = over_streams(found, program)
-    if norms == "auto" and streams:
-        found = Inference(True, streams)
+    over = over_streams(found, program)
+    if norms == "auto" and over:
+        found = Inference(True, frozenset(mixing.node for mixing in over))
         found.walk(program)
-    found.streams = [axis for node, axis in found.normalized if node in streams]
+        return found
+    found.streams = [found.operand_axis(mixing) for mixing in over]
     return found
 
 
-def over_streams(inference: Inference, program: Program) -> frozenset[Node]:
-    """The calls that take a mean over a stream: over units that layers with different inputs make.
+def over_streams(inference: Inference, program: Program) -> list[Mixing]:
+    """The means over a stream."""
+    means = [mixing for mixing in inference.mixings if mixing.twin is not None]
+    over = [set(_keys([inference.operand_axis(mixing)], inference)) for mixing in means]
+    joined = streams(inference, program, set[int]().union(*over))
+    return [mixing for mixing, keys in zip(means, over, strict=True) if keys & joined]
+
+
+def streams(inference: Inference, program: Program, among: set[int]) -> set[int]:
+    """The leaves (by key) whose units come together, in some activation, from layers with different inputs.
 
     Layers with one input are the parts of one branch (a gate), and so are the calls of one layer. A depthwise
-    convolution makes no units: it passes them on.
+    convolution makes no units: it passes them on. That one number counts two axes doesn't make them one stream.
     """
-    resolve = inference.algebra.resolve
-    over = [(node, {leaf.key for leaf in leaves(resolve(axis))}) for node, axis in inference.normalized]
-    made: dict[int, dict[str, frozenset[str]]] = {key: {} for _, keys in over for key in keys}
-    nodes = {node.name: node for node in program.nodes}
+    weights: dict[tuple[str, int], set[str]] = {}
     for site in inference.sites:
-        for leaf in leaves(resolve(site.out_axis(inference.tensors[site.weight]))):
-            if leaf.key in made and site.groups < leaf.size:
-                made[leaf.key][site.weight] = _read(nodes[site.node], program)
-    streams = {key for key, by in made.items() if len(set(by.values())) > 1}
-    return frozenset(node for node, keys in over if not streams.isdisjoint(keys))
+        made = site.out_axis(inference.tensors[site.weight])
+        for key in among.intersection(_keys([made], inference, site.groups)):
+            weights.setdefault((site.node, key), set()).add(site.weight)
+    found, makers = set[int](), dict[tuple[Node, int], set[Maker]]()
+    for node in program.nodes:
+        axes = inference.axes.get(node, ())
+        flat = [axis for dims in axes for axis in dims] if isinstance(axes, list) else axes
+        sources = frozenset(node.all_input_nodes)
+        read = frozenset(source.name for source in sources if source.name not in program.bindings)
+        for key in among.intersection(_keys(flat, inference)) - found:
+            made = {(weight, read) for weight in weights.get((node.name, key), ())}
+            made = made or set[Maker]().union(*(makers.get((source, key), ()) for source in sources))
+            if made and all(len(set(values)) > 1 for values in zip(*made, strict=True)):
+                found.add(key)
+            makers[node, key] = made
+    return found
 
 
-def _read(call: Node, program: Program) -> frozenset[str]:
-    """The activations that a call reads."""
-    names = {source.name for source in call.all_input_nodes}
-    return frozenset(names - program.bindings.keys())
+def _keys(axes: Iterable[Axis], inference: Inference, more_than: int = 1) -> Iterator[int]:
+    """Of the leaves with more units than that."""
+    resolve = inference.algebra.resolve
+    return (leaf.key for axis in axes for leaf in leaves(resolve(axis)) if leaf.size > more_than)
