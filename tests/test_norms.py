@@ -164,7 +164,7 @@ def test_statistics_of_channels_and_places_are_those_of_the_channels_that_stay(n
 
 
 class Turning(nn.Module):
-    """Attention with queries and keys under norms over all heads, as in OLMo 2; one table of frequencies for both layers."""
+    """Queries and keys under norms over all heads, as in OLMo 2; one table of frequencies for both layers."""
 
     def __init__(self) -> None:
         super().__init__()
