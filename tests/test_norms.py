@@ -149,6 +149,38 @@ def test_what_two_layers_add_to_is_a_stream() -> None:
     assert [group.kind for group in capture(Cell().eval(), inputs, norms=True).groups] == ["width"]
 
 
+class Reduced(nn.Module):
+    """A layer and its reader, beside which a statistic of its units is added."""
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.head, self.reduce = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3), reduce
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x)
+        return self.head(h) + self.reduce(h)
+
+
+OVER_ALL: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean of no dimensions": lambda h: h.mean([]),
+    "mean of None": lambda h: h.mean(None, keepdim=True),
+    "variance": lambda h: h.var(),
+    "deviation": lambda h: h.std(correction=0),
+    "variance of None": lambda h: torch.var(h, None, correction=0, keepdim=True),
+    "maximum": lambda h: h.amax(),
+    "maximum of what is below zero": lambda h: (-h.abs() - 1).amax(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", OVER_ALL)
+def test_statistics_of_all_that_stays(name: str) -> None:
+    model, x = Reduced(OVER_ALL[name]).eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    plan = make_plan(graph, trial_units(graph, ["into"]))
+    verify(model, cut(model, plan), plan, x, graph=graph)
+
+
 class StandardWeights(nn.Module):
     """Convolutions whose weights have mean 0 and variance 1 over all that one output reads."""
 
