@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import actprune as ap
 from actprune.artifacts.checkpoint import proved_folder
 from actprune.axes.twins import TWINS
-from actprune.forms import alone
+from actprune.forms import alone, capture_form
 from actprune.plan import make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture, trial_units
@@ -179,6 +180,34 @@ def test_statistics_of_all_that_stays(name: str) -> None:
     graph = capture(model, x)
     plan = make_plan(graph, trial_units(graph, ["into"]))
     verify(model, cut(model, plan), plan, x, graph=graph)
+
+
+def test_what_a_mean_alone_reads_is_cut_on_request() -> None:
+    """The members of an ensemble: no layer behind them could make up for those that go."""
+
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.Linear(4, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.members(x).mean(-1)
+
+    model, x = Ensemble().eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    assert graph.groups == ()
+    assert "reduced by aten.mean.dim" in str(graph.account())
+    assert [group.width for group in capture(model, x, norms=True).groups] == [WIDTH]
+
+
+def test_what_norms_may_be() -> None:
+    model, tokens = Block(nn.LayerNorm(WIDTH)).eval(), torch.randint(0, 10, (2, 5))
+    assert capture_form(model, tokens, "class", norms=np.False_).norms is False  # type: ignore[arg-type]
+    assert capture_form(model, tokens, "class", norms=np.True_).note == {"form": "class", "norms": True}  # type: ignore[arg-type]
+    with pytest.raises(ap.CaptureError, match="expected: \"auto\", True or False\n  got: 'streams'"):
+        ap.capture(model, tokens, norms="streams")
+    with pytest.raises(ap.CaptureError, match="got: 1"):
+        ap.capture(model, tokens, norms=1)  # type: ignore[arg-type]
 
 
 class StandardWeights(nn.Module):
