@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import actprune as ap
 from actprune.artifacts.checkpoint import proved_folder
 from actprune.axes.twins import TWINS
+from actprune.composing import composed
 from actprune.forms import alone, capture_form
 from actprune.plan import make_plan
 from actprune.proof.check import verify
@@ -256,3 +257,15 @@ def test_prune_cuts_the_width_on_request(form: str, tmp_path: Path) -> None:
     assert result.plan.widths["table"] < WIDTH
     again = ap.load(tmp_path / "run", model, batches[0])
     assert proved_folder(tmp_path / "run", model, again, batches[0]).passed
+
+
+def test_rounds_together_were_asked_for_what_the_most_of_them_was() -> None:
+    """A last round that cut nothing under norms doesn't speak for those before it."""
+    model, x = Chain(nn.LayerNorm(WIDTH)).eval(), torch.randn(3, 5, 4)
+    graph = capture(model, x)
+    first = make_plan(graph, {"into": range(8)})
+    small = cut(model, first)
+    last = make_plan(capture(small, x, norms=False), {}, norms=False)
+    whole = composed(graph, [first, last])
+    assert whole.norms == "auto" and whole.widths == {"into": 8}
+    assert verify(model, small, whole, x).passed
