@@ -152,3 +152,23 @@ def test_a_class_made_of_inputs_and_outputs_is_what_keras_reads(tmp_path: Path) 
     with keras.saving.custom_object_scope({"Stepping": Stepping}):
         found = keras.models.load_model(tmp_path / "small.keras", compile=False)
     np.testing.assert_allclose(found.predict(x, verbose=0), small.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+class Adversary(keras.Model):
+    """Made of inputs and outputs; its `compile` keeps metrics, lists and one optimizer under two names."""
+
+    def compile(self, own: Any, seen: Any, weights: list[float]) -> None:
+        super().compile()
+        self.own, self.both, self.seen, self.weights_of = own, {"first": own}, seen, weights
+        self.nothing = None
+
+
+def test_what_an_own_compile_keeps_comes_back() -> None:
+    inputs = keras.Input((4,))
+    hidden = kl.Dense(8, activation="relu")(inputs)
+    model, x = Adversary(inputs, kl.Dense(2)(hidden)), RNG.normal(size=(16, 4)).astype("float32")
+    model.compile(keras.optimizers.Adam(), keras.metrics.Mean(name="seen"), [1.0, 2.0])
+    small = actprune.prune(model, x, keep="units=50%", method="l2").model
+    assert small.own is small.both["first"] and small.own is not model.own
+    assert type(small.seen) is keras.metrics.Mean and small.seen is not model.seen
+    assert small.weights_of == [1.0, 2.0] and small.nothing is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 import actprune as ap
 from actprune.artifacts.checkpoint import proved_folder
 from actprune.axes.twins import TWINS
-from actprune.forms import alone
+from actprune.composing import composed
+from actprune.forms import alone, capture_form
 from actprune.plan import make_plan
 from actprune.proof.check import verify
 from actprune.repair.adapt import capture, trial_units
@@ -200,6 +202,66 @@ def test_what_one_table_counts_is_no_stream() -> None:
     verify(model, cut(model, plan), plan, tokens, graph=graph)
 
 
+class Reduced(nn.Module):
+    """A layer and its reader, beside which a statistic of its units is added."""
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.head, self.reduce = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3), reduce
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x)
+        return self.head(h) + self.reduce(h)
+
+
+OVER_ALL: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean of no dimensions": lambda h: h.mean([]),
+    "mean of None": lambda h: h.mean(None, keepdim=True),
+    "variance": lambda h: h.var(),
+    "deviation": lambda h: h.std(correction=0),
+    "variance of None": lambda h: torch.var(h, None, correction=0, keepdim=True),
+    "maximum": lambda h: h.amax(),
+    "maximum of what is below zero": lambda h: (-h.abs() - 1).amax(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", OVER_ALL)
+def test_statistics_of_all_that_stays(name: str) -> None:
+    model, x = Reduced(OVER_ALL[name]).eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    plan = make_plan(graph, trial_units(graph, ["into"]))
+    verify(model, cut(model, plan), plan, x, graph=graph)
+
+
+def test_what_a_mean_alone_reads_is_cut_on_request() -> None:
+    """The members of an ensemble: no layer behind them could make up for those that go."""
+
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.Linear(4, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.members(x).mean(-1)
+
+    model, x = Ensemble().eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    assert graph.groups == ()
+    assert "reduced by aten.mean.dim" in str(graph.account())
+    assert [group.width for group in capture(model, x, norms=True).groups] == [WIDTH]
+
+
+def test_what_norms_may_be() -> None:
+    model, tokens = Block(nn.LayerNorm(WIDTH)).eval(), torch.randint(0, 10, (2, 5))
+    assert capture_form(model, tokens, "class", norms=np.False_).norms is False  # type: ignore[arg-type]
+    assert capture_form(model, tokens, "class", norms=np.True_).note == {"form": "class", "norms": True}  # type: ignore[arg-type]
+    with pytest.raises(ap.CaptureError, match="expected: \"auto\", True or False\n  got: 'streams'"):
+        ap.capture(model, tokens, norms="streams")
+    with pytest.raises(ap.CaptureError, match="got: 1"):
+        ap.capture(model, tokens, norms=1)  # type: ignore[arg-type]
+
+
 class StandardWeights(nn.Module):
     """Convolutions whose weights have mean 0 and variance 1 over all that one output reads."""
 
@@ -246,3 +308,15 @@ def test_prune_cuts_the_width_on_request(form: str, tmp_path: Path) -> None:
     assert result.plan.widths["table"] < WIDTH
     again = ap.load(tmp_path / "run", model, batches[0])
     assert proved_folder(tmp_path / "run", model, again, batches[0]).passed
+
+
+def test_rounds_together_were_asked_for_what_the_most_of_them_was() -> None:
+    """A last round that cut nothing under norms doesn't speak for those before it."""
+    model, x = Chain(nn.LayerNorm(WIDTH)).eval(), torch.randn(3, 5, 4)
+    graph = capture(model, x)
+    first = make_plan(graph, {"into": range(8)})
+    small = cut(model, first)
+    last = make_plan(capture(small, x, norms=False), {}, norms=False)
+    whole = composed(graph, [first, last])
+    assert whole.norms == "auto" and whole.widths == {"into": 8}
+    assert verify(model, small, whole, x).passed

@@ -1380,6 +1380,40 @@ def test_typed_constructors_are_what_they_were_in_all_else() -> None:
         assert torch.equal(torch.LongTensor([[1, 2]]), torch.tensor([[1, 2]]))
         assert torch.IntTensor(2, 3).shape == (2, 3) and torch.FloatTensor().shape == (0,)
         assert torch.FloatTensor.dtype == torch.float32
+        assert torch.FloatTensor(torch.Size([2, 3])).shape == (2, 3)  # of a size, and not what stands in it
+        assert torch.equal(torch.FloatTensor((2, 3)), torch.tensor([2.0, 3.0]))
+
+
+class Counting(nn.Module):
+    """Puts its width into tensors: one of them is written to, one is of floats, one is True."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = 12
+        self.up, self.down = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        more, given = torch.tensor([self.hidden, 2]), [self.hidden, 2]
+        more += 1
+        more[1] = 7
+        numbers = torch.tensor(given)
+        numbers.tolist().append(1)
+        given.append(1)
+        ends = [*more.tolist(), torch.tensor(self.hidden, dtype=torch.bool).item(), len(numbers.tolist())]
+        half = torch.tensor(self.hidden, dtype=torch.float64).item()
+        assert half.hex() == float(self.hidden).hex()  # an int has none
+        h = h + torch.FloatTensor(h.size()).zero_()
+        return self.down(h) * ends[0] + ends[1] * ends[2] + ends[3]
+
+
+def test_a_tensor_that_is_written_to_no_longer_holds_the_number_that_was_put_in() -> None:
+    model, x = Counting().eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    assert [group.width for group in graph.groups] == [12]
+    plan = make_plan(graph, {"up": [0, 3, 7]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -24,8 +24,8 @@ from actprune.plan import Plan, make_plan
 from actprune.repair.adapt import adapt
 from actprune.report.record import GroupRow, Report
 
-OF_ONE_ROUND = ("budget", "rho", "distance", "sensitivity", "predicted", "weights_sha256")
-"""What a plan's note says of the network that it was made for."""
+OF_ONE_ROUND = ("budget", "rho", "distance", "sensitivity", "predicted", "weights_sha256", "norms")
+"""What a plan's note says of the network that it was made for; what was asked under norms, the rounds say together."""
 
 
 def composed(graph: Graph, plans: Sequence[Plan]) -> Plan:

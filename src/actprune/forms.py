@@ -19,6 +19,7 @@ from actprune.allocation.cost import cost
 from actprune.axes.account import over_norms
 from actprune.axes.capture import Graph
 from actprune.axes.capture import capture as captured
+from actprune.axes.normed import asked
 from actprune.errors import CaptureError, PlanError, UnsupportedModelError
 from actprune.graph.digest import digest
 from actprune.graph.output_kinds import tensor_outputs
@@ -100,9 +101,10 @@ def capture_form(model: nn.Module, inputs: Any, form: str, *, norms: bool | str 
     """Capture `model` for one of the `FORMS`.
 
     Raises:
-        CaptureError: the model can't be traced with these inputs.
+        CaptureError: the model can't be traced with these inputs, or `norms` is none of `NORMS`.
         UnsupportedModelError: nothing in it can be cut in this form, or a graph can't have its names.
     """
+    norms = asked(norms)
     whole = captured(model, inputs, norms=norms)
     names = sorted(whole.program.held)
     if form == "graph":

@@ -18,7 +18,7 @@ from actprune.axes.counting import settle
 from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.groups import Group, Survey, find_groups, survey
 from actprune.axes.masks import Mask, with_masks
-from actprune.axes.normed import inferred
+from actprune.axes.normed import asked, inferred
 from actprune.axes.site import Dims, Site, Term
 from actprune.errors import CaptureError
 from actprune.graph.program import Program
@@ -144,8 +144,9 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         like: a program of the same class: the way that it was captured is tried first.
 
     Raises:
-        CaptureError: the model can't be exported with these inputs.
+        CaptureError: the model can't be exported with these inputs, or `norms` is none of these.
     """
+    norms = asked(norms)
     program = trace(model, example_inputs, like=like)
     inference = inferred(program, norms)
     every, terms = tuple(inference.sites), tuple(inference.terms)

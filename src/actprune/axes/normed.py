@@ -2,7 +2,8 @@
 
 The statistics are then those of the units that stay. Within a branch that is a small matter: one layer makes the units
 (the hidden ones of an MLP in front of its norm, the queries of an attention), and what reads them is refitted. A
-stream, to which several layers add and which most norms run over, changes them all: it is cut only on request.
+stream, to which several layers add and which most norms run over, changes them all: it is cut only on request. So are
+units that nothing but a mean reads (those of an ensemble, whose mean is the output): nothing could make up for them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.fx import Node
 from actprune.axes.expr import Axis, leaves
 from actprune.axes.inference import Inference
 from actprune.axes.site import Mixing
+from actprune.errors import CaptureError
 from actprune.graph.program import Program
 
 NORMS: tuple[bool | str, ...] = (False, "auto", True)
@@ -29,6 +31,23 @@ def most(asked: Iterable[bool | str]) -> bool | str:
     return max(asked, key=NORMS.index)
 
 
+def asked(norms: object) -> bool | str:
+    """The one of `NORMS` that was asked for, also as numpy's True or False.
+
+    Raises:
+        CaptureError: it is none of them.
+    """
+    if norms not in NORMS or (isinstance(norms, int | float) and not isinstance(norms, bool)):
+        raise CaptureError(
+            "norms is none of what can be asked for.",
+            expected='"auto", True or False',
+            got=repr(norms),
+            where="capture(norms=…)",
+            hint="leave it out for the default",
+        )
+    return NORMS[NORMS.index(norms)]  # type: ignore[arg-type]
+
+
 def inferred(program: Program, norms: bool | str) -> Inference:
     """The axes of a program, cut under norms as far as that is asked for (one of `NORMS`).
 
@@ -38,8 +57,9 @@ def inferred(program: Program, norms: bool | str) -> Inference:
     found = Inference(norms is not False)
     found.walk(program)
     over = over_streams(found, program)
-    if norms == "auto" and over:
-        found = Inference(True, frozenset(mixing.node for mixing in over))
+    whole = frozenset(mixing.node for mixing in (*over, *over_unread(found)))
+    if norms == "auto" and whole:
+        found = Inference(True, whole)
         found.walk(program)
         return found
     found.streams = [found.operand_axis(mixing) for mixing in over]
@@ -78,6 +98,22 @@ def streams(inference: Inference, program: Program, among: set[int]) -> set[int]
                 found.add(key)
             makers[node, key] = made
     return found
+
+
+def over_unread(inference: Inference) -> list[Mixing]:
+    """The means over units that a layer makes and that neither a layer nor a product reads."""
+    sites, tensors = inference.sites, inference.tensors
+    means = [mixing for mixing in inference.mixings if mixing.twin is not None]
+    made = set(_keys((site.out_axis(tensors[site.weight]) for site in sites), inference))
+    into = [site.in_axis(tensors[site.weight]) for site in sites if site.reads]
+    into += [inference.operand_axis(mixing) for mixing in inference.mixings if mixing.twin is None]
+    unread = made.difference(_keys(into, inference))
+
+    def alone(axis: Axis) -> bool:
+        free = (leaf for leaf in leaves(inference.algebra.resolve(axis)) if inference.algebra.frozen(leaf) is None)
+        return any(leaf.key in unread for leaf in free)
+
+    return [mixing for mixing in means if alone(inference.operand_axis(mixing))]
 
 
 def _keys(axes: Iterable[Axis], inference: Inference, more_than: int = 1) -> Iterator[int]:

@@ -67,41 +67,46 @@ def rms_norm(
 
 
 def mean(
-    x: Tensor, dim: Sequence[int], keepdim: bool = False, *, dtype: torch.dtype | None = None, masks: Sequence[Tensor]
+    x: Tensor,
+    dim: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+    masks: Sequence[Tensor],
 ) -> Tensor:
-    """The mean over `dim` of the entries that stay."""
+    """The mean over `dim`, or over everything where none is given, of the entries that stay."""
     x = x if dtype is None else x.to(dtype)
     return _mean(x, dim, keepdim, masks)
 
 
 def variance(
     x: Tensor,
-    dim: Sequence[int],
+    dim: Sequence[int] | None = None,
     *,
     correction: float | None = 1,
     keepdim: bool = False,
     masks: Sequence[Tensor],
 ) -> Tensor:
-    """The variance over `dim` of the entries that stay."""
+    """The variance over `dim`, or over everything where none is given, of the entries that stay."""
     centred = x - _mean(x, dim, True, masks)
     count = _count(x, dim, masks)
     return _mean(centred * centred, dim, keepdim, masks) * count / (count - (1 if correction is None else correction))
 
 
-def deviation(x: Tensor, dim: Sequence[int], **settings: Any) -> Tensor:
+def deviation(x: Tensor, dim: Sequence[int] | None = None, **settings: Any) -> Tensor:
     """The standard deviation over `dim` of the entries that stay."""
     return variance(x, dim, **settings).sqrt()
 
 
 def plain_variance(
-    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, *, masks: Sequence[Tensor]
+    x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False, *, masks: Sequence[Tensor]
 ) -> Tensor:
     """`variance` by its older signature."""
     return variance(x, dim, correction=int(unbiased), keepdim=keepdim, masks=masks)
 
 
 def plain_deviation(
-    x: Tensor, dim: Sequence[int], unbiased: bool = True, keepdim: bool = False, *, masks: Sequence[Tensor]
+    x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False, *, masks: Sequence[Tensor]
 ) -> Tensor:
     """`deviation` by its older signature."""
     return plain_variance(x, dim, unbiased, keepdim, masks=masks).sqrt()
@@ -191,10 +196,11 @@ def _per_channel(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return y if bias is None else y + bias.view(shape)
 
 
-def _mean(x: Tensor, dim: Sequence[int], keepdim: bool, masks: Sequence[Tensor]) -> Tensor:
+def _mean(x: Tensor, dim: Sequence[int] | None, keepdim: bool, masks: Sequence[Tensor]) -> Tensor:
+    count = _count(x, dim, masks)
     for mask in masks:
         x = x * mask
-    return x.sum(list(dim), keepdim) / _count(x, dim, masks)
+    return x.sum(list(dim or ()), keepdim) / count
 
 
 def _without(x: Tensor, masks: Sequence[Tensor], instead: float) -> Tensor:
@@ -203,10 +209,10 @@ def _without(x: Tensor, masks: Sequence[Tensor], instead: float) -> Tensor:
     return x
 
 
-def _count(x: Tensor, dim: Sequence[int], masks: Sequence[Tensor]) -> float:
-    """How many entries a mean is taken of."""
+def _count(x: Tensor, dim: Sequence[int] | None, masks: Sequence[Tensor]) -> float:
+    """How many entries a mean is taken of: over everything where no `dim` is given."""
     count = 1.0
-    for d in dim:
+    for d in dim or range(x.dim()):
         count *= x.shape[d]
     for mask in masks:
         count *= float((mask != 0).sum()) / mask.shape[0]

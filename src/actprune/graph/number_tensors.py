@@ -1,6 +1,7 @@
 """Tensors that hold numbers of the class, such as `torch.IntTensor([self.hidden])`, whose entries bound slices.
 
-An entry that is read from one is the number that was put in, with what it was computed from.
+An entry that is read from one is the number that was put in, with what it was computed from; one of floats, or one that
+has been written to since, holds others.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -24,7 +26,7 @@ class NumberTensors:
 
     def __init__(self, note_read: Callable[[Tensor], None]) -> None:
         self._note_read = note_read
-        self._held: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+        self._held: dict[int, tuple[weakref.ref[Tensor], int, Any]] = {}
 
     def note(self, name: str, args: Any, result: Any) -> None:
         """After a call: its result may be such a tensor, or an entry of one."""
@@ -35,15 +37,15 @@ class NumberTensors:
         elif name == "__getitem__" and isinstance(args[1], int):
             held = self._of(args[0])
             numbers = held[args[1]] if isinstance(held, list | tuple) else None
-        if numbers is not None and isinstance(result, Tensor):
-            self._held[id(result)] = weakref.ref(result), numbers
+        if numbers is not None and isinstance(result, Tensor) and result.dtype in _WHOLE:
+            self._held[id(result)] = weakref.ref(result), result._version, _own(numbers)
 
     def read(self, tensor: Any) -> Any:
         """The number in a tensor, or the list of them; None where these are no numbers of the class."""
         numbers = self._of(tensor)
         if numbers is not None:
             self._note_read(tensor)
-        return numbers
+        return _own(numbers)
 
     def within(self, index: Any) -> Any:
         """An index with numbers as the bounds of its slices, where they were entries of such tensors."""
@@ -58,4 +60,14 @@ class NumberTensors:
 
     def _of(self, tensor: Any) -> Any:
         known = self._held.get(id(tensor))
-        return known[1] if known is not None and known[0]() is tensor else None
+        if known is None or known[0]() is not tensor or known[1] != tensor._version:
+            return None
+        return known[2]
+
+
+def _own(numbers: Any) -> Any:
+    """Lists, as `tolist` gives them, that nobody else can change."""
+    return [_own(one) for one in cast("Any", numbers)] if isinstance(numbers, list | tuple) else numbers
+
+
+_WHOLE = (torch.int32, torch.int64)

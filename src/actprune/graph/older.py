@@ -42,6 +42,8 @@ class _Typed(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         dtype = _DTYPES[cls.__name__]
+        if len(args) == 1 and isinstance(args[0], torch.Size):  # `torch.FloatTensor(h.size())`
+            args = tuple(args[0])
         if args and not kwargs and all(isinstance(n, int) for n in args):
             return torch.empty(*args, dtype=dtype)
         if len(args) == 1 and not kwargs and isinstance(args[0], list | tuple):

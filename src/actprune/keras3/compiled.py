@@ -35,9 +35,10 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
         for name in ("optimizer", "loss"):  # names that Keras uses, and so may who trains by themselves
             if getattr(old, name, None) is not None:
                 setattr(new, name, own_again(getattr(old, name)))
+    twins = {id(old.optimizer): new.optimizer} if getattr(old, "optimizer", None) is not None else {}
     for name, value in vars(old).items():  # what a `compile` of its own keeps
-        if name not in vars(new) and not name.startswith("_") and isinstance(value, _kept()):
-            setattr(new, name, own_again(value))
+        if name not in vars(new) and not name.startswith("_") and _is_kept(value):
+            setattr(new, name, _again(value, twins))
     places = {id(variable): i for i, variable in enumerate(old.variables)}
     for made, was in _optimizers(vars(new), vars(old)):
         # what it was built for, which what trains by now need not be
@@ -47,10 +48,32 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
             _take_state(made, was, cut)
 
 
-def _kept() -> tuple[type, ...]:
-    """What a functional model of the user's own class may hold beside its layers, which its config does not tell."""
+def _is_kept(value: Any) -> bool:
+    """Whether it is what a functional model of the user's own class may hold beside its layers, which its config does
+    not tell."""
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_kept, value.values() if isinstance(value, dict) else value))
     keras = keras_on_torch()
-    return (keras.optimizers.Optimizer, keras.losses.Loss, FunctionType, int, float, str)
+    of_keras = keras.optimizers.Optimizer, keras.losses.Loss, keras.metrics.Metric
+    return value is None or isinstance(value, (*of_keras, FunctionType, int, float, str))
+
+
+def _again(value: Any, made: dict[int, Any]) -> Any:
+    """`own_again` of it, or of all in it; of what has two names there is one, too.
+
+    Args:
+        made: id of an object of the old model → that of the new one.
+    """
+    if id(value) not in made:
+        if isinstance(value, dict):
+            again: Any = {key: _again(entry, made) for key, entry in value.items()}
+        elif isinstance(value, list | tuple):
+            again = [_again(entry, made) for entry in value]
+            again = tuple(again) if isinstance(value, tuple) else again
+        else:
+            again = own_again(value)
+        made[id(value)] = again
+    return made[id(value)]
 
 
 def _optimizers(new: Any, old: Any) -> Iterator[tuple[Any, Any]]:
