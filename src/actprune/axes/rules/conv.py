@@ -152,9 +152,7 @@ def _still(call: Call, spatial: int) -> list[bool]:
         return values * spatial if len(values) == 1 else values
 
     stride, padding, more = each(call["stride"]), each(call["padding"]), each(call["output_padding"] or 0)
-    padding = [
-        0 if pad in ("same", "valid") else pad for pad in padding
-    ]  # a kernel of one is never padded for its size
+    padding = [0 if pad in ("same", "valid") else pad for pad in padding]  # neither pads a kernel of one
     return [window == (1, 1, 0, 0) for window in zip(kernel, stride, padding, more, strict=True)]
 
 
