@@ -129,8 +129,7 @@ class Settings:
             "equal_widths": bool(self.equal_widths), "memory_limit": limit_bytes(self.memory_limit),
             "latency": str(self.latency) if self.latency else None, "threshold": self.threshold,
             "distance": _told(self.distance), "loss": _told(self.loss), "form": self.form,
-            "norms": self.norms if isinstance(self.norms, str) else bool(self.norms),
-            "seed": _told(self.seed), "torch": torch.__version__,
+            "norms": _told(self.norms), "seed": _told(self.seed), "torch": torch.__version__,
         }  # fmt: skip
 
     def _check_drop_decides(self) -> None:

@@ -7,11 +7,7 @@ from typing import Any
 
 from actprune.allocation.budget import Amount, Budget, Keep, read_keep
 from actprune.allocation.cost import cost
-from actprune.allocation.effort import (
-    affordable,
-    is_small,
-    starts,
-)
+from actprune.allocation.effort import affordable, is_small, starts
 from actprune.allocation.explicit import explicit, predicted
 from actprune.allocation.improve import improve
 from actprune.allocation.measured import Measured, RewriteOf, measure_all

@@ -8,7 +8,7 @@ units that nothing but a mean reads (those of an ensemble, whose mean is the out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from torch.fx import Node
@@ -56,19 +56,20 @@ def inferred(program: Program, norms: bool | str) -> Inference:
     """
     found = Inference(norms is not False)
     found.walk(program)
-    over = over_streams(found, program)
-    whole = frozenset(mixing.node for mixing in (*over, *over_unread(found)))
-    if norms == "auto" and whole:
+    means = [mixing for mixing in found.mixings if mixing.twin is not None]
+    if not means:
+        return found
+    over = over_streams(means, found, program)
+    if norms is True:
+        found.streams = [found.operand_axis(mixing) for mixing in over]
+    elif whole := frozenset(mixing.node for mixing in (*over, *over_unread(means, found))):
         found = Inference(True, whole)
         found.walk(program)
-        return found
-    found.streams = [found.operand_axis(mixing) for mixing in over]
     return found
 
 
-def over_streams(inference: Inference, program: Program) -> list[Mixing]:
-    """The means over a stream."""
-    means = [mixing for mixing in inference.mixings if mixing.twin is not None]
+def over_streams(means: Sequence[Mixing], inference: Inference, program: Program) -> list[Mixing]:
+    """Those of the means that are over a stream."""
     over = [set(_keys([inference.operand_axis(mixing)], inference)) for mixing in means]
     joined = streams(inference, program, set[int]().union(*over))
     return [mixing for mixing, keys in zip(means, over, strict=True) if keys & joined]
@@ -100,10 +101,9 @@ def streams(inference: Inference, program: Program, among: set[int]) -> set[int]
     return found
 
 
-def over_unread(inference: Inference) -> list[Mixing]:
-    """The means over units that a layer makes and that neither a layer nor a product reads."""
+def over_unread(means: Sequence[Mixing], inference: Inference) -> list[Mixing]:
+    """Those of the means that are over units that a layer makes and that neither a layer nor a product reads."""
     sites, tensors = inference.sites, inference.tensors
-    means = [mixing for mixing in inference.mixings if mixing.twin is not None]
     made = set(_keys((site.out_axis(tensors[site.weight]) for site in sites), inference))
     into = [site.in_axis(tensors[site.weight]) for site in sites if site.reads]
     into += [inference.operand_axis(mixing) for mixing in inference.mixings if mixing.twin is None]

@@ -62,23 +62,22 @@ def reduction(call: Call) -> Dims:
 )  # fmt: skip
 def statistic(call: Call) -> Dims:
     """As `reduction`; a norm that is written out consists of these."""
-    source = call.axes(call.values[0])
-    dims = _dims(call["dim"], len(source))
-    for d in dims:
-        call.normalizes(call.values[0], d, "reduced")
-    return _reduced(source, dims, len(call.shape()) == len(source))
+    return _of_what_stays(call, len(call.shape()) == len(call.axes(call.values[0])))
 
 
 @rule("aten.max.dim", "aten.min.dim")
 def extreme(call: Call) -> list[Dims]:
     """As `statistic`, where nothing reads at which place it is."""
-    if any(user.args[1] == 1 and user.users for user in call.node.users):
-        return reduction_with_indices(call)
+    placed = any(user.args[1] == 1 and user.users for user in call.node.users)
+    return reduction_with_indices(call) if placed else [_of_what_stays(call, call["keepdim"])] * 2
+
+
+def _of_what_stays(call: Call, keepdim: bool) -> Dims:
     source = call.axes(call.values[0])
     dims = _dims(call["dim"], len(source))
     for d in dims:
         call.normalizes(call.values[0], d, "reduced")
-    return [_reduced(source, dims, call["keepdim"])] * 2
+    return _reduced(source, dims, keepdim)
 
 
 @rule(
