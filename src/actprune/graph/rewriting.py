@@ -1,17 +1,20 @@
-"""The words in which a graph is rewritten: what a call is, and calls that stand for others."""
+"""The words in which a graph is rewritten: what a call is, what it combines, and calls that stand for others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from actprune.graph.program import op_name, shape
+from actprune.graph.program import named_arguments, op_name, shape
 from actprune.graph.sizes import CALL
 
 ATEN = torch.ops.aten
+
+RESHAPES = ("aten.reshape.", "aten.view.", "aten._unsafe_view.")
 
 
 def is_call(node: Any, *names: str) -> bool:
@@ -62,3 +65,28 @@ def reshaped(graph: Graph, node: Node, sizes: tuple[int, ...], like: Node) -> No
 def inverse(order: Sequence[int]) -> list[int]:
     """The order that takes one back."""
     return [list(order).index(d) for d in range(len(order))]
+
+
+def vector_of(node: Any, holders: set[str]) -> tuple[Node, int] | None:
+    """The placeholder of a vector of the model that `node` is, and which of its dimensions, from the end, the vector
+    runs along; dimensions of size 1 may stand around it."""
+    sizes = shape(node)
+    source = node.args[0] if is_call(node, *RESHAPES) else node
+    if not isinstance(source, Node) or source.name not in holders or len(shape(source)) != 1:
+        return None
+    wide = [d for d, n in enumerate(sizes) if n != 1]
+    if len(wide) > 1 or prod(sizes) != shape(source)[0]:
+        return None
+    # a vector of one entry may stand for any dimension: it stands for the last
+    return source, (wide[0] if wide else len(sizes) - 1) - len(sizes)
+
+
+def operands(node: Node) -> list[Any]:
+    """The two operands of an addition or a product, or none."""
+    given = named_arguments(node)
+    return [given["self"], given["other"]] if given.get("alpha", 1) == 1 else []
+
+
+def with_other(node: Node, own: Node) -> Any:
+    """What `own` is combined with in a call of two operands."""
+    return next((value for value in operands(node) if value is not own), None)

@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset
 
 from actprune.artifacts.files import content_digest
 from actprune.data.batches import check_gives_batches
 from actprune.data.parts import needed
 from actprune.distributed import ALONE, Ranks
-from actprune.errors import DataError
 from actprune.graph.keep import apart, kept_buffers
 from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, function, one_of, or_none
 from actprune.recovery.batches import outputs_of, targets_of
@@ -35,8 +33,8 @@ from actprune.recovery.distillation import distillation
 from actprune.recovery.modes import evaluating, nothing_to_train, training
 from actprune.recovery.parallel import STRATEGIES, across, training_by
 from actprune.recovery.place import to
-from actprune.recovery.steps import Epoch, Fit, Losses, Schedule, empty
-from actprune.recovery.streams import put_states, states
+from actprune.recovery.rehearsal import first_of, rehearsed, repeats
+from actprune.recovery.steps import Epoch, Fit, Losses, Schedule
 
 PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "bf16": torch.bfloat16}
 """What outputs are computed in, under autocast."""
@@ -187,36 +185,14 @@ class SGD:
             DataError: one of them can't do it; the message says which.
         """
         check_gives_batches(self.loader, "SGD(loader=…)")
-        if self.epochs == 0 or not _repeats(self.loader):
+        if self.epochs == 0 or not repeats(self.loader):
             return
         _check_trains(model)
-        drawn = states(self.loader)
-        try:
-            batch = next(iter(self.loader), None)
-        finally:
-            put_states(self.loader, drawn)
-        if batch is None:
-            raise empty()
-        batch = to(batch, next(model.parameters()).device)
+        batch = to(first_of(self.loader), next(model.parameters()).device)
         with apart(0), kept_buffers(model), training(model, self.dropout), torch.enable_grad():
-            self._try(model, batch)
-
-    def _try(self, model: nn.Module, batch: Any) -> None:
-        targets = self._targets(model, batch)
-        try:
-            outputs = self._precise(model, batch)
-        except Exception as error:  # whatever the user's forward raises
-            raise _fails("The model does not run on a batch of the fine-tune.", error, "loader") from error
-        try:
-            loss = self.loss(outputs, targets)
-        except Exception as error:
-            raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise _fails("The loss is no scalar.", loss, "loss")
-        if not loss.requires_grad:
-            raise _fails("The loss has no gradient.", loss, "loss")
-        if self.distill:
-            self._distillation(outputs, outputs, targets)
+            outputs, targets = rehearsed(model, batch, self._precise, self._targets, self.loss)
+            if self.distill:
+                self._distillation(outputs, outputs, targets)
 
     def told(self) -> dict[str, Any]:
         """What was asked for, but for the data, the place of the checkpoint and the way of sharing out the work."""
@@ -305,23 +281,6 @@ class SGD:
 def _check_trains(model: nn.Module) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise nothing_to_train(model, "fine-tune", "SGD", "finetune")
-
-
-def _repeats(loader: Any) -> bool:
-    """Whether a loader gives its batches again, and nothing but its random state moves by that."""
-    if isinstance(loader, DataLoader):
-        return not isinstance(loader.dataset, IterableDataset)
-    return isinstance(loader, list | tuple)
-
-
-def _fails(problem: str, found: Any, where: str) -> DataError:
-    return DataError(
-        problem,
-        expected="(outputs as the model returns them, targets) → a scalar tensor, of every batch of the loader",
-        got=f"{type(found).__name__}: {str(found)[:300]}",
-        where=f"SGD({where}=…)",
-        hint="forward=lambda model, batch: … says how to get the outputs, for example model(batch[0]).logits",
-    )
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
