@@ -1271,6 +1271,7 @@ def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
     graph, before = capture(model, x), torch.get_rng_state()
     found = cannot_follow(model, graph, x)
     assert [*found] == ["first"] and "in training mode" in found["first"]
+    assert "dimension 1, in forward, test_repair.py:" in found["first"], "the line"
     assert not model.training and model.calls == 0 and torch.equal(before, torch.get_rng_state())
 
 
@@ -1372,6 +1373,27 @@ def test_the_size_in_a_tensor_that_a_scripted_function_is_given_follows() -> Non
     assert small.hidden == 4
     assert verify(model, small, plan, inputs, graph=graph).passed
     assert torch.IntTensor([1]).dtype == torch.int32  # the types are torch's own again
+
+
+class ByInt(nn.Module):
+    """Makes a number again of the size in a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.up, self.down = 6, nn.Linear(4, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, h = int(torch.IntTensor([self.hidden])[0]), self.up(x)
+        return self.down(torch.tanh(h[:, :size]) * torch.sigmoid(h[:, size:]))
+
+
+def test_a_number_made_of_the_size_in_a_tensor_follows() -> None:
+    model, x = ByInt().eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    plan = make_plan(graph, {group.name: [0, 3] for group in graph.groups})
+    small = cut(model, plan)
+    assert small.hidden == 2 and verify(model, small, plan, x, graph=graph).passed
 
 
 def test_typed_constructors_are_what_they_were_in_all_else() -> None:
