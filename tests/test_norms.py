@@ -151,6 +151,29 @@ def test_what_two_layers_add_to_is_a_stream() -> None:
     assert [group.kind for group in capture(Cell().eval(), inputs, norms=True).groups] == ["width"]
 
 
+class Beside(nn.Module):
+    """A norm over a stream and a branch behind one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.e, self.up, self.norm = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 8), nn.LayerNorm(WIDTH + 8)
+        self.down, self.head = nn.Linear(WIDTH + 8, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.e(x)
+        return self.head(x + self.down(self.norm(torch.cat([x, F.relu(self.up(x))], -1))))
+
+
+def test_the_branch_beside_a_stream_is_cut() -> None:
+    model, x = Beside().eval(), torch.randn(4, 6)
+    graph = capture(model, x)
+    assert [(group.name, group.kind) for group in graph.groups] == [("up", "neurons")]
+    assert {g.name: g.kind for g in capture(model, x, norms=True).groups} == {"e": "width", "up": "neurons"}
+    plan = make_plan(graph, {"up": [0, 3, 4]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
 @pytest.mark.parametrize(
     "norm", [lambda: nn.GroupNorm(1, 8), lambda: nn.GroupNorm(1, 8, affine=False), lambda: nn.LayerNorm([8, 5, 5])]
 )

@@ -515,6 +515,29 @@ def test_constant_outputs_prove_nothing() -> None:
     assert proof.failure == "every output is constant on redrawn weights: nothing would be proved"
 
 
+class Silent(nn.Module):
+    """Spikes, of which the last never come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.b((self.a(x) > 0).float()) > 50).float()
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_spikes_that_never_come_are_proved_by_what_they_are_made_of(fault: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Silent().eval(), torch.randn(4, 6)
+    plan = random_plan(capture(model, x))
+    small = cut(model, plan)
+    if fault:
+        with torch.no_grad():
+            small.b.weight.copy_(small.b.weight.flip(1))
+    assert verify(model, small, plan, x, check=False).passed == (not fault)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_outputs_that_are_not_finite_prove_nothing(value: float) -> None:
     model, inputs = build("chain")

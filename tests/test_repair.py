@@ -1271,6 +1271,7 @@ def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
     graph, before = capture(model, x), torch.get_rng_state()
     found = cannot_follow(model, graph, x)
     assert [*found] == ["first"] and "in training mode" in found["first"]
+    assert "dimension 1, in forward, test_repair.py:" in found["first"], "the line"
     assert not model.training and model.calls == 0 and torch.equal(before, torch.get_rng_state())
 
 
@@ -1374,6 +1375,27 @@ def test_the_size_in_a_tensor_that_a_scripted_function_is_given_follows() -> Non
     assert torch.IntTensor([1]).dtype == torch.int32  # the types are torch's own again
 
 
+class ByInt(nn.Module):
+    """Makes a number again of the size in a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.up, self.down = 6, nn.Linear(4, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, h = int(torch.IntTensor([self.hidden])[0]), self.up(x)
+        return self.down(torch.tanh(h[:, :size]) * torch.sigmoid(h[:, size:]))
+
+
+def test_a_number_made_of_the_size_in_a_tensor_follows() -> None:
+    model, x = ByInt().eval(), torch.randn(2, 4)
+    graph = capture(model, x)
+    plan = make_plan(graph, {group.name: [0, 3] for group in graph.groups})
+    small = cut(model, plan)
+    assert small.hidden == 2 and verify(model, small, plan, x, graph=graph).passed
+
+
 def test_typed_constructors_are_what_they_were_in_all_else() -> None:
     with in_words_of_today():
         assert isinstance(torch.zeros(2), torch.FloatTensor) and not isinstance(torch.zeros(2), torch.LongTensor)
@@ -1425,14 +1447,17 @@ def test_numbers_of_groups_in_calls_of_functions_become_others(seed: int) -> Non
     assert small(x[:1]).shape == model(x[:1]).shape
 
 
-def test_a_shape_that_is_written_down_for_a_norm_becomes_another() -> None:
+@pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm])
+def test_a_shape_that_is_written_down_for_a_norm_becomes_another(norm: Callable[..., Tensor]) -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Linear(WIDTH, 8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.second(F.layer_norm(self.first(x), (8,)))
+            return self.second(
+                F.layer_norm(self.first(x), (8,)) if norm is F.layer_norm else F.rms_norm(self.first(x), (8,))
+            )
 
     torch.manual_seed(0)
     model, x = Normed().eval(), tokens()
@@ -1440,3 +1465,28 @@ def test_a_shape_that_is_written_down_for_a_norm_becomes_another() -> None:
     plan = make_plan(graph, {"first": [0, 2, 3, 5, 7]})
     assert [(edit.text, edit.value) for edit in plan.edits.sources] == [("8", 5)]
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+class Filled(nn.Module):
+    """A state that is as wide as the input, and filled with a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, width = x.shape
+        h, most = self.up(x), torch.full((batch, width), -1e38)
+        for step in range(steps):
+            most = torch.maximum(most, h[:, step])
+        return self.down(most + x.new_full((batch, width), 0.5))
+
+
+def test_what_a_tensor_is_filled_with_is_no_size() -> None:
+    model, x = Filled().eval(), torch.randn(4, 3, 8)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"up": [0, 3, 7]})
+    assert {(edit.text, edit.value) for edit in plan.edits.sources} == {("width", 3)}
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed and small(x[:2]).shape == (2, 3)

@@ -13,11 +13,11 @@ from typing import TypeAlias
 
 from torch.fx import Node
 
-from actprune.axes.expr import Axis, leaves
+from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.inference import Inference
 from actprune.axes.site import Mixing
 from actprune.errors import CaptureError
-from actprune.graph.program import Program
+from actprune.graph.program import Program, place
 
 NORMS: tuple[bool | str, ...] = (False, "auto", True)
 """What may be cut of all that norms run over, from less to more: nothing, what lies within a branch, streams too."""
@@ -52,27 +52,42 @@ def inferred(program: Program, norms: bool | str) -> Inference:
     """The axes of a program, cut under norms as far as that is asked for (one of `NORMS`).
 
     Only all the axes tell what is a stream: where some are not to be cut, the program is walked again, and they freeze
-    at their norms.
+    at their norms. Of a norm over a stream and a branch behind one another, the stream alone is not cut.
     """
     found = Inference(norms is not False)
     found.walk(program)
-    means = [mixing for mixing in found.mixings if mixing.twin is not None]
+    means = _means(found)
     if not means:
         return found
     over = over_streams(means, found, program)
     if norms is True:
-        found.streams = [found.operand_axis(mixing) for mixing in over]
-    elif whole := frozenset(mixing.node for mixing in (*over, *over_unread(means, found))):
+        found.streams = [leaf for mixing, joined in over.items() for leaf in _of(mixing, joined, found)]
+        return found
+    beside = {mixing.node for mixing, joined in over.items() if _free([found.operand_axis(mixing)], found) - joined}
+    whole = frozenset(m.node for m in over if m.node not in beside) | {m.node for m in over_unread(means, found)}
+    if whole:
         found = Inference(True, whole)
         found.walk(program)
+    for mixing, joined in over_streams([m for m in _means(found) if m.node in beside], found, program).items():
+        for leaf in _of(mixing, joined, found):
+            found.algebra.freeze(leaf, f"normalised over by {place(mixing.node)}")
     return found
 
 
-def over_streams(means: Sequence[Mixing], inference: Inference, program: Program) -> list[Mixing]:
-    """Those of the means that are over a stream."""
-    over = [set(_keys([inference.operand_axis(mixing)], inference)) for mixing in means]
-    joined = streams(inference, program, set[int]().union(*over))
-    return [mixing for mixing, keys in zip(means, over, strict=True) if keys & joined]
+def _of(mixing: Mixing, keys: set[int], inference: Inference) -> list[Leaf]:
+    """Those of the leaves that a mean runs over."""
+    return [leaf for leaf in leaves(inference.operand_axis(mixing)) if leaf.key in keys]
+
+
+def _means(inference: Inference) -> list[Mixing]:
+    return [mixing for mixing in inference.mixings if mixing.twin is not None]
+
+
+def over_streams(means: Sequence[Mixing], inference: Inference, program: Program) -> dict[Mixing, set[int]]:
+    """Those of the means that are over a stream, with the leaves (by key) of it."""
+    over = {mixing: set(_keys([inference.operand_axis(mixing)], inference)) for mixing in means}
+    joined = streams(inference, program, set[int]().union(*over.values()))
+    return {mixing: keys & joined for mixing, keys in over.items() if keys & joined}
 
 
 def streams(inference: Inference, program: Program, among: set[int]) -> set[int]:
@@ -109,11 +124,13 @@ def over_unread(means: Sequence[Mixing], inference: Inference) -> list[Mixing]:
     into += [inference.operand_axis(mixing) for mixing in inference.mixings if mixing.twin is None]
     unread = made.difference(_keys(into, inference))
 
-    def alone(axis: Axis) -> bool:
-        free = (leaf for leaf in leaves(inference.algebra.resolve(axis)) if inference.algebra.frozen(leaf) is None)
-        return any(leaf.key in unread for leaf in free)
+    return [mixing for mixing in means if _free([inference.operand_axis(mixing)], inference) & unread]
 
-    return [mixing for mixing in means if alone(inference.operand_axis(mixing))]
+
+def _free(axes: Iterable[Axis], inference: Inference) -> set[int]:
+    """The leaves (by key) that nothing has frozen yet."""
+    free = (leaf for axis in axes for leaf in leaves(inference.algebra.resolve(axis)))
+    return {leaf.key for leaf in free if inference.algebra.frozen(leaf) is None}
 
 
 def _keys(axes: Iterable[Axis], inference: Inference, more_than: int = 1) -> Iterator[int]:

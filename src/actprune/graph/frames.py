@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import traceback
 import types
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -39,6 +41,20 @@ def is_librarys(frame: FrameType) -> bool:
 
 def is_kerass(frame: FrameType) -> bool:
     return "/keras/src/" in frame.f_code.co_filename
+
+
+def raised_in(error: BaseException) -> str:
+    """The user's own function and line that an error comes from, to be said behind it; nothing where there is none."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not is_kerass(frame)]
+    codes = [(frame.f_code, line) for frame, line in frames]
+    own = [(c, line) for c, line in codes if "/torch/" not in c.co_filename and not c.co_filename.startswith(_PACKAGE)]
+    if not own:
+        return ""
+    code, line = own[-1]
+    return f", in {code.co_name}, {Path(code.co_filename).name}:{line}"
+
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def owner_of(frame: FrameType) -> nn.Module | None:

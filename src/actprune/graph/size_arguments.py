@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from actprune.graph.numbers import TracedFloat, TracedInt
 
 _RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new new_zeros new_ones new_empty".split()}
-_FULL = {"full", "new_full"}
+FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 
 Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
@@ -19,7 +19,7 @@ Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
 
 def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     """The sizes among the arguments of a call of the function `name`."""
-    if name in _RESULT | _FULL | _REPEAT and isinstance(result, Tensor):
+    if name in _RESULT | FULL | _REPEAT and isinstance(result, Tensor):
         return _shape_of_result(name, args, kwargs, result)
     if name == "unflatten":
         dim, sizes = (*args[1:], *kwargs.values())[:2]
@@ -69,7 +69,7 @@ def _shape_of_result(name: str, args: Any, kwargs: Any, result: Tensor) -> list[
     given = given or [value for key, value in kwargs.items() if key in ("size", "shape", "sizes", "repeats")]
     if given and isinstance(given[0], tuple | list):
         given = list(given[0])
-    elif name in _FULL:
+    elif name in FULL:
         return []
     sizes = [n for n in given if isinstance(n, int)]
     if len(sizes) != len(given) or len(sizes) != result.dim():

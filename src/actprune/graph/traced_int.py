@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from actprune.graph.numbers import TracedInt
 from actprune.graph.rebuilt import running
@@ -18,6 +18,8 @@ from actprune.graph.rebuilt import running
 
 class _Int(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> int:
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            args = (args[0].item(),)  # which may be a number of the class: see `number_tensors`
         kept = len(args) == 1 and not kwargs and isinstance(args[0], TracedInt)
         return args[0] if kept else int(*args, **kwargs)
 

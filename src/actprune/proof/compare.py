@@ -82,6 +82,8 @@ def compare(sides: Sides, varied: bool = False) -> tuple[float, str | None]:
     worst = relative_error(expected, found)
     if not floats and worst == 0 and (inner := _behind_whole_numbers(sides)) is not None:
         worst, constant = inner, False
+    if constant and worst == 0 and (inner := _inside(sides)) is not None:
+        worst, constant = inner, False
     if constant:
         return float("inf"), f"every output is constant on {sides.what}: nothing would be proved"
     rounding = _rounding(sides, expected) if TOLERANCE < worst < inf else 0.0
@@ -217,8 +219,35 @@ def _behind_whole_numbers(sides: Sides) -> float | None:
     pairs = _pairs(sides)
     if pairs is None:
         return None
-    last = [(a, b) for a, b in pairs if _gives_floats(a) and any(not _gives_floats(user) for user in a.users)]
+    last = [(a, b) for a, b in pairs if _decides(a)]
     return max((error for _, error in _errors(sides, last)), default=None)
+
+
+def _inside(sides: Sides) -> float | None:
+    """Largest relative error of any call, where decisions make all outputs constant: spikes that never come.
+
+    None where nothing is decided, where the two graphs have different nodes, or where what a layer reads is constant
+    too: which columns are whose doesn't show then.
+    """
+    pairs, program = _pairs(sides), sides.dense.program
+    if pairs is None or not any(_decides(node) for node, _ in pairs):
+        return None
+    values = _values(program, sides.batch, sides.reference)
+    layers = {site.node for site in sides.dense.sites}
+    read = [
+        [values[source.name] for source in node.all_input_nodes if source.name in values]
+        for node in program.nodes
+        if node.name in layers
+    ]
+    if not all(any(map(_varies, several)) for several in read if several):
+        return None
+    return max((error for _, error in _errors(sides, pairs)), default=None)
+
+
+def _decides(node: Node) -> bool:
+    """Whether it gives floats that become something else, such as a yes or no."""
+    calls_of = (user for user in node.users if user.op == "call_function")
+    return _gives_floats(node) and not all(map(_gives_floats, calls_of))
 
 
 def _gives_floats(node: Node) -> bool:

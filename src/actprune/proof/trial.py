@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from actprune.axes.capture import Graph
 from actprune.axes.picked import keys_of
 from actprune.errors import EquivalenceError, PlanError
+from actprune.graph.frames import raised_in
 from actprune.graph.keep import apart, copied, in_eval
 from actprune.graph.program import holds_samples, place
 from actprune.graph.refusal import first_line
@@ -229,7 +230,7 @@ def _shapes(network: nn.Module, inputs: Any, *, training: bool = False) -> list[
                 network.train()
             outputs = pytree.tree_leaves(_called(network, args, kwargs))
         except Exception as error:  # whatever a user's forward raises on sizes it did not expect
-            return first_line(error)
+            return f"{first_line(error)}{raised_in(error)}"
     return [tuple(out.shape) for out in outputs if isinstance(out, Tensor)]
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from types import CodeType, ModuleType
 from typing import Any, cast
 
-from actprune.graph.size_arguments import GROUPS
+from actprune.graph.size_arguments import FULL, GROUPS
 from actprune.graph.sizes import SizeUse
 
 
@@ -176,7 +176,7 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
     given: list[ast.expr] = list(node.args)
     if use.op in GROUPS:
         return _argument(node, GROUPS[use.op], "groups", "num_groups")
-    if use.op == "layer_norm":
+    if use.op in ("layer_norm", "rms_norm"):
         shape = _argument(node, 1, "normalized_shape")
         return None if shape is None else _item(shape, use.slot, use.count, source)
     named = [
@@ -193,7 +193,7 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
         if use.count == 1 and given and not isinstance(given[0], ast.Tuple | ast.List):
             return given[0]
         return _item(given[0], use.slot, use.count, source) if given else None
-    given = named or given
+    given = named or (given[:1] if use.op in FULL else given)  # behind the sizes stands what they are filled with
     if use.op == "pad":
         given = [k.value for k in node.keywords if k.arg == "pad"] or given[1:2]
     if len(given) > 1 and use.op in ("reshape", "tile", "broadcast_to"):
