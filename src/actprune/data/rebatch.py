@@ -1,8 +1,8 @@
-"""Calibration batches of another size than they came in, where they are one or two, or tiny.
+"""Calibration batches of another size than they came in, where they are one or two, or small.
 
 What is fitted is judged on batches that are held out. Of one batch there are none: fits would interpolate the samples
-that they are judged by, and the search would find the widths at which that is easiest. Batches of single samples take
-several times as long.
+that they are judged by, and the search would find the widths at which that is easiest. Small batches of a small network
+take several times as long as larger ones: every call has its own cost.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FEW_BATCHES = 3
 """Fewer are divided: of two, half would be held out."""
 
 PARTS = 8
-"""So many batches are made of few, and at least of tiny ones; of two samples or more."""
+"""So many batches are made of few, and at least of small ones; of two samples or more."""
 
-TINY, LARGER = 8, 16
-"""Batches of fewer samples are joined to as many as this."""
+LARGER = 64
+"""Batches of half as many samples or fewer are joined to as many as this."""
 
 ROOM = 2**25
-"""Bytes that the outputs of all layers may take for a batch that is joined."""
+"""Bytes that the outputs of all layers may take for a joined batch: with more, it isn't the calls that cost."""
 
 
 def rebatched(model: nn.Module, samples: Samples) -> Samples:
@@ -60,8 +60,8 @@ def _size(samples: Samples) -> int:
     if count // came < FEW_BATCHES:
         size = min(_whole(count, most), came)
         return size if count // size > 1 else came  # of three samples two would be left
-    size = max(_whole(count, min(most, LARGER)), came)
-    return size if came < TINY and count // size >= FEW_BATCHES else came
+    size = _whole(count, min(most, LARGER))
+    return size if size >= 2 * came and count // size >= FEW_BATCHES else came
 
 
 def _whole(count: int, most: int) -> int:
