@@ -19,6 +19,7 @@ from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
 from actprune.keras3.exchange import put, variable_like
 from actprune.keras3.from_config import given_functions
+from actprune.keras3.own import variables_within
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
@@ -29,6 +30,7 @@ from actprune.keras3.resized import (
     serialized,
     set_numbers,
 )
+from actprune.keras3.unread import build_unread
 from actprune.keras3.wrapping import holds_own
 
 Like = Callable[[Any], Any]
@@ -43,12 +45,13 @@ class Copying:
         like: a layer of Keras → a new one, smaller and not yet built; the same one each time.
         anew: a model that is connected, and what it is called on → a new one, smaller.
         wanted: a variable → its shape in the copy.
+        again: as `like`, but another one each time.
         made: id of a layer, variable or metric, or of an object that holds such → what takes its place.
         later: stand-ins for connected models, until it is known what they are called on.
     """
 
-    def __init__(self, like: Like, anew: Anew, wanted: Callable[[Any], Shape]) -> None:
-        self.like, self.anew, self.wanted = like, anew, wanted
+    def __init__(self, like: Like, anew: Anew, wanted: Callable[[Any], Shape], again: Like) -> None:
+        self.like, self.anew, self.wanted, self.again = like, anew, wanted, again
         self.made: dict[int, Any] = {}
         self.later: list[Any] = []
 
@@ -191,7 +194,7 @@ def copied(layer: Any, copying: Copying, numbers: Mapping[str, Any], args: Any, 
                 put(holder, later, later.made_of())
     for place, inner in inner_layers(layer):
         if inner.built and not at(made, place).built:  # it isn't called
-            at(made, place).build_from_config(inner.get_build_config())
+            build_unread(at(made, place), inner, [*map(copying.wanted, variables_within(inner))], copying.again)
     small: dict[str, Any] = {
         place: at(made, place)
         for place, inner in inner_layers(layer)

@@ -58,15 +58,20 @@ def _check_floats(model: Any) -> None:
         )
 
 
-def misfit(name: str, error: Exception) -> PlanError:
-    """What is said of a layer that raises on the size that a plan leaves."""
+def said(error: Exception) -> str:
+    """What an error says, in a line."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras says where it was ("Exception encountered when calling …"),
     inner = re.split(r".* encountered(?: when calling .*|:)\n", text)[-1]  # and what it was behind that, in bold
-    said = next((line for line in inner.splitlines() if line.strip()), "")
+    line = next((line for line in inner.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200]}"
+
+
+def misfit(name: str, error: Exception) -> PlanError:
+    """What is said of a layer that raises on the size that a plan leaves."""
     return PlanError(
         f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
         expected="a layer that its config describes, and that takes inputs of the new size",
-        got=f"{type(error).__name__}: {said[:200]}",
+        got=said(error),
         where=name,
         hint="protect the layers that feed it, or write it without a fixed size",
     )
