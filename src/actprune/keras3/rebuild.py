@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from actprune.errors import PlanError
+from actprune.keras3.as_class import of_same_class
 from actprune.keras3.attributes import is_attribute, numbers_within
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.copied import Copying, copied
@@ -67,8 +68,10 @@ class _Rebuilding(FromConfig):
         try:
             if isinstance(model, keras.Sequential):
                 return self._sequential(model, inputs)
-            made = None if is_plain(model) else self._of_class(model, inputs)
-            return self._connected(model, inputs) if made is None else made
+            if is_plain(model):
+                return self._connected(model, inputs)
+            made = self._of_class(model, inputs)
+            return of_same_class(self._connected(model, inputs), model, self._copying()) if made is None else made
         except PlanError:
             raise
         except Exception as error:  # whatever a layer raises on shapes it doesn't expect
