@@ -187,7 +187,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     def name(node: Node) -> str:
         return node.name if node in nodes else f"{TRAINING}{node.name}"
 
-    return Graph(
+    graph = Graph(
         program=program,
         groups=groups,
         sites=tuple(site for site in every if site.reads),
@@ -212,6 +212,11 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         masks=masks,
         counted=counted,
     )
+    if not isinstance(model, Rebuilt):
+        return graph
+    # a teacher, a discriminator: what is deployed gains nothing by their cut
+    alone = (group.name for group in groups if all(site in extra for site in group.producers))
+    return graph.without(dict.fromkeys(alone, "made in training alone"))
 
 
 def _resolved(dims: Dims, resolve: Callable[[Axis], Axis]) -> Dims:
