@@ -6,7 +6,7 @@ import copy
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -109,14 +109,26 @@ def test_a_functional_class_comes_back_as_itself(tmp_path: Path) -> None:
     assert isinstance(network.model, Classifier) and torch.equal(network.model(x), again(x))
 
 
-def test_a_class_without_a_config_comes_back_as_a_functional_model() -> None:
+def test_a_class_without_a_config_comes_back_as_itself(tmp_path: Path) -> None:
     class Closed(keras.Model):
         def __init__(self, settings: Any) -> None:
             inputs = keras.Input((6,))
-            super().__init__(inputs, kl.Dense(2)(kl.Dense(settings.units)(inputs)))
+            hidden = kl.Dense(settings.units)
+            super().__init__(inputs, kl.Dense(2)(hidden(inputs)))
+            self.hidden, self.levels, self.told = hidden, [self.output], lambda: self.count_params()
 
-    result = actprune.prune(Closed(SimpleNamespace(units=8)), RNG.normal(size=(16, 6)), keep="units=50%", method="l2")
-    assert not isinstance(result.model, Closed) and result.model.output.shape == (None, 2)
+    def made() -> Any:
+        return Closed(SimpleNamespace(units=8))
+
+    result = actprune.prune(made(), RNG.normal(size=(16, 6)), keep="units=50%", method="l2")
+    small: Any = result.model
+    assert isinstance(small, Closed) and small.hidden is small.layers[1] and small.hidden.units == 4
+    assert small.levels == [small.output] and small.told() == small.count_params() == 38
+    result.save(tmp_path / "run")
+    assert isinstance(actprune.load(tmp_path / "run", made()), Closed)
+    with pytest.raises(NotImplementedError, match="does not make it again"):  # it would make a larger one
+        small.save(tmp_path / "small.keras")
+    assert isinstance(actprune.prune(small, np.zeros((4, 6)), keep="units=50%", method="l2").model, Closed)
 
 
 def test_a_class_that_computes_more_than_its_graph_is_refused() -> None:
@@ -154,13 +166,18 @@ def test_a_class_made_of_inputs_and_outputs_is_what_keras_reads(tmp_path: Path) 
     np.testing.assert_allclose(found.predict(x, verbose=0), small.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
+class Both(NamedTuple):
+    first: Any
+    second: Any
+
+
 class Adversary(keras.Model):
-    """Made of inputs and outputs; its `compile` keeps metrics, lists and one optimizer under two names."""
+    """Made of inputs and outputs; its `compile` keeps metrics, lists and one optimizer under several names."""
 
     def compile(self, own: Any, seen: Any, weights: list[float]) -> None:
         super().compile()
         self.own, self.both, self.seen, self.weights_of = own, {"first": own}, seen, weights
-        self.nothing = None
+        self.nothing, self.named = None, Both(own, weights)
 
 
 def test_what_an_own_compile_keeps_comes_back() -> None:
@@ -171,4 +188,4 @@ def test_what_an_own_compile_keeps_comes_back() -> None:
     small = actprune.prune(model, x, keep="units=50%", method="l2").model
     assert small.own is small.both["first"] and small.own is not model.own
     assert type(small.seen) is keras.metrics.Mean and small.seen is not model.seen
-    assert small.weights_of == [1.0, 2.0] and small.nothing is None
+    assert small.weights_of == [1.0, 2.0] and small.nothing is None and small.named.first is small.own

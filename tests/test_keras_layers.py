@@ -223,3 +223,39 @@ def test_what_a_layer_raises_is_said_and_not_where_keras_called_it() -> None:
     with pytest.raises(ValueError, match="encountered when calling") as caught:
         Wanting()(torch.ones(2, 4))
     assert first_line(caught.value) == "ValueError: wants eight units"
+
+
+def test_numbers_of_units_that_are_told_twice() -> None:
+    """How often the scores of steps are repeated, and the shape that a lambda is said to give."""
+    inputs = keras.Input((9, 8))
+    steps = kl.Conv1D(12, 1)(inputs)
+    scores = kl.Permute((2, 1))(kl.RepeatVector(12)(kl.Flatten()(kl.Dense(1)(steps))))
+    pooled = kl.Lambda(lambda x: keras.ops.sum(x, axis=1), output_shape=(12,))(kl.Multiply()([steps, scores]))
+    model = keras.Model(inputs, kl.Dense(2)(pooled))
+    small: Any = actprune.prune(model, RNG.normal(size=(16, 9, 8)), keep="units=50%", method="l2").model
+    assert [layer.n for layer in small.layers if isinstance(layer, kl.RepeatVector)] == [6]
+    assert small.layers[-1].kernel.shape == (6, 2)
+
+
+def test_a_reason_names_the_line_that_raises_and_what_reads_a_constant() -> None:
+    class Picky(kl.Layer):
+        def build(self, shape: Any) -> None:
+            if shape[-1] % 16:
+                raise ValueError("by sixteens alone")
+
+        def call(self, x: Any) -> Any:
+            return keras.ops.relu(x)
+
+    class Masked(kl.Layer):
+        def build(self, shape: Any) -> None:
+            self.mask = np.tri(shape[-1], dtype="float32")[None, -1]
+
+        def call(self, x: Any) -> Any:
+            return x * keras.ops.convert_to_tensor(self.mask)
+
+    layers = kl.Dense(16), Picky(), kl.Dense(12), Masked(name="masked"), kl.Dense(10), kl.Dense(2)
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    result = actprune.prune(model, RNG.normal(size=(16, 4)), keep="units=50%", method="l2")
+    reasons = str(result.graph.account())
+    assert "by sixteens alone (in build, test_keras_layers.py:" in reasons
+    assert "a constant of the forward pass, read by aten.to.device at masked" in reasons

@@ -1166,6 +1166,11 @@ USES: dict[str, Case] = {
     "written with a step": Case(lambda m, x: x.slice_scatter(x[:, ::2], 1, 0, 8, 2), frozen=True),
     "a grid of both": Case(lambda m, x: torch.meshgrid(x.sum(0), x.sum(1), indexing="xy")[0]),
     "every unit thrice": Case(lambda m, x: x[0].repeat_interleave(3)),
+    "the number of a row for all its entries": Case(
+        lambda m, x: x.new_zeros(4, x.shape[1]).scatter_add(
+            0, torch.tensor([0, 1, 1, 3]).repeat_interleave(torch.tensor(x.shape[1:]).prod()).view(x.shape), x
+        )
+    ),
     "depthwise on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=16)),
     "grouped on a concatenation": Case(doubled, "maps", False, parts=layer(nn.Conv2d, 16, 16, 3, groups=8)),
     "a filter repeated for every channel": Case(

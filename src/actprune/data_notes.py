@@ -8,6 +8,7 @@ from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured
 from actprune.graph.output_kinds import tensor_outputs
 from actprune.graph.program import shape
+from actprune.graph.rebuilt import Rebuilt
 from actprune.proof.elsewhere import MOST
 
 FEW_CLASSES = 0.5
@@ -24,6 +25,17 @@ def some(names: Sequence[str], most: int) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
+
+
+def _unseen_step(captured: Captured) -> Iterator[str]:
+    model, graph = captured.model, captured.graph
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in sorted(graph.program.parameters - graph.used))
+    if isinstance(model, Rebuilt) and model.refused_step is not None and layers:
+        yield (
+            f"What train_step alone computes was not seen, since it does not run here ({model.refused_step}). What it "
+            f"alone calls ({some([*layers], 3)}) stays as it is; where that reads what was cut, fit fails: compile the "
+            "model before it is pruned, or name in protect= the layers that it reads."
+        )
 
 
 def _left_over(captured: Captured) -> Iterator[str]:
@@ -85,5 +97,5 @@ def _few_classes(captured: Captured) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Captured], Iterator[str]], ...] = (
-    _left_over, _one_by_one, _elsewhere, _not_reached, _few_classes,
+    _unseen_step, _left_over, _one_by_one, _elsewhere, _not_reached, _few_classes,
 )  # fmt: skip

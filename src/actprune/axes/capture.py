@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from actprune.axes.normed import asked, inferred
 from actprune.axes.site import Dims, Site, Term
 from actprune.errors import CaptureError
 from actprune.graph.program import Program
+from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import TRAINING
 from actprune.graph.trace import trace
 
@@ -165,8 +167,10 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         program = replace(program, sizes=program.sizes.with_training(training.sizes))
     used = program.used if training is None else program.used | training.used
 
+    read = (*mixings, *(mixing for mixing in inference.mixings[len(mixings) :] if mixing.twin is None))
+
     def surveyed() -> Survey:
-        return survey(inference, (*every, *extra), used, UNSEEN if unseen else UNUSED)
+        return survey(inference, (*every, *extra), read, used, UNSEEN if unseen else UNUSED)
 
     counted, known = settle(inference, surveyed)
     groups = find_groups(inference, known)
@@ -183,7 +187,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     def name(node: Node) -> str:
         return node.name if node in nodes else f"{TRAINING}{node.name}"
 
-    return Graph(
+    graph = Graph(
         program=program,
         groups=groups,
         sites=tuple(site for site in every if site.reads),
@@ -208,6 +212,11 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         masks=masks,
         counted=counted,
     )
+    if not isinstance(model, Rebuilt):
+        return graph
+    # a teacher, a discriminator: what is deployed gains nothing by their cut
+    alone = (group.name for group in groups if all(site in extra for site in group.producers))
+    return graph.without(dict.fromkeys(alone, "made in training alone"))
 
 
 def _resolved(dims: Dims, resolve: Callable[[Axis], Axis]) -> Dims:
@@ -234,7 +243,8 @@ def _training_branches(model: nn.Module, program: Program) -> Program | None:
     for times in (1, 2) if program.batch_size == 1 else (1,):
         args, kwargs = pytree.tree_unflatten(list(program.repeated(program.example, times)), program.in_spec)
         try:
-            return trace(model, kwargs or args, training=True, like=program)
+            with model.as_trained(*args, **kwargs) if isinstance(model, Rebuilt) else nullcontext():
+                return trace(model, kwargs or args, training=True, like=program)
         except CaptureError:
             continue
     return None

@@ -10,7 +10,7 @@ from math import gcd, lcm
 
 from actprune.axes.expr import Axis, Concat, Leaf, Product, leaves, product, size
 from actprune.axes.inference import Inference
-from actprune.axes.site import Dims, Site
+from actprune.axes.site import Dims, Mixing, Site
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,14 @@ class Survey:
         return self.leaves.keys() - self.whole.keys()
 
 
-def survey(inference: Inference, sites: Iterable[Site], used: frozenset[str], unused: str) -> Survey:
+def survey(
+    inference: Inference, sites: Iterable[Site], mixings: Iterable[Mixing], used: frozenset[str], unused: str
+) -> Survey:
     """A group's units are made by some parameter, and removed at every sum over them: by zero columns of a weight, or
     by a mask.
 
     Args:
+        mixings: those that read units: the mean of a loss, which training alone takes, does not.
         used: the tensors that the forward pass reads; what is in none of them is whole for the reason `unused`.
     """
     tensors, sites = _resolved(inference), list(sites)
@@ -104,7 +107,7 @@ def survey(inference: Inference, sites: Iterable[Site], used: frozenset[str], un
                 inference.algebra.freeze(leaf, f"stands twice in a dimension of {name}")
     producers = _by_leaf((site, site.out_axis(tensors[site.weight])) for site in sites)
     consumers = _by_leaf((site, site.in_axis(tensors[site.weight])) for site in sites if site.reads)
-    mixed = _leaves_of(inference, (inference.operand_axis(m) for m in inference.mixings))
+    mixed = _leaves_of(inference, (inference.operand_axis(m) for m in mixings))
     multiples = _multiples(inference)
 
     def why(key: int, leaf: Leaf) -> str | None:

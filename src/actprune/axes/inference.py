@@ -7,7 +7,7 @@ the result relate to those of the arguments. An op without a rule freezes every 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 from torch import Tensor
@@ -67,7 +67,8 @@ class Inference:
     def walk(self, program: Program) -> None:
         """Infer the axes of every node of `program`."""
         self._program = program
-        own = {name: self._tensor(program, name, tensor) for name, tensor in program.tensors.items()}
+        readers = {program.bindings.get(node.name): next(iter(node.users), None) for node in program.nodes}
+        own = {name: self._tensor(program, name, tensor, readers) for name, tensor in program.tensors.items()}
         for lengths, normed in program.normed.items():
             self.algebra.unify(own[lengths][normed.dim], own[normed.weight][normed.dim], "the weight norm")
         for node in program.nodes:
@@ -85,13 +86,15 @@ class Inference:
                 for out in node.all_input_nodes:
                     self._freeze_node(out, "model output")
 
-    def _tensor(self, program: Program, name: str, tensor: Tensor) -> Dims:
+    def _tensor(self, program: Program, name: str, tensor: Tensor, readers: Mapping[str | None, Node | None]) -> Dims:
         """The axes of a tensor of the model; a constant has its own in every program, since only its name recurs."""
         if name in program.held:
             if name not in self.tensors:
                 self.tensors[name] = tuple(self.algebra.leaf(int(n)) for n in tensor.shape)
             return self.tensors[name]
-        dims = tuple(self.algebra.leaf(int(n), "a constant of the forward pass") for n in tensor.shape)
+        reader = readers.get(name)
+        reason = "a constant of the forward pass" + (f", read by {place(reader)}" if reader is not None else "")
+        dims = tuple(self.algebra.leaf(int(n), reason) for n in tensor.shape)
         self.tensors.setdefault(name, dims)
         return dims
 

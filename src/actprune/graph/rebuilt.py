@@ -50,6 +50,16 @@ class Rebuilt(nn.Module):
         """Within it, nothing is dropped at random in training mode: no module of torch's own does it here."""
         return nullcontext()
 
+    def as_trained(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        """Within it, its forward pass in training mode, on such inputs, computes what a step of training does, where
+        that is more."""
+        return nullcontext()
+
+    @property
+    def refused_step(self) -> str | None:
+        """Why a step of training, where it was tried to see what that computes, did not run; else None."""
+        return None
+
     def own_modules(self) -> dict[str, nn.Module]:
         """Path → what runs code of the user's own, with attributes that `rebuilt` can set to other sizes."""
         return {}

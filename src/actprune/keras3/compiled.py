@@ -69,11 +69,17 @@ def _again(value: Any, made: dict[int, Any]) -> Any:
             again: Any = {key: _again(entry, made) for key, entry in value.items()}
         elif isinstance(value, list | tuple):
             again = [_again(entry, made) for entry in value]
-            again = tuple(again) if isinstance(value, tuple) else again
+            again = like_tuple(value, again) if isinstance(value, tuple) else again
         else:
             again = own_again(value)
         made[id(value)] = again
     return made[id(value)]
+
+
+def like_tuple(value: tuple[Any, ...], entries: list[Any]) -> tuple[Any, ...]:
+    """A tuple of these, with the names that the entries of `value` have."""
+    kind: Any = type(value)
+    return kind(*entries) if hasattr(value, "_fields") else tuple(entries)
 
 
 def _optimizers(new: Any, old: Any) -> Iterator[tuple[Any, Any]]:

@@ -19,6 +19,7 @@ from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.compiled import own_again
 from actprune.keras3.exchange import put, variable_like
 from actprune.keras3.from_config import given_functions
+from actprune.keras3.own import variables_within
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     as_resized,
@@ -29,6 +30,7 @@ from actprune.keras3.resized import (
     serialized,
     set_numbers,
 )
+from actprune.keras3.unread import build_unread
 from actprune.keras3.wrapping import holds_own
 
 Like = Callable[[Any], Any]
@@ -43,12 +45,13 @@ class Copying:
         like: a layer of Keras → a new one, smaller and not yet built; the same one each time.
         anew: a model that is connected, and what it is called on → a new one, smaller.
         wanted: a variable → its shape in the copy.
+        again: as `like`, but another one each time.
         made: id of a layer, variable or metric, or of an object that holds such → what takes its place.
         later: stand-ins for connected models, until it is known what they are called on.
     """
 
-    def __init__(self, like: Like, anew: Anew, wanted: Callable[[Any], Shape]) -> None:
-        self.like, self.anew, self.wanted = like, anew, wanted
+    def __init__(self, like: Like, anew: Anew, wanted: Callable[[Any], Shape], again: Like) -> None:
+        self.like, self.anew, self.wanted, self.again = like, anew, wanted, again
         self.made: dict[int, Any] = {}
         self.later: list[Any] = []
 
@@ -67,12 +70,12 @@ class Copying:
             self.made[id(metric)] = own_again(metric)
         for inner in layer._layers:
             for name, function in given_functions(inner).items():
-                if (other := self._value(function)) is not function:  # it closes over what has a copy
+                if (other := self.value(function)) is not function:  # it closes over what has a copy
                     setattr(self.made[id(inner)], name, other)
         known = _of_keras(base)
         for name, value in [*vars(layer).items(), *layer._modules.items()]:
             if name not in known:
-                setattr(new, name, self._value(value))
+                setattr(new, name, self.value(value))
             elif name in _STATE:
                 vars(new)[name] = value
         self._in_order(new, layer)
@@ -90,20 +93,20 @@ class Copying:
         else:
             self.made[id(layer)] = self.like(layer)
 
-    def _value(self, value: Any) -> Any:
+    def value(self, value: Any) -> Any:
         """What an attribute of the copy holds for one of the layer: nothing that training changes belongs to both."""
         if id(value) in self.made:
             return self.made[id(value)]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self._value, value))
+            return type(value)(*map(self.value, value))
         if isinstance(value, list | tuple | set):
             kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
-            return kind(self._value(entry) for entry in value)
+            return kind(self.value(entry) for entry in value)
         if isinstance(value, deque):
-            return deque(map(self._value, value), value.maxlen)
+            return deque(map(self.value, value), value.maxlen)
         if isinstance(value, dict):
             kind = OrderedDict if isinstance(value, OrderedDict) else dict
-            return kind((key, self._value(entry)) for key, entry in value.items())
+            return kind((key, self.value(entry)) for key, entry in value.items())
         again = own_again(value)
         if again is value:
             return self._of_users(value) if self._leads(value, set()) else value
@@ -113,18 +116,18 @@ class Copying:
     def _of_users(self, value: Any) -> Any:
         """The same of a function or an object that holds layers."""
         if isinstance(value, MethodType):
-            return MethodType(value.__func__, self._value(value.__self__))
+            return MethodType(value.__func__, self.value(value.__self__))
         if isinstance(value, partial):
-            return partial(self._value(value.func), *map(self._value, value.args), **self._value(value.keywords))
+            return partial(self.value(value.func), *map(self.value, value.args), **self.value(value.keywords))
         if isinstance(value, FunctionType):  # a lambda of `self`
-            cells = tuple(CellType(self._value(cell)) for cell in _cells(value)) or value.__closure__
+            cells = tuple(CellType(self.value(cell)) for cell in _cells(value)) or value.__closure__
             made = FunctionType(
-                value.__code__, value.__globals__, value.__name__, self._value(value.__defaults__), cells
+                value.__code__, value.__globals__, value.__name__, self.value(value.__defaults__), cells
             )
-            made.__kwdefaults__ = self._value(value.__kwdefaults__)
+            made.__kwdefaults__ = self.value(value.__kwdefaults__)
             return made
         made = self.made[id(value)] = object.__new__(type(value))
-        vars(made).update((name, self._value(entry)) for name, entry in vars(value).items())
+        vars(made).update((name, self.value(entry)) for name, entry in vars(value).items())
         return made
 
     def _leads(self, value: Any, seen: set[int]) -> bool:
@@ -191,7 +194,7 @@ def copied(layer: Any, copying: Copying, numbers: Mapping[str, Any], args: Any, 
                 put(holder, later, later.made_of())
     for place, inner in inner_layers(layer):
         if inner.built and not at(made, place).built:  # it isn't called
-            at(made, place).build_from_config(inner.get_build_config())
+            build_unread(at(made, place), inner, [*map(copying.wanted, variables_within(inner))], copying.again)
     small: dict[str, Any] = {
         place: at(made, place)
         for place, inner in inner_layers(layer)

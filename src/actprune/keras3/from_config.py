@@ -36,6 +36,23 @@ _FUNCTIONS = ("activation", "recurrent_activation", "function")
 """Attributes, and fields of the config, that hold functions."""
 
 
+def _lambda_like(layer: Any, shape: Any) -> Any:
+    return type(layer)(
+        layer.function, output_shape=shape, mask=layer.mask, arguments=layer.arguments,
+        name=layer.name, dtype=layer.dtype_policy,
+    )  # fmt: skip
+
+
+def _follows(layer: Any) -> bool:
+    """Whether the shape that a Lambda was told is what its function gives: then a smaller one need not be told."""
+    try:
+        (node, *_) = layer._inbound_nodes
+        found = _lambda_like(layer, None).compute_output_spec(*node.arguments.args, **node.arguments.kwargs)
+    except Exception:  # whatever a function raises on tensors without values
+        return False
+    return [one.shape for one in keras_on_torch().tree.flatten(found)] == [one.shape for one in node.outputs]
+
+
 class Within:
     """Stands for a model within a model, a layer that wraps one, or one of the user's own class that is cut, until its
     inputs, and so their sizes, are known."""
@@ -82,10 +99,7 @@ class FromConfig:
         keras = keras_on_torch()
         try:
             if isinstance(layer, keras.layers.Lambda):  # its config holds code, which isn't read back
-                return type(layer)(
-                    layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments,
-                    name=layer.name, dtype=layer.dtype_policy,
-                )  # fmt: skip
+                return _lambda_like(layer, None if _follows(layer) else layer._output_shape)
             if isinstance(layer, keras.layers.TorchModuleWrapper):  # its config holds a pickle, which isn't read back
                 module, shape = small_module(layer, self.names, self.plan), layer.output_shape
                 return type(layer)(module, name=layer.name, output_shape=shape, dtype=layer.dtype_policy)

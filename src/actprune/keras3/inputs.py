@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,20 @@ Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments by position and by name, with a `keras.KerasTensor` for each tensor."""
 
 
+Data = Callable[[Any], Any]
+"""What a model is called on → what a step of training of its own takes."""
+
+
 @dataclass
 class CalledOn:
-    """What a model was called on first, if it was; an object, for what a capture sets in a module is taken back."""
+    """What a model was called on first, if it was; an object, for what a capture sets in a module is taken back.
+
+    Attributes:
+        data: where it has a step of training of its own that was tried, what that takes, or why it does not run.
+    """
 
     given: Given | None = None
+    data: Data | str | None = None
 
 
 def has_own_call(model: Any) -> bool:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from actprune.keras3.backend import keras_on_torch
-from actprune.keras3.own import variables_within
+from actprune.keras3.own import shapes_of, variables_within
 from actprune.keras3.places import placed
 from actprune.keras3.resized import (
     Resized,
@@ -154,7 +154,3 @@ def _fresh(arguments: Any, unknown: int | None = None) -> Any:
         return keras.Input(batch_shape=shape, dtype=value.dtype)
 
     return keras.tree.map_structure(fresh, arguments)
-
-
-def shapes_of(layer: Any) -> list[Shape]:
-    return [tuple(variable.shape) for variable in variables_within(layer)]

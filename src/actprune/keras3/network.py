@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from actprune.errors import CaptureError
+from actprune.graph.keep import apart
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import Sizes
 from actprune.keras3.attributes import of_attributes
@@ -24,6 +25,7 @@ from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
 from actprune.keras3.refusal import check_rebuildable, misfit
 from actprune.keras3.sizes import written_sizes
+from actprune.keras3.stepping import data_for, in_training
 from actprune.keras3.wrapping import holds_own
 from actprune.plan import Plan
 
@@ -38,12 +40,14 @@ class KerasNetwork(Rebuilt):
         places: its layers, under the paths that the dense model gave them.
         calls: what is called in it and is no layer: its own name → the name that the dense model gave it.
         called_on: of a model with a `call` of its own, what it was called on.
+        stepping: whether it computes in training mode what a step of training does.
     """
 
     model: Any
     places: list[Placed]
     calls: dict[str, str]
     called_on: CalledOn
+    stepping: bool
 
     @property
     def called(self) -> str:
@@ -87,6 +91,7 @@ class KerasNetwork(Rebuilt):
         vars(self)["model"] = model
         vars(self)["places"] = placed(model) if like is None else _named_alike(placed(model), like)
         vars(self)["called_on"] = called_on or CalledOn()
+        vars(self)["stepping"] = False
         vars(self)["calls"] = {op.name: op.name for op in operations(model)} | dict(calls or {})
         for place in self.places:
             holder = _module(self, place.path)
@@ -98,14 +103,34 @@ class KerasNetwork(Rebuilt):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        own = has_own_call(self.model)
-        several = own and by_position(self.model) > 1
-        inputs = args if several and args else (kwargs or (args[0] if len(args) == 1 else list(args)),)
-        named = kwargs if several else {}
-        if own and self.called_on.given is None:
+        inputs, named = self._arguments(args, kwargs)
+        if has_own_call(self.model) and self.called_on.given is None:
             self.called_on.given = as_given(inputs, named)
         with annotated(self._named()), plain_numbers(), torchs_generator():
+            if self.stepping and self.training:
+                return in_training(self.model, inputs, named, self.called_on.data)
             return self.model(*inputs, **named, training=self.training)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called on, by position and by name."""
+        several = has_own_call(self.model) and by_position(self.model) > 1
+        inputs = args if several and args else (kwargs or (args[0] if len(args) == 1 else list(args)),)
+        return inputs, kwargs if several else {}
+
+    @contextmanager
+    def as_trained(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if self.called_on.data is None:
+            with apart(0), torchs_generator():
+                self.called_on.data = data_for(self.model, *self._arguments(args, kwargs))
+        vars(self)["stepping"] = True
+        try:
+            yield
+        finally:
+            vars(self)["stepping"] = False
+
+    @property
+    def refused_step(self) -> str | None:
+        return self.called_on.data if isinstance(self.called_on.data, str) else None
 
     def _named(self) -> Iterator[tuple[str, Any]]:
         """Everything that is called in the model, and its path."""

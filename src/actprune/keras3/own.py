@@ -55,6 +55,10 @@ def variables_within(layer: Any) -> list[Any]:
     return [variable for place in placed(layer) for variable, _ in place.variables.values()]
 
 
+def shapes_of(layer: Any) -> list[tuple[int, ...]]:
+    return [tuple(variable.shape) for variable in variables_within(layer)]
+
+
 def own_sizes(
     layer: Any, path: str, asked: dict[str, Powers], caller: Caller
 ) -> tuple[dict[Expr, int], dict[Dim, Expr]]:
@@ -180,8 +184,7 @@ def _call(caller: Caller, twin: Any, width: int | None) -> None:
 
 
 def _sizes(layer: Any) -> dict[Dim, int]:
-    shapes = [tuple(variable.shape) for variable in variables_within(layer)]
-    return {(i, dim): size for i, shape in enumerate(shapes) for dim, size in enumerate(shape)}
+    return {(i, dim): size for i, shape in enumerate(shapes_of(layer)) for dim, size in enumerate(shape)}
 
 
 def _expression(value: int, powers: Mapping[Expr, int], attributes: Mapping[Expr, int]) -> Expr | None:

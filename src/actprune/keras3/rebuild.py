@@ -7,17 +7,19 @@ from contextlib import suppress
 from typing import Any
 
 from actprune.errors import PlanError
+from actprune.keras3.as_class import of_same_class
 from actprune.keras3.attributes import is_attribute, numbers_within
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.copied import Copying, copied
 from actprune.keras3.from_config import FromConfig, Within
 from actprune.keras3.inputs import Given, as_built, has_own_call, of_sizes
-from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_inside, shapes_of, share_others, twin_of
-from actprune.keras3.own import is_own
+from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_inside, share_others, twin_of
+from actprune.keras3.own import is_own, shapes_of, variables_within
 from actprune.keras3.places import Placed, placed
 from actprune.keras3.reconnect import is_functional, is_plain
 from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import Resized, as_config, config_of, serialized
+from actprune.keras3.unread import inputs_of, widths
 from actprune.keras3.wrapping import holds_model
 from actprune.plan import Plan
 
@@ -66,8 +68,10 @@ class _Rebuilding(FromConfig):
         try:
             if isinstance(model, keras.Sequential):
                 return self._sequential(model, inputs)
-            made = None if is_plain(model) else self._of_class(model, inputs)
-            return self._connected(model, inputs) if made is None else made
+            if is_plain(model):
+                return self._connected(model, inputs)
+            made = self._of_class(model, inputs)
+            return of_same_class(self._connected(model, inputs), model, self._copying()) if made is None else made
         except PlanError:
             raise
         except Exception as error:  # whatever a layer raises on shapes it doesn't expect
@@ -221,15 +225,27 @@ class _Rebuilding(FromConfig):
             raise error if isinstance(error, PlanError) else misfit(layer.name, error) from error
 
     def _copying(self) -> Copying:
-        return Copying(self.layer, self._anew, self._wanted)
+        return Copying(self.layer, self._anew, self._wanted, self.like)
 
     def _anew(self, model: Any, inputs: Any) -> Any:
         """A connected model in one of the user's own class, called on tensors of known shapes."""
         if id(model) not in self.made or isinstance(self.made[id(model)], Within):
             keras = keras_on_torch()
             given = None if inputs is None else of_sizes(model, keras.tree.flatten(inputs))
-            self.made[id(model)] = self.model(model, given)
+            self.made[id(model)] = self._unread(model) if given is None else self.model(model, given)
         return self.made[id(model)]
+
+    def _unread(self, model: Any) -> Any:
+        """A connected model that no `call` reaches, for inputs of the width with which it is as the plan wants it."""
+        wanted, held = [*map(self._wanted, variables_within(model))], self.made
+        for width in widths(wanted) if model.built else ():
+            self.made = {**held}
+            with suppress(PlanError):
+                made = self.model(model, None if width is None else inputs_of(model, width))
+                if shapes_of(made) == wanted:
+                    return made
+        self.made = held
+        return self.model(model)
 
     def _spare(self, layer: Any) -> Any:
         """None where the plan changes numbers in the config of the layer, which then makes it."""

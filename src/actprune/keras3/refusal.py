@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
+from pathlib import Path
 from typing import Any
 
 from actprune.errors import PlanError, UnsupportedModelError
@@ -58,15 +61,30 @@ def _check_floats(model: Any) -> None:
         )
 
 
-def misfit(name: str, error: Exception) -> PlanError:
-    """What is said of a layer that raises on the size that a plan leaves."""
+def said(error: Exception) -> str:
+    """What an error says, in a line."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras says where it was ("Exception encountered when calling …"),
     inner = re.split(r".* encountered(?: when calling .*|:)\n", text)[-1]  # and what it was behind that, in bold
-    said = next((line for line in inner.splitlines() if line.strip()), "")
+    line = next((line for line in inner.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200]}"
+
+
+def misfit(name: str, error: Exception) -> PlanError:
+    """What is said of a layer that raises on the size that a plan leaves."""
     return PlanError(
         f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
         expected="a layer that its config describes, and that takes inputs of the new size",
-        got=f"{type(error).__name__}: {said[:200]}",
+        got=f"{said(error)}{_line(error)}",
         where=name,
         hint="protect the layers that feed it, or write it without a fixed size",
     )
+
+
+def _line(error: Exception) -> str:
+    """The last line of the user's own that it came through, where there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(library in frame.filename for library in _LIBRARIES)]
+    return f" (in {own[-1].name}, {Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+
+
+_LIBRARIES = ("/keras/src/", "/torch/", "/optree/", str(Path(__file__).parents[1]) + os.sep)

@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from actprune.graph.numbers import Expr, variables
 from actprune.graph.program import module_path, named_arguments, op_name, shape
 from actprune.graph.sizes import Place, Sizes, SizeUse
+from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.own import Dim, Powers, callers, own_sizes, variables_within
 from actprune.keras3.places import Placed
 
@@ -50,6 +51,7 @@ def written_sizes(places: Sequence[Placed], operations: Mapping[str, Any], graph
                 optional |= {leaf for expr in found.values() for leaf in variables(expr)}  # smaller by other means
         own = nodes.get(place.path, [])
         uses += _target_shape(place.path, place.layer, "target_shape", own, 1)
+        uses += _repeated(place.path, place.layer, own)
         for kind in type(place.layer).__mro__:
             if kind.__module__.startswith("keras.") and kind.__name__ in _SCALED:
                 field, sources = _SCALED[kind.__name__]
@@ -86,6 +88,14 @@ def _target_shape(path: str, layer: Any, field: str, nodes: Sequence[Node], befo
             for k, value in enumerate(target):
                 if isinstance(value, int) and value > 0 and shape(node)[before + k : before + k + 1] == (value,):
                     yield _use(layer, value, ("attr", path, (field, k)), ("size", node.name, before + k), "reshape", k)
+
+
+def _repeated(path: str, layer: Any, nodes: Sequence[Node]) -> Iterator[SizeUse]:
+    """How often a `RepeatVector` repeats: scores of steps, once for every unit that they are multiplied with."""
+    if isinstance(layer, keras_on_torch().layers.RepeatVector):
+        for node in nodes:
+            if len(shape(node)) == 3 and shape(node)[1] == layer.n:
+                yield _use(layer, layer.n, ("attr", path, ("n",)), ("size", node.name, 1), "repeat", 0)
 
 
 def _scale(place: Placed, field: str, sources: Sequence[str], nodes: dict[str, list[Node]]) -> Iterator[SizeUse]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from actprune.axes.call import Call, NotCovered, rule
-from actprune.axes.expr import size
+from actprune.axes.expr import product, size
 from actprune.axes.rules.elementwise import broadcast_axes, broadcast_with
 from actprune.axes.site import Dims
 from actprune.graph.program import op_name, shape
@@ -213,8 +214,11 @@ _PASSES = ("aten.expand", "aten.broadcast_to", "aten.to.", "aten._to_copy", "ate
 
 @rule("aten.repeat_interleave.self_Tensor")
 def repeat_by_number(call: Call) -> Dims:
-    """Every entry along `dim` as often as the number at its place says."""
+    """Every entry along `dim` as often as the number at its place says; or, of a list, as often as one number says: the
+    copies then are a new axis, as of what a call makes constant (a number of a row for each of its entries)."""
     source = call.axes(call["self"])
+    if call["dim"] is None and len(source) == 1 and math.prod(map(size, call.axes(call["repeats"]))) == 1:
+        return (product([*source, call.algebra.leaf(call.shape()[0] // size(source[0]))]),)
     dim = call.dim(len(source))
     for axis in (source[dim], *call.axes(call["repeats"])):
         call.freeze(axis, "repeated by number")

@@ -1,0 +1,134 @@
+"""Classes that train by steps of their own, which call layers that no `call` reaches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import numpy as np
+import pytest
+import torch
+
+import actprune
+
+keras = pytest.importorskip("keras")
+kl: Any = keras.layers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(32, 8)).astype("float32")
+# Keras says it of every model that calls layers which nobody has built yet
+pytestmark = pytest.mark.filterwarnings(r"ignore:`build\(\)` was called on layer:UserWarning")
+Y = RNG.normal(size=(32, 3)).astype("float32")
+
+
+def _encoder() -> Any:
+    return keras.Sequential([keras.Input((8,)), kl.Dense(16, activation="relu"), kl.Dense(12, activation="relu")])
+
+
+class Stepping(keras.Model):
+    def _descend(self, loss: Any) -> dict[str, Any]:
+        self.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            self.optimizer.apply([weight.value.grad for weight in self.trainable_weights], self.trainable_weights)
+        return {"loss": loss}
+
+
+class Contrastive(Stepping):
+    """Projects, in training, what its head reads: by a model, and by layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head, self.wide = _encoder(), kl.Dense(3), [kl.Dense(5)]
+        self.projection = keras.Sequential([keras.Input((12,)), kl.Dense(6, activation="relu"), kl.Dense(4)])
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.encoder(x))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        told = self.encoder(x)
+        loss = keras.ops.mean((self.head(told) - y) ** 2)
+        return self._descend(loss + sum(keras.ops.mean(one(told) ** 2) for one in (self.projection, *self.wide)))
+
+
+class Averaged(Stepping):
+    """Keeps a moving average of its student, and compares with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = keras.Sequential([keras.Input((8,)), *_encoder().layers, kl.Dense(8)])
+        self.teacher = keras.models.clone_model(self.student)
+        self.teacher.trainable = False
+
+    def call(self, x: Any) -> Any:
+        return self.student(x)
+
+    def train_step(self, x: Any) -> dict[str, Any]:
+        told = self._descend(keras.ops.mean((self.student(x) - self.teacher(x)) ** 2))
+        for mine, other in zip(self.student.weights, self.teacher.weights, strict=True):
+            other.assign(0.9 * other + 0.1 * mine)
+        return told
+
+
+def _contrastive() -> Any:
+    model = Contrastive()
+    model(X)
+    model.wide[0].build((None, 12))
+    return model
+
+
+def test_what_a_step_alone_calls_is_cut_along(tmp_path: Path) -> None:
+    model = _contrastive()
+    model.compile("adam", "mse")
+    model.fit(X, Y, verbose=0)
+    before = [np.array(weight) for weight in model.get_weights()]
+    result = actprune.prune(model, X, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert all(map(np.array_equal, before, model.get_weights()))
+    # what training alone makes stays, as a teacher does
+    assert [one.shape for one in small.projection.weights[::2]] == [(6, 6), (6, 4)]
+    assert small.wide[0].kernel.shape == (6, 5)
+    small.fit(X, Y, verbose=0)
+    result.save(tmp_path / "run")
+    again: Any = actprune.load(tmp_path / "run", _contrastive())  # never compiled
+    assert again.projection.layers[0].kernel.shape == (6, 6)
+
+
+def test_a_moving_average_is_cut_like_what_it_follows() -> None:
+    model = Averaged()
+    model(X)
+    model.compile("adam")
+    small: Any = actprune.prune(model, X, keep="macs=50%", method="l2").model
+    assert [w.shape for w in small.teacher.weights] == [w.shape for w in small.student.weights]
+    assert small.count_params() < 0.7 * model.count_params()
+    small.fit(X, verbose=0)
+
+
+def test_a_step_that_does_not_run_is_told() -> None:
+    result = actprune.prune(_contrastive(), X, keep="units=50%", method="l2")
+    told = next(note for note in result.report.notes if "train_step" in note)
+    assert "no attribute 'optimizer'" in told and "alone calls (dense" in told
+
+
+class Auxiliary(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.aux = kl.Dense(16, activation="relu"), kl.Dense(3), kl.Dense(3)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        hidden = self.trunk(x)
+        if training:
+            self.add_loss(keras.ops.mean(self.aux(hidden) ** 2))
+        return self.head(hidden)
+
+
+def test_losses_that_a_call_adds_in_training() -> None:
+    model = Auxiliary()
+    model(X, training=True)
+    model.compile("adam", "mse")
+    small: Any = actprune.prune(model, X, keep="macs=50%", method="l2").model
+    assert small.trunk.units == 8 and small.aux.kernel.shape == (8, 3)
+    small.fit(X, Y, verbose=0)
