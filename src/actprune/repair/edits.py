@@ -34,7 +34,7 @@ class SourceEdit:
         functions: the method's name, then those of the functions down to the one with the argument. Of a
             function in an attribute of the module, or a method of an object there: "attribute.function".
         line, column: of the argument, from the function's first line (1) and in bytes within it.
-        text: the argument as it stands there.
+        text: the argument as it stands there; "x.shape[-1]" for an item of an "x.shape" that is all sizes.
         value: the number.
         was: the number that it was; other occurrences of the same arithmetic (in a scale, say) stay at it.
         digest: SHA-256 of the function's source.

@@ -7,6 +7,7 @@ number in the source. What can't be mended is reported with the axes that it for
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,7 +104,7 @@ class _Solver:
             if edit is None or rivals:
                 stuck.append(Stuck(i, use, self._concerns(use), self._counted(use, rivals)))
             else:
-                sources[edit.module, edit.functions, edit.line, edit.column] = edit
+                sources[edit.module, edit.functions, edit.line, edit.column, edit.text] = edit
         return [*sources.values()], tuple(calls), stuck
 
     def _keeps(self, use: SizeUse, edited: Iterable[int]) -> bool:
@@ -130,7 +131,7 @@ class _Solver:
     def _counted(self, use: SizeUse, rivals: Iterable[SizeUse]) -> frozenset[tuple[int, int]]:
         """Pairs of groups that would fit if both kept as many units: they are the same number in the class.
 
-        So is a size that is read off another tensor, as in `torch.zeros(h.shape)`, with the one that it is read off,
+        So is a size that is read off another tensor, as in `torch.zeros_like(h)`, with the one that it is read off,
         and so are the parts of a tensor that slices of a number's length take one after the other.
         """
         own, (same, read) = self.at.counted_by(use), self.attributes.alike(use)
@@ -151,5 +152,5 @@ class _Solver:
 
 def _written_at(use: SizeUse) -> tuple[Any, ...]:
     found = argument(use) if use.role[0] not in ("fixed", "equal", "follows") else None
-    place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset)
+    place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset, ast.unparse(found))
     return use.place.module, use.place.code, *place

@@ -189,6 +189,8 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
         skip = function + (use.op == "unflatten")
         given = named or given[skip:]
         if use.op == "narrow":
+            by_name = {keyword.arg: keyword.value for keyword in node.keywords}
+            given += [by_name[name] for name in ("dim", "start", "length")[len(given) :] if name in by_name]
             return given[use.slot] if len(given) == use.count else None
         if use.count == 1 and given and not isinstance(given[0], ast.Tuple | ast.List):
             return given[0]
@@ -235,7 +237,7 @@ def _item(expr: ast.expr, slot: int, count: int, source: Source) -> ast.expr | N
             return _among(elts, slot - (count - len(elts)), len(elts), source)
         case ast.BinOp(ast.Tuple(elts), ast.Add(), _) if slot < len(elts):
             return _among(elts, slot, len(elts), source)
-        case ast.Starred(value):
+        case ast.Starred(value) | ast.Call(ast.Name("tuple" | "list"), [value]):
             return _item(value, slot, count, source)
         case ast.Name(name):
             values = [
@@ -243,9 +245,29 @@ def _item(expr: ast.expr, slot: int, count: int, source: Source) -> ast.expr | N
                 for node in ast.walk(source.tree)
                 if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
             ]
-            return _item(values[0], slot, count, source) if len(values) == 1 else None
+            shown = len(values) == 1 and isinstance(values[0], ast.Tuple | ast.List | ast.BinOp)
+            return (_item(values[0], slot, count, source) if shown else None) or _item_of(expr, slot, count)
         case _:
-            return None
+            return _item_of(expr, slot, count) if _is_pure(expr) else None
+
+
+def _item_of(expr: ast.expr, slot: int, count: int) -> ast.Subscript:
+    """`x.shape[1]` for the item of an `x.shape` that stands for a tuple of sizes, `x.shape[-1]` for the last."""
+    item = ast.parse(str(-1 if slot == count - 1 else slot), mode="eval").body
+    return ast.copy_location(ast.Subscript(expr, item, ast.Load()), expr)
+
+
+def _is_pure(expr: ast.expr) -> bool:
+    """Whether an expression may be evaluated once for every item: parts of shapes and sums of such."""
+    calls = [node for node in ast.walk(expr) if isinstance(node, ast.Call)]
+    sizes = all(isinstance(call.func, ast.Attribute) and call.func.attr == "size" and not call.args for call in calls)
+    return sizes and all(isinstance(node, _PURE) for node in ast.walk(expr))
+
+
+_PURE = (
+    ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Constant, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator,
+    ast.Tuple, ast.List, ast.Starred, ast.Call, ast.expr_context,
+)  # fmt: skip
 
 
 def _among(items: Sequence[ast.expr], slot: int, count: int, source: Source) -> ast.expr | None:

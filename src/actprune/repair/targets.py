@@ -66,7 +66,7 @@ class Targets:
         return self.lone(use) or next(iter(self.equal_parts(use)), None)
 
     def lone_read(self, use: SizeUse) -> Leaf | None:
-        """The one leaf whose size a size is, with no arithmetic between: the `h.shape[2]` in `torch.zeros(h.shape)`."""
+        """The one leaf whose size a size is, with no arithmetic between: the `h.shape[2]` in `torch.zeros_like(h)`."""
         expr = use.expr
         return self._cut(self._read(expr)) if isinstance(expr, tuple) and expr[0] == "shape" else None
 

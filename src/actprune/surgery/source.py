@@ -12,7 +12,7 @@ import copy
 import copyreg
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from types import FunctionType, ModuleType
@@ -214,7 +214,7 @@ def _dressed(made: Any, like: FunctionType) -> Any:
 
 
 class _Replace(ast.NodeTransformer):
-    """Expressions → numbers: those at the given places.
+    """Expressions → numbers: those at the given places, and items of those that stand for a tuple.
 
     `C // num_heads` in a reshape often stands again in a scale. There the same arithmetic keeps the value that it had,
     whatever becomes of its parts. A bare name may mean something else elsewhere.
@@ -223,16 +223,36 @@ class _Replace(ast.NodeTransformer):
     def __init__(self, edits: Sequence[SourceEdit]) -> None:
         self.at = {(edit.line, edit.column, edit.text): edit.value for edit in edits}
         self.kept = {edit.text: edit.was for edit in edits}
+        self.items: dict[tuple[int, int, str], dict[int, int]] = {}
+        for edit in edits:
+            whole = ast.parse(edit.text, mode="eval").body
+            if isinstance(whole, ast.Subscript) and ast.unparse(whole.slice).lstrip("-").isdigit():
+                place = edit.line, edit.column, ast.unparse(whole.value)
+                self.items.setdefault(place, {})[ast.literal_eval(whole.slice)] = edit.value
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr) and hasattr(node, "lineno"):
             text = ast.unparse(node)
-            value = self.at.get((node.lineno, node.col_offset, text))
+            place = node.lineno, node.col_offset, text
+            value = self.at.get(place)
             if value is None and isinstance(node, ast.BinOp):
                 value = self.kept.get(text)
-            if value is not None and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
-                return ast.copy_location(ast.Constant(value), node)
+            if isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+                if value is not None:
+                    return ast.copy_location(ast.Constant(value), node)
+                if place in self.items:
+                    return ast.copy_location(_with_items(text, self.items[place]), node)
         return super().visit(node)
+
+
+def _with_items(text: str, items: Mapping[int, int]) -> ast.expr:
+    """`x.shape` with some of its items as numbers: `(*x.shape[:1], 12, *x.shape[2:])`, or `(*x.shape[:-1], 12)`."""
+    parts, start = list[str](), "0"
+    for item in sorted(items, key=lambda item: (item < 0, item)):
+        parts += [f"*({text})[{start}:{item}]", str(items[item])]
+        start = f"{item + 1}" if item != -1 else ""
+    rest = [f"*({text})[{start}:]"] if start else []
+    return ast.parse(f"({', '.join(parts + rest)},)", mode="eval").body
 
 
 def _changed(owner: Any, name: str, got: str) -> PlanError:
