@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -111,6 +113,73 @@ def test_a_step_that_does_not_run_is_told() -> None:
     result = actprune.prune(_contrastive(), X, keep="units=50%", method="l2")
     told = next(note for note in result.report.notes if "train_step" in note)
     assert "no attribute 'optimizer'" in told and "alone calls (dense" in told
+
+
+class Remembering(Stepping):
+    """Its step keeps what it sees, and takes weights of the samples, gradients by a call of torch's, and an optimizer
+    that an object holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.probe = kl.Dense(16, activation="relu"), kl.Dense(3), kl.Dense(5)
+        self.seen, self.count, self.replay = [], 0, SimpleNamespace(items=deque(), best={}, table=np.zeros(2))
+        self.by = SimpleNamespace(optimizer=keras.optimizers.Adam())
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.trunk(x))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = data
+        loss = keras.ops.mean(weight) * keras.ops.mean((self(x) - y) ** 2) + keras.ops.mean(self.probe(self.trunk(x)))
+        self.seen.append(loss)
+        self.replay.items.append(x)
+        self.replay.best["loss"], self.count, self.last = loss, self.count + 1, loss
+        self.replay.table += 1
+        weights = self.trainable_weights
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss, [weight.value for weight in weights])
+        self.by.optimizer.apply([keras.ops.clip(gradient, -1, 1) for gradient in gradients], weights)
+        return {"loss": loss}
+
+
+def test_a_step_leaves_what_the_user_holds_as_it_was() -> None:
+    model = Remembering()
+    model(X)
+    model.probe.build((None, 16))
+    for weight in model.trainable_weights:
+        weight.value.grad = torch.ones_like(weight.value)
+    before = [np.array(weight) for weight in model.get_weights()]
+    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    assert small.probe.kernel.shape == (8, 5)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert all(bool((weight.value.grad == 1).all()) for weight in model.trainable_weights)
+    assert (model.seen, model.count, hasattr(model, "last")) == ([], 0, False)
+    assert not model.replay.items and not model.replay.best and not model.replay.table.any()
+
+
+class Deciding(Contrastive):
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        loss = keras.ops.mean((self.head(self.encoder(x)) - y) ** 2)
+        return self._descend(loss * 2 if float(loss) > 0.5 else loss + keras.ops.mean(self.projection(self.encoder(x))))
+
+
+class InPlace(Averaged):
+    def train_step(self, x: Any) -> dict[str, Any]:
+        for mine, other in zip(self.student.weights, self.teacher.weights, strict=True):
+            other.value.mul_(0.9).add_(mine.value, alpha=0.1)
+        return self._descend(keras.ops.mean((self.student(x) - self.teacher(x)) ** 2))
+
+
+@pytest.mark.parametrize(("kind", "told"), [(InPlace, "writes to weights"), (Deciding, "reads a number off a tensor")])
+def test_a_step_that_no_capture_follows_is_told_and_undone(kind: Any, told: str) -> None:
+    model = kind()
+    model(X)
+    model.compile("adam")
+    before = [np.array(weight) for weight in model.get_weights()]
+    result = actprune.prune(model, X, keep="units=50%", method="l2")
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert any(f"it {told}" in note for note in result.report.notes)
 
 
 class Auxiliary(keras.Model):

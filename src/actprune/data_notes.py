@@ -29,10 +29,11 @@ def some(names: Sequence[str], most: int) -> str:
 
 def _unseen_step(captured: Captured) -> Iterator[str]:
     model, graph = captured.model, captured.graph
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in sorted(graph.program.parameters - graph.used))
+    unused = sorted(graph.program.held - graph.used)  # a teacher, which isn't trained, has no parameters
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in unused if graph.program.tensors[name].dim())
     if isinstance(model, Rebuilt) and model.refused_step is not None and layers:
         yield (
-            f"What train_step alone computes was not seen, since it does not run here ({model.refused_step}). What it "
+            f"What train_step alone computes was not seen, since it can't be followed ({model.refused_step}). What it "
             f"alone calls ({some([*layers], 3)}) stays as it is; where that reads what was cut, fit fails: compile the "
             "model before it is pruned, or name in protect= the layers that it reads."
         )

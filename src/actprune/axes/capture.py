@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -238,13 +238,11 @@ def _training_branches(model: nn.Module, program: Program) -> Program | None:
     """Some tensors only work in training (auxiliary heads): what they share must be cut with them.
 
     BatchNorm can't train on a single sample, so a batch of one is tried twice over. A model whose training mode
-    can't be captured is taken as it is in eval mode.
+    can't be captured is taken as it is in eval mode; where it is a step of training, its forward pass is tried next.
     """
-    for times in (1, 2) if program.batch_size == 1 else (1,):
+    tries = (1, 2) if program.batch_size == 1 else (1,)
+    for times in tries * 2 if isinstance(model, Rebuilt) else tries:
         args, kwargs = pytree.tree_unflatten(list(program.repeated(program.example, times)), program.in_spec)
-        try:
-            with model.as_trained(*args, **kwargs) if isinstance(model, Rebuilt) else nullcontext():
-                return trace(model, kwargs or args, training=True, like=program)
-        except CaptureError:
-            continue
+        with suppress(CaptureError), model.as_trained(*args, **kwargs) if isinstance(model, Rebuilt) else nullcontext():
+            return trace(model, kwargs or args, training=True, like=program)
     return None

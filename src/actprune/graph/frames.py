@@ -34,9 +34,10 @@ def holder_of(owner: nn.Module, frame: FrameType) -> str | None:
 
 
 def is_librarys(frame: FrameType) -> bool:
-    """Whether it runs a function of torch's or Keras's own or what stands for one, and no layer of theirs."""
-    file = frame.f_code.co_filename
-    return is_stand_in(file) or (("/torch/" in file or is_kerass(frame)) and owner_of(frame) is None)
+    """Whether it runs a function of torch's or Keras's own or what stands for one, and no layer of theirs; or what only
+    hands calls on, as a mode does."""
+    file, hands_on = frame.f_code.co_filename, frame.f_code.co_name == "__torch_function__"
+    return is_stand_in(file) or hands_on or (("/torch/" in file or is_kerass(frame)) and owner_of(frame) is None)
 
 
 def is_kerass(frame: FrameType) -> bool:

@@ -6,8 +6,7 @@ import contextlib
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from actprune.errors import UnsupportedModelError
 from actprune.graph.ambience import own_modes, uncast
 from actprune.graph.closures import Rebound
+from actprune.graph.copies import copies, write_back
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
@@ -108,15 +108,13 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
     values of parameters only where `parameters` asks for it (some models clip their weights as they run).
     """
     held = _held(model)
-    copies = _copies(
-        v for _, entries in held for v in entries.values() if parameters or not isinstance(v, nn.Parameter)
-    )
+    kept = copies(v for _, entries in held for v in entries.values() if parameters or not isinstance(v, nn.Parameter))
     try:
         yield
     finally:
         for box, entries in held:
             _put_back(box, entries)
-        _write_back(copies)
+        write_back(kept)
 
 
 @contextlib.contextmanager
@@ -233,11 +231,11 @@ def refresh(model: nn.Module, training: bool) -> None:
         if isinstance(module, torch.jit.ScriptModule) or type(module).train is nn.Module.train:
             continue
         before, parameters = _entries(vars(module)), _entries(module._parameters)
-        copies = _copies(parameters.values())
+        kept = copies(parameters.values())
         with contextlib.suppress(Exception):  # whatever the class raises; then the module is captured as it is
             module.train(not training)
             module.train(training)
-        if _write_back(copies) or parameters != module._parameters:
+        if write_back(kept) or parameters != module._parameters:
             _put_back(vars(module), before)
             _put_back(module._parameters, parameters)
 
@@ -256,36 +254,3 @@ def _put_back(box: Any, entries: dict[Any, Any]) -> None:
         cast("dict[Any, Any]", box).update(entries)
     else:
         box.extend(entries.values())
-
-
-def _copies(values: Iterable[Any]) -> list[_Copy]:
-    """Copies of the tensors among `values`; those without memory of their own have no values to keep, and those in
-    files are not written to."""
-    distinct = {id(v): v for v in values if isinstance(v, Tensor)}
-    memory = (t for t in distinct.values() if t.device.type != "meta" and t.layout == torch.strided)
-    kept = (t for t in memory if not is_mapped(t))
-    return [_Copy(tensor, tensor.detach(), tensor.detach().clone()) for tensor in kept]
-
-
-def _write_back(copies: list[_Copy]) -> bool:
-    """Give every tensor its memory and values again; whether some had changed."""
-    changed = [own for own in copies if not own.holds()]
-    for own in changed:
-        own.tensor.data = own.memory
-        own.memory.copy_(own.values)
-    return bool(changed)
-
-
-@dataclass(frozen=True, eq=False)
-class _Copy:
-    """A tensor, the memory it had (`tensor.data = …` gives it other memory), and the values in that."""
-
-    tensor: Tensor
-    memory: Tensor
-    values: Tensor
-
-    def holds(self) -> bool:
-        if self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.values.shape:
-            return False
-        a, b = self.memory, self.values
-        return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN to NaN

@@ -52,7 +52,7 @@ class Rebuilt(nn.Module):
 
     def as_trained(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
         """Within it, its forward pass in training mode, on such inputs, computes what a step of training does, where
-        that is more."""
+        that is more; once a capture of that has failed, no longer."""
         return nullcontext()
 
     @property

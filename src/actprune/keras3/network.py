@@ -23,9 +23,10 @@ from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
 from actprune.keras3.noise import torchs_generator
 from actprune.keras3.places import Placed, operations, placed
 from actprune.keras3.rebuild import rebuild
-from actprune.keras3.refusal import check_rebuildable, misfit
+from actprune.keras3.refusal import check_rebuildable, misfit, said
 from actprune.keras3.sizes import written_sizes
 from actprune.keras3.stepping import data_for, in_training
+from actprune.keras3.unchanged import unchanged
 from actprune.keras3.wrapping import holds_own
 from actprune.plan import Plan
 
@@ -124,7 +125,12 @@ class KerasNetwork(Rebuilt):
                 self.called_on.data = data_for(self.model, *self._arguments(args, kwargs))
         vars(self)["stepping"] = True
         try:
-            yield
+            with unchanged(self.model):
+                yield
+        except CaptureError as error:
+            if callable(self.called_on.data):
+                self.called_on.data = said(error)
+            raise
         finally:
             vars(self)["stepping"] = False
 
