@@ -257,5 +257,5 @@ def test_a_reason_names_the_line_that_raises_and_what_reads_a_constant() -> None
     model = keras.Sequential([keras.Input((4,)), *layers])
     result = actprune.prune(model, RNG.normal(size=(16, 4)), keep="units=50%", method="l2")
     reasons = str(result.graph.account())
-    assert "by sixteens alone (in build, test_keras_layers.py:" in reasons
+    assert "by sixteens alone, in build, test_keras_layers.py:" in reasons
     assert "a constant of the forward pass, read by aten.to.device at masked" in reasons

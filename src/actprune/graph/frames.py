@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import traceback
 import types
 from pathlib import Path
@@ -48,14 +49,14 @@ def raised_in(error: BaseException) -> str:
     """The user's own function and line that an error comes from, to be said behind it; nothing where there is none."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not is_kerass(frame)]
     codes = [(frame.f_code, line) for frame, line in frames]
-    own = [(c, line) for c, line in codes if "/torch/" not in c.co_filename and not c.co_filename.startswith(_PACKAGE)]
+    own = [(code, line) for code, line in codes if not any(part in code.co_filename for part in _LIBRARIES)]
     if not own:
         return ""
     code, line = own[-1]
     return f", in {code.co_name}, {Path(code.co_filename).name}:{line}"
 
 
-_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARIES = ("/torch/", "/optree/", str(Path(__file__).parents[1]) + os.sep)
 
 
 def owner_of(frame: FrameType) -> nn.Module | None:

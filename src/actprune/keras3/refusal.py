@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import traceback
-from pathlib import Path
 from typing import Any
 
 from actprune.errors import PlanError, UnsupportedModelError
+from actprune.graph.frames import raised_in
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.own import is_own
 from actprune.keras3.reconnect import is_functional
@@ -74,17 +72,7 @@ def misfit(name: str, error: Exception) -> PlanError:
     return PlanError(
         f"Layer {name!r} can't be rebuilt in the size that the plan leaves.",
         expected="a layer that its config describes, and that takes inputs of the new size",
-        got=f"{said(error)}{_line(error)}",
+        got=f"{said(error)}{raised_in(error)}",
         where=name,
         hint="protect the layers that feed it, or write it without a fixed size",
     )
-
-
-def _line(error: Exception) -> str:
-    """The last line of the user's own that it came through, where there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(library in frame.filename for library in _LIBRARIES)]
-    return f" (in {own[-1].name}, {Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-
-
-_LIBRARIES = ("/keras/src/", "/torch/", "/optree/", str(Path(__file__).parents[1]) + os.sep)
