@@ -1452,6 +1452,57 @@ def test_a_number_made_of_the_size_in_a_tensor_follows() -> None:
     assert small.hidden == 2 and verify(model, small, plan, x, graph=graph).passed
 
 
+class ScaledInTraining(nn.Module):
+    """One head of attention, scaled by its size, and a second output that only training mode has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.size = 6
+        self.query, self.key, self.value = (nn.Linear(4, 6) for _ in range(3))
+        self.out, self.aux = nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k = (layer(x).view(*x.shape[:2], self.size) for layer in (self.query, self.key))
+        mixed = torch.softmax(q @ k.transpose(1, 2) * self.size**-0.5, -1) @ self.value(x)
+        return (self.out(mixed), self.aux(mixed)) if self.training else self.out(mixed)
+
+
+def test_a_scale_follows_the_size_of_a_head_in_training_mode_too() -> None:
+    model, x = ScaledInTraining().eval(), torch.randn(2, 5, 4)
+    graph = capture(model, x)
+    assert graph.training is not None
+    plan = make_plan(graph, {group.name: [0, 3, 4, 5] for group in graph.groups})
+    small = cut(model, plan)
+    assert small.size == 4 and verify(model, small, plan, x, graph=graph).passed
+    torch.testing.assert_close(small.train()(x)[0], small.eval()(x))
+
+
+class SummedBySegment(nn.Module):
+    """Sums the rows of each segment as `keras.ops.segment_sum` does: a row has its number for each entry."""
+
+    def __init__(self, written_down: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.written_down = 6, written_down
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, segments: Tensor) -> Tensor:
+        h = self.up(x)
+        sizes = torch.tensor([self.hidden] if self.written_down else h.shape[1:])
+        places = segments.repeat_interleave(sizes.prod().long()).view(h.shape)
+        return self.down(torch.zeros(h.shape).scatter_add(0, places, h))
+
+
+@pytest.mark.parametrize("written_down", [False, True])
+def test_the_product_of_sizes_in_a_tensor_follows(written_down: bool) -> None:
+    model, inputs = SummedBySegment(written_down).eval(), (torch.randn(5, 4), torch.tensor([0, 2, 1, 0, 2]))
+    graph = capture(model, inputs)
+    plan = make_plan(graph, {group.name: [0, 3, 4] for group in graph.groups})
+    small = cut(model, plan)
+    assert small.up.out_features == 3 and verify(model, small, plan, inputs, graph=graph).passed
+
+
 def test_typed_constructors_are_what_they_were_in_all_else() -> None:
     with in_words_of_today():
         assert isinstance(torch.zeros(2), torch.FloatTensor) and not isinstance(torch.zeros(2), torch.LongTensor)

@@ -97,13 +97,13 @@ def with_masks(
     return _holding(program, masks, bindings), masks
 
 
-def with_scales(program: Program, scalings: Iterable[Scaling]) -> tuple[Program, dict[str, Mask]]:
-    """The program with a factor in front of every call of `scalings`."""
+def with_scales(program: Program, scalings: Iterable[Scaling], prefix: str = "") -> tuple[Program, dict[str, Mask]]:
+    """The program with a factor in front of every call of `scalings`; `prefix` precedes the masks' names."""
     masks: dict[str, Mask] = {}
     bindings: dict[str, str] = {}
     for scaling in scalings:
         value = scaling.operand.meta["val"]
-        name = f"mask:{scaling.node.name}.scale"
+        name = f"{prefix}mask:{scaling.node.name}.scale"
         masks[name] = Mask(scaling.axis, torch.ones((), dtype=value.dtype, device=value.device), scaling.gain)
         placeholder = _placeholder(program, masks[name].ones)
         _multiply(program, scaling.node, scaling.operand, placeholder, {})

@@ -1,11 +1,14 @@
 """Tensors that hold numbers of the class, such as `torch.IntTensor([self.hidden])`, whose entries bound slices.
 
+Their product stays one (`torch.tensor(x.shape[1:]).prod()`), which says how often something is repeated.
+
 An entry that is read from one is the number that was put in, with what it was computed from; one of floats, or one that
 has been written to since, holds others.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -37,6 +40,10 @@ class NumberTensors:
         elif name == "__getitem__" and isinstance(args[1], int):
             held = self._of(args[0])
             numbers = held[args[1]] if isinstance(held, list | tuple) else None
+        elif name in _SAME and args:
+            numbers = self._of(args[0])
+        elif name == "prod" and (held := self._of(args[0])) is not None and result.dim() == 0:
+            numbers = math.prod(pytree.tree_leaves(held))
         if numbers is not None and isinstance(result, Tensor) and result.dtype in _WHOLE:
             self._held[id(result)] = weakref.ref(result), result._version, _own(numbers)
 
@@ -46,6 +53,10 @@ class NumberTensors:
         if numbers is not None:
             self._note_read(tensor)
         return _own(numbers)
+
+    def times(self, args: Any) -> Any:
+        """The arguments of `repeat_interleave`, with a number in the place of a tensor of one."""
+        return (args[0], self._number(args[1]), *args[2:]) if len(args) > 1 else args
 
     def within(self, index: Any) -> Any:
         """An index with numbers as the bounds of its slices, where they were entries of such tensors."""
@@ -69,5 +80,7 @@ def _own(numbers: Any) -> Any:
     """Lists, as `tolist` gives them, that nobody else can change."""
     return [_own(one) for one in cast("Any", numbers)] if isinstance(numbers, list | tuple) else numbers
 
+
+_SAME = {"long", "int", "to", "type"}
 
 _WHOLE = (torch.int32, torch.int64)

@@ -21,6 +21,8 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     """The sizes among the arguments of a call of the function `name`."""
     if name in _RESULT | FULL | _REPEAT and isinstance(result, Tensor):
         return _shape_of_result(name, args, kwargs, result)
+    if name == "repeat_interleave" and len(args) == 2 and not kwargs and args[0].dim() == 1:
+        return [(-1, 0, args[1], ("times", 0))] if isinstance(args[1], TracedInt) else []
     if name == "unflatten":
         dim, sizes = (*args[1:], *kwargs.values())[:2]
         dim %= args[0].dim()

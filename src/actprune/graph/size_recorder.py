@@ -88,6 +88,8 @@ class Recorder(TorchFunctionMode):
             return numbers
         if name == "__getitem__":
             args = (args[0], self._numbers.within(args[1]))
+        if name == "repeat_interleave":
+            args = self._numbers.times(args)
         args = true_types(name, args)
         if func in OF_ANY_WIDTH and (found := self._of_any_width(func, args, kwargs)) is not NotImplemented:
             return found
@@ -165,7 +167,10 @@ class Recorder(TorchFunctionMode):
         elif kind in ("bound", "times", "groups"):
             source = self._key(args[0])
             role = ("times", (call, 0), source, rest[0]) if kind == "times" else (kind, source, rest[0])
-            if source is None:
+            if source is None and kind == "times":  # of an input, which stays as it is: the size of the result, then
+                dim = rest[0] + max(count - args[0].dim(), 0)
+                role, slot, value = ("size", (call, 0), dim), -1, value * args[0].shape[rest[0]]
+            elif source is None:
                 role = ("fixed", (call, 0))
         elif kind == "fixed":
             role = ("fixed", (call, 0))

@@ -98,7 +98,7 @@ class Sizes:
     def with_training(self, other: Sizes) -> Sizes:
         """These, and those of `other`, the record of training mode, that stand at other places in the source."""
         known = {(use.place, use.place.code, use.slot) for use in self.uses}
-        more = [_in_training(use) for use in other.uses if (use.place, use.place.code, use.slot) not in known]
+        more = [in_training(use) for use in other.uses if (use.place, use.place.code, use.slot) not in known]
         attributes, owners = {**other.attributes, **self.attributes}, {**other.owners, **self.owners}
         return replace(self, uses=(*self.uses, *more), attributes=attributes, owners=owners)
 
@@ -112,7 +112,9 @@ TRAINING = "training/"
 """Precedes the names of nodes in the program of training mode: names recur in two programs."""
 
 
-def _in_training(use: SizeUse) -> SizeUse:
+def in_training(use: SizeUse) -> SizeUse:
+    """A size of the record of training mode, under the names that its program's nodes have beside the other's."""
+
     def named(name: Any, dim: int | None = None) -> Any:
         return TRAINING + name if isinstance(name, str) and not name.startswith("@") else name
 

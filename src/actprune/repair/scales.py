@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -19,10 +19,13 @@ from actprune.axes.expr import Axis, leaves
 from actprune.axes.masks import Scaling, with_scales
 from actprune.graph.numbers import Expr, evaluate, parts, variables, with_value
 from actprune.graph.program import Program, named_arguments, op_name
-from actprune.graph.sizes import SizeUse
+from actprune.graph.sizes import TRAINING, SizeUse, in_training
 
 Follower = tuple[Any, ...]
 """The role ("follows", node, dim, size, call): the number follows the size of that dimension, which stands in it."""
+
+Calls: TypeAlias = Mapping[Any, tuple[Program, Node]]
+"""Name of a call, as the roles of uses have it → the program that it is in, and its node."""
 
 _FACTORS = {
     "aten.mul.Tensor": ("other", 1, "self"),
@@ -37,15 +40,25 @@ _FACTORS = {
 
 def followers(graph: Graph) -> dict[int, Follower]:
     """The numbers that may follow a size: index of the use → its new role."""
-    if graph.training is not None:  # it would lack the factors
-        return {}
-    nodes = {node.name: node for node in graph.program.nodes}
-    found: dict[int, Follower] = {}
-    for i, use in enumerate(graph.program.sizes.uses):
-        place = _followed(graph, use) if _power(graph.program, nodes, use) else None
-        if place is not None and any(leaf.key in _keys(graph) for leaf in leaves(_axis(graph, *place[:2]))):
-            found[i] = ("follows", *place, use.role[1])
-    return found
+    calls = _calls(graph)
+    roles = ((i, _follower(graph, calls, use)) for i, use in enumerate(graph.program.sizes.uses))
+    return {i: role for i, role in roles if role is not None}
+
+
+def _follower(graph: Graph, calls: Calls, use: SizeUse) -> Follower | None:
+    called = calls.get(use.role[-1]) if use.role[0] == "fixed" else None
+    place = _followed(graph, use) if called is not None and _power(*called, use) else None
+    if place is None or not any(leaf.key in _keys(graph) for leaf in leaves(_axis(graph, *place[:2]))):
+        return None
+    return ("follows", *place, use.role[1])
+
+
+def _calls(graph: Graph) -> Calls:
+    """Those of the forward pass, and those of training mode, which has factors of its own."""
+    calls = {node.name: (graph.program, node) for node in graph.program.nodes}
+    if graph.training is not None:
+        calls |= {f"{TRAINING}{node.name}": (graph.training, node) for node in graph.training.nodes}
+    return calls
 
 
 def following(graph: Graph, found: Mapping[int, Follower]) -> Graph:
@@ -56,25 +69,39 @@ def following(graph: Graph, found: Mapping[int, Follower]) -> Graph:
 
 def scaled(graph: Graph, found: Iterable[int]) -> Graph:
     """The graph with a factor for each of these numbers, which follow their sizes."""
-    nodes = {node.name: node for node in graph.program.nodes}
-    scalings: list[Scaling] = []
-    for i in found:
-        use = graph.program.sizes.uses[i]
+    uses = [graph.program.sizes.uses[i] for i in found]
+    calls = _calls(graph)
+    uses += _again_in_training(graph, calls, uses)
+    scalings: dict[str, list[Scaling]] = {"": [], TRAINING: []}
+    for use in uses:
         _, name, dim, size, call = use.role
-        node = nodes[call]
+        program, node = calls[call]
         operand = named_arguments(node)[_FACTORS[op_name(node)][2]]
-        axis = _axis(graph, name, dim)
-        power, dtype = _power(graph.program, nodes, use), _rounding(graph.program, node)
-        scalings.append(Scaling(node, operand, axis, _gain(use.expr, size, power, dtype)))
-    program, masks = with_scales(graph.program, scalings)
-    return replace(graph, program=program, masks={**graph.masks, **masks})
+        gain = _gain(use.expr, size, _power(program, node, use), _rounding(program, node))
+        prefix = TRAINING if call.startswith(TRAINING) else ""
+        scalings[prefix].append(Scaling(node, operand, _axis(graph, name, dim), gain))
+    program, masks = with_scales(graph.program, scalings[""])
+    training = graph.training
+    if training is not None:
+        training, more = with_scales(training, scalings[TRAINING], TRAINING)
+        masks |= more
+    return replace(graph, program=program, training=training, masks={**graph.masks, **masks})
 
 
-def _power(program: Program, nodes: Mapping[str, Node], use: SizeUse) -> int:
+def _again_in_training(graph: Graph, calls: Calls, uses: Iterable[SizeUse]) -> list[SizeUse]:
+    """The same numbers, given to calls in training mode: of one place in the source the record has one use."""
+    known = {use.role[-1] for use in uses}
+    places = {(use.place, use.place.code, use.slot) for use in uses}
+    again: list[SizeUse] = []
+    for use in () if graph.training is None else map(in_training, graph.training.sizes.uses):
+        if use.role[-1] not in known and (use.place, use.place.code, use.slot) in places:
+            role = _follower(graph, calls, use)
+            again += [] if role is None else [replace(use, role=role)]
+    return again
+
+
+def _power(program: Program, node: Node, use: SizeUse) -> int:
     """1 where a number multiplies what it is given to, -1 where it divides it; else 0."""
-    node = nodes.get(use.role[-1]) if use.role[0] in ("fixed", "follows") else None
-    if node is None:
-        return 0
     name, power, _ = _FACTORS.get(op_name(node), ("", 0, ""))
     given = named_arguments(node).get(name)
     constant = _constant(program, given)

@@ -137,8 +137,11 @@ def repeat(call: Call) -> Dims:
 
 @rule("aten.repeat_interleave.self_int")
 def repeat_interleave(call: Call) -> Dims:
-    """Every entry along `dim` so many times in a row; without `dim` along everything in a row."""
+    """Every entry along `dim` so many times in a row; without `dim` along everything in a row: of a list the copies are
+    a new axis, all alike, so that fewer of them may be made (a number of a row for each of its entries)."""
     source = call.axes(call["self"])
+    if call["dim"] is None and len(source) == 1:
+        return (product([*source, call.algebra.leaf(int(call["repeats"]))]),)
     times = call.fixed(int(call["repeats"]), "repeated")
     if call["dim"] is None:
         return (product([*source, times]),)
