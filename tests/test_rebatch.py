@@ -99,13 +99,15 @@ def test_so_few_samples_that_batches_of_another_size_would_only_lose_some() -> N
     assert [size(mlp(), list(x[:count].split(1))) for count in (2, 3, 5)] == [1, 1, 1]
 
 
-def test_tiny_batches_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(256, 8)
-    assert size(mlp(), list(x.split(1))) == 16
+    assert size(mlp(), list(x.split(1))) == size(mlp(), list(x.split(8))) == 32  # eight of them
     assert size(mlp(), list(x[:80].split(2))) == 10
-    assert size(mlp(), list(x.split(8))) == 8
+    assert size(mlp(), list(x.split(20))) == 20  # not even twice as many
+    assert size(mlp(), list(x.repeat(4, 1).split(32))) == 64
+    assert size(mlp(), list(x.repeat(4, 1).split(48))) == 48
     assert size(Centred(), list(x.split(2))) == 2
-    monkeypatch.setattr(rebatch, "ROOM", 16 * sum((24, 24, 16, 16, 4)) * 4 - 1)
+    monkeypatch.setattr(rebatch, "ROOM", 32 * sum((24, 24, 16, 16, 4)) * 4 - 1)
     assert size(mlp(), list(x.split(1))) == 1
 
 
