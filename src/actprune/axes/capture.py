@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -166,8 +166,8 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         extra = tuple(replace(site, node=f"{TRAINING}{site.node}") for site in found)
         program = replace(program, sizes=program.sizes.with_training(training.sizes))
     used = program.used if training is None else program.used | training.used
-
-    read = (*mixings, *(mixing for mixing in inference.mixings[len(mixings) :] if mixing.twin is None))
+    later = inference.mixings[len(mixings) :]
+    read = (*mixings, *(mixing for mixing in later if mixing.twin is None))
 
     def surveyed() -> Survey:
         return survey(inference, (*every, *extra), read, used, UNSEEN if unseen else UNUSED)
@@ -177,7 +177,6 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)
     if training is not None:
-        later = inference.mixings[len(mixings) :]
         training, more = with_masks(training, later, inference.operand_axis, keys, TRAINING)
         masks |= more
     resolve = cache(inference.algebra.resolve)  # nothing is refined any more, and most axes occur many times
@@ -212,10 +211,16 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         masks=masks,
         counted=counted,
     )
-    if not isinstance(model, Rebuilt):
-        return graph
-    # a teacher, a discriminator: what is deployed gains nothing by their cut
-    alone = (group.name for group in groups if all(site in extra for site in group.producers))
+    return _without_teachers(graph, extra) if isinstance(model, Rebuilt) else graph
+
+
+def _without_teachers(graph: Graph, extra: Sequence[Site]) -> Graph:
+    """Without the groups that training alone makes (a teacher, a discriminator): nothing deployed needs their cut.
+
+    Args:
+        extra: the sites of training mode.
+    """
+    alone = (group.name for group in graph.groups if all(site in extra for site in group.producers))
     return graph.without(dict.fromkeys(alone, "made in training alone"))
 
 

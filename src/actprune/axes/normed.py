@@ -63,7 +63,7 @@ def inferred(program: Program, norms: bool | str) -> Inference:
     if norms is True:
         found.streams = [leaf for mixing, joined in over.items() for leaf in _of(mixing, joined, found)]
         return found
-    beside = {mixing.node for mixing, joined in over.items() if _free([found.operand_axis(mixing)], found) - joined}
+    beside = {mixing.node for mixing, joined in over.items() if _free(found.operand_axis(mixing), found) - joined}
     whole = frozenset(m.node for m in over if m.node not in beside) | {m.node for m in over_unread(means, found)}
     if whole:
         found = Inference(True, whole)
@@ -124,13 +124,13 @@ def over_unread(means: Sequence[Mixing], inference: Inference) -> list[Mixing]:
     into += [inference.operand_axis(mixing) for mixing in inference.mixings if mixing.twin is None]
     unread = made.difference(_keys(into, inference))
 
-    return [mixing for mixing in means if _free([inference.operand_axis(mixing)], inference) & unread]
+    return [mixing for mixing in means if _free(inference.operand_axis(mixing), inference) & unread]
 
 
-def _free(axes: Iterable[Axis], inference: Inference) -> set[int]:
+def _free(axis: Axis, inference: Inference) -> set[int]:
     """The leaves (by key) that nothing has frozen yet."""
-    free = (leaf for axis in axes for leaf in leaves(inference.algebra.resolve(axis)))
-    return {leaf.key for leaf in free if inference.algebra.frozen(leaf) is None}
+    algebra = inference.algebra
+    return {leaf.key for leaf in leaves(algebra.resolve(axis)) if algebra.frozen(leaf) is None}
 
 
 def _keys(axes: Iterable[Axis], inference: Inference, more_than: int = 1) -> Iterator[int]:

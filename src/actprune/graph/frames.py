@@ -47,8 +47,7 @@ def is_kerass(frame: FrameType) -> bool:
 
 def raised_in(error: BaseException) -> str:
     """The user's own function and line that an error comes from, to be said behind it; nothing where there is none."""
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not is_kerass(frame)]
-    codes = [(frame.f_code, line) for frame, line in frames]
+    codes = ((frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__))
     own = [(code, line) for code, line in codes if not any(part in code.co_filename for part in _LIBRARIES)]
     if not own:
         return ""
@@ -56,7 +55,7 @@ def raised_in(error: BaseException) -> str:
     return f", in {code.co_name}, {Path(code.co_filename).name}:{line}"
 
 
-_LIBRARIES = ("/torch/", "/optree/", str(Path(__file__).parents[1]) + os.sep)
+_LIBRARIES = ("/torch/", "/keras/src/", "/optree/", str(Path(__file__).parents[1]) + os.sep)
 
 
 def owner_of(frame: FrameType) -> nn.Module | None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
-from actprune.keras3.compiled import own_again
+from actprune.keras3.compiled import like_tuple, own_again
 from actprune.keras3.exchange import put, variable_like
 from actprune.keras3.from_config import given_functions
 from actprune.keras3.own import variables_within
@@ -97,11 +97,11 @@ class Copying:
         """What an attribute of the copy holds for one of the layer: nothing that training changes belongs to both."""
         if id(value) in self.made:
             return self.made[id(value)]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self.value, value))
-        if isinstance(value, list | tuple | set):
-            kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
-            return kind(self.value(entry) for entry in value)
+        if isinstance(value, tuple):
+            return like_tuple(value, [*map(self.value, value)])
+        if isinstance(value, list | set):
+            kind = list if isinstance(value, list) else set
+            return kind(map(self.value, value))
         if isinstance(value, deque):
             return deque(map(self.value, value), value.maxlen)
         if isinstance(value, dict):

@@ -64,13 +64,13 @@ class Attributes:
     def value(self, use: SizeUse, expr: Expr, assumed: Changes | None = None) -> Any:
         """What an expression at the place of a size comes to, with the new values and those that are assumed beside
         them; None where a part of it isn't known."""
-        maps = (assumed or {}, self.values)  # looked up one after the other: a copy for every size would take n² steps
 
         def of(leaf: tuple[Any, ...]) -> int | None:
             if leaf[0] == "shape":
                 return self.at.now(leaf)
             variable = self._variable(use, leaf)
-            return next((known[variable] for known in maps if variable in known), self.sizes.attributes[leaf])
+            found = (assumed or {}).get(variable, self.values.get(variable))
+            return self.sizes.attributes[leaf] if found is None else found
 
         return evaluate(expr, of)
 

@@ -14,7 +14,7 @@ from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import INSISTS, Place, SizeUse
 from actprune.repair.edits import CallEdit, SourceEdit
-from actprune.repair.source import argument, calls_by_name, source_of
+from actprune.repair.source import argument, calls_by_name, source_of, text_of
 from actprune.repair.targets import Targets
 
 
@@ -34,7 +34,7 @@ def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | Non
     if part is None:
         return None
     found, was, target = part
-    text = ast.unparse(found)
+    text = text_of(found)
     return SourceEdit(place.module, names, found.lineno, found.col_offset, text, target, was, source.digest)
 
 

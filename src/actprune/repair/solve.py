@@ -7,7 +7,6 @@ number in the source. What can't be mended is reported with the axes that it for
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from actprune.repair.attributes import Attributes
 from actprune.repair.comparing import comparisons
 from actprune.repair.edits import CallEdit, Edits, SourceEdit
 from actprune.repair.rewriting import call_edit, source_edit
-from actprune.repair.source import argument
+from actprune.repair.source import argument, text_of
 from actprune.repair.targets import Targets
 
 
@@ -152,5 +151,5 @@ class _Solver:
 
 def _written_at(use: SizeUse) -> tuple[Any, ...]:
     found = argument(use) if use.role[0] not in ("fixed", "equal", "follows") else None
-    place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset, ast.unparse(found))
+    place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset, text_of(found))
     return use.place.module, use.place.code, *place

@@ -50,6 +50,10 @@ def _written(code: CodeType) -> CodeType:
     return _EDITED[code][1] if code in _EDITED else code
 
 
+text_of = cache(ast.unparse)
+"""The text of an expression: the same one is asked for by every plan."""
+
+
 @cache
 def source_of(code: CodeType) -> Source | None:
     """None where the source isn't available, or is not a plain function's or a lambda's."""
