@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
 from actprune.allocation.allocate import allocate
 from actprune.allocation.budget import Budget
-from actprune.allocation.correct import TIMED_ROUNDS, Corrected, describe, on_time, within_budget, within_drop
+from actprune.allocation.correct import Corrected, describe, within_budget, within_drop
 from actprune.allocation.effort import FITTED, is_small, measured_samples
 from actprune.allocation.explicit import predicted
 from actprune.allocation.measured import Measured, measure_all
-from actprune.allocation.rounding import best_multiple
 from actprune.allocation.solve import trades
 from actprune.allocation.space import Space, make_space
 from actprune.axes.capture import Graph
@@ -31,13 +30,13 @@ from actprune.forms import Form
 from actprune.graph.room import held_bytes
 from actprune.guidance.guide import Guide
 from actprune.latency.bench import Bench
-from actprune.latency.table import LatencyTable, measure_latency
 from actprune.mapped import any_mapped
 from actprune.memory import limit_bytes
 from actprune.methods import quickly
 from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, thresholded
 from actprune.settings import Settings
+from actprune.timed import Timed
 
 QUICK_ROUNDS = 3
 """Rounds of rectified fits for candidates of small networks; those of large ones have plain fits."""
@@ -86,12 +85,20 @@ class Deciding:
     """Cost that a budget names → what was measured for it; given by who decides on several budgets."""
     judged: bool = False
     """Whether the distance in the settings is what "auto" was found to be."""
-    table: LatencyTable | None = None
-    """What plans cost, for a budget of latency: led through what was measured of networks so far."""
 
     @property
     def graph(self) -> Graph:
         return self.form.graph
+
+    @cached_property
+    def timed(self) -> Timed:
+        """How long plans take, where the budget is of latency or widths are rounded by measurement."""
+        return Timed(self.settings, self.graph, self.guide, self.model, self.bench, self.budget, self._tried)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What a plan says of how it came about that no allocation knows."""
+        return {"round_to": self.timed.round_to} if self.settings.round_to == "auto" else {}
 
     def __call__(self, dense: float | None) -> Corrected:
         """The plan.
@@ -110,13 +117,13 @@ class Deciding:
             return self._as_it_is(make_plan(self.graph, kept, **note), 1.0, dense)
         if isinstance(asked.keep, Mapping) or (budget is None and asked.max_drop is None):
             plan = allocate(
-                self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=self.round_to,
+                self.graph, self.guide, keep=asked.keep, protect=asked.protect, round_to=self.timed.round_to,
                 equal_widths=asked.equal_widths,
             )  # fmt: skip
             return self._as_it_is(plan, 1.0, dense)
         wanted = budget or Budget("macs", 1.0)
         if wanted.cost == "latency":
-            self.table = self._led_through_the_narrowest(wanted)
+            self.timed.lead_through_the_narrowest(wanted)
         space = self._space(wanted)
         if wanted.cost not in self.known:
             self.known[wanted.cost] = self._measured(wanted)
@@ -125,11 +132,11 @@ class Deciding:
         def plan_for(keep: float, effort: tuple[int, int] | None = None) -> Plan:
             return allocate(
                 self.graph, self.guide, keep=Budget(wanted.cost, keep), allocation=asked.method.allocation,
-                protect=asked.protect, round_to=self.round_to, measured=measured, latency=self.table, effort=effort,
-                equal_widths=asked.equal_widths,
+                protect=asked.protect, round_to=self.timed.round_to, measured=measured, latency=self.timed.table,
+                effort=effort, equal_widths=asked.equal_widths,
             )  # fmt: skip
 
-        on_time = self._on_time(plan_for, wanted, measured is not None) if wanted.cost == "latency" else None
+        on_time = self.timed.plan(plan_for, wanted, measured is not None) if wanted.cost == "latency" else None
         if asked.max_drop is None or dense is None:
             plan = on_time or plan_for(wanted.keep)
             if dense is None or measured is None or wanted.cost == "units":
@@ -222,72 +229,12 @@ class Deciding:
         except Exception as error:  # of the caller's own function, or of a class that does not carry the cut
             raise FailedCutError(plan, rewrite, error) from error
 
-    # -- latency -----------------------------------------------------------------------------------
-
-    @cached_property
-    def ops(self) -> LatencyTable:
-        """What the ops of the dense network take, and those of narrower ones as they are asked for."""
-        return measure_latency(self.model, self.graph, bench=self.bench)
-
-    @cached_property
-    def round_to(self) -> int:
-        """Of what widths are multiples; measured, where that is asked for."""
-        asked = self.settings
-        if asked.round_to != "auto":
-            return cast("int", asked.round_to)  # `make_space` looks at it
-        wanted = self.budget or Budget("macs", 0.5)
-        table = self.table or self.ops
-        return best_multiple(self.graph, wanted, table, protect=asked.protect, equal=asked.equal_widths)
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """What a plan says of how it came about that no allocation knows."""
-        return {"round_to": self.round_to} if self.settings.round_to == "auto" else {}
-
     def _space(self, budget: Budget) -> Space:
         asked = self.settings
         return make_space(
-            self.graph, budget, protect=asked.protect, round_to=self.round_to, latency=self.table,
+            self.graph, budget, protect=asked.protect, round_to=self.timed.round_to, latency=self.timed.table,
             equal=asked.equal_widths,
         )  # fmt: skip
-
-    def _ratio_of(self, plan: Plan) -> float:
-        """Latency of the cut network as a fraction of the dense one's; a refit changes no shapes."""
-
-        def ratio(small: nn.Module) -> float:
-            dense, cut = self.bench.models([self.model, small])
-            return cut / dense
-
-        return self._tried(plan, Rewrite({}), ratio)
-
-    def _led_through_the_narrowest(self, wanted: Budget) -> LatencyTable:
-        """The table of ops, once it is known how much of the latency the widths decide at all."""
-        asked, whole = self.settings, replace(wanted, keep=1.0)
-        multiple = 1 if asked.round_to == "auto" else cast("int", asked.round_to)
-        space = make_space(
-            self.graph, whole, protect=asked.protect, round_to=multiple, latency=self.ops, equal=asked.equal_widths
-        )
-        narrowest = space.every(space.narrowest)
-        plan = make_plan(self.graph, self.guide.supports(narrowest))
-        return self.ops.through(narrowest, self._ratio_of(plan))
-
-    def _on_time(self, plan_for: Callable[..., Plan], wanted: Budget, improved: bool) -> Plan:
-        """The plan whose network, measured, meets a budget of latency; `table` is then the one behind it.
-
-        Args:
-            improved: whether plans are improved in context, which is only done once the table is good enough.
-        """
-
-        def plan_by(effort: tuple[int, int] | None, table: LatencyTable) -> Plan:
-            self.table = table
-            return plan_for(wanted.keep, effort)
-
-        table = cast("LatencyTable", self.table)
-        if improved:
-            _, table = on_time(partial(plan_by, (0, 0)), self._ratio_of, table, wanted.keep)
-        rounds = 2 if improved else TIMED_ROUNDS
-        plan, self.table = on_time(partial(plan_by, None), self._ratio_of, table, wanted.keep, rounds)
-        return plan
 
     def _as_it_is(self, plan: Plan, rho: float, dense: float | None) -> Corrected:
         if dense is None:
@@ -304,5 +251,5 @@ class Deciding:
                     break
                 every = space.every(widths)
                 note = {name: value for name, value in plan.note.items() if name != "distance"}  # it is another plan's
-                note["predicted"] = predicted(self.graph, every, self.table)
+                note["predicted"] = predicted(self.graph, every, self.timed.table)
                 yield make_plan(self.graph, self.guide.supports(every), **note)
