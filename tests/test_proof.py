@@ -528,14 +528,16 @@ class Silent(nn.Module):
 
 
 @pytest.mark.parametrize("fault", [False, True])
-def test_spikes_that_never_come_are_proved_by_what_they_are_made_of(fault: bool) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_spikes_that_never_come_are_proved_by_what_they_are_made_of(biased: bool, fault: bool) -> None:
+    """Also where a layer behind them has a bias: the same for all samples."""
     torch.manual_seed(0)
-    model, x = Silent().eval(), torch.randn(4, 6)
-    plan = random_plan(capture(model, x))
+    model, x = nn.Sequential(Silent(), *[nn.Linear(3, 2)] * biased).eval(), torch.randn(4, 6)
+    plan = make_plan(capture(model, x), {"0.a": range(3, 9)})
     small = cut(model, plan)
     if fault:
         with torch.no_grad():
-            small.b.weight.copy_(small.b.weight.flip(1))
+            small[0].b.weight.copy_(small[0].b.weight.flip(1))
     assert verify(model, small, plan, x, check=False).passed == (not fault)
 
 
