@@ -13,8 +13,12 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import actprune
+from actprune.graph.trace import trace
+from actprune.keras3.network import KerasNetwork
+from actprune.keras3.stepping import in_training
 
 keras = pytest.importorskip("keras")
 kl: Any = keras.layers
@@ -201,3 +205,59 @@ def test_losses_that_a_call_adds_in_training() -> None:
     small: Any = actprune.prune(model, X, keep="macs=50%", method="l2").model
     assert small.trunk.units == 8 and small.aux.kernel.shape == (8, 3)
     small.fit(X, Y, verbose=0)
+
+
+class Calls(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_statistics_that_are_assigned_do_not_turn_gradients_off_once_more() -> None:
+    norm = keras.Sequential([keras.Input((8,)), kl.BatchNormalization()])
+    with torch.no_grad(), Calls() as calls, keras.StatelessScope():
+        in_training(norm, (torch.tensor(X),), {}, None)
+    assert calls.made and torch._C._set_grad_enabled not in calls.made
+
+
+class Untrainable(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.aux = kl.Dense(16), kl.Dense(3), kl.Dense(3)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if training:
+            raise NotImplementedError
+        return self.head(self.trunk(x))
+
+
+def _adapted() -> Any:
+    model = keras.Sequential([keras.Input((8,)), kl.Normalization(), kl.Dense(4)])
+    model.layers[0].adapt(X)
+    return model
+
+
+def _untrainable() -> Any:
+    model = Untrainable()
+    model(X)
+    model.aux.build((None, 16))
+    return model
+
+
+@pytest.mark.parametrize(("make", "modes"), [(_adapted, [False]), (_untrainable, [False, True])])
+def test_training_mode_is_captured_no_more_often_than_it_tells(
+    make: Any, modes: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def noted(*args: Any, training: bool = False, **kwargs: Any) -> Any:
+        seen.append(training)
+        return trace(*args, training=training, **kwargs)
+
+    monkeypatch.setattr("actprune.axes.capture.trace", noted)
+    actprune.capture(KerasNetwork(make()), (torch.tensor(X),))
+    assert seen == modes

@@ -175,6 +175,10 @@ class KerasNetwork(Rebuilt):
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)
 
+    def resting(self) -> frozenset[str]:
+        kind = keras_on_torch().layers.Normalization  # it keeps constants that it makes of them
+        return frozenset(one.full(name) for one in self.places if type(one.layer) is kind for name in one.variables)
+
     def own_modules(self) -> dict[str, nn.Module]:
         return {place.path: place.layer for place in self.places if holds_own(place.layer)}
 

@@ -29,9 +29,10 @@ def in_training(model: Any, inputs: tuple[Any, ...], named: dict[str, Any], data
     Args:
         data: as `data_for` gives it.
     """
-    if callable(data):
-        return step(model, data(_together(inputs, named)))
-    outputs = model(*inputs, **named, training=True)
+    with _GradientsAsTheyAre():
+        if callable(data):
+            return step(model, data(_together(inputs, named)))
+        outputs = model(*inputs, **named, training=True)
     return outputs, [loss for layer in model._flatten_layers() for loss in layer._losses]
 
 
@@ -120,6 +121,16 @@ class _Losses(TorchFunctionMode):
             return tuple(map(torch.zeros_like, pytree.tree_leaves(args[1])))
         if func == _GRADIENT:
             return torch.zeros_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _GradientsAsTheyAre(TorchFunctionMode):
+    """Drops calls that turn gradients off where they are off, as Keras does for every statistic that it assigns: export
+    makes a graph of each stretch between two, and compiles all of them again for each (EfficientNet: 90 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and args[0] == torch.is_grad_enabled():
+            return None
         return func(*args, **(kwargs or {}))
 
 
