@@ -261,3 +261,41 @@ def test_training_mode_is_captured_no_more_often_than_it_tells(
     monkeypatch.setattr("actprune.axes.capture.trace", noted)
     actprune.capture(KerasNetwork(make()), (torch.tensor(X),))
     assert seen == modes
+
+
+class Tied(keras.Model):
+    """A loss of training decodes with the weight of the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.code, self.head = kl.Dense(16, activation="relu"), kl.Dense(12, activation="relu"), kl.Dense(3)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        hidden = self.trunk(x)
+        code = self.code(hidden)
+        if training:
+            decoded = keras.ops.matmul(code, keras.ops.transpose(self.code.kernel))
+            self.add_loss(keras.ops.mean((self.unused(decoded)) ** 2))
+        return self.head(code)
+
+
+def _spectral() -> Any:
+    inner = kl.Dense(12, activation="relu")
+    layers = kl.Dense(16, activation="relu"), kl.SpectralNormalization(inner), kl.Dense(3)
+    return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def _tied() -> Any:
+    model = Tied()
+    model.unused = kl.Dense(2)
+    model(X, training=True)
+    return model
+
+
+@pytest.mark.parametrize("make", [_spectral, _tied])
+def test_weights_that_training_reads_along_another_dimension(make: Any) -> None:
+    model = make()
+    model.compile("adam", "mse")
+    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    assert small.count_params() < 0.5 * model.count_params()
+    small.fit(X, Y, verbose=0)
