@@ -299,3 +299,35 @@ def test_weights_that_training_reads_along_another_dimension(make: Any) -> None:
     small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
     assert small.count_params() < 0.5 * model.count_params()
     small.fit(X, Y, verbose=0)
+
+
+class ByTorch(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = kl.Dense(16), kl.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.trunk(x))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        self.held["by"].zero_grad()
+        loss = keras.ops.mean((self(data[0]) - data[1]) ** 2)
+        loss.backward()
+        self.held["by"].step()
+        return {"loss": loss}
+
+
+def test_an_optimizer_of_torch_steps_the_weights_of_its_own_model() -> None:
+    model = ByTorch()
+    model(X)
+    model.held = {"by": torch.optim.SGD([w.value for w in model.trainable_weights], 0.1, momentum=0.9)}
+    model.compile()
+    model.fit(X, Y, verbose=0)
+    before = [np.array(weight) for weight in model.get_weights()]
+    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    moments = small.held["by"].state
+    assert [moments[w.value]["momentum_buffer"].shape for w in small.weights] == [w.shape for w in small.weights]
+    after = [np.array(weight) for weight in small.get_weights()]
+    small.fit(X, Y, verbose=0)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert not any(map(np.array_equal, after, small.get_weights()))

@@ -155,6 +155,8 @@ def _untrained(model: Any) -> Iterator[None]:
     quiet: list[tuple[Any, str, Any]] = [(model, "zero_grad", None), (model, "compute_metrics", {})]
     quiet += [(layer, "_get_regularization_losses", []) for layer in (model, *model._flatten_layers())]
     quiet += [(one, "apply", None) for one in reached(model) if isinstance(one, keras.optimizers.Optimizer)]
+    of_torch = [one for one in reached(model) if isinstance(one, torch.optim.Optimizer)]
+    quiet += [(one, name, None) for one in of_torch for name in ("step", "zero_grad")]
     with ExitStack() as stack:
         for holder, name, given in quiet:
             stack.enter_context(_giving(holder, name, given))
