@@ -555,3 +555,24 @@ def test_threads_that_overlap_leave_keras_as_it_is() -> None:
         assert held[:2] != (random.torch_seed_generator, dtypes._dtype_and_weaktype)
         second.__exit__(None, None, None)
     assert held == (random.torch_seed_generator, dtypes._dtype_and_weaktype, dtypes.PYTHON_DTYPES_MAP)
+
+
+class Edged(keras.Model):
+    """It knows the edges of its one graph, whose nodes are the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edges = keras.ops.convert_to_tensor(RNG.integers(0, 20, (60, 2)))
+        self.before, self.after = kl.Dense(16, activation="relu"), kl.Dense(12, activation="relu")
+        self.head = kl.Dense(5)
+
+    def call(self, x: Any) -> Any:
+        sent = keras.ops.take(self.before(x), self.edges[:, 1], axis=0)
+        return self.head(self.after(keras.ops.segment_sum(sent, self.edges[:, 0], num_segments=20)))
+
+
+def test_a_class_that_runs_on_whole_batches_alone() -> None:
+    model, x = Edged(), RNG.normal(size=(20, 8)).astype("float32")
+    model(x)
+    small: Any = actprune.prune(model, [x], keep="units=50%", method="l2").model
+    assert (small.before.units, small.after.units) == (8, 6) and small(x).shape == (20, 5)

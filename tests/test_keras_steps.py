@@ -13,8 +13,12 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import actprune
+from actprune.graph.trace import trace
+from actprune.keras3.network import KerasNetwork
+from actprune.keras3.stepping import in_training
 
 keras = pytest.importorskip("keras")
 kl: Any = keras.layers
@@ -201,3 +205,129 @@ def test_losses_that_a_call_adds_in_training() -> None:
     small: Any = actprune.prune(model, X, keep="macs=50%", method="l2").model
     assert small.trunk.units == 8 and small.aux.kernel.shape == (8, 3)
     small.fit(X, Y, verbose=0)
+
+
+class Calls(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_statistics_that_are_assigned_do_not_turn_gradients_off_once_more() -> None:
+    norm = keras.Sequential([keras.Input((8,)), kl.BatchNormalization()])
+    with torch.no_grad(), Calls() as calls, keras.StatelessScope():
+        in_training(norm, (torch.tensor(X),), {}, None)
+    assert calls.made and torch._C._set_grad_enabled not in calls.made
+
+
+class Untrainable(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.aux = kl.Dense(16), kl.Dense(3), kl.Dense(3)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if training:
+            raise NotImplementedError
+        return self.head(self.trunk(x))
+
+
+def _adapted() -> Any:
+    model = keras.Sequential([keras.Input((8,)), kl.Normalization(), kl.Dense(4)])
+    model.layers[0].adapt(X)
+    return model
+
+
+def _untrainable() -> Any:
+    model = Untrainable()
+    model(X)
+    model.aux.build((None, 16))
+    return model
+
+
+@pytest.mark.parametrize(("make", "modes"), [(_adapted, [False]), (_untrainable, [False, True])])
+def test_training_mode_is_captured_no_more_often_than_it_tells(
+    make: Any, modes: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def noted(*args: Any, training: bool = False, **kwargs: Any) -> Any:
+        seen.append(training)
+        return trace(*args, training=training, **kwargs)
+
+    monkeypatch.setattr("actprune.axes.capture.trace", noted)
+    actprune.capture(KerasNetwork(make()), (torch.tensor(X),))
+    assert seen == modes
+
+
+class Tied(keras.Model):
+    """A loss of training decodes with the weight of the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.code, self.head = kl.Dense(16, activation="relu"), kl.Dense(12, activation="relu"), kl.Dense(3)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        hidden = self.trunk(x)
+        code = self.code(hidden)
+        if training:
+            decoded = keras.ops.matmul(code, keras.ops.transpose(self.code.kernel))
+            self.add_loss(keras.ops.mean((self.unused(decoded)) ** 2))
+        return self.head(code)
+
+
+def _spectral() -> Any:
+    inner = kl.Dense(12, activation="relu")
+    layers = kl.Dense(16, activation="relu"), kl.SpectralNormalization(inner), kl.Dense(3)
+    return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def _tied() -> Any:
+    model = Tied()
+    model.unused = kl.Dense(2)
+    model(X, training=True)
+    return model
+
+
+@pytest.mark.parametrize("make", [_spectral, _tied])
+def test_weights_that_training_reads_along_another_dimension(make: Any) -> None:
+    model = make()
+    model.compile("adam", "mse")
+    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    assert small.count_params() < 0.5 * model.count_params()
+    small.fit(X, Y, verbose=0)
+
+
+class ByTorch(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = kl.Dense(16), kl.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.trunk(x))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        self.held["by"].zero_grad()
+        loss = keras.ops.mean((self(data[0]) - data[1]) ** 2)
+        loss.backward()
+        self.held["by"].step()
+        return {"loss": loss}
+
+
+def test_an_optimizer_of_torch_steps_the_weights_of_its_own_model() -> None:
+    model = ByTorch()
+    model(X)
+    model.held = {"by": torch.optim.SGD([w.value for w in model.trainable_weights], 0.1, momentum=0.9)}
+    model.compile()
+    model.fit(X, Y, verbose=0)
+    before = [np.array(weight) for weight in model.get_weights()]
+    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    moments = small.held["by"].state
+    assert [moments[w.value]["momentum_buffer"].shape for w in small.weights] == [w.shape for w in small.weights]
+    after = [np.array(weight) for weight in small.get_weights()]
+    small.fit(X, Y, verbose=0)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert not any(map(np.array_equal, after, small.get_weights()))

@@ -130,7 +130,8 @@ class Call:
 
         `in_dim` and `out_dim` are dimensions of `weight` as it reaches this call; transposes between the
         parameter and the call are undone. Zero columns in a weight that is computed first (weight norm, a product
-        of two parameters) might not stay zero, so there the input is masked.
+        of two parameters) might not stay zero, so there the input is masked; so it is where training alone contracts
+        a dimension of a weight (the power iteration of a spectral norm), which inference would do without.
 
         Args:
             source: the input and the dimension of it that is contracted; needed for a weight that may be computed.
@@ -140,6 +141,8 @@ class Call:
             name, runs = joined
             found, merged, parted = (name, [run[0] for run in runs]), runs[in_dim][1:], runs[out_dim][1:]
         kind, reads = (kind, True) if found is not None else ("computed", False)
+        if found is not None and source is not None and self.inference.leaves_columns(found[0], (found[1][in_dim],)):
+            self.mixes(*source)
         found = found or self.made_of(weight, out_dim)
         if found is None and (maker := self.inference.maker(weight, self.axes(weight)[out_dim])) is not None:
             name, out_dim = maker

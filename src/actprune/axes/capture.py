@@ -154,7 +154,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
     nodes = set(inference.axes)
-    unread = _unread(program)
+    unread = _unread(program) - (model.resting() if isinstance(model, Rebuilt) else frozenset())
     training = _training_branches(model, program) if unread else None
     unseen = training is None and bool(unread)
     if training is not None and training.used <= program.used:
@@ -245,9 +245,14 @@ def _training_branches(model: nn.Module, program: Program) -> Program | None:
     BatchNorm can't train on a single sample, so a batch of one is tried twice over. A model whose training mode
     can't be captured is taken as it is in eval mode; where it is a step of training, its forward pass is tried next.
     """
-    tries = (1, 2) if program.batch_size == 1 else (1,)
-    for times in tries * 2 if isinstance(model, Rebuilt) else tries:
+    step = isinstance(model, Rebuilt)
+    for times in (1, 2) if program.batch_size == 1 else (1,):
         args, kwargs = pytree.tree_unflatten(list(program.repeated(program.example, times)), program.in_spec)
-        with suppress(CaptureError), model.as_trained(*args, **kwargs) if isinstance(model, Rebuilt) else nullcontext():
-            return trace(model, kwargs or args, training=True, like=program)
+        while True:
+            refused = None
+            with suppress(CaptureError), model.as_trained(*args, **kwargs) if step else nullcontext():
+                refused = model.refused_step if step else None
+                return trace(model, kwargs or args, training=True, like=program)
+            if not step or model.refused_step == refused:
+                break
     return None

@@ -63,9 +63,11 @@ class Inference:
         self.unknown: set[str] = set()
         self.stored = StoredTensors()
         self._program: Program | None = None
+        self._used: frozenset[str] = frozenset()  # by the programs before it
 
     def walk(self, program: Program) -> None:
         """Infer the axes of every node of `program`."""
+        self._used |= self._program.used if self._program is not None else frozenset()
         self._program = program
         readers = {program.bindings.get(node.name): next(iter(node.users), None) for node in program.nodes}
         own = {name: self._tensor(program, name, tensor, readers) for name, tensor in program.tensors.items()}
@@ -102,6 +104,11 @@ class Inference:
         """Whether a switch, a tensor of the model, has another value than zero; so it may if it is computed."""
         name = self._program.bindings.get(switch.name) if self._program is not None else None
         return self._program is None or name is None or bool(self._program.tensors[name].any())
+
+    def leaves_columns(self, weight: str, dims: Sequence[int]) -> bool:
+        """Whether the program before it uses this weight, and sets no columns to zero in some of these dimensions."""
+        zeroed = {d for site in self.sites if site.weight == weight and site.reads for d in site.in_dims}
+        return weight in self._used and not zeroed.issuperset(dims)
 
     def operand_axis(self, mixing: Mixing) -> Axis:
         """What a mixing sums over."""

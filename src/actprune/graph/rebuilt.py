@@ -60,6 +60,10 @@ class Rebuilt(nn.Module):
         """Why a step of training, where it was tried to see what that computes, did not run; else None."""
         return None
 
+    def resting(self) -> frozenset[str]:
+        """Names of tensors that no call reads, in training neither."""
+        return frozenset()
+
     def own_modules(self) -> dict[str, nn.Module]:
         """Path → what runs code of the user's own, with attributes that `rebuilt` can set to other sizes."""
         return {}

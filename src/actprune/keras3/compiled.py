@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from random import Random
 from types import FunctionType
@@ -40,7 +40,8 @@ def compile_like(new: Any, old: Any, cut: Slicer) -> None:
         if name not in vars(new) and not name.startswith("_") and _is_kept(value):
             setattr(new, name, _again(value, twins))
     places = {id(variable): i for i, variable in enumerate(old.variables)}
-    for made, was in _optimizers(vars(new), vars(old)):
+    _of_torch(new, old, cut)
+    for made, was in _optimizers(vars(new), vars(old), keras_on_torch().optimizers.Optimizer):
         # what it was built for, which what trains by now need not be
         trained = [places.get(id(variable)) for variable in was._trainable_variables] if was.built else [None]
         if None not in trained and not made.built:
@@ -82,27 +83,52 @@ def like_tuple(value: tuple[Any, ...], entries: list[Any]) -> tuple[Any, ...]:
     return kind(*entries) if hasattr(value, "_fields") else tuple(entries)
 
 
-def _optimizers(new: Any, old: Any) -> Iterator[tuple[Any, Any]]:
+def _of_torch(new: Any, old: Any, cut: Slicer) -> None:
+    """Optimizers of torch that a class keeps step the weights of their own model, with their moments cut alike."""
+    kind = torch.optim.Optimizer
+    pairs = {id(was.value): (made.value, was) for made, was in zip(new.variables, old.variables, strict=True)}
+    for made, was in _optimizers({**vars(new), **new._modules}, {**vars(old), **old._modules}, kind):
+        for group in made.param_groups:
+            group["params"] = [pairs[id(one)][0] if id(one) in pairs else one for one in group["params"]]
+        for weight, state in was.state.items():
+            if id(weight) in pairs:
+                mine, variable = pairs[id(weight)]
+                made.state[mine] = {
+                    name: cut(variable, held).clone() if _is_moment(held, weight) else deepcopy(held)
+                    for name, held in state.items()
+                }
+
+
+def _is_moment(value: Any, weight: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == weight.shape and value.dim() > 0
+
+
+def _optimizers(new: Any, old: Any, kind: Any) -> Iterator[tuple[Any, Any]]:
     """The optimizers in an attribute of the old model, lists and dicts too, each with that of the new one."""
-    if isinstance(old, keras_on_torch().optimizers.Optimizer):
+    if isinstance(old, kind):
         if type(new) is type(old) and new is not old:
             yield new, old
     elif isinstance(old, dict):
         for key in old.keys() & new.keys() if isinstance(new, dict) else ():
-            yield from _optimizers(new[key], old[key])
+            yield from _optimizers(new[key], old[key], kind)
     elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
         for pair in zip(new, old, strict=False):
-            yield from _optimizers(*pair)
+            yield from _optimizers(*pair, kind)
 
 
 def own_again(value: Any) -> Any:
-    """Metrics, optimizers, generators of random numbers and arrays hold state, so each model has its own; else the
-    value."""
+    """Metrics, optimizers (torch's too), generators of random numbers and arrays hold state, so each model has its
+    own; else the value."""
     keras = keras_on_torch()
     if isinstance(value, keras.metrics.Metric):
         return _metric(value)
     if isinstance(value, keras.optimizers.Optimizer | keras.random.SeedGenerator):
         return type(value).from_config(value.get_config())
+    if isinstance(value, torch.optim.Optimizer):  # of the old weights, until the new ones are there
+        made = copy(value)
+        made.param_groups = [dict(group) for group in value.param_groups]
+        made.state = type(value.state)(dict)
+        return made
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
     return deepcopy(value) if isinstance(value, np.ndarray | np.random.Generator | Random) else value

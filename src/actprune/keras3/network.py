@@ -105,12 +105,15 @@ class KerasNetwork(Rebuilt):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs, named = self._arguments(args, kwargs)
-        if has_own_call(self.model) and self.called_on.given is None:
-            self.called_on.given = as_given(inputs, named)
+        given = as_given(inputs, named) if has_own_call(self.model) and self.called_on.given is None else None
         with annotated(self._named()), plain_numbers(), torchs_generator():
             if self.stepping and self.training:
-                return in_training(self.model, inputs, named, self.called_on.data)
-            return self.model(*inputs, **named, training=self.training)
+                outputs = in_training(self.model, inputs, named, self.called_on.data)
+            else:
+                outputs = self.model(*inputs, **named, training=self.training)
+        if given is not None:  # a part of a batch, which is tried first, need not be what the class runs on
+            self.called_on.given = given
+        return outputs
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the model is called on, by position and by name."""
@@ -174,6 +177,10 @@ class KerasNetwork(Rebuilt):
 
     def without_dropout(self) -> AbstractContextManager[None]:
         return without_dropout(place.layer for place in self.places)
+
+    def resting(self) -> frozenset[str]:
+        kind = keras_on_torch().layers.Normalization  # it keeps constants that it makes of them
+        return frozenset(one.full(name) for one in self.places if type(one.layer) is kind for name in one.variables)
 
     def own_modules(self) -> dict[str, nn.Module]:
         return {place.path: place.layer for place in self.places if holds_own(place.layer)}

@@ -29,9 +29,10 @@ def in_training(model: Any, inputs: tuple[Any, ...], named: dict[str, Any], data
     Args:
         data: as `data_for` gives it.
     """
-    if callable(data):
-        return step(model, data(_together(inputs, named)))
-    outputs = model(*inputs, **named, training=True)
+    with _GradientsAsTheyAre():
+        if callable(data):
+            return step(model, data(_together(inputs, named)))
+        outputs = model(*inputs, **named, training=True)
     return outputs, [loss for layer in model._flatten_layers() for loss in layer._losses]
 
 
@@ -123,6 +124,16 @@ class _Losses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _GradientsAsTheyAre(TorchFunctionMode):
+    """Drops calls that turn gradients off where they are off, as Keras does for every statistic that it assigns: export
+    makes a graph of each stretch between two, and compiles all of them again for each (EfficientNet: 90 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and args[0] == torch.is_grad_enabled():
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 class _Reading(TorchFunctionMode):
     """Tells whether a number is read off a tensor of floats."""
 
@@ -144,6 +155,8 @@ def _untrained(model: Any) -> Iterator[None]:
     quiet: list[tuple[Any, str, Any]] = [(model, "zero_grad", None), (model, "compute_metrics", {})]
     quiet += [(layer, "_get_regularization_losses", []) for layer in (model, *model._flatten_layers())]
     quiet += [(one, "apply", None) for one in reached(model) if isinstance(one, keras.optimizers.Optimizer)]
+    of_torch = [one for one in reached(model) if isinstance(one, torch.optim.Optimizer)]
+    quiet += [(one, name, None) for one in of_torch for name in ("step", "zero_grad")]
     with ExitStack() as stack:
         for holder, name, given in quiet:
             stack.enter_context(_giving(holder, name, given))
