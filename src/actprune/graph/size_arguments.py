@@ -13,6 +13,9 @@ _RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new ne
 FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 
+LIKE: dict[str, Any] = {"view_as": Tensor.view, "reshape_as": Tensor.reshape, "expand_as": Tensor.expand}
+"""Methods that are given a tensor for its shape → those that are given the shape."""
+
 Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
 """(slot, number of slots, value, role) with calls' own results and arguments left out of the role."""
 
