@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from actprune.graph.rebuilt import Rebuilt
 
 
 class Names:
     """The model's tensors under all their names, one of them canonical for each storage.
 
     Attributes:
-        tensors: every name → parameter or buffer.
+        tensors: every name → parameter or buffer, or tensor in a plain attribute of a module (a cache, a table).
+        plain: the names of the latter.
         persistent: the names that the state dict holds.
     """
 
@@ -20,6 +24,10 @@ class Names:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
         self.persistent = set(model.state_dict(keep_vars=True)) | set(parameters)
+        known = {id(tensor) for tensor in self.tensors.values()}
+        held = {} if isinstance(model, Rebuilt) else plain_tensors(model)
+        self.plain = {name: tensor for name, tensor in held.items() if id(tensor) not in known}
+        self.tensors |= self.plain
         self._groups: dict[tuple[Any, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
             self._groups.setdefault(_identity(tensor), []).append(name)
@@ -33,9 +41,21 @@ class Names:
         tensor = self.tensors.get(name)
         return (name,) if tensor is None else tuple(self._groups[_identity(tensor)])
 
-    def every(self) -> dict[str, Tensor]:
-        """Every storage once, under its canonical name."""
-        return {name: tensor for name, tensor in self.tensors.items() if self.canonical(name, tensor) == name}
+    def every(self, read: Container[str]) -> dict[str, Tensor]:
+        """Every storage once, under its canonical name; of tensors in plain attributes only those that are `read`."""
+        found = {name: tensor for name, tensor in self.tensors.items() if self.canonical(name, tensor) == name}
+        return {name: tensor for name, tensor in found.items() if name not in self.plain or name in read}
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name → tensor, for those of several numbers in plain attributes of modules: one number alone holds no units, and
+    may be a scale that follows a size."""
+    return {
+        f"{path}.{attribute}" if path else attribute: value
+        for path, module in model.named_modules(remove_duplicate=False)
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor) and value.numel() > 1
+    }
 
 
 def unsliced(path: str, model: nn.Module) -> str:

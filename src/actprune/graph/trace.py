@@ -6,12 +6,13 @@ modes, hooks, buffers, cached attributes, random state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -80,6 +81,9 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         graph = traced.graph
         _claim_names(graph)
         inline(graph, traced.module)
+        every = names.every(set(traced.bindings.values()))
+        fixed = {name for name in names.plain if name in every and not _is_one_number(every[name])}
+        fixed -= _written_to(graph, traced.bindings)
         drop_noise(graph)
         make_pure(graph)
         written_as_choices(graph)
@@ -87,7 +91,6 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
             held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(held))
-        every = names.every()
         normed, weights = fold_weight_norms(graph, traced.bindings, {**every, **traced.constants})
         covered_as_channels(graph)
     _note_modules(graph, model)
@@ -98,7 +101,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         aliases={name: names.all_names(name) for name in {**every, **traced.constants}},
         bindings=traced.bindings,
         parameters=frozenset(name for name in every if isinstance(every[name], nn.Parameter)),
-        held=frozenset(every),
+        held=frozenset(every) - fixed,
         persistent=frozenset(
             name for name in every if any(alias in names.persistent for alias in names.all_names(name))
         ),
@@ -122,6 +125,23 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
 def _claim_names(graph: Graph) -> None:
     """Export renames the inputs behind the graph's back: no node that is made later may take a name of theirs."""
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_one_number(tensor: Tensor) -> bool:
+    """Zeros, ones and the like: a class that makes such a tensor anew makes the same of fewer units."""
+    return not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _written_to(graph: Graph, bindings: Mapping[str, str]) -> set[str]:
+    """The tensors that the forward pass writes to, in place: caches."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            source = node.args[0]
+            while isinstance(source, Node) and source.op == "call_function" and source.args:
+                source = source.args[0]
+            found.add(bindings.get(getattr(source, "name", ""), ""))
+    return found
 
 
 def _note_modules(graph: Graph, model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from actprune.surgery.modules import group_count, stated, submodule, update
 from actprune.surgery.source import edit_sources
 
 Slot: TypeAlias = "tuple[nn.Module, str]"
-"""Where a parameter or buffer lives: the module that holds it, and its attribute there."""
+"""Where a tensor lives: the module that holds it, and its attribute there."""
 
 
 def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace: bool = False) -> nn.Module:
@@ -162,23 +162,27 @@ def sliced(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
 
 
 def tensor_slots(model: nn.Module) -> Mapping[str, Slot]:
-    """Name of a parameter or buffer → the module that holds it, and its attribute there."""
+    """Name of a parameter, a buffer or a tensor in a plain attribute → the module that holds it, and its attribute."""
     slots: dict[str, Slot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for attribute in (*module._parameters, *module._buffers):
-            if _held((module, attribute)) is not None:
+        for attribute in (*module._parameters, *module._buffers, *vars(module)):
+            if isinstance(_space((module, attribute)).get(attribute), Tensor):
                 slots[f"{path}.{attribute}" if path else attribute] = (module, attribute)
     return slots
 
 
-def _held(slot: Slot) -> Tensor:
+def _space(slot: Slot) -> dict[str, Any]:
     module, attribute = slot
-    return (module._parameters if attribute in module._parameters else module._buffers)[attribute]  # type: ignore[return-value]
+    spaces: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    return next((space for space in spaces if attribute in space), vars(module))
+
+
+def _held(slot: Slot) -> Tensor:
+    return _space(slot)[slot[1]]
 
 
 def _assign(slot: Slot, new: Tensor) -> None:
-    module, attribute = slot
-    (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new  # type: ignore[assignment]
+    _space(slot)[slot[1]] = new
 
 
 def _own_files(slots: Mapping[str, Slot], holders: Mapping[int, list[str]]) -> Iterator[tuple[list[str], Tensor]]:
