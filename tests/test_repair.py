@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from actprune.errors import PlanError
 from actprune.graph import traced_int
+from actprune.graph.in_training import draws, has_branches
 from actprune.graph.older import in_words_of_today
 from actprune.hints import hint
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
-from actprune.proof.in_training import has_branches
 from actprune.proof.trial import at_fault, cannot_follow
 from actprune.repair.adapt import capture, trial_units
 from actprune.repair.edits import AttributeEdit
@@ -1320,8 +1320,8 @@ def test_a_slice_that_is_read_for_its_size_stays_as_it_is() -> None:
     assert not plan.edits.sources
 
 
-class Noisy(nn.Module):
-    """Noise of a written size, in training alone."""
+class Shifted(nn.Module):
+    """A shift of a written size, in training alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1333,12 +1333,12 @@ class Noisy(nn.Module):
         x = F.dropout(self.first(x).relu(), 0.5, self.training)
         if self.training:
             self.calls += 1
-            x = x + 0.1 * torch.randn(8)
+            x = x + torch.tensor([0.1] * 8)
         return self.third(self.second(x).relu())
 
 
 def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
-    model, x = Noisy().eval(), torch.randn(4, 6)
+    model, x = Shifted().eval(), torch.randn(4, 6)
     graph, before = capture(model, x), torch.get_rng_state()
     found = cannot_follow(model, graph, x)
     assert [*found] == ["first"] and "in training mode" in found["first"]
@@ -1347,8 +1347,43 @@ def test_a_cut_network_can_be_trained_where_the_dense_one_can() -> None:
 
 
 def test_only_branches_of_training_ask_for_a_look_at_it() -> None:
-    assert has_branches(Noisy())
+    assert has_branches(Shifted()) and not draws(Shifted())
     assert not has_branches(nn.Sequential(nn.Dropout(), Timed()))
+
+
+class Noisy(nn.Module):
+    """Noise of training alone."""
+
+    def __init__(self, noise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.noise = noise
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.training:
+            x = x + self.noise(x) * (torch.rand(len(x), 1) < 0.8)
+        return self.second(x)
+
+
+NOISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "randn": lambda x: torch.randn(len(x), 8),
+    "rand": lambda x: torch.rand(8) * x,
+    "normal": lambda x: torch.normal(0.5, 0.1, (8,)) + torch.normal(0.5, 0.1, size=(8,)),
+    "normal of a mean": lambda x: torch.normal(x, 0.1) + torch.normal(x, x.abs()),
+    "bernoulli": lambda x: torch.bernoulli(torch.full(x.shape, 0.5)) + torch.bernoulli(x, 0.5),
+    "in place": lambda x: x.new_empty(8).normal_() + torch.empty(8).uniform_(1, 2) + torch.empty(8).bernoulli_(0.5),
+    "like": lambda x: torch.randn_like(x) + torch.rand_like(x),
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_of_training_alone_follows_a_cut(noise: str) -> None:
+    model, x = Noisy(NOISE[noise]).eval(), torch.randn(4, 6)
+    assert has_branches(model) and draws(model)
+    small, _ = less(model, x)
+    assert small.train()(x).shape == (4, 3) and small.get_submodule("first").out_features < 8
 
 
 class Weighed(nn.Module):

@@ -22,6 +22,8 @@ Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
 
 def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     """The sizes among the arguments of a call of the function `name`."""
+    if name == "normal" and (len(args) == 3 or "size" in kwargs):  # a mean and a deviation stand in front of the sizes
+        args, name = args[2:], "randn"
     if name in _RESULT | FULL | _REPEAT and isinstance(result, Tensor):
         return _shape_of_result(name, args, kwargs, result)
     if name == "repeat_interleave" and len(args) == 2 and not kwargs and args[0].dim() == 1:

@@ -21,6 +21,7 @@ from actprune.graph.ambience import uncast
 from actprune.graph.arguments import added, call_arguments
 from actprune.graph.caches import kept_caches
 from actprune.graph.canonical import make_canonical
+from actprune.graph.chance import without_chance
 from actprune.graph.covering import covered_as_channels
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
@@ -85,6 +86,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         fixed = {name for name in names.plain if name in every and not _is_one_number(every[name])}
         fixed -= _written_to(graph, traced.bindings)
         drop_noise(graph)
+        if training:
+            without_chance(graph)
         make_pure(graph)
         written_as_choices(graph)
         if isinstance(model, Rebuilt):

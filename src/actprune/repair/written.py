@@ -83,6 +83,8 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
             return given[0]
         return _item(given[0], use.slot, use.count, source) if given else None
     given = named or (given[:1] if use.op in FULL else given)  # behind the sizes stands what they are filled with
+    if use.op == "normal":
+        given = named or given[2:]
     if use.op == "pad":
         given = [k.value for k in node.keywords if k.arg == "pad"] or given[1:2]
     if len(given) > 1 and use.op in ("reshape", "tile", "broadcast_to"):
