@@ -6,13 +6,12 @@ modes, hooks, buffers, cached attributes, random state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -31,7 +30,7 @@ from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names, unsliced
 from actprune.graph.noise import drop_noise
 from actprune.graph.program import Program, architecture, op_name, place
-from actprune.graph.purify import make_pure
+from actprune.graph.purify import make_pure, writers
 from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
 from actprune.graph.rebuilt import Rebuilt, name_of
@@ -84,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         inline(graph, traced.module)
         every = names.every(set(traced.bindings.values()))
         fixed = {name for name in names.plain if name in every and not _is_one_number(every[name])}
-        fixed -= _written_to(graph, traced.bindings)
+        fixed -= {traced.bindings[node.name] for node in writers(graph) if node.name in traced.bindings}  # caches
         drop_noise(graph)
         if training:
             without_chance(graph)
@@ -133,18 +132,6 @@ def _claim_names(graph: Graph) -> None:
 def _is_one_number(tensor: Tensor) -> bool:
     """Zeros, ones and the like: a class that makes such a tensor anew makes the same of fewer units."""
     return not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all())
-
-
-def _written_to(graph: Graph, bindings: Mapping[str, str]) -> set[str]:
-    """The tensors that the forward pass writes to, in place: caches."""
-    found: set[str] = set()
-    for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            source = node.args[0]
-            while isinstance(source, Node) and source.op == "call_function" and source.args:
-                source = source.args[0]
-            found.add(bindings.get(getattr(source, "name", ""), ""))
-    return found
 
 
 def _note_modules(graph: Graph, model: nn.Module) -> None:
