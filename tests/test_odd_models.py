@@ -682,7 +682,7 @@ def test_a_weight_norm_comes_off_the_small_network_alone() -> None:
 
 class Cached(nn.Module):
     """Attention with the keys and values of earlier steps in plain attributes, as in the code of the first LLaMA, and a
-    gain and a shift of every value."""
+    gain (in a dict) and a shift of every value."""
 
     def __init__(self, shift: bool = False) -> None:
         super().__init__()
@@ -690,7 +690,7 @@ class Cached(nn.Module):
         self.heads, self.size = 4, 6
         self.qkv, self.out = nn.Linear(8, 72), nn.Linear(24, 5)
         self.keys, self.values = torch.zeros(4, 9, 4, 6), torch.zeros(4, 9, 4, 6)
-        self.gain = torch.full((4, 6), 2.0)
+        self.held = {"gain": torch.full((4, 6), 2.0), "others": torch.ones(3)}
         self.shift = torch.linspace(0, 1, 24).view(4, 6) if shift else None
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
@@ -700,7 +700,7 @@ class Cached(nn.Module):
             v = v + self.shift
         self.keys = self.keys.to(q)
         self.keys[:b, start : start + t] = k
-        self.values[:b, start : start + t] = v * self.gain
+        self.values[:b, start : start + t] = v * self.held["gain"]
         k, v = (held[:b, : start + t].transpose(1, 2) for held in (self.keys, self.values))
         return self.out(F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2))
 
@@ -715,7 +715,7 @@ def test_caches_in_plain_attributes_are_cut(called: bool, tmp_path: Path) -> Non
     result = ap.prune(model, x, keep={group.name: 3 for group in groups}, method="l2")
     small = result.model
     assert isinstance(small, Cached) and small.keys.shape == small.values.shape == (4, 9, 3, 3)
-    assert (model.keys.shape, small.heads, small.size, small.gain.shape) == ((4, 9, 4, 6), 3, 3, (3, 3))
+    assert (model.keys.shape, small.heads, small.size, small.held["gain"].shape) == ((4, 9, 4, 6), 3, 3, (3, 3))
     result.save(tmp_path / "run")
     other = ap.load(tmp_path / "run", Cached()).eval()
     assert torch.equal(other(x), small(x)) and torch.equal(other(x[:, :1], 6), small(x[:, :1], 6))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from actprune.graph.rebuilt import Rebuilt
+
+Slot: TypeAlias = "tuple[Any, Any]"
+"""Where a tensor lives: a dict of a module (its parameters, buffers, attributes), or one in there; and its key."""
 
 
 class Names:
@@ -25,8 +28,10 @@ class Names:
         self.tensors: dict[str, Tensor] = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
         self.persistent = set(model.state_dict(keep_vars=True)) | set(parameters)
         known = {id(tensor) for tensor in self.tensors.values()}
-        held = {} if isinstance(model, Rebuilt) else plain_tensors(model)
-        self.plain = {name: tensor for name, tensor in held.items() if id(tensor) not in known}
+        slots = {} if isinstance(model, Rebuilt) else plain_slots(model)
+        held: dict[str, Tensor] = {name: box[key] for name, (box, key) in slots.items()}
+        # one number alone holds no units, and may be a scale that follows a size
+        self.plain = {name: held[name] for name in held if id(held[name]) not in known and held[name].numel() > 1}
         self.tensors |= self.plain
         self._groups: dict[tuple[Any, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
@@ -47,15 +52,24 @@ class Names:
         return {name: tensor for name, tensor in found.items() if name not in self.plain or name in read}
 
 
-def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name → tensor, for those of several numbers in plain attributes of modules: one number alone holds no units, and
-    may be a scale that follows a size."""
-    return {
-        f"{path}.{attribute}" if path else attribute: value
-        for path, module in model.named_modules(remove_duplicate=False)
-        for attribute, value in vars(module).items()
-        if isinstance(value, Tensor) and value.numel() > 1
-    }
+def plain_slots(model: nn.Module) -> dict[str, Slot]:
+    """The tensors in plain attributes of modules, and in dicts and lists there: "cache_k", or "cache.k"."""
+    found: dict[str, Slot] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        boxes = [("", vars(module)), *((f"{name}.", box) for name, box in own.items() if isinstance(box, dict | list))]
+        for start, box in boxes:
+            entries: Any = box.items() if isinstance(box, dict) else enumerate(box) if len(box) <= _LONGEST else ()
+            for key, value in entries:
+                if isinstance(value, Tensor):
+                    found[f"{path}.{start}{key}" if path else f"{start}{key}"] = box, key
+    return found
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+_LONGEST = 64
+"""Longer lists among the attributes are data."""
 
 
 def unsliced(path: str, model: nn.Module) -> str:
