@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -677,3 +678,53 @@ def test_a_weight_norm_comes_off_the_small_network_alone() -> None:
     before = model(x), small(x)
     nn.utils.parametrize.remove_parametrizations(small[0], "weight")
     assert type(small[0]) is nn.Linear and torch.equal(small(x), before[1]) and torch.equal(model(x), before[0])
+
+
+class Cached(nn.Module):
+    """Attention with the keys and values of earlier steps in plain attributes, as in the code of the first LLaMA, and a
+    gain (in a dict) and a shift of every value."""
+
+    def __init__(self, shift: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.size = 4, 6
+        self.qkv, self.out = nn.Linear(8, 72), nn.Linear(24, 5)
+        self.keys, self.values = torch.zeros(4, 9, 4, 6), torch.zeros(4, 9, 4, 6)
+        self.held = {"gain": torch.full((4, 6), 2.0), "others": torch.ones(3)}
+        self.shift = torch.linspace(0, 1, 24).view(4, 6) if shift else None
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, self.size).unbind(2)
+        if self.shift is not None:
+            v = v + self.shift
+        self.keys = self.keys.to(q)
+        self.keys[:b, start : start + t] = k
+        self.values[:b, start : start + t] = v * self.held["gain"]
+        k, v = (held[:b, : start + t].transpose(1, 2) for held in (self.keys, self.values))
+        return self.out(F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_caches_in_plain_attributes_are_cut(called: bool, tmp_path: Path) -> None:
+    model, x = Cached().eval(), torch.randn(4, 6, 8)
+    if called:
+        model(x)
+    groups = ap.capture(model, x).groups
+    assert {group.kind for group in groups} == {"heads", "head dims"}
+    result = ap.prune(model, x, keep={group.name: 3 for group in groups}, method="l2")
+    small = result.model
+    assert isinstance(small, Cached) and small.keys.shape == small.values.shape == (4, 9, 3, 3)
+    assert (model.keys.shape, small.heads, small.size, small.held["gain"].shape) == ((4, 9, 4, 6), 3, 3, (3, 3))
+    result.save(tmp_path / "run")
+    other = ap.load(tmp_path / "run", Cached()).eval()
+    assert torch.equal(other(x), small(x)) and torch.equal(other(x[:, :1], 6), small(x[:, :1], 6))
+
+
+def test_a_table_in_a_plain_attribute_keeps_its_units() -> None:
+    """It is in no file, and nothing says that the class would make the same numbers of fewer units."""
+    graph = ap.capture(Cached(shift=True).eval(), torch.randn(4, 6, 8))
+    assert not graph.groups  # the size of queries and keys is that of the values
+    assert "a constant of the forward pass, read by aten.add.Tensor at the model, test_odd_models.py:" in str(
+        graph.account()
+    )

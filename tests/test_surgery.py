@@ -782,3 +782,38 @@ def test_modules_without_a_path_have_the_tensors_that_are_registered() -> None:
     first = small.stacks[0][0][0]
     assert first.out_features == 4 and first.weight is small.held[0]
     assert model.stacks[0][0][0].weight is model.held[0] and model.held[0].shape == (8, 6)
+
+
+class NoisyLayer(nn.Module):
+    """The noise is drawn by a method that no capture sees, of sizes that nothing else reads."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = into, out
+        self.weight, self.sigma = nn.Parameter(torch.randn(out, into)), nn.Parameter(torch.rand(out, into))
+        self.noise: Tensor
+        self.register_buffer("noise", torch.randn(out, into))
+
+    @property
+    def in_channels(self) -> int:
+        return self.in_features
+
+    def draw(self) -> None:
+        self.noise.copy_(torch.outer(torch.randn(self.out_features), torch.randn(self.in_features)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.sigma * self.noise if self.training else self.weight)
+
+
+def test_a_layer_of_the_users_says_its_sizes_under_torchs_names() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(NoisyLayer(6, 10), nn.ReLU(), NoisyLayer(10, 3)).eval(), torch.randn(4, 6)
+    graph = capture(model, x)
+    plan = make_plan(graph, {"0": [1, 4, 5, 9]})
+    small = cut(model, plan)
+    assert verify(model, small, plan, x, graph=graph).passed
+    layers = [layer for layer in small if isinstance(layer, NoisyLayer)]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(6, 4), (4, 3)]
+    for layer in layers:
+        layer.draw()
+    assert small.train()(x).shape == (4, 3)

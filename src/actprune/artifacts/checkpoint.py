@@ -35,7 +35,7 @@ from actprune.graph.weight_norm import weights_of
 from actprune.plan import Plan
 from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
-from actprune.surgery.slicing import tensor_slots
+from actprune.surgery.slicing import held_in, tensor_slots
 
 __all__ = ["check_output", "load", "proved", "proved_folder", "save"]
 
@@ -223,17 +223,16 @@ def _check_model(model: Any, plan: Plan) -> None:
 
 
 def _without_state(model: nn.Module, plan: Plan) -> Plan:
-    """The plan without buffers that are not saved and hold nothing yet: the state of a recurrent layer before its first
-    run, which the model that was pruned had behind it."""
-    saved = model.state_dict().keys()
-    empty = {name for name, held in model.named_buffers() if name not in saved and held.numel() == 0}
+    """The plan without tensors that are not saved and not there yet: the state of a recurrent layer, or a cache in an
+    attribute, before its first run, which the model that was pruned had behind it."""
+    saved, slots = model.state_dict().keys(), tensor_slots(model)
+    empty = {n for n in plan.dims if n not in saved and (n not in slots or held_in(slots[n]).numel() == 0)}
     return replace(plan, dims={name: axes for name, axes in plan.dims.items() if name not in empty})
 
 
 def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:
     """That the plan was made for this architecture, and its axes fit the tensors: only then is it replayed."""
-    slots = {n: m._parameters.get(k, m._buffers.get(k)) for n, (m, k) in tensor_slots(model).items()}
-    tensors = {name: tensor for name, tensor in slots.items() if tensor is not None}
+    tensors: dict[str, Tensor] = {name: held_in(slot) for name, slot in tensor_slots(model).items()}
     if on_meta := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
         raise ArtifactError(
             "load needs a model whose tensors have memory to be filled.",

@@ -22,6 +22,7 @@ from actprune.axes.masks import Mask, with_masks
 from actprune.axes.normed import asked, inferred
 from actprune.axes.site import Dims, Site, Term
 from actprune.errors import CaptureError
+from actprune.graph.in_training import draws
 from actprune.graph.program import Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import TRAINING
@@ -155,10 +156,11 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     mixings = list(inference.mixings)
     nodes = set(inference.axes)
     unread = _unread(program) - (model.resting() if isinstance(model, Rebuilt) else frozenset())
-    training = _training_branches(model, program) if unread else None
+    drawn = draws(model)
+    training = _training_branches(model, program) if unread or drawn else None
     unseen = training is None and bool(unread)
-    if training is not None and training.used <= program.used:
-        training = None  # nothing uses those tensors
+    if training is not None and training.used <= program.used and not (drawn and training.source == "export"):
+        training = None  # nothing uses those tensors, and a run on real tensors takes the branches that chance gives it
     extra: tuple[Site, ...] = ()
     if training is not None:
         inference.walk(training)
@@ -240,7 +242,8 @@ def _unread(program: Program) -> set[str]:
 
 
 def _training_branches(model: nn.Module, program: Program) -> Program | None:
-    """Some tensors only work in training (auxiliary heads): what they share must be cut with them.
+    """Some tensors only work in training (auxiliary heads), and some sizes are only given there (those of noise): what
+    they share must be cut with them.
 
     BatchNorm can't train on a single sample, so a batch of one is tried twice over. A model whose training mode
     can't be captured is taken as it is in eval mode; where it is a step of training, its forward pass is tried next.

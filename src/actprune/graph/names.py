@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from actprune.graph.rebuilt import Rebuilt
+
+Slot: TypeAlias = "tuple[Any, Any]"
+"""Where a tensor lives: a dict of a module (its parameters, buffers, attributes), or one in there; and its key."""
 
 
 class Names:
     """The model's tensors under all their names, one of them canonical for each storage.
 
     Attributes:
-        tensors: every name → parameter or buffer.
+        tensors: every name → parameter or buffer, or tensor in a plain attribute of a module (a cache, a table).
+        plain: the names of the latter.
         persistent: the names that the state dict holds.
     """
 
@@ -20,6 +27,12 @@ class Names:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
         self.persistent = set(model.state_dict(keep_vars=True)) | set(parameters)
+        known = {id(tensor) for tensor in self.tensors.values()}
+        slots = {} if isinstance(model, Rebuilt) else plain_slots(model)
+        held: dict[str, Tensor] = {name: box[key] for name, (box, key) in slots.items()}
+        # one number alone holds no units, and may be a scale that follows a size
+        self.plain = {name: held[name] for name in held if id(held[name]) not in known and held[name].numel() > 1}
+        self.tensors |= self.plain
         self._groups: dict[tuple[Any, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
             self._groups.setdefault(_identity(tensor), []).append(name)
@@ -33,9 +46,30 @@ class Names:
         tensor = self.tensors.get(name)
         return (name,) if tensor is None else tuple(self._groups[_identity(tensor)])
 
-    def every(self) -> dict[str, Tensor]:
-        """Every storage once, under its canonical name."""
-        return {name: tensor for name, tensor in self.tensors.items() if self.canonical(name, tensor) == name}
+    def every(self, read: Container[str]) -> dict[str, Tensor]:
+        """Every storage once, under its canonical name; of tensors in plain attributes only those that are `read`."""
+        found = {name: tensor for name, tensor in self.tensors.items() if self.canonical(name, tensor) == name}
+        return {name: tensor for name, tensor in found.items() if name not in self.plain or name in read}
+
+
+def plain_slots(model: nn.Module) -> dict[str, Slot]:
+    """The tensors in plain attributes of modules, and in dicts and lists there: "cache_k", or "cache.k"."""
+    found: dict[str, Slot] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        boxes = [("", vars(module)), *((f"{name}.", box) for name, box in own.items() if isinstance(box, dict | list))]
+        for start, box in boxes:
+            entries: Any = box.items() if isinstance(box, dict) else enumerate(box) if len(box) <= _LONGEST else ()
+            for key, value in entries:
+                if isinstance(value, Tensor):
+                    found[f"{path}.{start}{key}" if path else f"{start}{key}"] = box, key
+    return found
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+_LONGEST = 64
+"""Longer lists among the attributes are data."""
 
 
 def unsliced(path: str, model: nn.Module) -> str:

@@ -37,6 +37,8 @@ class NumberTensors:
         if name in ("tensor", "as_tensor") and args:
             traced = any(isinstance(n, TracedInt) for n in pytree.tree_leaves(args[0]))
             numbers = args[0] if traced else None
+        elif name == "arange" and len(args) == 3 and isinstance(args[2], TracedInt):  # the ends of parts of one size
+            numbers = [args[0] + i * args[2] for i in range(len(result))]
         elif name == "__getitem__" and isinstance(args[1], int):
             held = self._of(args[0])
             numbers = held[args[1]] if isinstance(held, list | tuple) else None

@@ -55,13 +55,26 @@ def _read_elsewhere(node: Node, target: Node, order: Mapping[Node, int]) -> bool
 
 def _copy_what_is_written(graph: Graph) -> None:
     """Put a clone behind every placeholder that some call still writes into, itself or through a view of it."""
-    written = {root for node in graph.nodes for target in _written(node) if (root := _root(target)).op == "placeholder"}
+    written = writers(graph)
     first = next((node for node in graph.nodes if node.op != "placeholder"), None)
     for placeholder in (node for node in list(graph.nodes) if node in written and first is not None):
         with graph.inserting_before(first):
             copy = graph.call_function(torch.ops.aten.clone.default, (placeholder,))
-        copy.meta = dict(placeholder.meta)
+        its = {
+            key: value for key, value in written[placeholder].meta.items() if key in ("stack_trace", "nn_module_stack")
+        }
+        copy.meta = {**placeholder.meta, **its}  # the line that writes is what a message names
         placeholder.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+
+
+def writers(graph: Graph) -> dict[Node, Node]:
+    """Every placeholder that a call writes into, itself or through a view of it → the first such call."""
+    found: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for target in _written(node):
+            if (root := _root(target)).op == "placeholder":
+                found.setdefault(root, node)
+    return found
 
 
 def _written(node: Node) -> Iterator[Node]:

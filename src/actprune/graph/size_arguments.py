@@ -13,12 +13,17 @@ _RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new ne
 FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
 
+LIKE: dict[str, Any] = {"view_as": Tensor.view, "reshape_as": Tensor.reshape, "expand_as": Tensor.expand}
+"""Methods that are given a tensor for its shape → those that are given the shape."""
+
 Found: TypeAlias = "tuple[int, int, Any, tuple[Any, ...]]"
 """(slot, number of slots, value, role) with calls' own results and arguments left out of the role."""
 
 
 def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
     """The sizes among the arguments of a call of the function `name`."""
+    if name == "normal" and (len(args) == 3 or "size" in kwargs):  # a mean and a deviation stand in front of the sizes
+        args, name = args[2:], "randn"
     if name in _RESULT | FULL | _REPEAT and isinstance(result, Tensor):
         return _shape_of_result(name, args, kwargs, result)
     if name == "repeat_interleave" and len(args) == 2 and not kwargs and args[0].dim() == 1:

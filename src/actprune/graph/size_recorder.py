@@ -30,7 +30,7 @@ from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.older import in_words_of_today, true_types
 from actprune.graph.program import read_for_sizes, shape
 from actprune.graph.rebuilt import running
-from actprune.graph.size_arguments import given_sizes
+from actprune.graph.size_arguments import LIKE, given_sizes
 from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
     Attributes,
@@ -90,6 +90,9 @@ class Recorder(TorchFunctionMode):
             args = (args[0], self._numbers.within(args[1]))
         if name == "repeat_interleave":
             args = self._numbers.times(args)
+        if name in LIKE and len(args) == 2:
+            func, name = LIKE[name], LIKE[name].__name__
+            args = (args[0], self._traced_shape(args[1], args[1].shape))
         args = true_types(name, args)
         if func in OF_ANY_WIDTH and (found := self._of_any_width(func, args, kwargs)) is not NotImplemented:
             return found

@@ -20,6 +20,7 @@ from actprune.graph.ambience import uncast
 from actprune.graph.arguments import added, call_arguments
 from actprune.graph.caches import kept_caches
 from actprune.graph.canonical import make_canonical
+from actprune.graph.chance import without_chance
 from actprune.graph.covering import covered_as_channels
 from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
@@ -29,7 +30,7 @@ from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names, unsliced
 from actprune.graph.noise import drop_noise
 from actprune.graph.program import Program, architecture, op_name, place
-from actprune.graph.purify import make_pure
+from actprune.graph.purify import make_pure, writers
 from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
 from actprune.graph.rebuilt import Rebuilt, name_of
@@ -80,14 +81,18 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         graph = traced.graph
         _claim_names(graph)
         inline(graph, traced.module)
+        every = names.every(set(traced.bindings.values()))
+        fixed = {name for name in names.plain if name in every and not _is_one_number(every[name])}
+        fixed -= {traced.bindings[node.name] for node in writers(graph) if node.name in traced.bindings}  # caches
         drop_noise(graph)
+        if training:
+            without_chance(graph)
         make_pure(graph)
         written_as_choices(graph)
         if isinstance(model, Rebuilt):
             held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(held))
-        every = names.every()
         normed, weights = fold_weight_norms(graph, traced.bindings, {**every, **traced.constants})
         covered_as_channels(graph)
     _note_modules(graph, model)
@@ -98,7 +103,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         aliases={name: names.all_names(name) for name in {**every, **traced.constants}},
         bindings=traced.bindings,
         parameters=frozenset(name for name in every if isinstance(every[name], nn.Parameter)),
-        held=frozenset(every),
+        held=frozenset(every) - fixed,
         persistent=frozenset(
             name for name in every if any(alias in names.persistent for alias in names.all_names(name))
         ),
@@ -122,6 +127,11 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
 def _claim_names(graph: Graph) -> None:
     """Export renames the inputs behind the graph's back: no node that is made later may take a name of theirs."""
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_one_number(tensor: Tensor) -> bool:
+    """Zeros, ones and the like: a class that makes such a tensor anew makes the same of fewer units."""
+    return not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all())
 
 
 def _note_modules(graph: Graph, model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.picked import keys_of
 from actprune.errors import EquivalenceError, PlanError
 from actprune.graph.frames import raised_in
+from actprune.graph.in_training import has_branches
 from actprune.graph.keep import apart, copied, in_eval
 from actprune.graph.program import holds_samples, place
 from actprune.graph.refusal import first_line
@@ -31,7 +32,6 @@ from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
-from actprune.proof.in_training import has_branches
 from actprune.repair.adapt import blamed, trial_units
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import submodule

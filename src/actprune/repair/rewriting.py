@@ -14,8 +14,9 @@ from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.numbers import Expr, evaluate, variables
 from actprune.graph.sizes import INSISTS, Place, SizeUse
 from actprune.repair.edits import CallEdit, SourceEdit
-from actprune.repair.source import argument, calls_by_name, source_of, text_of
+from actprune.repair.source import calls_by_name, source_of, text_of
 from actprune.repair.targets import Targets
+from actprune.repair.written import argument
 
 
 def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | None:

@@ -21,8 +21,9 @@ from actprune.repair.attributes import Attributes
 from actprune.repair.comparing import comparisons
 from actprune.repair.edits import CallEdit, Edits, SourceEdit
 from actprune.repair.rewriting import call_edit, source_edit
-from actprune.repair.source import argument, text_of
+from actprune.repair.source import text_of
 from actprune.repair.targets import Targets
+from actprune.repair.written import argument
 
 
 @dataclass(frozen=True)

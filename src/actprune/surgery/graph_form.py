@@ -27,7 +27,7 @@ from actprune.surgery.batch_sizes import BatchSizes, batch_sizes
 from actprune.surgery.graph_names import check_names, with_keywords
 from actprune.surgery.resized import RESIZED
 from actprune.surgery.signature import calling
-from actprune.surgery.slicing import sliced, tensor_slots
+from actprune.surgery.slicing import held_in, sliced, tensor_slots
 
 ATEN = torch.ops.aten
 
@@ -61,7 +61,7 @@ def with_values(network: nn.Module, graph: Graph, plan: Plan, names: Sequence[st
         KeyError: the network lacks a tensor of the graph.
     """
     builder = Builder(network, graph, plan, None)
-    builder.given = {name: getattr(*slot) for name, slot in tensor_slots(network).items()}
+    builder.given = {name: held_in(slot) for name, slot in tensor_slots(network).items()}
     return builder.build(names).eval()
 
 

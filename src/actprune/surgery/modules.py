@@ -1,4 +1,4 @@
-"""The torch.nn modules whose attributes repeat the sizes of their tensors: what each must say after a cut."""
+"""The modules whose attributes repeat the sizes of their tensors: what each must say after a cut."""
 
 from __future__ import annotations
 
@@ -177,6 +177,18 @@ def _recurrent_cell(module: Any) -> Attributes:
     return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
 
 
+def _of_the_users(module: nn.Module) -> Attributes:
+    """A layer of the user's own that says its sizes under torch's names: methods that no capture sees (`reset_noise` of
+    a noisy layer) may read them. Of a square weight it can't be told which dimension is which."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    shapes = {tuple(tensor.shape[:2]) for tensor in own if tensor.dim() > 1}
+    out, into = next(iter(shapes)) if len(shapes) == 1 else (0, 0)
+    if out == into:
+        return {}
+    sizes = {"out_features": out, "in_features": into, "out_channels": out, "in_channels": into}
+    return {name: size for name, size in sizes.items() if name in vars(module)}  # some are computed
+
+
 _TABLE: tuple[tuple[type[nn.Module], Callable[[Any], Attributes]], ...] = (
     (_ConvTransposeNd, _conv_transpose),
     (_ConvNd, _conv),
@@ -190,4 +202,5 @@ _TABLE: tuple[tuple[type[nn.Module], Callable[[Any], Attributes]], ...] = (
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _recurrent_cell),
+    (nn.Module, _of_the_users),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import copied, copied_by, preserved, refresh, unless_failed
+from actprune.graph.names import Slot, plain_slots
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.weight_norm import lengths, weights_of
@@ -22,11 +23,8 @@ from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
 from actprune.surgery.listed import follow
-from actprune.surgery.modules import group_count, stated, submodule, update
+from actprune.surgery.modules import group_count, stated, update
 from actprune.surgery.source import edit_sources
-
-Slot: TypeAlias = "tuple[nn.Module, str]"
-"""Where a parameter or buffer lives: the module that holds it, and its attribute there."""
 
 
 def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace: bool = False) -> nn.Module:
@@ -69,38 +67,39 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     overrides = {**_weights_of_norms(slots, plan), **overrides}
     holders: dict[int, list[str]] = {}
     for name, slot in slots.items():
-        holders.setdefault(id(_held(slot)), []).append(name)
+        holders.setdefault(id(held_in(slot)), []).append(name)
     made: dict[str, Tensor] = {}
     for name in dict.fromkeys((*plan.dims, *overrides)):
         indices = plan.indices(name)
         if name in overrides or any(index is not None for index in indices):
-            old = _held(slots[name])
+            old = held_in(slots[name])
             made[name] = _replacement(old, overrides.get(name, old), indices)
     made |= _lengths(plan, slots, made)
 
     def names_of(name: str) -> list[str]:
         """Every name: those the capture found to share its memory, and those that hold this very object."""
         known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
-        return list(dict.fromkeys([*known, *holders[id(_held(slots[name]))]]))
+        return list(dict.fromkeys([*known, *holders[id(held_in(slots[name]))]]))
 
     changes = [(names_of(name), new) for name, new in made.items()]
     sized = list(changes)
     if own_files:
         changed = {name for names, _ in changes for name in names}
         changes += [(names, new) for names, new in _own_files(slots, holders) if not changed & set(names)]
-    paths = (path for names, _ in sized for name in names for path in _users(name))
-    touched = {id(module): (module, path) for path in paths for module in [submodule(target, path)]}
+    known = dict(target.named_modules(remove_duplicate=False))
+    paths = (path for names, _ in sized for name in names for path in _users(name) if path in known)
+    touched = {id(known[path]): (known[path], path) for path in paths}
     modules = list(touched.values())
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
     _repair(target, plan.edits.methods, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
-    old = [(_held(slots[name]), new) for names, new in changes for name in names]  # alive until all are replaced
+    old = [(held_in(slots[name]), new) for names, new in changes for name in names]  # alive until all are replaced
     for names, new in changes:
         for name in names:
             _assign(slots[name], new)
     follow(target, {id(dense): new for dense, new in old})
-    for (module, path), (known, groups) in zip(modules, said, strict=True):
-        update(module, f"{path}." if path else "", plan, known, groups)
+    for (module, path), (names, groups) in zip(modules, said, strict=True):
+        update(module, f"{path}." if path else "", plan, names, groups)
     adapt_attention(target, plan)
     for path, module in target.named_modules():
         resize = hint_for(module)
@@ -115,7 +114,7 @@ def _weights_of_norms(slots: Mapping[str, Slot], plan: Plan) -> dict[str, Tensor
     """What stands in the place of the directions of every weight norm that the plan cuts: the weight itself."""
     sliced_ones = {g: own for g, own in plan.normed.items() if any(i is not None for i in plan.indices(own.weight))}
     names = {name for g, own in sliced_ones.items() for name in (g, own.weight)}
-    return weights_of(sliced_ones, {name: _held(slots[name]) for name in names})
+    return weights_of(sliced_ones, {name: held_in(slots[name]) for name in names})
 
 
 def _lengths(plan: Plan, slots: Mapping[str, Slot], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +125,7 @@ def _lengths(plan: Plan, slots: Mapping[str, Slot], changed: Mapping[str, Tensor
         if weight is not None:
             length = lengths(weight, normed.dim)
             weight.detach().masked_fill_(length == 0, 1)  # in any direction but none, whose length would be 0 / 0
-            found[name] = _replacement(_held(slots[name]), length, [])
+            found[name] = _replacement(held_in(slots[name]), length, [])
     return found
 
 
@@ -139,7 +138,7 @@ def _rebuilt(model: Rebuilt, plan: Plan, overrides: Mapping[str, Tensor], inplac
             where="cut",
             hint="use the model that is returned: it is built anew from the description of this one",
         )
-    held = {name: _held(slot).detach() for name, slot in tensor_slots(model).items()}
+    held = {name: held_in(slot).detach() for name, slot in tensor_slots(model).items()}
     changed = dict.fromkeys((*plan.dims, *overrides))
     return model.rebuilt(plan, {name: sliced(overrides.get(name, held[name]), plan.indices(name)) for name in changed})
 
@@ -162,29 +161,29 @@ def sliced(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
 
 
 def tensor_slots(model: nn.Module) -> Mapping[str, Slot]:
-    """Name of a parameter or buffer → the module that holds it, and its attribute there."""
+    """Name of a parameter, a buffer or a tensor in a plain attribute → where it is."""
     slots: dict[str, Slot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for attribute in (*module._parameters, *module._buffers):
-            if _held((module, attribute)) is not None:
-                slots[f"{path}.{attribute}" if path else attribute] = (module, attribute)
-    return slots
+        spaces: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for space in spaces:
+            for attribute in (name for name, tensor in space.items() if tensor is not None):
+                slots[f"{path}.{attribute}" if path else attribute] = space, attribute
+    return {**plain_slots(model), **slots}
 
 
-def _held(slot: Slot) -> Tensor:
-    module, attribute = slot
-    return (module._parameters if attribute in module._parameters else module._buffers)[attribute]  # type: ignore[return-value]
+def held_in(slot: Slot) -> Tensor:
+    """The tensor that lives there."""
+    return slot[0][slot[1]]
 
 
 def _assign(slot: Slot, new: Tensor) -> None:
-    module, attribute = slot
-    (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new  # type: ignore[assignment]
+    slot[0][slot[1]] = new
 
 
 def _own_files(slots: Mapping[str, Slot], holders: Mapping[int, list[str]]) -> Iterator[tuple[list[str], Tensor]]:
     """Copies of the tensors that lie in files: the names of each, and the copy."""
     for names in holders.values():
-        held = _held(slots[names[0]])
+        held = held_in(slots[names[0]])
         if is_mapped(held):
             yield names, _replacement(held, held, [])
 
@@ -214,14 +213,14 @@ def _check_fits(model: nn.Module, plan: Plan, overrides: Mapping[str, Tensor]) -
     if architecture(model.state_dict()) != plan.architecture:
         raise _misfit(plan, f"{name_of(model)} with other ones")
     for name, axes in plan.dims.items():
-        if name not in slots or tuple(map(size, axes)) != tuple(_held(slots[name]).shape):
+        if name not in slots or tuple(map(size, axes)) != tuple(held_in(slots[name]).shape):
             raise _misfit(plan, f"axes of sizes {tuple(map(size, axes))} for {name}")
     held = {leaf.key: leaf.size for axes in plan.dims.values() for axis in axes for leaf in leaves(axis)}
     for name, group in plan.groups.items():
         if held.get(group.key) != group.width:
             raise _misfit(plan, f"a group {name} of {group.width} units that no tensor holds")
     for name, tensor in overrides.items():
-        if name not in slots or tensor.shape != _held(slots[name]).shape:
+        if name not in slots or tensor.shape != held_in(slots[name]).shape:
             raise PlanError(
                 "The rewrite does not fit this model.",
                 expected="tensors under the model's names, of the dense shapes",

@@ -23,8 +23,10 @@ from torch import nn
 
 from actprune.errors import PlanError
 from actprune.graph.attending import OF_ANY_WIDTH
+from actprune.graph.size_arguments import LIKE
 from actprune.repair.edits import CallEdit, SourceEdit
 from actprune.repair.source import Source, note_edited, source_of
+from actprune.repair.written import shape_given
 from actprune.surgery.modules import submodule
 
 Edit: TypeAlias = SourceEdit | CallEdit
@@ -242,7 +244,14 @@ class _Replace(ast.NodeTransformer):
                     return ast.copy_location(ast.Constant(value), node)
                 if place in self.items:
                     return ast.copy_location(_with_items(text, self.items[place]), node)
+            self._spell_out(cast("ast.Call", node), shape_given(node))
         return super().visit(node)
+
+    def _spell_out(self, call: ast.Call, shape: ast.expr | None) -> None:
+        """`x.view(y.shape)` for an `x.view_as(y)` of which an item becomes a number."""
+        if shape is not None and (shape.lineno, shape.col_offset, ast.unparse(shape)) in self.items:
+            method = cast("ast.Attribute", call.func)
+            method.attr, call.args = LIKE[method.attr].__name__, [shape]
 
 
 def _with_items(text: str, items: Mapping[int, int]) -> ast.expr:

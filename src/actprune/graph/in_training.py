@@ -1,4 +1,4 @@
-"""Whether a class has branches of its own for training, which no capture in eval mode has seen."""
+"""Whether a class has branches of its own for training, which no capture in eval mode has seen, and draws there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ from torch import nn
 def has_branches(model: nn.Module) -> bool:
     """Whether a method of a user's class decides something by `self.training`, other than what a function is given, as
     in `F.dropout(x, 0.1, self.training)`."""
+    return any(map(_decides, _own_codes(model)))
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether such a method also draws random numbers: noise may be of a size that is written down."""
+    return any(_decides(code) and not _DRAWS.isdisjoint(code.co_names) for code in _own_codes(model))
+
+
+_DRAWS = {*"rand randn rand_like randn_like normal normal_ uniform_ bernoulli bernoulli_ sample rsample".split()}
+
+
+def _own_codes(model: nn.Module) -> Iterator[CodeType]:
+    """The code of all methods of a user's classes."""
     classes = {kind for module in model.modules() for kind in type(module).__mro__}
     own = (kind for kind in classes if not kind.__module__.startswith(("torch.", "builtins")))
     methods = (value for kind in own for value in vars(kind).values())
-    return any(_decides(code) for method in methods for code in _codes(_code_of(method)))
+    return (code for method in methods for code in _codes(_code_of(method)))
 
 
 def _code_of(method: Any) -> CodeType | None:
