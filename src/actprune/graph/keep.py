@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from types import FunctionType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.ambience import own_modes, uncast
+from actprune.graph.boxes import entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
 from actprune.graph.quiet import unwarned
@@ -94,8 +95,8 @@ def unless_failed(model: nn.Module) -> Iterator[None]:
     except BaseException:
         for module, kind in kinds:
             module.__class__ = kind
-        for box, entries in held:
-            _put_back(box, entries)
+        for box, own in held:
+            put_back(box, own)
         raise
 
 
@@ -108,12 +109,12 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
     values of parameters only where `parameters` asks for it (some models clip their weights as they run).
     """
     held = _held(model)
-    kept = copies(v for _, entries in held for v in entries.values() if parameters or not isinstance(v, nn.Parameter))
+    kept = copies(v for _, own in held for v in own.values() if parameters or not isinstance(v, nn.Parameter))
     try:
         yield
     finally:
-        for box, entries in held:
-            _put_back(box, entries)
+        for box, own in held:
+            put_back(box, own)
         write_back(kept)
 
 
@@ -156,8 +157,8 @@ def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
         made = copy.deepcopy(model, known)
     _with_classes_of_their_own(made)
     rebound = Rebound(known)  # by now it knows of every object that was copied
-    for box, entries in _held(made):
-        for key, value in entries.items():
+    for box, held in _held(made):
+        for key, value in held.items():
             if isinstance(value, FunctionType) and (own := rebound(value)) is not value:
                 box[key] = own
     return made
@@ -210,14 +211,14 @@ def _as_held(values: Tensor, like: Tensor) -> Tensor:
 
 def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     """What every module holds in its attributes, and in dicts and lists among them: (box, its entries)."""
-    own = [(vars(module), _entries(vars(module))) for module in model.modules()]
-    inner = [(box, _entries(box)) for _, entries in own for box in entries.values() if isinstance(box, dict | list)]
+    own = [(vars(module), entries(vars(module))) for module in model.modules()]
+    inner = [(box, entries(box)) for _, held in own for box in held.values() if isinstance(box, dict | list)]
     return [*own, *inner]
 
 
 def held_values(model: nn.Module) -> list[Any]:
     """What the attributes of a model's modules are, and what dicts and lists among them hold."""
-    return [value for _, entries in _held(model) for value in entries.values()]
+    return [value for _, held in _held(model) for value in held.values()]
 
 
 def refresh(model: nn.Module, training: bool) -> None:
@@ -230,27 +231,11 @@ def refresh(model: nn.Module, training: bool) -> None:
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule) or type(module).train is nn.Module.train:
             continue
-        before, parameters = _entries(vars(module)), _entries(module._parameters)
+        before, parameters = entries(vars(module)), entries(module._parameters)
         kept = copies(parameters.values())
         with contextlib.suppress(Exception):  # whatever the class raises; then the module is captured as it is
             module.train(not training)
             module.train(training)
         if write_back(kept) or parameters != module._parameters:
-            _put_back(vars(module), before)
-            _put_back(module._parameters, parameters)
-
-
-def _entries(box: Any) -> dict[Any, Any]:
-    return dict(cast("dict[Any, Any]", box)) if isinstance(box, dict) else dict(enumerate(box))
-
-
-def _put_back(box: Any, entries: dict[Any, Any]) -> None:
-    """Make a dict or list hold these entries again; one that still does isn't touched."""
-    now = _entries(box)
-    if list(now) == list(entries) and all(now[key] is value for key, value in entries.items()):
-        return
-    box.clear()
-    if isinstance(box, dict):
-        cast("dict[Any, Any]", box).update(entries)
-    else:
-        box.extend(entries.values())
+            put_back(vars(module), before)
+            put_back(module._parameters, parameters)

@@ -3,7 +3,6 @@ optimizer of torch, gradients, counters, and what lists and other objects of the
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from actprune.graph.boxes import KINDS, entries, put_back
 from actprune.graph.copies import Copy, copies, write_back
-
-_BOXES = (OrderedDict, dict, list, deque, set)
 
 
 def reached(model: Any) -> list[Any]:
@@ -38,7 +36,7 @@ def unchanged(model: Any) -> Iterator[list[Copy]]:
     """
     found = reached(model)
     boxes = [box for one in found if (box := _box(one)) is not None]
-    held = [(box, _entries(box)) for box in boxes]
+    held = [(box, entries(box)) for box in boxes]
     arrays = [(one, one.copy()) for one in found if isinstance(one, np.ndarray) and one.flags.writeable]
     tensors, gradients = copies(found), [(one, one.grad) for one in found if isinstance(one, Tensor) and one.is_leaf]
     for tensor, _ in gradients:
@@ -46,8 +44,8 @@ def unchanged(model: Any) -> Iterator[list[Copy]]:
     try:
         yield tensors
     finally:
-        for box, entries in held:
-            _put_back(box, entries)
+        for box, own in held:
+            put_back(box, own)
         for array, values in arrays:
             array[...] = values
         write_back(tensors)
@@ -57,7 +55,7 @@ def unchanged(model: Any) -> Iterator[list[Copy]]:
 
 def _box(one: Any) -> Any:
     """What holds the entries or the attributes of an object; None for one that has neither."""
-    return one if isinstance(one, _BOXES) else getattr(one, "__dict__", None)
+    return one if isinstance(one, KINDS) else getattr(one, "__dict__", None)
 
 
 def _within(one: Any) -> Iterable[Any]:
@@ -65,23 +63,3 @@ def _within(one: Any) -> Iterable[Any]:
         return ()
     inner = one if isinstance(one, tuple | frozenset) else _box(one)
     return [*(inner.values() if isinstance(inner, dict) else inner or ())]
-
-
-def _entries(box: Any) -> Any:
-    return dict(box) if isinstance(box, dict) else [*box]
-
-
-def _put_back(box: Any, entries: Any) -> None:
-    """Behind the back of Keras, which tracks what its lists and dicts hold."""
-    if [*map(id, _flat(_entries(box)))] != [*map(id, _flat(entries))]:
-        kind = _kind_of(box)
-        kind.clear(box)
-        (kind.extend if kind in (list, deque) else kind.update)(box, entries)
-
-
-def _kind_of(box: Any) -> Any:
-    return next(kind for kind in _BOXES if isinstance(box, kind))
-
-
-def _flat(entries: Any) -> list[Any]:
-    return [*entries, *entries.values()] if isinstance(entries, dict) else entries

@@ -1,0 +1,29 @@
+"""Dicts, lists and the like, to be given back what they held."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from operator import is_
+from typing import Any
+
+KINDS: tuple[Any, ...] = (OrderedDict, dict, list, deque, set)
+
+
+def entries(box: Any) -> dict[Any, Any]:
+    """Key, or place, → what stands there."""
+    return dict(box) if isinstance(box, dict) else dict(enumerate(box))
+
+
+def put_back(box: Any, held: dict[Any, Any]) -> None:
+    """Make a box hold these entries again; one that still does isn't touched.
+
+    A class of its own is passed by: Keras tracks what is put into its lists and dicts.
+    """
+    now = entries(box)
+    same = len(now) == len(held) and all(map(is_, now.values(), held.values()))
+    if same and (not isinstance(box, dict) or all(map(is_, now, held))):
+        return
+    kind: Any = next(kind for kind in KINDS if isinstance(box, kind))
+    kind.clear(box)
+    fill: Any = kind.extend if kind in (list, deque) else kind.update
+    fill(box, held if issubclass(kind, dict) else held.values())
