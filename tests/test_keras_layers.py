@@ -237,7 +237,7 @@ def test_numbers_of_units_that_are_told_twice() -> None:
     assert small.layers[-1].kernel.shape == (6, 2)
 
 
-def test_a_reason_names_the_line_that_raises_and_what_reads_a_constant() -> None:
+def test_a_reason_names_the_line_that_raises_and_the_one_that_reads_a_constant() -> None:
     class Picky(kl.Layer):
         def build(self, shape: Any) -> None:
             if shape[-1] % 16:
@@ -258,4 +258,4 @@ def test_a_reason_names_the_line_that_raises_and_what_reads_a_constant() -> None
     result = actprune.prune(model, RNG.normal(size=(16, 4)), keep="units=50%", method="l2")
     reasons = str(result.graph.account())
     assert "by sixteens alone, in build, test_keras_layers.py:" in reasons
-    assert "a constant of the forward pass, read by aten.to.device at masked" in reasons
+    assert "a constant of the forward pass, read by aten.to.device at masked, test_keras_layers.py:" in reasons

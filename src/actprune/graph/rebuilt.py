@@ -20,6 +20,9 @@ from actprune.graph.sizes import Sizes
 PATH = "actprune_path"
 """Under this name a node's annotations hold the path of the layer that it was called in."""
 
+LINE = "actprune_line"
+"""And under this one the line of the user's own code that led to it: stack traces of export's end in a `forward`."""
+
 
 class Rebuilt(nn.Module):
     """The base class of such models."""
