@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError
-from actprune.graph.rebuilt import LINE, PATH
+from actprune.graph.rebuilt import LINE, PATH, STATE
 from actprune.graph.sizes import Sizes
 
 Batch = tuple[Any, ...]
@@ -222,8 +222,9 @@ def place(node: Node) -> str:
     path = module_path(node)
     trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     files = [line for line in trace if line.startswith("File ") and not any(own in line for own in _OTHERS)]
-    where = f"{op_name(node)} at {path or 'the model'}"
-    line = (node.meta.get("custom") or {}).get(LINE)
+    noted = node.meta.get("custom") or {}
+    where = f"{op_name(node)} at {path or 'the model'}" + (f" ({noted[STATE]})" if noted.get(STATE) else "")
+    line = noted.get(LINE)
     if line is not None:
         where += f", {line}"
     elif files:

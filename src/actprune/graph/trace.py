@@ -98,7 +98,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         aliases={name: names.all_names(name) for name in {**every, **traced.constants}},
         bindings=traced.bindings,
         parameters=frozenset(name for name in every if isinstance(every[name], nn.Parameter)),
-        held=frozenset(every),
+        held=frozenset(every) - (model.uncut() if isinstance(model, Rebuilt) else frozenset()),
         persistent=frozenset(
             name for name in every if any(alias in names.persistent for alias in names.all_names(name))
         ),
