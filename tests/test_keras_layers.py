@@ -16,6 +16,7 @@ import actprune
 from actprune.errors import UnsupportedModelError
 from actprune.graph.refusal import first_line
 from actprune.keras3.files import load_keras
+from actprune.proof.eager import EAGER_TOLERANCE, eager_against_graph
 
 keras = pytest.importorskip("keras")
 kl: Any = keras.layers
@@ -239,6 +240,29 @@ def test_a_run_folder_holds_variables_of_whole_numbers(tmp_path: Path) -> None:
     result = actprune.prune(made(), x, keep="units=50%", method="l2")
     result.save(tmp_path / "run")
     assert torch.equal(actprune.load(tmp_path / "run", made())(x), result.model(x))
+
+
+def test_a_model_in_half_precision_is_proved() -> None:
+    """Its products and biases round one by one, those of its graph at once."""
+    names = {"first": 32, "second": 16}
+    halves: dict[str, Any] = {"dtype": "bfloat16", "bias_initializer": "uniform"}
+    layers = [kl.Dense(units, "relu", name=name, **halves) for name, units in names.items()]
+    model = keras.Sequential([keras.Input((8,)), *layers, kl.Dense(2, **halves)])
+    result = actprune.prune(model, torch.randn(32, 8), keep="units=50%", method="l2")
+    assert result.plan.widths == {"first": 16, "second": 8}
+    assert result.proof is not None and result.proof.eager_error > EAGER_TOLERANCE
+
+
+def test_half_precision_hides_no_other_function() -> None:
+    class Twice(torch.nn.Sequential):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * 1.1
+
+    layers = [torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)]
+    x, model = torch.randn(16, 8).bfloat16(), torch.nn.Sequential(*layers).bfloat16()
+    program = actprune.capture(model, x).program
+    assert eager_against_graph(model, program, x, (x,))[1] is None
+    assert eager_against_graph(Twice(*layers), program, x, (x,))[1] == "the eager cut model against its own graph"
 
 
 class Scaled(keras.Model):
