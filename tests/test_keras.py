@@ -135,6 +135,14 @@ def attention_with_dropout() -> Any:
     return _lively(keras.Model(inputs, kl.Dense(2)(kl.Flatten()(kl.GroupQueryAttention(4, 4, 2, dropout=0.1)(x, x)))))
 
 
+def masked_attention() -> Any:
+    """What stands in for the scores of masked tokens is one number in a tensor, and not the scale."""
+    tokens = keras.Input((3,), dtype="int32")
+    x = kl.Embedding(9, 8, mask_zero=True)(tokens)
+    x = kl.MultiHeadAttention(2, 4, output_shape=6)(x, x, use_causal_mask=True)
+    return _lively(keras.Model(tokens, kl.Dense(2)(x)))
+
+
 def merges() -> Any:
     inputs = keras.Input((6,))
     a, b, c, d = (kl.Dense(6, activation=name)(inputs) for name in ("mish", "selu", "hard_swish", "softplus"))
@@ -247,6 +255,13 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
             "grouped_query_attention.query#1": 1, "grouped_query_attention.query#2": 1,
             "grouped_query_attention.query#3": 2, "grouped_query_attention.value": 2,
             "grouped_query_attention.attention_output": 4,
+        },
+    ),
+    "masked attention": (
+        masked_attention,
+        {
+            "embedding": 4, "multi_head_attention.query#1": 1, "multi_head_attention.query#2": 2,
+            "multi_head_attention.value": 2, "multi_head_attention.attention_output": 3,
         },
     ),
     "embedding and stacked cells": (

@@ -16,6 +16,7 @@ import actprune
 from actprune.errors import UnsupportedModelError
 from actprune.graph.refusal import first_line
 from actprune.keras3.files import load_keras
+from actprune.proof.eager import EAGER_TOLERANCE, eager_against_graph
 
 keras = pytest.importorskip("keras")
 kl: Any = keras.layers
@@ -178,6 +179,21 @@ def test_modules_of_torch_in_keras() -> None:
     assert not torch.equal(norm.running_mean, before) and int(small.optimizer.iterations) == 2
 
 
+def test_an_attention_makes_outputs_of_another_width_than_it_is_given() -> None:
+    inputs = keras.Input((3, 4))
+    x = kl.Dense(8, name="first")(inputs)
+    x = kl.MultiHeadAttention(2, 4, name="attention")(x, x)
+    result = actprune.prune(
+        keras.Model(inputs, kl.Dense(2)(x)),
+        RNG.normal(size=(16, 3, 4)),
+        keep={"first": 6, "attention.attention_output": 5},
+        method="l2",
+    )
+    small: Any = result.model
+    assert small.get_layer("attention")._query_dense.kernel.shape == (6, 2, 4)
+    assert small.get_layer("attention")._output_dense.kernel.shape == (2, 4, 5)
+
+
 @pytest.mark.filterwarnings("ignore:Layer InputLayer")
 def test_a_quantized_model_is_refused_by_name() -> None:
     model = keras.Sequential([keras.Input((6,)), kl.Dense(8, name="wide"), kl.Dense(2)])
@@ -185,6 +201,68 @@ def test_a_quantized_model_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'wide' can't be pruned: its weights are quantized") as caught:
         actprune.prune(model, torch.randn(16, 6), keep="units=50%")
     assert "as it was before model.quantize" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_one_quantized_layer_stays_as_it_is(mode: str, tmp_path: Path) -> None:
+    def made() -> Any:
+        names = "first", "quantized", "between"
+        layers = [keras.Input((6,)), *(kl.Dense(8, activation="relu", name=name) for name in names), kl.Dense(2)]
+        model = keras.Sequential(layers)
+        model.layers[1].quantize(mode)
+        return model
+
+    model, x = made(), torch.randn(16, 6)
+    result = actprune.prune(model, x, keep="units=50%", method="l2")
+    assert result.plan.widths == {"between": 4}
+    assert f" at quantized (quantized to {mode})" in str(result.graph.account())
+    held = [{one.name: one.value for one in found.layers[1].variables} for found in (model, result.model)]
+    assert all(torch.equal(value, held[1][name]) for name, value in held[0].items())
+    result.save(tmp_path / "run")
+    assert torch.equal(actprune.load(tmp_path / "run", made())(x), result.model(x))
+
+
+def test_a_run_folder_holds_variables_of_whole_numbers(tmp_path: Path) -> None:
+    class Shuffled(kl.Layer):
+        def build(self, shape: Any) -> None:
+            def drawn(shape: Any, dtype: Any = None) -> Any:
+                return torch.randperm(shape[0])
+
+            self.order = self.add_weight(shape=(shape[-1],), dtype="int64", trainable=False, initializer=drawn)
+
+        def call(self, x: Any) -> Any:
+            return keras.ops.take(x, self.order, axis=-1)
+
+    def made() -> Any:
+        return keras.Sequential([keras.Input((32,)), Shuffled(), kl.Dense(8), kl.Dense(2)])
+
+    x = torch.randn(16, 32)
+    result = actprune.prune(made(), x, keep="units=50%", method="l2")
+    result.save(tmp_path / "run")
+    assert torch.equal(actprune.load(tmp_path / "run", made())(x), result.model(x))
+
+
+def test_a_model_in_half_precision_is_proved() -> None:
+    """Its products and biases round one by one, those of its graph at once."""
+    names = {"first": 32, "second": 16}
+    halves: dict[str, Any] = {"dtype": "bfloat16", "bias_initializer": "uniform"}
+    layers = [kl.Dense(units, "relu", name=name, **halves) for name, units in names.items()]
+    model = keras.Sequential([keras.Input((8,)), *layers, kl.Dense(2, **halves)])
+    result = actprune.prune(model, torch.randn(32, 8), keep="units=50%", method="l2")
+    assert result.plan.widths == {"first": 16, "second": 8}
+    assert result.proof is not None and result.proof.eager_error > EAGER_TOLERANCE
+
+
+def test_half_precision_hides_no_other_function() -> None:
+    class Twice(torch.nn.Sequential):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * 1.1
+
+    layers = [torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)]
+    x, model = torch.randn(16, 8).bfloat16(), torch.nn.Sequential(*layers).bfloat16()
+    program = actprune.capture(model, x).program
+    assert eager_against_graph(model, program, x, (x,))[1] is None
+    assert eager_against_graph(Twice(*layers), program, x, (x,))[1] == "the eager cut model against its own graph"
 
 
 class Scaled(keras.Model):
@@ -237,7 +315,7 @@ def test_numbers_of_units_that_are_told_twice() -> None:
     assert small.layers[-1].kernel.shape == (6, 2)
 
 
-def test_a_reason_names_the_line_that_raises_and_what_reads_a_constant() -> None:
+def test_a_reason_names_the_line_that_raises_and_the_one_that_reads_a_constant() -> None:
     class Picky(kl.Layer):
         def build(self, shape: Any) -> None:
             if shape[-1] % 16:
@@ -258,4 +336,4 @@ def test_a_reason_names_the_line_that_raises_and_what_reads_a_constant() -> None
     result = actprune.prune(model, RNG.normal(size=(16, 4)), keep="units=50%", method="l2")
     reasons = str(result.graph.account())
     assert "by sixteens alone, in build, test_keras_layers.py:" in reasons
-    assert "a constant of the forward pass, read by aten.to.device at masked" in reasons
+    assert "a constant of the forward pass, read by aten.to.device at masked, test_keras_layers.py:" in reasons

@@ -296,8 +296,10 @@ def _tied() -> Any:
 def test_weights_that_training_reads_along_another_dimension(make: Any) -> None:
     model = make()
     model.compile("adam", "mse")
-    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    result = actprune.prune(model, X, keep="units=50%", method="l2")
+    small: Any = result.model
     assert small.count_params() < 0.5 * model.count_params()
+    assert {group.kind for group in result.graph.groups} == {"neurons"}
     small.fit(X, Y, verbose=0)
 
 

@@ -175,7 +175,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         return survey(inference, (*every, *extra), read, used, UNSEEN if unseen else UNUSED)
 
     counted, known = settle(inference, surveyed)
-    groups = find_groups(inference, known)
+    groups = find_groups(inference, known, mixings)
     keys = {group.key for group in groups}
     program, masks = with_masks(program, mixings, inference.operand_axis, keys)
     if training is not None:

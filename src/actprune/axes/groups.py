@@ -127,15 +127,18 @@ def survey(
     return Survey(sites, tensors, found, members, producers, consumers, mixed, multiples, whole)
 
 
-def find_groups(inference: Inference, known: Survey) -> tuple[Group, ...]:
+def find_groups(inference: Inference, known: Survey, mixings: Iterable[Mixing]) -> tuple[Group, ...]:
     """The groups of a finished inference, in the order of the forward pass.
 
     Leaves that can't be cut are frozen here, so that afterwards every leaf is either a group's or frozen.
+
+    Args:
+        mixings: those of the forward pass alone: what meets in a penalty on weights, say, are no head dims.
     """
     streams = _leaves_of(inference, inference.streams)
     parallel = _leaves_of(inference, inference.parallel)
     computed = {site.node for site in known.sites if site.kind == "computed"}  # by a mask as well
-    products = [m for m in inference.mixings if m.twin is None and m.node.name not in computed]
+    products = [m for m in mixings if m.twin is None and m.node.name not in computed]
     meet = _leaves_of(inference, map(inference.operand_axis, products))
     within = {key for dims in known.tensors.values() for axis in dims for key in _beside(axis, parallel)}
     groups: list[Group] = []

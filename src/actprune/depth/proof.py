@@ -22,8 +22,9 @@ from actprune.errors import CaptureError, EquivalenceError
 from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.program import Batch, Program
 from actprune.graph.trace import call_arguments, trace
-from actprune.proof.check import EAGER_TOLERANCE, Proof, eager_against_graph, same_values
+from actprune.proof.check import Proof, same_values
 from actprune.proof.compare import TOLERANCE, relative_error, seeded
+from actprune.proof.eager import EAGER_TOLERANCE, eager_against_graph
 from actprune.proof.reference import redrawn
 
 CACHE_TOLERANCE = 1e-3

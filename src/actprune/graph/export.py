@@ -72,7 +72,7 @@ def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | 
 
 @contextlib.contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """They take time, and those of a rebuilt model end in its framework: they name no line of the user's."""
+    """They take time, and those of a rebuilt model end in its framework: see `rebuilt.LINE`."""
     before = config.do_not_emit_stack_traces
     config.do_not_emit_stack_traces = True
     try:

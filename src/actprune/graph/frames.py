@@ -45,6 +45,16 @@ def is_kerass(frame: FrameType) -> bool:
     return "/keras/src/" in frame.f_code.co_filename
 
 
+def users_line(frame: FrameType | None) -> str | None:
+    """The line of the user's own code that led to a frame, "net.py:12"; None where a network's own `forward` comes
+    first: behind that is whoever asked for a capture."""
+    while frame is not None and any(part in frame.f_code.co_filename for part in _LIBRARIES):
+        if frame.f_code.co_name == "forward" and _OURS in frame.f_code.co_filename:
+            return None
+        frame = frame.f_back
+    return None if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
 def raised_in(error: BaseException) -> str:
     """The user's own function and line that an error comes from, to be said behind it; nothing where there is none."""
     codes = ((frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__))
@@ -55,7 +65,8 @@ def raised_in(error: BaseException) -> str:
     return f", in {code.co_name}, {Path(code.co_filename).name}:{line}"
 
 
-_LIBRARIES = ("/torch/", "/keras/src/", "/optree/", str(Path(__file__).parents[1]) + os.sep)
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_LIBRARIES = ("/torch/", "/keras/src/", "/optree/", _OURS)
 
 
 def owner_of(frame: FrameType) -> nn.Module | None:

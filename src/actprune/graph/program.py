@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.errors import DataError
-from actprune.graph.rebuilt import PATH
+from actprune.graph.rebuilt import LINE, PATH, STATE
 from actprune.graph.sizes import Sizes
 
 Batch = tuple[Any, ...]
@@ -222,8 +222,12 @@ def place(node: Node) -> str:
     path = module_path(node)
     trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     files = [line for line in trace if line.startswith("File ") and not any(own in line for own in _OTHERS)]
-    where = f"{op_name(node)} at {path or 'the model'}"
-    if files:
+    noted = node.meta.get("custom") or {}
+    where = f"{op_name(node)} at {path or 'the model'}" + (f" ({noted[STATE]})" if noted.get(STATE) else "")
+    line = noted.get(LINE)
+    if line is not None:
+        where += f", {line}"
+    elif files:
         name, line = files[-1].split('"')[1], files[-1].split("line ")[1].split(",")[0]
         where += f", {name.rsplit('/', 1)[-1]}:{line}"
     return where

@@ -20,6 +20,12 @@ from actprune.graph.sizes import Sizes
 PATH = "actprune_path"
 """Under this name a node's annotations hold the path of the layer that it was called in."""
 
+STATE = "actprune_state"
+"""Under this one what there is to be said of that layer, "quantized to int8", if anything."""
+
+LINE = "actprune_line"
+"""And under this one the line of the user's own code that led to it: stack traces of export's end in a `forward`."""
+
 
 class Rebuilt(nn.Module):
     """The base class of such models."""
@@ -62,6 +68,10 @@ class Rebuilt(nn.Module):
 
     def resting(self) -> frozenset[str]:
         """Names of tensors that no call reads, in training neither."""
+        return frozenset()
+
+    def uncut(self) -> frozenset[str]:
+        """Names of tensors that stay as they are, sizes and values, whatever calls do with them."""
         return frozenset()
 
     def own_modules(self) -> dict[str, nn.Module]:

@@ -24,12 +24,12 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.decisions import Decisions
-from actprune.graph.frames import definer, holder_of, is_kerass, is_librarys, owner_of, span_of
+from actprune.graph.frames import definer, holder_of, is_kerass, is_librarys, owner_of, span_of, users_line
 from actprune.graph.number_tensors import NumberTensors
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.older import in_words_of_today, true_types
 from actprune.graph.program import read_for_sizes, shape
-from actprune.graph.rebuilt import running
+from actprune.graph.rebuilt import LINE, Rebuilt, running
 from actprune.graph.size_arguments import LIKE, given_sizes
 from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
@@ -69,6 +69,7 @@ class Recorder(TorchFunctionMode):
         self._instead: tuple[str, Place] | None = None
         self._through: str | None = None
         self._parameters: dict[int, str] | None = None
+        self._rebuilt = isinstance(model, Rebuilt)
         modules = running(model)
         self._hinted = {path for path, module in modules.items() if hint_for(module) is not None}
         self._layers = {path for path, module in modules.items() if is_builtin(module)}
@@ -98,7 +99,7 @@ class Recorder(TorchFunctionMode):
             return found
         self.calls += 1
         call = self.calls
-        with annotations.annotate({CALL: call}):
+        with annotations.annotate({CALL: call, LINE: users_line(sys._getframe(1)) if self._rebuilt else None}):
             result = func(*args, **kwargs)
         self._decisions.note(call, name, (args, kwargs), result)
         self._note_results(call, args, result)

@@ -93,6 +93,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
             held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
             statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
             make_canonical(graph, statistics, set(held))
+            fixed |= model.uncut()
         normed, weights = fold_weight_norms(graph, traced.bindings, {**every, **traced.constants})
         covered_as_channels(graph)
     _note_modules(graph, model)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch.fx.traceback as annotations
 
-from actprune.graph.rebuilt import PATH
+from actprune.graph.rebuilt import PATH, STATE
+from actprune.keras3.places import quantization
 
 _DROPPING = (
     "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise "
@@ -30,10 +31,10 @@ def annotated(named: Iterable[tuple[str, Any]]) -> Iterator[None]:
         yield
         return
 
-    def noted(path: str) -> Callable[[Call], Call]:
+    def noted(path: str, state: str | None) -> Callable[[Call], Call]:
         def within(call: Call) -> Call:
             def called(*args: Any, **kwargs: Any) -> Any:
-                with annotations.annotate({PATH: path}):
+                with annotations.annotate({PATH: path, STATE: state}):
                     return call(*args, **kwargs)
 
             return called
@@ -42,7 +43,11 @@ def annotated(named: Iterable[tuple[str, Any]]) -> Iterator[None]:
 
     with ExitStack() as stack:
         for path, layer in named:
-            stack.enter_context(_calling(layer, noted(path)))
+            mode = quantization(layer)
+            if mode is None:
+                stack.enter_context(_calling(layer, noted(path, None)))
+            else:
+                stack.enter_context(_calling(layer, noted(path, f"quantized to {mode}"), "quantized_call"))
         yield
 
 
@@ -61,15 +66,15 @@ def without_dropout(layers: Iterable[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _calling(layer: Any, change: Callable[[Call], Call]) -> Iterator[None]:
+def _calling(layer: Any, change: Callable[[Call], Call], name: str = "call") -> Iterator[None]:
     """`layer.call` changed. Keras's own attributes track what is set, so it is set behind its back."""
     held = vars(layer)
-    before = held.get("call")
-    held["call"] = change(layer.call)
+    before = held.get(name)
+    held[name] = change(getattr(layer, name))
     try:
         yield
     finally:
         if before is None:
-            del held["call"]
+            del held[name]
         else:
-            held["call"] = before
+            held[name] = before

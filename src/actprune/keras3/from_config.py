@@ -13,7 +13,7 @@ from actprune.keras3.attributes import is_attribute
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.inside import own_classes
 from actprune.keras3.own import is_own
-from actprune.keras3.places import Placed
+from actprune.keras3.places import Placed, quantization
 from actprune.keras3.refusal import misfit
 from actprune.keras3.resized import with_entry
 from actprune.keras3.table import Cut, fields
@@ -129,7 +129,7 @@ class FromConfig:
         if cells := [cell for cell in getattr(layer, "cells", ()) if isinstance(cell, keras.Layer)]:
             config["cells"] = [keras.saving.serialize_keras_object(self.layer(cell)) for cell in cells]
         own = {name[len(path) + 1 :]: shape for name, shape in self.shapes.items() if name.startswith(f"{path}.")}
-        config |= fields(Cut(layer, path, own, self.plan)) if own else {}
+        config |= fields(Cut(layer, path, own, self.plan)) if own and quantization(layer) is None else {}
         for (field, *rest), value in self.edits.get(path, {}).items():
             config[field] = with_entry(config[field], rest, value)
         return config | given_functions(layer)

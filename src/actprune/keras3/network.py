@@ -21,7 +21,7 @@ from actprune.keras3.dtypes import plain_numbers
 from actprune.keras3.fill import filled
 from actprune.keras3.inputs import CalledOn, as_given, by_position, has_own_call
 from actprune.keras3.noise import torchs_generator
-from actprune.keras3.places import Placed, operations, placed
+from actprune.keras3.places import Placed, operations, placed, quantization
 from actprune.keras3.rebuild import rebuild
 from actprune.keras3.refusal import check_rebuildable, misfit, said
 from actprune.keras3.sizes import written_sizes
@@ -99,7 +99,7 @@ class KerasNetwork(Rebuilt):
             for name, (variable, trainable) in place.variables.items():
                 if trainable:
                     holder.register_parameter(name, variable.value)
-                elif variable.value.is_floating_point():  # not the state of random numbers
+                elif variable.name != "seed_generator_state":
                     holder.register_buffer(name, variable.value.detach())
         self.eval()
 
@@ -182,6 +182,10 @@ class KerasNetwork(Rebuilt):
         kind = keras_on_torch().layers.Normalization  # it keeps constants that it makes of them
         return frozenset(one.full(name) for one in self.places if type(one.layer) is kind for name in one.variables)
 
+    def uncut(self) -> frozenset[str]:
+        quantized = (one for one in self.places if quantization(one.layer) is not None)
+        return frozenset(one.full(name) for one in quantized for name in one.variables)
+
     def own_modules(self) -> dict[str, nn.Module]:
         return {place.path: place.layer for place in self.places if holds_own(place.layer)}
 
@@ -217,7 +221,12 @@ def _named_alike(found: list[Placed], like: list[Placed]) -> list[Placed]:
             raise misfit(old.path, ValueError(f"{len(new.variables)} variables where there were {len(old.variables)}"))
     if len(found) != len(like):
         raise misfit(like[0].layer.name, ValueError(f"{len(found)} layers where there were {len(like)}"))
-    return [
-        Placed(old.path, new.layer, dict(zip(old.variables, new.variables.values(), strict=True)))
-        for new, old in zip(found, like, strict=True)
-    ]
+    return [Placed(old.path, new.layer, _variables_alike(new, old)) for new, old in zip(found, like, strict=True)]
+
+
+def _variables_alike(new: Placed, old: Placed) -> dict[str, tuple[Any, bool]]:
+    """By name where they have the same, for a quantized layer makes its own in another order once more; else in order,
+    since names of the user's may count."""
+    if new.variables.keys() == old.variables.keys():
+        return {name: new.variables[name] for name in old.variables}
+    return dict(zip(old.variables, new.variables.values(), strict=True))

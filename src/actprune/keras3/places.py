@@ -65,6 +65,11 @@ def _unique(name: str, taken: dict[str, Any]) -> str:
     return found
 
 
+def quantization(layer: Any) -> str | None:
+    """What Keras has quantized a layer's weights to, "int8"; None for a layer as it was trained."""
+    return getattr(layer, "quantization_mode", None)
+
+
 def operations(model: Any) -> list[Any]:
     """Calls of a functional model that are no layers, such as a `keras.ops.reshape`, also those of models within."""
     layers = [one.layer for one in placed(model)]

@@ -9,6 +9,7 @@ from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.frames import raised_in
 from actprune.keras3.backend import keras_on_torch
 from actprune.keras3.own import is_own
+from actprune.keras3.places import quantization
 from actprune.keras3.reconnect import is_functional
 
 
@@ -44,7 +45,7 @@ def check_rebuildable(model: Any) -> None:
 def _check_floats(model: Any) -> None:
     """`quantize` leaves some layers as they are (convolutions, those that its filters name): these can be cut."""
     matrices = [
-        (layer, getattr(layer, "quantization_mode", None))
+        (layer, quantization(layer))
         for layer in model._flatten_layers()
         if any(len(v.shape) > 1 for v in (*layer._trainable_variables, *layer._non_trainable_variables))
     ]

@@ -24,6 +24,9 @@ _SCALED = {
 }
 """Class → the field that its scale is computed from, and the sublayers whose last output dimension has that size."""
 
+_SCALING = {"aten.multiply.Tensor": "other", "aten.scaled_dot_product_attention.default": "scale"}
+"""Op → the argument that is the scale; another tensor of one number (what a mask puts in place of scores) is none."""
+
 
 def written_sizes(places: Sequence[Placed], operations: Mapping[str, Any], graph: Graph) -> Sizes:
     """The sizes that these layers and calls write down.
@@ -108,14 +111,11 @@ def _scale(place: Placed, field: str, sources: Sequence[str], nodes: dict[str, l
             yield _use(place.layer, head, name, ("size", node.name, len(shape(node)) - 1), "einsum", 0)
     scale: Expr = ("/", 1.0, ("**", name, 0.5))
     for node in nodes.get(place.path, []):
-        given = named_arguments(node)
+        given = named_arguments(node).get(_SCALING.get(op_name(node), ""))
         # with dropout it is a tensor; the rounding in it is that of `repair.scales`
-        for value in (given.get("scale"), given.get("other")):
-            held = (
-                1 / head**0.5 if isinstance(value, Node) and value.op == "placeholder" and not shape(value) else value
-            )
-            if isinstance(held, float) and abs(held * head**0.5 - 1) < 1e-6:
-                yield _use(place.layer, held, scale, ("fixed", node.name), "scale", 0)
+        held = 1 / head**0.5 if isinstance(given, Node) and given.op == "placeholder" and not shape(given) else given
+        if isinstance(held, float) and abs(held * head**0.5 - 1) < 1e-6:
+            yield _use(place.layer, held, scale, ("fixed", node.name), "scale", 0)
 
 
 def _directions(place: Placed, places: Sequence[Placed]) -> Iterator[SizeUse]:

@@ -73,8 +73,9 @@ def _einsum(cut: Cut) -> Config:
 def _attention(cut: Cut) -> Config:
     _, heads, key = cut.shapes["query.kernel"]
     config: Config = {"num_heads": heads, "key_dim": key, "value_dim": cut.size("value.kernel", 2)}
-    if cut.layer.get_config().get("output_shape"):
-        config["output_shape"] = list(cut.shapes["attention_output.kernel"][2:])
+    made, width = list(cut.shapes["attention_output.kernel"][2:]), cut.size("query.kernel", 0)
+    if cut.layer.get_config().get("output_shape") or made != [width]:  # else as wide as what asks
+        config["output_shape"] = made
     return config
 
 

@@ -13,30 +13,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from actprune.allocation.cost import Cost, cost
 from actprune.axes.capture import Graph, capture
 from actprune.axes.picked import picking
 from actprune.errors import CaptureError, EquivalenceError, PlanError
-from actprune.graph.dropping import NothingDropped
-from actprune.graph.keep import in_eval
-from actprune.graph.lift import lift
-from actprune.graph.program import Batch, Program
-from actprune.graph.run import run
+from actprune.graph.program import Batch
 from actprune.graph.trace import call_arguments
-from actprune.graph.weight_norm import as_called, weights_of
-from actprune.mapped import letting_go
 from actprune.plan import Plan, check_plan
-from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen, relative_error
+from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen
+from actprune.proof.eager import EAGER_TOLERANCE, eager_against_graph, state_of
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
 from actprune.repair.adapt import adapt
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import attributes, stated
 from actprune.surgery.slicing import sliced
-
-EAGER_TOLERANCE = 1e-4
-"""The same between the eager cut model and its own graph, in the model's precision."""
 
 _EQUAL = f"relative error up to {TOLERANCE:g} in float64"
 _SHAPES = "the shapes that the plan predicts, and modules that say the same"
@@ -217,7 +208,7 @@ def _compare_graphs(
 
 def _wrong_structure(model: nn.Module, small: nn.Module, plan: Plan) -> str | None:
     """Tensors whose shape isn't the predicted one, and torch.nn modules whose attributes contradict theirs."""
-    state = {name: held for name, held in _state(small).items() if isinstance(held, Tensor)}
+    state = {name: held for name, held in state_of(small).items() if isinstance(held, Tensor)}
     for name in plan.dims:
         for alias in plan.aliases.get(name, (name,)):
             if alias in state and tuple(state[alias].shape) != plan.shape(name):
@@ -232,7 +223,7 @@ def _wrong_structure(model: nn.Module, small: nn.Module, plan: Plan) -> str | No
 
 def _wrong_bystander(dense: Graph, small: nn.Module, plan: Plan, base: Mapping[str, Tensor]) -> str | None:
     """Tensors that no run reads (unused layers) are compared directly."""
-    state = _state(small)
+    state = state_of(small)
     for name in dense.program.persistent - dense.used:
         own = base.get(name, dense.program.tensors[name])
         expected = sliced(own, plan.indices(name))
@@ -244,10 +235,6 @@ def _wrong_bystander(dense: Graph, small: nn.Module, plan: Plan, base: Mapping[s
 def same_values(a: Tensor, b: Tensor) -> bool:
     """Equal, NaN to NaN included (a layer that is never used may be uninitialised)."""
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _wrong_cost(dense: Graph, plan: Plan, measured: Cost) -> str | None:
@@ -277,20 +264,3 @@ def _wrong_training(
     )
     error, failure = compare(sides)
     return None if failure is None else f"{failure}, relative error {error:.3g}"
-
-
-def eager_against_graph(small: nn.Module, program: Program, inputs: Any, batch: Batch) -> tuple[float, str | None]:
-    """Relative error of the cut model as it runs against its own graph, and what to say where it is too large.
-
-    No graph has dropout, so none is made here either: some models ask for it in eval mode too (Monte Carlo dropout).
-    Other random numbers are the same on both sides, which begin at the same random state.
-    """
-    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, call_arguments(small, inputs))
-    try:
-        with in_eval(small), letting_go(), NothingDropped():
-            eager = tuple(pytree.tree_leaves(small(*args, **kwargs)))
-    except Exception as error:  # whatever the user's forward raises
-        return float("inf"), f"the cut model does not run: {type(error).__name__}: {error}"
-    graph = run(program, batch, weights_of(program.normed, _state(small), as_called), native=True)
-    error = relative_error(lift(eager), lift(graph))
-    return error, None if error <= EAGER_TOLERANCE else "the eager cut model against its own graph"
