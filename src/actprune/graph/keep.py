@@ -20,6 +20,7 @@ from actprune.graph.ambience import own_modes, uncast
 from actprune.graph.boxes import entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
+from actprune.graph.names import identity
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
@@ -138,6 +139,10 @@ def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     for tensor in tensors:
         if id(tensor) not in known and is_mapped(tensor):
             known[id(tensor)] = _as_held(tensor.detach() if sharing else copied_values(tensor), tensor)
+    own = {identity(value): value for value in tensors if isinstance(value, nn.Parameter)}
+    for tensor in tensors:  # `weight.data` in another attribute, which torch would give memory of its own
+        if not isinstance(tensor, nn.Parameter) and identity(tensor) in own:
+            known[id(tensor)] = copy.deepcopy(own[identity(tensor)], known).detach()
     return _deep_copy(model, known)
 
 
