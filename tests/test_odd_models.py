@@ -783,3 +783,31 @@ def test_a_cache_may_have_grown_before_the_model_was_pruned(tmp_path: Path) -> N
     other = ap.load(tmp_path / "run", Cached()).eval()
     assert isinstance(other, Cached) and other.keys.shape == (4, 9, other.heads, other.size)
     assert torch.equal(other(x), result.model(x))
+
+
+class Blurred(nn.Module):
+    """A filter of every channel that is in no file: a buffer that is not saved, or a plain attribute."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.filter: Tensor
+        if plain:
+            self.filter = torch.full((8, 1, 2, 2), 0.25)
+        else:
+            self.register_buffer("filter", torch.tensor([[1.0, 2], [2, 4]]).repeat(8, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.conv2d(self.first(x).relu(), self.filter, groups=len(self.filter)))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_no_file_holds_is_cut_but_not_refitted(plain: bool, tmp_path: Path) -> None:
+    """A file would not bring back what a fit had made of it."""
+    model, x = Blurred(plain).eval(), torch.randn(16, 3, 8, 8)
+    result = ap.prune(model, [x] * 2, keep="units=50%")
+    small = result.model
+    assert isinstance(small, Blurred) and torch.equal(small.filter, model.filter[:4])
+    result.save(tmp_path / "run")
+    assert torch.equal(ap.load(tmp_path / "run", Blurred(plain)).eval()(x), small(x))
