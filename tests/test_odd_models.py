@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -811,3 +813,31 @@ def test_what_no_file_holds_is_cut_but_not_refitted(plain: bool, tmp_path: Path)
     assert isinstance(small, Blurred) and torch.equal(small.filter, model.filter[:4])
     result.save(tmp_path / "run")
     assert torch.equal(ap.load(tmp_path / "run", Blurred(plain)).eval()(x), small(x))
+
+
+class Remembering(nn.Module):
+    """Its last values, in what an attribute leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 12), nn.Linear(12, 3)
+        self.layers: dict[str, dict[str, Tensor]] = {"first": {}}
+        self.recent: deque[Tensor] = deque(maxlen=2)
+        self.state = SimpleNamespace(sums=[(torch.zeros(12),)], calls=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        self.layers["first"]["hidden"] = hidden.detach()
+        self.recent.append(hidden.detach())
+        self.state.sums[0][0].add_(hidden.detach().sum(0))
+        self.state.calls += 1
+        return self.second(hidden.relu())
+
+
+def test_what_attributes_lead_to_is_as_before() -> None:
+    """A tracer would leave fake tensors there, which nothing runs on, or copies."""
+    model, x = Remembering().eval(), torch.randn(4, 8)
+    ap.capture(model, x)
+    assert not model.layers["first"] and not model.recent
+    assert model.state.calls == 0 and not model.state.sums[0][0].any()
