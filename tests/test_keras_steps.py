@@ -333,3 +333,29 @@ def test_an_optimizer_of_torch_steps_the_weights_of_its_own_model() -> None:
     small.fit(X, Y, verbose=0)
     assert all(map(np.array_equal, before, model.get_weights()))
     assert not any(map(np.array_equal, after, small.get_weights()))
+
+
+class ByClosure(ByTorch):
+    def train_step(self, data: Any) -> dict[str, Any]:
+        def closure() -> Any:
+            self.held["by"].zero_grad()
+            loss = keras.ops.mean((self(data[0]) - data[1]) ** 2)
+            loss.backward()
+            return loss
+
+        return {"loss": self.held["by"].step(closure)}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Adafactor])
+def test_optimizers_of_torch_whose_state_is_of_several_weights_at_once(kind: Any) -> None:
+    """A history of all weights in one, and means over the inputs of a layer: they begin anew where units went."""
+    model = ByClosure()
+    model(X)
+    model.held = {"by": kind([w.value for w in model.trainable_weights], 0.01)}
+    model.compile()
+    model.fit(X, Y, verbose=0)
+    small: Any = actprune.prune(model, X, keep="units=50%", method="l2").model
+    dense, before = model.get_weights(), small.get_weights()
+    small.fit(X, Y, verbose=0)
+    assert all(map(np.array_equal, dense, model.get_weights()))
+    assert not any(map(np.array_equal, before, small.get_weights()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import actprune as ap
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError, DataError
+from actprune.graph.keep import copied
 
 
 def called(model: Any, batch: Any) -> Any:
@@ -728,3 +731,113 @@ def test_a_table_in_a_plain_attribute_keeps_its_units() -> None:
     assert "a constant of the forward pass, read by aten.add.Tensor at the model, test_odd_models.py:" in str(
         graph.account()
     )
+
+
+class Seen(nn.Module):
+    """What is written under one name is read under another: the same memory, as another shape or of another layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 12), nn.Linear(12, 3)
+        self.mean = torch.zeros(12)
+        self.other = {
+            "view": lambda: self.mean.view(1, 12),
+            "halves": lambda: torch.zeros(12),
+            "weight": lambda: self.first.bias.detach(),
+            "sparse": lambda: torch.eye(4).to_sparse(),
+        }[kind]()
+        if kind == "halves":
+            self.mean, self.other = torch.zeros(2, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if self.other.is_sparse:
+            return self.second(torch.sparse.mm(self.other, hidden))
+        self.mean.copy_(hidden.detach().mean(0))
+        return self.second((hidden - self.other).relu())
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("view", 12), ("halves", 6), ("weight", 6), ("sparse", 6)])
+def test_memory_that_two_attributes_see_stays_shared(kind: str, kept: int) -> None:
+    """Two slices would not be: a class that is to lose units of both keeps them."""
+    model, x = Seen(kind).eval(), torch.randn(4, 8)
+    groups = {group.name: 6 for group in ap.capture(model, x).groups}
+    assert bool(groups) == (kept < 12)
+    if groups:
+        small: Any = ap.prune(model, x, keep=groups, method="l2").model
+        assert small.first.out_features == kept and small(x).shape == (4, 3)
+        if kind == "weight":
+            assert not small.other.requires_grad and small.other.data_ptr() == small.first.bias.data_ptr()
+
+
+def test_an_alias_of_a_weight_is_one_in_a_copy() -> None:
+    model = copied(Seen("weight"))
+    assert isinstance(model, Seen) and model.other.data_ptr() == model.first.bias.data_ptr()
+    assert not isinstance(model.other, nn.Parameter)
+
+
+def test_a_cache_may_have_grown_before_the_model_was_pruned(tmp_path: Path) -> None:
+    model, x = Cached().eval(), torch.randn(4, 6, 8)
+    model.keys, model.values = torch.zeros(9, 30, 4, 6), torch.zeros(9, 30, 4, 6)
+    result = ap.prune(model, x, keep="units=50%", method="l2")
+    result.save(tmp_path / "run")
+    other = ap.load(tmp_path / "run", Cached()).eval()
+    assert isinstance(other, Cached) and other.keys.shape == (4, 9, other.heads, other.size)
+    assert torch.equal(other(x), result.model(x))
+
+
+class Blurred(nn.Module):
+    """A filter of every channel that is in no file: a buffer that is not saved, or a plain attribute."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.filter: Tensor
+        if plain:
+            self.filter = torch.full((8, 1, 2, 2), 0.25)
+        else:
+            self.register_buffer("filter", torch.tensor([[1.0, 2], [2, 4]]).repeat(8, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.conv2d(self.first(x).relu(), self.filter, groups=len(self.filter)))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_no_file_holds_is_cut_but_not_refitted(plain: bool, tmp_path: Path) -> None:
+    """A file would not bring back what a fit had made of it."""
+    model, x = Blurred(plain).eval(), torch.randn(16, 3, 8, 8)
+    result = ap.prune(model, [x] * 2, keep="units=50%")
+    small = result.model
+    assert isinstance(small, Blurred) and torch.equal(small.filter, model.filter[:4])
+    result.save(tmp_path / "run")
+    assert torch.equal(ap.load(tmp_path / "run", Blurred(plain)).eval()(x), small(x))
+
+
+class Remembering(nn.Module):
+    """Its last values, in what an attribute leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 12), nn.Linear(12, 3)
+        self.layers: dict[str, dict[str, Tensor]] = {"first": {}}
+        self.recent: deque[Tensor] = deque(maxlen=2)
+        self.state = SimpleNamespace(sums=[(torch.zeros(12),)], calls=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        self.layers["first"]["hidden"] = hidden.detach()
+        self.recent.append(hidden.detach())
+        self.state.sums[0][0].add_(hidden.detach().sum(0))
+        self.state.calls += 1
+        return self.second(hidden.relu())
+
+
+def test_what_attributes_lead_to_is_as_before() -> None:
+    """A tracer would leave fake tensors there, which nothing runs on, or copies."""
+    model, x = Remembering().eval(), torch.randn(4, 8)
+    ap.capture(model, x)
+    assert not model.layers["first"] and not model.recent
+    assert model.state.calls == 0 and not model.state.sums[0][0].any()

@@ -1375,7 +1375,11 @@ NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "bernoulli": lambda x: torch.bernoulli(torch.full(x.shape, 0.5)) + torch.bernoulli(x, 0.5),
     "in place": lambda x: x.new_empty(8).normal_() + torch.empty(8).uniform_(1, 2) + torch.empty(8).bernoulli_(0.5),
     "like": lambda x: torch.randn_like(x) + torch.rand_like(x),
+    "of a generator": lambda x: torch.rand(8, generator=SOURCE) + x.new_empty(8).normal_(generator=SOURCE),
+    "exponential": lambda x: torch.empty(8).exponential_(0.5),
 }
+
+SOURCE = torch.Generator()
 
 
 @pytest.mark.parametrize("noise", NOISE)
@@ -1384,6 +1388,23 @@ def test_noise_of_training_alone_follows_a_cut(noise: str) -> None:
     assert has_branches(model) and draws(model)
     small, _ = less(model, x)
     assert small.train()(x).shape == (4, 3) and small.get_submodule("first").out_features < 8
+
+
+class NoisyElsewhere(Noisy):
+    """A method of its own draws the noise."""
+
+    def drawn(self, x: Tensor) -> Tensor:
+        return x + torch.randn(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.second(self.drawn(x) if self.training else x)
+
+
+def test_noise_of_a_method_that_training_alone_calls_follows_a_cut() -> None:
+    model, x = NoisyElsewhere(NOISE["rand"]).eval(), torch.randn(4, 6)
+    assert draws(model)
+    assert less(model, x)[0].train()(x).shape == (4, 3)
 
 
 class Weighed(nn.Module):

@@ -27,8 +27,9 @@ from actprune.artifacts.folder import AGAIN, PLAN, PLAN_BYTES, REPORT, WEIGHTS, 
 from actprune.artifacts.replay import replay
 from actprune.artifacts.weights import Weights, read_weights, write_weights
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Indices, leaves, size
+from actprune.axes.expr import ONE, Indices, Leaf, leaves, size
 from actprune.errors import ArtifactError, PlanError
+from actprune.graph.names import plain_slots
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.weight_norm import weights_of
@@ -104,7 +105,7 @@ def load(folder: str | Path, model: nn.Module, example_inputs: Any = None) -> nn
     if isinstance(model, Rebuilt) and architecture(model.state_dict()) != plan.architecture:
         model = model.named_for(_read_weights(file_of(where, WEIGHTS), plan, digest).tensors)
     _check_model(model, plan)
-    plan = _without_state(model, plan)
+    plan = _before_a_run(model, plan)
     _check_dense(model, plan, where / PLAN)
     weights = _read_weights(file_of(where, WEIGHTS), plan, digest)
     target = replay(model, plan, example_inputs, where / PLAN)
@@ -222,12 +223,17 @@ def _check_model(model: Any, plan: Plan) -> None:
         )
 
 
-def _without_state(model: nn.Module, plan: Plan) -> Plan:
-    """The plan without tensors that are not saved and not there yet: the state of a recurrent layer, or a cache in an
-    attribute, before its first run, which the model that was pruned had behind it."""
-    saved, slots = model.state_dict().keys(), tensor_slots(model)
+def _before_a_run(model: nn.Module, plan: Plan) -> Plan:
+    """The plan for a model that did not run yet, as the one that was pruned may have: it is without tensors that are
+    not saved and not there yet (the state of a recurrent layer, a cache in an attribute), and a cache may be shorter
+    where it loses no units."""
+    saved, slots, plain = model.state_dict().keys(), tensor_slots(model), plain_slots(model)
     empty = {n for n in plan.dims if n not in saved and (n not in slots or held_in(slots[n]).numel() == 0)}
-    return replace(plan, dims={name: axes for name, axes in plan.dims.items() if name not in empty})
+    dims = {name: axes for name, axes in plan.dims.items() if name not in empty}
+    for name in dims.keys() & plain.keys():
+        found = zip(dims[name], plan.indices(name), held_in(plain[name]).shape, strict=False)
+        dims[name] = tuple(axis if index is not None else Leaf(length, ONE.key) for axis, index, length in found)
+    return replace(plan, dims=dims)
 
 
 def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:

@@ -80,7 +80,7 @@ class Inference:
                     self.axes[node] = tuple(self.algebra.leaf(n, "model input") for n in shape(node))
                     continue
                 self.axes[node] = own[name]
-                if name in program.held:
+                if name in program.persistent:
                     self.stored.names[node] = name
             elif node.op == "call_function":
                 self.axes[node] = self._apply(node)

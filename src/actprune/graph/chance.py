@@ -35,6 +35,7 @@ _SETTLED: dict[str, Callable[..., Settled]] = {
     "aten.normal.Tensor_Tensor": lambda mean, std: (ATEN.clone.default, (mean,), ()),
     "aten.bernoulli_.float": lambda own, share=0.5: (ATEN.fill_.Scalar, (own, share), ()),
     "aten.uniform_.default": lambda own, low=0.0, high=1.0: (ATEN.fill_.Scalar, (own, (low + high) / 2), ()),
+    "aten.exponential_.default": lambda own, rate=1.0: (ATEN.fill_.Scalar, (own, 1 / rate), ()),
     "aten.normal_.default": lambda own, mean=0.0, std=1.0: (ATEN.fill_.Scalar, (own, mean + std / 2), ()),
 }
 """Calls that draw → a call of the same arguments that gives such a number."""
@@ -43,7 +44,8 @@ _SETTLED: dict[str, Callable[..., Settled]] = {
 def without_chance(graph: Graph) -> None:
     """Settle every draw of a known kind; integers at random (a shuffled batch) stay as they are."""
     for node in graph.nodes:
-        settle = _SETTLED.get(op_name(node)) if node.op == "call_function" else None
+        name = op_name(node).replace(".generator", ".default")
+        settle = _SETTLED.get(name) if node.op == "call_function" else None
         if settle is not None:
             _settle(node, *settle(*node.args))
 

@@ -19,11 +19,16 @@ def has_branches(model: nn.Module) -> bool:
 
 
 def draws(model: nn.Module) -> bool:
-    """Whether such a method also draws random numbers: noise may be of a size that is written down."""
-    return any(_decides(code) and not _DRAWS.isdisjoint(code.co_names) for code in _own_codes(model))
+    """Whether such a method, or one that it calls, also draws random numbers: noise may be of a size that is written
+    down."""
+    codes = [*_own_codes(model)]
+    drawing = _DRAWS | {code.co_name for code in codes if not _DRAWS.isdisjoint(code.co_names)}
+    return any(_decides(code) and not drawing.isdisjoint(code.co_names) for code in codes)
 
 
-_DRAWS = {*"rand randn rand_like randn_like normal normal_ uniform_ bernoulli bernoulli_ sample rsample".split()}
+_DRAWS = frozenset(
+    "rand randn rand_like randn_like normal normal_ uniform_ exponential_ bernoulli bernoulli_ sample rsample".split()
+)
 
 
 def _own_codes(model: nn.Module) -> Iterator[CodeType]:

@@ -6,9 +6,11 @@ import contextlib
 import copy
 import hashlib
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ProxyTypes
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from actprune.graph.ambience import own_modes, uncast
 from actprune.graph.boxes import entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
+from actprune.graph.names import identity
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
@@ -105,7 +108,7 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
     """Put back every buffer and attribute that a call of the model changes or replaces, also after an error.
 
     Caches, counters and the last input count: a tracer would leave fake tensors there, and a run leaves tensors
-    of one batch size. Dicts and lists among the attributes get their contents back, tensors their values; the
+    of one batch size. Containers and objects among the attributes get their contents back, tensors their values; the
     values of parameters only where `parameters` asks for it (some models clip their weights as they run).
     """
     held = _held(model)
@@ -138,6 +141,10 @@ def copied(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     for tensor in tensors:
         if id(tensor) not in known and is_mapped(tensor):
             known[id(tensor)] = _as_held(tensor.detach() if sharing else copied_values(tensor), tensor)
+    own = {identity(value): value for value in tensors if isinstance(value, nn.Parameter)}
+    for tensor in tensors:  # `weight.data` in another attribute, which torch would give memory of its own
+        if not isinstance(tensor, nn.Parameter) and identity(tensor) in own:
+            known[id(tensor)] = copy.deepcopy(own[identity(tensor)], known).detach()
     return _deep_copy(model, known)
 
 
@@ -159,7 +166,7 @@ def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
     rebound = Rebound(known)  # by now it knows of every object that was copied
     for box, held in _held(made):
         for key, value in held.items():
-            if isinstance(value, FunctionType) and (own := rebound(value)) is not value:
+            if isinstance(value, FunctionType) and not isinstance(box, tuple) and (own := rebound(value)) is not value:
                 box[key] = own
     return made
 
@@ -210,14 +217,36 @@ def _as_held(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
-    """What every module holds in its attributes, and in dicts and lists among them: (box, its entries)."""
-    own = [(vars(module), entries(vars(module))) for module in model.modules()]
-    inner = [(box, entries(box)) for _, held in own for box in held.values() if isinstance(box, dict | list)]
-    return [*own, *inner]
+    """What every module holds in its attributes, and in the containers and objects among them, such as a cache of keys
+    and values for each layer: (box, its entries).
+
+    Objects within such an object are passed by: what a trainer leads to is no part of the model.
+    """
+    modules = list(model.modules())
+    found: list[tuple[Any, dict[Any, Any]]] = [(vars(module), entries(vars(module))) for module in modules]
+    seen = {*map(id, modules)}
+    waiting = [(value, True) for _, held in found for value in held.values()]
+    while waiting:
+        value, objects = waiting.pop()
+        contained = isinstance(value, dict | list | deque | tuple)
+        box = value if contained else _attributes(value) if objects else None
+        if box is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        found.append((box, entries(box)))
+        waiting += ((inner, objects and contained) for inner in found[-1][1].values())
+    return found
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Those of an object of the user's, or of a module that is no submodule."""
+    closed = isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes))
+    found = None if closed else getattr(value, "__dict__", None)
+    return found if isinstance(found, dict) else None
 
 
 def held_values(model: nn.Module) -> list[Any]:
-    """What the attributes of a model's modules are, and what dicts and lists among them hold."""
+    """What the attributes of a model's modules are, and what the containers and objects among them hold."""
     return [value for _, held in _held(model) for value in held.values()]
 
 

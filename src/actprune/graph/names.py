@@ -35,16 +35,25 @@ class Names:
         self.tensors |= self.plain
         self._groups: dict[tuple[Any, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
-            self._groups.setdefault(_identity(tensor), []).append(name)
+            self._groups.setdefault(identity(tensor), []).append(name)
 
     def canonical(self, name: str, tensor: Any) -> str:
         """The first name of the model's tensor that `tensor` is; `name` for any other value."""
-        group = self._groups.get(_identity(tensor)) if isinstance(tensor, Tensor) else None
+        group = self._groups.get(identity(tensor)) if isinstance(tensor, Tensor) else None
         return group[0] if group else name
 
     def all_names(self, name: str) -> tuple[str, ...]:
         tensor = self.tensors.get(name)
-        return (name,) if tensor is None else tuple(self._groups[_identity(tensor)])
+        return (name,) if tensor is None else tuple(self._groups[identity(tensor)])
+
+    def is_fixed(self, name: str, written: bool) -> bool:
+        """Whether the tensor in a plain attribute is to keep its units: numbers that no file holds, if the forward pass
+        has not `written` them, and memory that other tensors see otherwise, which slices of each would not share."""
+        own, others = self.plain[name], self.tensors.values()
+        if own.is_meta or own.layout != torch.strided:
+            return True
+        known = not written and not _is_one_number(own)
+        return known or any(_overlap(own, other) for other in others if identity(other) != identity(own))
 
     def every(self, read: Container[str]) -> dict[str, Tensor]:
         """Every storage once, under its canonical name; of tensors in plain attributes only those that are `read`."""
@@ -95,7 +104,26 @@ def unsliced(path: str, model: nn.Module) -> str:
     return ".".join(found)
 
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
+def _is_one_number(tensor: Tensor) -> bool:
+    """Zeros, ones and the like: a class that makes such a tensor anew makes the same of fewer units."""
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in the same memory, in part at least."""
+    (a, b), (c, d) = _stretch(one), _stretch(other)
+    return a < d and c < b
+
+
+def _stretch(tensor: Tensor) -> tuple[int, int]:
+    """Where its memory begins and ends; nowhere without any of its own."""
+    if len(identity(tensor)) == 1:
+        return 0, 0
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same memory seen the same way; meta tensors only equal themselves."""
     if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided:
         return (id(tensor),)

@@ -34,10 +34,10 @@ _LAID_OUT = tuple(f"aten.{name}." for name in "view reshape unsqueeze expand tra
 
 
 def drop_noise(graph: Graph) -> None:
-    """Leave out what only hides a value, constants and summaries that nothing reads, and every dropout, also that
-    within attention and recurrent layers."""
+    """Leave out what only hides a value, constants and summaries that nothing reads, generators of random numbers, and
+    every dropout, also that within attention and recurrent layers."""
     for node in reversed(list(graph.nodes)):
-        _without_dropout(node)
+        _settle(node)
         name = op_name(node)
         unread = not node.users and (_is_made(node) or _is_summary(node))  # of any size: no cut has to follow it
         if unread or name == "aten._assert_tensor_metadata.default":
@@ -65,13 +65,18 @@ def _is_summary(node: Node) -> bool:
     return known and not writes and [source.op != "placeholder" for source in node.all_input_nodes] == [True]
 
 
-def _without_dropout(node: Node) -> None:
-    """In training mode some ops are given a probability: two runs of them would never agree."""
+_SETTLED = {"dropout": 0.0, "dropout_p": 0.0, "generator": None}
+"""Arguments that two runs would never agree by: a generator of the model's own goes on from where it is, and a capture
+holds none."""
+
+
+def _settle(node: Node) -> None:
+    """Give such arguments the value by which they agree."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return
     for i, argument in enumerate(node.target._schema.arguments):
-        if argument.name in ("dropout", "dropout_p"):
+        if argument.name in _SETTLED:
             if i < len(node.args):
-                node.update_arg(i, 0.0)
+                node.update_arg(i, _SETTLED[argument.name])
             elif argument.name in node.kwargs:
-                node.update_kwarg(argument.name, 0.0)
+                node.update_kwarg(argument.name, _SETTLED[argument.name])

@@ -82,8 +82,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         _claim_names(graph)
         inline(graph, traced.module)
         every = names.every(set(traced.bindings.values()))
-        fixed = {name for name in names.plain if name in every and not _is_one_number(every[name])}
-        fixed -= {traced.bindings[node.name] for node in writers(graph) if node.name in traced.bindings}  # caches
+        caches = {traced.bindings[node.name] for node in writers(graph) if node.name in traced.bindings}
+        fixed = {name for name in names.plain if name in every and names.is_fixed(name, name in caches)}
         drop_noise(graph)
         if training:
             without_chance(graph)
@@ -128,11 +128,6 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
 def _claim_names(graph: Graph) -> None:
     """Export renames the inputs behind the graph's back: no node that is made later may take a name of theirs."""
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)  # pyright: ignore[reportPrivateUsage]
-
-
-def _is_one_number(tensor: Tensor) -> bool:
-    """Zeros, ones and the like: a class that makes such a tensor anew makes the same of fewer units."""
-    return not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all())
 
 
 def _note_modules(graph: Graph, model: nn.Module) -> None:

@@ -93,10 +93,10 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
     _repair(target, plan.edits.methods, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
-    old = [(held_in(slots[name]), new) for names, new in changes for name in names]  # alive until all are replaced
-    for names, new in changes:
-        for name in names:
-            _assign(slots[name], new)
+    changes = [([name], _held_as(held_in(slots[name]), new)) for names, new in changes for name in names]
+    old = [(held_in(slots[name]), new) for (name,), new in changes]  # alive until all are replaced
+    for (name,), new in changes:
+        slots[name][0][slots[name][1]] = new
     follow(target, {id(dense): new for dense, new in old})
     for (module, path), (names, groups) in zip(modules, said, strict=True):
         update(module, f"{path}." if path else "", plan, names, groups)
@@ -176,8 +176,9 @@ def held_in(slot: Slot) -> Tensor:
     return slot[0][slot[1]]
 
 
-def _assign(slot: Slot, new: Tensor) -> None:
-    slot[0][slot[1]] = new
+def _held_as(old: Tensor, new: Tensor) -> Tensor:
+    """What takes the place of `old`: the same memory without gradients for an alias such as `weight.detach()`."""
+    return new.detach() if isinstance(new, nn.Parameter) and not isinstance(old, nn.Parameter) else new
 
 
 def _own_files(slots: Mapping[str, Slot], holders: Mapping[int, list[str]]) -> Iterator[tuple[list[str], Tensor]]:
