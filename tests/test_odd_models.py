@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import actprune as ap
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError, DataError
-from actprune.graph.keep import copied
+from actprune.graph.keep import MANY, copied, held_values
 
 
 def called(model: Any, batch: Any) -> Any:
@@ -841,3 +841,11 @@ def test_what_attributes_lead_to_is_as_before() -> None:
     ap.capture(model, x)
     assert not model.layers["first"] and not model.recent
     assert model.state.calls == 0 and not model.state.sums[0][0].any()
+
+
+def test_what_large_containers_hold_is_passed_by() -> None:
+    model = nn.Linear(2, 2)
+    model.samples = [(torch.zeros(1),)] * (MANY + 1)
+    assert all(
+        value is model.weight or value is model.bias for value in held_values(model) if isinstance(value, Tensor)
+    )

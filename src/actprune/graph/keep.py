@@ -27,6 +27,9 @@ from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
 
+MANY = 4096
+"""Entries; there are caches for each layer and for each head, not more."""
+
 
 @contextlib.contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
@@ -220,7 +223,8 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     """What every module holds in its attributes, and in the containers and objects among them, such as a cache of keys
     and values for each layer: (box, its entries).
 
-    Objects within such an object are passed by: what a trainer leads to is no part of the model.
+    Objects within such an object are passed by: what a trainer leads to is no part of the model. So is what containers
+    of more than `MANY` entries hold: vocabularies and samples.
     """
     modules = list(model.modules())
     found: list[tuple[Any, dict[Any, Any]]] = [(vars(module), entries(vars(module))) for module in modules]
@@ -234,7 +238,8 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
             continue
         seen.add(id(value))
         found.append((box, entries(box)))
-        waiting += ((inner, objects and contained) for inner in found[-1][1].values())
+        if len(box) <= MANY:
+            waiting += ((inner, objects and contained) for inner in found[-1][1].values())
     return found
 
 
