@@ -93,10 +93,11 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
     _repair(target, plan.edits.methods, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
-    changes = [([name], _held_as(held_in(slots[name]), new)) for names, new in changes for name in names]
-    old = [(held_in(slots[name]), new) for (name,), new in changes]  # alive until all are replaced
-    for (name,), new in changes:
-        slots[name][0][slots[name][1]] = new
+    put = {name: _held_as(held_in(slots[name]), new) for names, new in changes for name in names}
+    old = [(held_in(slots[name]), new) for name, new in put.items()]  # alive until all are replaced
+    for name, new in put.items():
+        box, key = slots[name]
+        box[key] = new
     follow(target, {id(dense): new for dense, new in old})
     for (module, path), (names, groups) in zip(modules, said, strict=True):
         update(module, f"{path}." if path else "", plan, names, groups)
