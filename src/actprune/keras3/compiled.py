@@ -85,9 +85,10 @@ def like_tuple(value: tuple[Any, ...], entries: list[Any]) -> tuple[Any, ...]:
 
 def _of_torch(new: Any, old: Any, cut: Slicer) -> None:
     """Optimizers of torch that a class keeps step the weights of their own model, with their moments cut alike."""
-    kind = torch.optim.Optimizer
-    pairs = {id(was.value): (made.value, was) for made, was in zip(new.variables, old.variables, strict=True)}
-    for made, was in _optimizers({**vars(new), **new._modules}, {**vars(old), **old._modules}, kind):
+    found = [*_optimizers({**vars(new), **new._modules}, {**vars(old), **old._modules}, torch.optim.Optimizer)]
+    weights = zip(new.variables, old.variables, strict=True) if found else ()
+    pairs = {id(was.value): (made.value, was) for made, was in weights}
+    for made, was in found:
         for group in made.param_groups:
             group["params"] = [pairs[id(one)][0] if id(one) in pairs else one for one in group["params"]]
         if isinstance(made, torch.optim.LBFGS):  # no copy has these; its history, of all weights in one, begins anew
