@@ -228,12 +228,19 @@ def _before_a_run(model: nn.Module, plan: Plan) -> Plan:
     not saved and not there yet (the state of a recurrent layer, a cache in an attribute), and a cache may be shorter
     where it loses no units."""
     saved, slots, plain = model.state_dict().keys(), tensor_slots(model), plain_slots(model)
-    empty = {n for n in plan.dims if n not in saved and (n not in slots or held_in(slots[n]).numel() == 0)}
+    absent = {name for name in plan.dims if name not in slots and _may_come(name)}
+    empty = absent | {name for name in plan.dims if name in slots and held_in(slots[name]).numel() == 0}
+    empty -= saved
     dims = {name: axes for name, axes in plan.dims.items() if name not in empty}
     for name in dims.keys() & plain.keys():
         found = zip(dims[name], plan.indices(name), held_in(plain[name]).shape, strict=False)
         dims[name] = tuple(axis if index is not None else Leaf(length, ONE.key) for axis, index, length in found)
     return replace(plan, dims=dims)
+
+
+def _may_come(name: str) -> bool:
+    """Whether a run may make an attribute of this name, or an entry of one; a forged plan may say anything."""
+    return all(part.isidentifier() or part.isdigit() for part in name.split("."))
 
 
 def _check_dense(model: nn.Module, plan: Plan, path: Path) -> None:

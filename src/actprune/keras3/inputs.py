@@ -21,9 +21,10 @@ Data = Callable[[Any], Any]
 """What a model is called on → what a step of training of its own takes."""
 
 
-@dataclass
+@dataclass(slots=True)
 class CalledOn:
-    """What a model was called on first, if it was; an object, for what a capture sets in a module is taken back.
+    """What a model was called on first, if it was; an object with slots, for what a capture sets in a module, or in an
+    object there, is taken back.
 
     Attributes:
         data: where it has a step of training of its own that was tried, what that takes, or why it does not run.
