@@ -305,7 +305,7 @@ def test_what_a_standardised_weight_reads_is_cut() -> None:
     model, x = StandardWeights().eval(), torch.randn(2, 3, 8, 8)
     assert [group.width for group in capture(model, x, norms=False).groups] == [6]
     graph = capture(model, x)
-    assert {group.name: group.width for group in graph.groups} == {"first": 8, "gain": 6}
+    assert {group.name: group.width for group in graph.groups} == {"first": 8, "second.weight": 6}
     assert graph["first"].kind == "channels"
     plan = make_plan(graph, trial_units(graph, [group.name for group in graph.groups]))
     verify(model, cut(model, plan), plan, x, graph=graph)

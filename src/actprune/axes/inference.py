@@ -116,21 +116,26 @@ class Inference:
         return self.algebra.resolve(found[mixing.dim]) if isinstance(found, tuple) else ONE
 
     def maker(self, value: Node, units: Axis) -> tuple[str, int] | None:
-        """The nearest tensor that a computed weight is made of and that has some of `units`, and its dimension of them.
+        """The nearest tensor that a computed weight is made of and that has some of `units`, and its dimension of them;
+        a gain for each of them only where no tensor has more dimensions.
 
         Sliced, reshaped, mixed from several: what it is made of need not have its shape.
         """
         wanted = {leaf.key for leaf in leaves(self.algebra.resolve(units))} - {ONE.key}
         waiting, seen = [value], {value}
+        gain: tuple[str, int] | None = None
         while waiting and len(seen) < _FAR:
             node = waiting.pop(0)
             name = self.stored.names.get(node, "")
-            for d, axis in enumerate(self.tensors.get(name, ())):
+            dims = self.tensors.get(name, ())
+            for d, axis in enumerate(dims):
                 if not wanted.isdisjoint(leaf.key for leaf in leaves(self.algebra.resolve(axis))):
-                    return name, d
+                    if len(dims) > 1:
+                        return name, d
+                    gain = gain or (name, d)
             waiting += [source for source in node.all_input_nodes if source not in seen]
             seen.update(node.all_input_nodes)
-        return None
+        return gain
 
     def _apply(self, node: Node) -> Dims | list[Dims]:
         if node.target is operator.getitem:
