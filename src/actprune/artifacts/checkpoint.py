@@ -228,10 +228,11 @@ def _before_a_run(model: nn.Module, plan: Plan) -> Plan:
     not saved and not there yet (the state of a recurrent layer, a cache in an attribute), and a cache may be shorter
     where it loses no units."""
     saved, slots, plain = model.state_dict().keys(), tensor_slots(model), plain_slots(model)
-    absent = {name for name in plan.dims if name not in slots and _may_come(name)}
-    empty = absent | {name for name in plan.dims if name in slots and held_in(slots[name]).numel() == 0}
-    empty -= saved
-    dims = {name: axes for name, axes in plan.dims.items() if name not in empty}
+
+    def is_empty(name: str) -> bool:
+        return held_in(slots[name]).numel() == 0 if name in slots else _may_come(name)
+
+    dims = {name: axes for name, axes in plan.dims.items() if name in saved or not is_empty(name)}
     for name in dims.keys() & plain.keys():
         found = zip(dims[name], plan.indices(name), held_in(plain[name]).shape, strict=False)
         dims[name] = tuple(axis if index is not None else Leaf(length, ONE.key) for axis, index, length in found)

@@ -44,10 +44,8 @@ def annotated(named: Iterable[tuple[str, Any]]) -> Iterator[None]:
     with ExitStack() as stack:
         for path, layer in named:
             mode = quantization(layer)
-            if mode is None:
-                stack.enter_context(_calling(layer, noted(path, None)))
-            else:
-                stack.enter_context(_calling(layer, noted(path, f"quantized to {mode}"), "quantized_call"))
+            state, method = (None, "call") if mode is None else (f"quantized to {mode}", "quantized_call")
+            stack.enter_context(_calling(layer, noted(path, state), method))
         yield
 
 
@@ -67,7 +65,7 @@ def without_dropout(layers: Iterable[Any]) -> Iterator[None]:
 
 @contextmanager
 def _calling(layer: Any, change: Callable[[Call], Call], name: str = "call") -> Iterator[None]:
-    """`layer.call` changed. Keras's own attributes track what is set, so it is set behind its back."""
+    """A method of the layer changed. Keras's own attributes track what is set, so it is set behind its back."""
     held = vars(layer)
     before = held.get(name)
     held[name] = change(getattr(layer, name))
