@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
 from torch import nn
-from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from actprune.axes import rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table of rules)
 from actprune.axes.account import Account, account
 from actprune.axes.components import components
 from actprune.axes.counting import settle
-from actprune.axes.expr import Axis, Leaf, leaves
+from actprune.axes.expr import Leaf, leaves
 from actprune.axes.groups import Group, Survey, find_groups, survey
+from actprune.axes.inference import Inference
 from actprune.axes.masks import Mask, with_masks
 from actprune.axes.normed import asked, inferred
 from actprune.axes.site import Dims, Site, Term
-from actprune.errors import CaptureError
-from actprune.graph.in_training import draws
+from actprune.axes.trained import training_branches
 from actprune.graph.program import Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import TRAINING
 from actprune.graph.trace import trace
-
-UNUSED = "not used by the forward pass"
-
-UNSEEN = f"{UNUSED} (that of training mode can't be captured with these inputs)"
-"""Said of parameters that only a training branch may use: it may no longer fit what is cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +147,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
     nodes = set(inference.axes)
-    unread = _unread(program) - (model.resting() if isinstance(model, Rebuilt) else frozenset())
-    drawn = draws(model)
-    training = _training_branches(model, program) if unread or drawn else None
-    unseen = training is None and bool(unread)
-    if training is not None and training.used <= program.used and not (drawn and training.source == "export"):
-        training = None  # nothing uses those tensors, and a run on real tensors takes the branches that chance gives it
+    training, unused = training_branches(model, program)
     extra: tuple[Site, ...] = ()
     if training is not None:
         inference.walk(training)
@@ -172,7 +159,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     read = (*mixings, *(mixing for mixing in later if mixing.twin is None))
 
     def surveyed() -> Survey:
-        return survey(inference, (*every, *extra), read, used, UNSEEN if unseen else UNUSED)
+        return survey(inference, (*every, *extra), read, used, unused)
 
     counted, known = settle(inference, surveyed)
     groups = find_groups(inference, known, mixings)
@@ -181,31 +168,23 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     if training is not None:
         training, more = with_masks(training, later, inference.operand_axis, keys, TRAINING)
         masks |= more
-    resolve = cache(inference.algebra.resolve)  # nothing is refined any more, and most axes occur many times
-    tensors = {tensor: _resolved(dims, resolve) for tensor, dims in inference.tensors.items()}
+    resolve = _resolver(inference)
+    tensors = {tensor: resolve(dims) for tensor, dims in inference.tensors.items()}
     held = {leaf for dims in tensors.values() for axis in dims for leaf in leaves(axis)}
-
-    def name(node: Node) -> str:
-        return node.name if node in nodes else f"{TRAINING}{node.name}"
-
+    named = {node: node.name if node in nodes else f"{TRAINING}{node.name}" for node in inference.axes}
+    mixed = {node for node in inference.stacks if inference.is_mixed(node)}
     graph = Graph(
         program=program,
         groups=groups,
         sites=tuple(site for site in every if site.reads),
         tensor_axes={tensor: tensors[tensor] for tensor in program.tensors if tensor in tensors},
         node_axes={
-            name(node): [_resolved(one, resolve) for one in dims]
-            if isinstance(dims, list)
-            else _resolved(dims, resolve)
+            named[node]: list(map(resolve, dims)) if isinstance(dims, list) else resolve(dims)
             for node, dims in inference.axes.items()
-            if not inference.is_mixed(node)
+            if node not in mixed
         },
-        stacks={
-            name(node): _resolved(stack.slices[0], resolve)
-            for node, stack in inference.stacks.items()
-            if inference.is_mixed(node)
-        },
-        terms=tuple(Term(_resolved(term.axes, resolve), term.factor) for term in terms),
+        stacks={named[node]: resolve(s.slices[0]) for node, s in inference.stacks.items() if node in mixed},
+        terms=tuple(Term(resolve(term.axes), term.factor) for term in terms),
         frozen={leaf.key: why for leaf in held if (why := inference.algebra.frozen(leaf)) is not None},
         unknown_ops=tuple(sorted(inference.unknown)),
         training=training,
@@ -216,6 +195,12 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     return _without_teachers(graph, extra) if isinstance(model, Rebuilt) else graph
 
 
+def _resolver(inference: Inference) -> Callable[[Dims], Dims]:
+    """Axes as they are in the end: nothing is refined any more, and most occur many times."""
+    resolve = cache(inference.algebra.resolve)
+    return lambda dims: tuple(map(resolve, dims))
+
+
 def _without_teachers(graph: Graph, extra: Sequence[Site]) -> Graph:
     """Without the groups that training alone makes (a teacher, a discriminator): nothing deployed needs their cut.
 
@@ -224,38 +209,3 @@ def _without_teachers(graph: Graph, extra: Sequence[Site]) -> Graph:
     """
     alone = (group.name for group in graph.groups if all(site in extra for site in group.producers))
     return graph.without(dict.fromkeys(alone, "made in training alone"))
-
-
-def _resolved(dims: Dims, resolve: Callable[[Axis], Axis]) -> Dims:
-    return tuple(map(resolve, dims))
-
-
-def _unread(program: Program) -> set[str]:
-    """The tensors of the model that its forward pass leaves out, and training may read: parameters, and buffers of
-    numbers (a mask of dropout), but no counters and no tables of places."""
-
-    def may_be_read(name: str) -> bool:
-        tensor = program.tensors[name]
-        return name in program.parameters or (tensor.is_floating_point() and tensor.dim() > 0)
-
-    return {name for name in program.held - program.used if may_be_read(name)}
-
-
-def _training_branches(model: nn.Module, program: Program) -> Program | None:
-    """Some tensors only work in training (auxiliary heads), and some sizes are only given there (those of noise): what
-    they share must be cut with them.
-
-    BatchNorm can't train on a single sample, so a batch of one is tried twice over. A model whose training mode
-    can't be captured is taken as it is in eval mode; where it is a step of training, its forward pass is tried next.
-    """
-    step = isinstance(model, Rebuilt)
-    for times in (1, 2) if program.batch_size == 1 else (1,):
-        args, kwargs = pytree.tree_unflatten(list(program.repeated(program.example, times)), program.in_spec)
-        while True:
-            refused = None
-            with suppress(CaptureError), model.as_trained(*args, **kwargs) if step else nullcontext():
-                refused = model.refused_step if step else None
-                return trace(model, kwargs or args, training=True, like=program)
-            if not step or model.refused_step == refused:
-                break
-    return None

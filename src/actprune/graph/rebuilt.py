@@ -99,3 +99,13 @@ def running(model: nn.Module) -> dict[str, nn.Module]:
 def name_of(model: nn.Module) -> str:
     """What messages call a model: the name of its class, or of the one that it stands for."""
     return model.called if isinstance(model, Rebuilt) else type(model).__name__
+
+
+def as_trained(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+    """Within it, the forward pass in training mode is a step of training, where the model has such steps."""
+    return model.as_trained(*args, **kwargs) if isinstance(model, Rebuilt) else nullcontext()
+
+
+def refused_step(model: nn.Module) -> str | None:
+    """Why the model's step of training did not run; None where it did, or has none."""
+    return model.refused_step if isinstance(model, Rebuilt) else None
