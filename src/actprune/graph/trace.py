@@ -6,6 +6,7 @@ modes, hooks, buffers, cached attributes, random state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -78,26 +79,12 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
             module.training = training
         args, kwargs = pytree.tree_unflatten(flat, in_spec)
         traced, tracer = _traced(model, args, kwargs, names, like.tracer if like is not None else 0)
-        graph = traced.graph
-        _claim_names(graph)
-        inline(graph, traced.module)
         every = names.every(set(traced.bindings.values()))
-        caches = {traced.bindings[node.name] for node in writers(graph) if node.name in traced.bindings}
-        fixed = {name for name in names.plain if name in every and names.is_fixed(name, name in caches)}
-        drop_noise(graph)
-        if training:
-            without_chance(graph)
-        make_pure(graph)
-        written_as_choices(graph)
-        if isinstance(model, Rebuilt):
-            held = {node: name for node, name in traced.bindings.items() if name in names.tensors}
-            statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
-            make_canonical(graph, statistics, set(held))
-            fixed |= model.uncut()
-        normed, weights = fold_weight_norms(graph, traced.bindings, {**every, **traced.constants})
-        covered_as_channels(graph)
+        fixed = _in_known_form(traced, model, names, every, training)
+        normed, weights = fold_weight_norms(traced.graph, traced.bindings, {**every, **traced.constants})
+        covered_as_channels(traced.graph)
+    graph = traced.graph
     _note_modules(graph, model)
-    batch = next((value.shape[0] for value in tensors if value.dim() > 0), 1)
     return Program(
         graph=graph,
         tensors={**every, **traced.constants, **weights},
@@ -113,7 +100,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         in_spec=in_spec,
         out_spec=traced.out_spec,
         example=tuple(flat),
-        batch_size=int(batch),
+        batch_size=next((int(value.shape[0]) for value in tensors if value.dim() > 0), 1),
         model_name=name_of(model),
         architecture=architecture(model.state_dict()),
         sizes=_sizes(model, traced, graph),
@@ -123,6 +110,32 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         added={name: value for name, value in added(model).items() if kwargs.get(name, value) is value},
         normed=normed,
     )
+
+
+def _in_known_form(
+    traced: Traced, model: nn.Module, names: Names, every: Mapping[str, Tensor], training: bool
+) -> frozenset[str]:
+    """Write a fresh graph in the calls that the later stages know: pure ones, without noise.
+
+    Returns:
+        The names of tensors that stay as they are, whatever is cut.
+    """
+    graph, bindings = traced.graph, traced.bindings
+    _claim_names(graph)
+    inline(graph, traced.module)
+    caches = {bindings[node.name] for node in writers(graph) if node.name in bindings}
+    fixed = frozenset(name for name in names.plain if name in every and names.is_fixed(name, name in caches))
+    drop_noise(graph)
+    if training:
+        without_chance(graph)
+    make_pure(graph)
+    written_as_choices(graph)
+    if not isinstance(model, Rebuilt):
+        return fixed
+    held = {node: name for node, name in bindings.items() if name in names.tensors}
+    statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
+    make_canonical(graph, statistics, set(held))
+    return fixed | model.uncut()
 
 
 def _claim_names(graph: Graph) -> None:
