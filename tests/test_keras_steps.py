@@ -258,7 +258,8 @@ def test_training_mode_is_captured_no_more_often_than_it_tells(
         seen.append(training)
         return trace(*args, training=training, **kwargs)
 
-    monkeypatch.setattr("actprune.axes.capture.trace", noted)
+    for where in ("capture", "trained"):
+        monkeypatch.setattr(f"actprune.axes.{where}.trace", noted)
     actprune.capture(KerasNetwork(make()), (torch.tensor(X),))
     assert seen == modes
 
