@@ -22,16 +22,17 @@ from torch import Tensor, nn
 
 from actprune.axes.capture import Graph
 from actprune.data.samples import Calibration
-from actprune.distance import Distance, Objective, Outputs, batch_error, judge, objective, resolve, unit
+from actprune.distance import Distance, Outputs, judge, objective, resolve, unit
 from actprune.graph.program import Batch, Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.run import called
 from actprune.plan import Plan
 from actprune.recovery.allowed import Allowed, above, at_least, between, check_settings, or_none
-from actprune.recovery.features import Features, features
+from actprune.recovery.features import features
 from actprune.recovery.modes import evaluating, nothing_to_train
 from actprune.recovery.rate import warm_cosine
 from actprune.recovery.relative import RelativeSteps
+from actprune.recovery.step_loss import StepLoss, marked
 from actprune.stats.padding import Padding
 
 Augment = Callable[[Any], Any]
@@ -121,7 +122,7 @@ class Distill:
             inside = None
             if graph is not None and plan is not None and self.features:
                 inside = features(graph, plan, dense, model, next(_batches(program, fitted, self.batch_size, seed)))
-            towards = _Aim(program, dense, model, loss, padding, inside, self.features, partial(unit, program, how))
+            towards = StepLoss(program, dense, model, loss, padding, inside, self.features, partial(unit, program, how))
 
             def state(values: list[Tensor], step: int) -> _State:
                 """The network with these values, which it has then."""
@@ -149,51 +150,6 @@ class Distill:
                     peak, average = peak * LOWER, _Average(trained)
         _put(trained, best.values)
         return Recovered(first, best.distance, best.step, self.steps, len(inside.left) if inside else 0)
-
-
-@dataclass(eq=False)
-class _Aim:
-    """What a step brings down: the error of the outputs, and of values inside where there are some.
-
-    Attributes:
-        padding: what does not count.
-        share: what the latter count.
-        unit: outputs of the dense network → what the loss would be if a network gave their mean for every sample: 1 on
-            the scale of relative errors. It is taken from the first batch.
-    """
-
-    program: Program
-    dense: nn.Module
-    small: nn.Module
-    loss: Objective
-    padding: Padding | None
-    inside: Features | None
-    share: float
-    unit: Callable[[Outputs], float]
-    weight: float | None = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        if self.inside is None:
-            with torch.no_grad():
-                target = _marked(self.padding, called(self.dense, self.program, batch), batch)
-            with torch.enable_grad():
-                return self.loss(target, _marked(self.padding, called(self.small, self.program, batch), batch))
-        with torch.no_grad():
-            target, wanted = self._of_both(*self.inside.wanted(batch), batch)
-        if self.weight is None:
-            self.weight = self.share * self.unit(target)
-        with torch.enable_grad():
-            outputs, values = self._of_both(*self.inside.found(batch), batch)
-            return self.loss(target, outputs) + self.weight * batch_error(wanted, values)
-
-    def _of_both(self, outputs: Sequence[Any], values: Sequence[Tensor], batch: Batch) -> tuple[Outputs, Outputs]:
-        """Outputs and values without padding."""
-        if self.padding is None or self.inside is None:
-            return tuple(outputs), tuple(values)
-        return (
-            self.padding.marked(tuple(outputs), batch),
-            self.padding.marked_values(self.inside.names, values, batch),
-        )
 
 
 @dataclass(frozen=True)
@@ -283,11 +239,7 @@ def _augmented(program: Program, batch: Batch, augment: Augment | None) -> Batch
 
 def _outputs_of(network: nn.Module, program: Program, data: Calibration, padding: Padding | None) -> list[Outputs]:
     with torch.no_grad():
-        return [_marked(padding, called(network, program, batch), batch) for batch in data.batches]
-
-
-def _marked(padding: Padding | None, outputs: Outputs, batch: Batch) -> Outputs:
-    return outputs if padding is None else padding.marked(outputs, batch)
+        return [marked(padding, called(network, program, batch), batch) for batch in data.batches]
 
 
 @torch.no_grad()
