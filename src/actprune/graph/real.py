@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import operator
-from collections.abc import Iterator
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator
+from itertools import compress, islice
 from typing import Any, cast
 
 import torch
@@ -80,8 +80,12 @@ def recorded(
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
     recorder: Recorder | None = None
-    existing = _existing()
-    with kept_buffers(model, parameters=True), _module_paths(model), _fused_calls(allowed=whole):
+    with (
+        kept_buffers(model, parameters=True),
+        _module_paths(model),
+        _fused_calls(allowed=whole),
+        _tensors_since() as made,
+    ):
         tracer = make_fx(
             call, tracing_mode="real", pre_dispatch=whole, record_stack_traces=True, _error_on_data_dependent_ops=False
         )
@@ -93,7 +97,7 @@ def recorded(
         except Exception:  # recording may be in the way; else the same is raised again
             recorder = None
             module = tracer(*tensors)
-    _check_seen(module, names, existing)
+        _check_seen(module, names, made)
     _tidy(module)
     inputs = _every_input(module.graph, flat)
     bindings, constants = _bound(module, names)
@@ -101,10 +105,21 @@ def recorded(
     return Traced(module.graph, module, inputs, bindings, constants, out_spec, "real", recorder)
 
 
-def _existing() -> list[Tensor]:
-    """Every tensor of the process. Millions of objects are looked at, none of them by a line of Python."""
+@contextlib.contextmanager
+def _tensors_since() -> Iterator[Callable[[], Iterable[Tensor]]]:
+    """What it gives finds the tensors that were made within. The collector, asked to leave aside all that there is
+    already, knows the others; to list every tensor of the process before a run would take longer than the run."""
+    gc.freeze()
+    try:
+        yield _known_to_collector
+    finally:
+        gc.unfreeze()
+
+
+def _known_to_collector() -> Iterable[Tensor]:
+    """Objects may be millions: none of them is looked at by a line of Python."""
     kinds, objects = _with_subclasses(Tensor), gc.get_objects()
-    return list(compress(objects, map(kinds.__contains__, map(type, objects))))
+    return compress(objects, map(kinds.__contains__, map(type, objects)))
 
 
 def _with_subclasses(kind: type) -> set[type]:
@@ -154,18 +169,20 @@ def _fused_calls(*, allowed: bool) -> Iterator[None]:
         torch.backends.mkldnn.enabled = before
 
 
-def _check_seen(module: GraphModule, names: Names, existing: list[Tensor]) -> None:
+def _check_seen(module: GraphModule, names: Names, made: Callable[[], Iterable[Tensor]]) -> None:
     """A constant of the graph is the model's, existed before the run, or was written down as numbers.
 
     Any other one was computed where no call could be recorded, and depends on who knows what.
     """
-    known = {id(tensor) for tensor in existing}
+    unseen: dict[int, Node] = {}
     for node in module.graph.nodes:
         value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
-        if isinstance(value, Tensor) and id(value) not in known and names.canonical("", value) == "":
-            unseen = [user for user in node.users if op_name(user) != "aten.lift_fresh_copy.default"]
-            if unseen:
-                raise Refused(f"what {place(unseen[0])} reads is computed out of sight (an extension, say)")
+        if isinstance(value, Tensor) and names.canonical("", value) == "":
+            users = (user for user in node.users if op_name(user) != "aten.lift_fresh_copy.default")
+            unseen |= {id(value): user for user in islice(users, 1)}
+    new = {id(tensor) for tensor in made()} if unseen else set[int]()
+    for user in (user for number, user in unseen.items() if number in new):
+        raise Refused(f"what {place(user)} reads is computed out of sight (an extension, say)")
 
 
 def read_by_python(value: Tensor) -> Tensor:
