@@ -1377,6 +1377,7 @@ NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "like": lambda x: torch.randn_like(x) + torch.rand_like(x),
     "of a generator": lambda x: torch.rand(8, generator=SOURCE) + x.new_empty(8).normal_(generator=SOURCE),
     "exponential": lambda x: torch.empty(8).exponential_(0.5),
+    "of a distribution": lambda x: torch.distributions.Normal(0.0, 1.0).sample((len(x), 8)),
 }
 
 SOURCE = torch.Generator()
@@ -1388,6 +1389,33 @@ def test_noise_of_training_alone_follows_a_cut(noise: str) -> None:
     assert has_branches(model) and draws(model)
     small, _ = less(model, x)
     assert small.train()(x).shape == (4, 3) and small.get_submodule("first").out_features < 8
+
+
+class Drawing(nn.Module):
+    """Noise of a generator of the class, in eval mode too."""
+
+    def __init__(self, begins_anew: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.source, self.begins_anew = torch.Generator().manual_seed(1), begins_anew
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.begins_anew:
+            self.source.manual_seed(0)
+        x = self.first(x).relu() + torch.rand(8, generator=self.source)
+        return self.third(self.second(x).relu())
+
+
+@pytest.mark.parametrize("begins_anew", [False, True])
+def test_a_generator_of_the_class_stays_where_it_is(begins_anew: bool) -> None:
+    model, x = Drawing(begins_anew).eval(), torch.randn(4, 6)
+    state = model.source.get_state()
+    graph = capture(model, x)
+    plan = make_plan(graph, {"second": [0, 3, 5]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+    assert torch.equal(model.source.get_state(), state)  # as it was
+    assert {group.name for group in graph.groups} == {"second"}
 
 
 class NoisyElsewhere(Noisy):

@@ -111,10 +111,13 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
     """Put back every buffer and attribute that a call of the model changes or replaces, also after an error.
 
     Caches, counters and the last input count: a tracer would leave fake tensors there, and a run leaves tensors
-    of one batch size. Containers and objects among the attributes get their contents back, tensors their values; the
-    values of parameters only where `parameters` asks for it (some models clip their weights as they run).
+    of one batch size. Containers and objects among the attributes get their contents back, tensors their values,
+    generators their states; the values of parameters only where `parameters` asks for it (some models clip their
+    weights as they run).
     """
     held = _held(model)
+    generators = [v for _, own in held for v in own.values() if isinstance(v, torch.Generator)]
+    states = [(generator, generator.get_state()) for generator in generators]
     kept = copies(v for _, own in held for v in own.values() if parameters or not isinstance(v, nn.Parameter))
     try:
         yield
@@ -122,6 +125,8 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
         for box, own in held:
             put_back(box, own)
         write_back(kept)
+        for generator, state in states:
+            generator.set_state(state)
 
 
 @contextlib.contextmanager
