@@ -1435,6 +1435,35 @@ def test_noise_of_a_method_that_training_alone_calls_follows_a_cut() -> None:
     assert less(model, x)[0].train()(x).shape == (4, 3)
 
 
+class ByParts(nn.Module):
+    """A convolution for every part of the channels, in a loop over where the parts begin."""
+
+    def __init__(self, starts: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 12, 1), nn.Linear(15, 2)
+        self.parts = nn.ModuleList(nn.Conv2d(4, 5, 1) for _ in range(3))
+        self.starts, self.width, self.step = starts, 12, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, step = self.first(x), self.step
+        parts = [part(x[:, i : i + step]) for part, i in zip(self.parts, self.starts(self, x), strict=True)]
+        return self.last(torch.cat(parts, 1).mean((2, 3)))
+
+
+PARTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "of a shape": lambda net, x: range(0, x.shape[1], net.step),
+    "of attributes": lambda net, x: range(0, net.width, net.step),
+}
+
+
+@pytest.mark.parametrize("starts", PARTS)
+def test_a_loop_over_parts_follows_a_cut(starts: str) -> None:
+    small, _ = less(ByParts(PARTS[starts]).eval(), torch.randn(2, 3, 4, 4))
+    assert small.step < 4 and small.first.out_channels == 3 * small.step
+    assert small.width == (12 if starts == "of a shape" else 3 * small.step)
+
+
 class Weighed(nn.Module):
     """The plain call of torch's attention, which also gives the mean of its weights over the heads."""
 
