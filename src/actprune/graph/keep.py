@@ -8,9 +8,8 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType
 from typing import Any
-from weakref import ProxyTypes
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.ambience import own_modes, uncast
-from actprune.graph.boxes import entries, put_back
+from actprune.graph.boxes import attributes, entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
 from actprune.graph.names import identity
@@ -238,7 +237,7 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     while waiting:
         value, objects = waiting.pop()
         contained = isinstance(value, dict | list | deque | tuple)
-        box = value if contained else _attributes(value) if objects else None
+        box = value if contained else attributes(value) if objects else None
         if box is None or id(value) in seen:
             continue
         seen.add(id(value))
@@ -246,13 +245,6 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
         if len(box) <= MANY:
             waiting += ((inner, objects and contained) for inner in found[-1][1].values())
     return found
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """Those of an object of the user's, or of a module that is no submodule."""
-    closed = isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes))
-    found = None if closed else getattr(value, "__dict__", None)
-    return found if isinstance(found, dict) else None
 
 
 def held_values(model: nn.Module) -> list[Any]:
