@@ -724,6 +724,45 @@ def test_caches_in_plain_attributes_are_cut(called: bool, tmp_path: Path) -> Non
     assert torch.equal(other(x), small(x)) and torch.equal(other(x[:, :1], 6), small(x[:, :1], 6))
 
 
+class Memory:
+    """Keys and values, in an object that is no module."""
+
+    def __init__(self) -> None:
+        self.held = {"keys": torch.zeros(4, 9, 4, 6), "values": torch.zeros(4, 9, 4, 6)}
+        self.gain = torch.ones(4, 6)
+
+    def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        b, t = keys.shape[:2]
+        self.held["keys"][:b, :t], self.held["values"][:b, :t] = keys, values * self.gain
+        return self.held["keys"][:b, :t], self.held["values"][:b, :t]
+
+
+class Remembered(nn.Module):
+    """A memory for every layer, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.size, self.memories = 4, 6, [Memory()]
+        self.qkv, self.out = nn.Linear(8, 72), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.size).unbind(2)
+        k, v = self.memories[0].put(k, v)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_caches_in_objects_are_cut(tmp_path: Path) -> None:
+    model, x = Remembered().eval(), torch.randn(4, 6, 8)
+    result = ap.prune(model, x, keep={group.name: 3 for group in ap.capture(model, x).groups}, method="l2")
+    small = result.model
+    assert isinstance(small, Remembered) and small.memories[0].held["keys"].shape == (4, 9, 3, 3)
+    assert model.memories[0].gain.shape == (4, 6) and small.memories[0].gain.shape == (3, 3)
+    result.save(tmp_path / "run")
+    assert torch.equal(ap.load(tmp_path / "run", Remembered()).eval()(x), small(x))
+
+
 def test_a_table_in_a_plain_attribute_keeps_its_units() -> None:
     """It is in no file, and nothing says that the class would make the same numbers of fewer units."""
     graph = ap.capture(Cached(shift=True).eval(), torch.randn(4, 6, 8))

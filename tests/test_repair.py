@@ -1377,6 +1377,7 @@ NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "like": lambda x: torch.randn_like(x) + torch.rand_like(x),
     "of a generator": lambda x: torch.rand(8, generator=SOURCE) + x.new_empty(8).normal_(generator=SOURCE),
     "exponential": lambda x: torch.empty(8).exponential_(0.5),
+    "of a distribution": lambda x: torch.distributions.Normal(0.0, 1.0).sample((len(x), 8)),
 }
 
 SOURCE = torch.Generator()
@@ -1388,6 +1389,33 @@ def test_noise_of_training_alone_follows_a_cut(noise: str) -> None:
     assert has_branches(model) and draws(model)
     small, _ = less(model, x)
     assert small.train()(x).shape == (4, 3) and small.get_submodule("first").out_features < 8
+
+
+class Drawing(nn.Module):
+    """Noise of a generator of the class, in eval mode too."""
+
+    def __init__(self, begins_anew: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.source, self.begins_anew = torch.Generator().manual_seed(1), begins_anew
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.begins_anew:
+            self.source.manual_seed(0)
+        x = self.first(x).relu() + torch.rand(8, generator=self.source)
+        return self.third(self.second(x).relu())
+
+
+@pytest.mark.parametrize("begins_anew", [False, True])
+def test_a_generator_of_the_class_stays_where_it_is(begins_anew: bool) -> None:
+    model, x = Drawing(begins_anew).eval(), torch.randn(4, 6)
+    state = model.source.get_state()
+    graph = capture(model, x)
+    plan = make_plan(graph, {"second": [0, 3, 5]})
+    assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+    assert torch.equal(model.source.get_state(), state)  # as it was
+    assert {group.name for group in graph.groups} == {"second"}
 
 
 class NoisyElsewhere(Noisy):
@@ -1405,6 +1433,35 @@ def test_noise_of_a_method_that_training_alone_calls_follows_a_cut() -> None:
     model, x = NoisyElsewhere(NOISE["rand"]).eval(), torch.randn(4, 6)
     assert draws(model)
     assert less(model, x)[0].train()(x).shape == (4, 3)
+
+
+class ByParts(nn.Module):
+    """A convolution for every part of the channels, in a loop over where the parts begin."""
+
+    def __init__(self, starts: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 12, 1), nn.Linear(15, 2)
+        self.parts = nn.ModuleList(nn.Conv2d(4, 5, 1) for _ in range(3))
+        self.starts, self.width, self.step = starts, 12, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, step = self.first(x), self.step
+        parts = [part(x[:, i : i + step]) for part, i in zip(self.parts, self.starts(self, x), strict=True)]
+        return self.last(torch.cat(parts, 1).mean((2, 3)))
+
+
+PARTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "of a shape": lambda net, x: range(0, x.shape[1], net.step),
+    "of attributes": lambda net, x: range(0, net.width, net.step),
+}
+
+
+@pytest.mark.parametrize("starts", PARTS)
+def test_a_loop_over_parts_follows_a_cut(starts: str) -> None:
+    small, _ = less(ByParts(PARTS[starts]).eval(), torch.randn(2, 3, 4, 4))
+    assert small.step < 4 and small.first.out_channels == 3 * small.step
+    assert small.width == (12 if starts == "of a shape" else 3 * small.step)
 
 
 class Weighed(nn.Module):

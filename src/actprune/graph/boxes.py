@@ -1,10 +1,14 @@
-"""Dicts, lists and the like, to be given back what they held."""
+"""Dicts, lists and the like, and the attributes of objects, to be given back what they held."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from operator import is_
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ProxyTypes
+
+from torch import Tensor
 
 KINDS: tuple[Any, ...] = (OrderedDict, dict, list, deque, set)
 
@@ -27,3 +31,10 @@ def put_back(box: Any, held: dict[Any, Any]) -> None:
     kind.clear(box)
     fill: Any = kind.extend if kind in (list, deque) else kind.update
     fill(box, held if issubclass(kind, dict) else held.values())
+
+
+def attributes(value: Any) -> dict[str, Any] | None:
+    """Those of an object of the user's, or of a module that is no submodule."""
+    closed = isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes))
+    found = None if closed else getattr(value, "__dict__", None)
+    return found if isinstance(found, dict) else None

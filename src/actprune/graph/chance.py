@@ -51,5 +51,9 @@ def without_chance(graph: Graph) -> None:
 
 
 def _settle(node: Node, op: Any, args: tuple[Any, ...], kept: tuple[str, ...]) -> None:
+    before = node.all_input_nodes
     node.args, node.kwargs = args, {name: value for name, value in node.kwargs.items() if name in kept}
     node.target = op
+    for source in before:  # a deviation that `torch.distributions` has expanded: no cut has to follow what none reads
+        if op_name(source).startswith("aten.expand.") and not source.users:
+            node.graph.erase_node(source)

@@ -1,4 +1,5 @@
-"""Dropout that a model calls as a function: switched off where a run must not depend on chance."""
+"""Dropout that a model calls as a function, and random numbers by a generator of its own: switched off, and drawn by
+torch's, where a run must not depend on chance."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _RATE = 4
 
 
 class NothingDropped(TorchFunctionMode):
-    """Within it, torch's dropouts give back what they are given."""
+    """Within it, torch's dropouts give back what they are given, and generators stay where they are: a captured graph
+    has neither."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -30,4 +32,6 @@ class NothingDropped(TorchFunctionMode):
                 args = (*args[:_RATE], 0.0, *args[_RATE + 1 :])
             elif "dropout_p" in given:
                 given["dropout_p"] = 0.0
+        if given.get("generator") is not None:
+            given["generator"] = None
         return func(*args, **given)

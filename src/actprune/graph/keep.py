@@ -8,9 +8,8 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType
 from typing import Any
-from weakref import ProxyTypes
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.ambience import own_modes, uncast
-from actprune.graph.boxes import entries, put_back
+from actprune.graph.boxes import attributes, entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
 from actprune.graph.names import identity
@@ -111,10 +110,13 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
     """Put back every buffer and attribute that a call of the model changes or replaces, also after an error.
 
     Caches, counters and the last input count: a tracer would leave fake tensors there, and a run leaves tensors
-    of one batch size. Containers and objects among the attributes get their contents back, tensors their values; the
-    values of parameters only where `parameters` asks for it (some models clip their weights as they run).
+    of one batch size. Containers and objects among the attributes get their contents back, tensors their values,
+    generators their states; the values of parameters only where `parameters` asks for it (some models clip their
+    weights as they run).
     """
     held = _held(model)
+    generators = [v for _, own in held for v in own.values() if isinstance(v, torch.Generator)]
+    states = [(generator, generator.get_state()) for generator in generators]
     kept = copies(v for _, own in held for v in own.values() if parameters or not isinstance(v, nn.Parameter))
     try:
         yield
@@ -122,6 +124,8 @@ def kept_buffers(model: nn.Module, *, parameters: bool = False) -> Iterator[None
         for box, own in held:
             put_back(box, own)
         write_back(kept)
+        for generator, state in states:
+            generator.set_state(state)
 
 
 @contextlib.contextmanager
@@ -233,7 +237,7 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     while waiting:
         value, objects = waiting.pop()
         contained = isinstance(value, dict | list | deque | tuple)
-        box = value if contained else _attributes(value) if objects else None
+        box = value if contained else attributes(value) if objects else None
         if box is None or id(value) in seen:
             continue
         seen.add(id(value))
@@ -241,13 +245,6 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
         if len(box) <= MANY:
             waiting += ((inner, objects and contained) for inner in found[-1][1].values())
     return found
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """Those of an object of the user's, or of a module that is no submodule."""
-    closed = isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes))
-    found = None if closed else getattr(value, "__dict__", None)
-    return found if isinstance(found, dict) else None
 
 
 def held_values(model: nn.Module) -> list[Any]:

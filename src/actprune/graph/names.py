@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from actprune.graph.boxes import attributes, entries
 from actprune.graph.rebuilt import Rebuilt
 
 Slot: TypeAlias = "tuple[Any, Any]"
@@ -62,17 +63,29 @@ class Names:
 
 
 def plain_slots(model: nn.Module) -> dict[str, Slot]:
-    """The tensors in plain attributes of modules, and in dicts and lists there: "cache_k", or "cache.k"."""
+    """The tensors in plain attributes of modules, and in dicts, lists and objects there, up to three within each other:
+    "cache_k", "cache.k", "caches.0.k"."""
     found: dict[str, Slot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-        boxes = [("", vars(module)), *((f"{name}.", box) for name, box in own.items() if isinstance(box, dict | list))]
-        for start, box in boxes:
-            entries: Any = box.items() if isinstance(box, dict) else enumerate(box) if len(box) <= _LONGEST else ()
-            for key, value in entries:
+        for start, box in [("", vars(module)), *_boxes(own, levels=3)]:
+            for key, value in _entries(box):
                 if isinstance(value, Tensor):
                     found[f"{path}.{start}{key}" if path else f"{start}{key}"] = box, key
     return found
+
+
+def _boxes(values: Any, levels: int) -> Iterator[tuple[str, Any]]:
+    """What holds other values, under the start of their names: dicts, lists, and the attributes of objects."""
+    for key, value in _entries(values):
+        own = value if isinstance(value, dict | list) else None if isinstance(value, nn.Module) else attributes(value)
+        if own is not None:
+            yield f"{key}.", own
+            yield from ((f"{key}.{start}", box) for start, box in _boxes(own, levels - 1) if levels > 1)
+
+
+def _entries(box: Any) -> list[tuple[Any, Any]]:
+    return [*entries(box).items()] if isinstance(box, dict) or len(box) <= _LONGEST else []
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

@@ -99,6 +99,13 @@ def _several(source: Tensor, rank: int) -> dict[int, int]:
     return {dim + rank - len(entries): dim for dim, n in enumerate(entries) if not (isinstance(n, int) and n == 1)}
 
 
+def repeats(result: tuple[int, ...] | None, source: tuple[int, ...] | None, dim: int, times: Any) -> bool:
+    """Whether a result is so many times its source along that dimension of the source, as far as both are known."""
+    if not result or not source:
+        return True
+    return result[dim + len(result) - len(source)] == source[dim] * times
+
+
 def _unpooled(args: Any, kwargs: Any, result: Tensor) -> list[Found]:
     """The sizes of space: those of samples and channels (`unpool(x, places, output_size=y.size())`) are not read."""
     given = kwargs.get("output_size", args[5] if len(args) > 5 else args[2])

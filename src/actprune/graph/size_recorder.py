@@ -30,7 +30,7 @@ from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.older import in_words_of_today, true_types
 from actprune.graph.program import read_for_sizes, shape
 from actprune.graph.rebuilt import LINE, Rebuilt, running
-from actprune.graph.size_arguments import LIKE, given_sizes
+from actprune.graph.size_arguments import LIKE, given_sizes, repeats
 from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
 from actprune.graph.traced_attributes import (
     Attributes,
@@ -41,6 +41,7 @@ from actprune.graph.traced_attributes import (
     uncached_einops,
 )
 from actprune.graph.traced_int import traced_int
+from actprune.graph.traced_range import traced_range
 from actprune.hints import hint_for
 
 Key: TypeAlias = tuple[int, int]
@@ -199,6 +200,11 @@ class Recorder(TorchFunctionMode):
         if place.module not in self._hinted:
             self._uses.append(SizeUse(0, difference, ("equal", None), "==", -1, 0, place))
 
+    def note_rounds(self, rounds: TracedInt) -> None:
+        """Of a loop over parts of a dimension, whose step is a size."""
+        if (place := self._place()).module not in self._hinted:
+            self._uses.append(SizeUse(plain(rounds), expression(rounds), ("fixed", None), "range", -1, 0, place))
+
     def _place(self) -> Place:
         """The nearest frame of the user's, and the module that it runs for."""
         inner: FrameType = sys._getframe(3)
@@ -259,17 +265,10 @@ class Recorder(TorchFunctionMode):
             known = role[0] in ("fixed", "equal") or None not in role
             if role[0] == "size" and (seen := shapes.get(role[1])) is not None and seen[role[2] :][:1] != (use.value,):
                 continue  # of a view that nothing reads and the tracer left out: its source is what was found
-            if role[0] == "times" and not _repeats(shapes.get(role[1]), shapes.get(role[2]), role[3], use.value):
+            if role[0] == "times" and not repeats(shapes.get(role[1]), shapes.get(role[2]), role[3], use.value):
                 continue  # under `vmap` the node has a dimension more than the tensor that the class sees
             uses.append(replace(use, expr=renamed(use.expr, read_off), role=role if known else ("unknown",)))
         return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
-
-
-def _repeats(result: tuple[int, ...] | None, source: tuple[int, ...] | None, dim: int, times: Any) -> bool:
-    """Whether a result is so many times its source along that dimension of the source, as far as both are known."""
-    if not result or not source:
-        return True
-    return result[dim + len(result) - len(source)] == source[dim] * times
 
 
 @contextlib.contextmanager
@@ -289,6 +288,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
         uncached_einops(),
         traced_roots(),
         traced_int(model),
+        traced_range(model, recorder.note_rounds),
         compared(recorder.note_equal),
         in_words_of_today(),
         annotations.preserve_node_meta(),

@@ -31,31 +31,37 @@ class _TracingInt(metaclass=_Int):
     """Stands for `int` among the globals of the files that the model's classes are from."""
 
 
-@contextlib.contextmanager
-def traced_int(model: nn.Module) -> Iterator[None]:
+def traced_int(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Where a file does no more with `int` than to call it: as a dtype, say, only the true one will do."""
+    return standing_for("int", _TracingInt, model)
+
+
+@contextlib.contextmanager
+def standing_for(builtin: str, own: Any, model: nn.Module) -> Iterator[None]:
+    """`own` in the place of a builtin in the files that the model's classes are from, where they only call it."""
     names = {type(module).__module__ for module in running(model).values()}
     files = [name for name in names if name.partition(".")[0] != "torch" and name in sys.modules]
-    spaces = [vars(sys.modules[name]) for name in files if "int" not in vars(sys.modules[name]) and _only_called(name)]
+    theirs = [vars(sys.modules[name]) for name in files if _only_called(name, builtin)]
+    spaces = [space for space in theirs if builtin not in space]
     for space in spaces:
-        space["int"] = _TracingInt
+        space[builtin] = own
     try:
         yield
     finally:
         for space in spaces:
-            del space["int"]
+            del space[builtin]
 
 
 @cache
-def _only_called(name: str) -> bool:
-    """Whether a file calls `int`, and beyond that asks for no more than whether something is one."""
+def _only_called(name: str, builtin: str = "int") -> bool:
+    """Whether a file calls `int`, say, and beyond that asks for no more than whether something is one."""
     try:
         source = inspect.getsource(sys.modules[name])
-        nodes = [*ast.walk(ast.parse(source))] if "int(" in source else []
+        nodes = [*ast.walk(ast.parse(source))] if f"{builtin}(" in source else []
     except (OSError, TypeError, SyntaxError):
         return False
     allowed = {id(inner) for node in nodes for part in _harmless(node) for inner in ast.walk(part)}
-    named = [node for node in nodes if isinstance(node, ast.Name) and node.id == "int"]
+    named = [node for node in nodes if isinstance(node, ast.Name) and node.id == builtin]
     return bool(named) and all(id(node) in allowed for node in named)
 
 
