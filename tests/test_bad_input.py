@@ -315,6 +315,13 @@ CASES: dict[str, tuple[type[ActpruneError], Act, tuple[str, ...]]] = {
     "inputs and labels that are whole": (
         DataError, prune(calibration=(images(), torch.arange(32))), ("two batches", "zip(x.split(32), y.split(32))"),
     ),
+    "a method in capitals": (PlanError, prune(method="L2"), ("no method", "did you mean 'l2'?")),
+    "a share of one group": (
+        BudgetError, prune(keep={"stem": 0.5}, method="l2"), ("got: 0.5", "is that share of it", 'keep="units=50%"'),
+    ),
+    "a file of Keras's in place of a model": (
+        CaptureError, lambda model, folder: ap.prune("net.keras", [images()]), ("no model", "load_model(path)"),  # type: ignore[arg-type]
+    ),
     "a class in place of a model": (
         CaptureError, lambda model, folder: ap.prune(nn.Linear, [images()]), ("no model", "the class Linear"),  # type: ignore[arg-type]
     ),

@@ -425,6 +425,7 @@ def test_prune_evaluates_and_trains_keras_models(tmp_path: Path) -> None:
         finetune=lambda m: m.fit(x, y, epochs=2, verbose=0, callbacks=[callback]),
     )  # fmt: skip
     assert isinstance(result.model, keras.Sequential) and result.proof.passed
+    assert repr(result).startswith("Result(Sequential: ") and result.model._called  # else Keras exports no ONNX
     assert [step for step in told if step[0] == "fine-tune"] == [("fine-tune", n, 2) for n in range(3)]
     loaded = load_keras(tmp_path / "run" / "model.keras")
     assert np.allclose(loaded.predict(x, verbose=0), result.model.predict(x, verbose=0), atol=1e-5)
@@ -828,6 +829,20 @@ def test_refusals() -> None:
         actprune.prune(stateful, np.zeros((4, 5, 2)), keep=0.5)
     with pytest.raises(CaptureError, match="has no variables yet"):
         actprune.prune(keras.Sequential([kl.Dense(2)]), np.zeros((4, 2)), keep=0.5)
+
+    class Unbuilt(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = kl.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+    unbuilt = Unbuilt()
+    with pytest.warns(UserWarning, match="does not have a `build"):
+        unbuilt.build((None, 2))  # it has no variables yet, whatever Keras's flag says
+    with pytest.raises(CaptureError, match="has no variables yet"):
+        actprune.prune(unbuilt, np.zeros((4, 2)), keep=0.5)
     for options in ({"inplace": True}, {"form": "graph"}):
         with pytest.raises(DataError, match="has no other form"):
             actprune.prune(lenet(), np.zeros((4, 12, 12, 1)), keep=0.5, **options)  # type: ignore[arg-type]

@@ -1016,3 +1016,12 @@ def test_an_unknown_form() -> None:
 def test_errors_are_all_of_one_kind() -> None:
     for error in (ArtifactError, BudgetError, DataError, EquivalenceError, PlanError):
         assert issubclass(error, ActpruneError)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantized_model_is_told_to_be_pruned_first() -> None:
+    dense = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    quantized = torch.ao.quantization.quantize_dynamic(dense, {nn.Linear}, torch.qint8)
+    with pytest.raises((EquivalenceError, ap.PlanError)) as caught:
+        ap.prune(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 8), quantized), torch.randn(64, 4), keep=0.5)
+    assert "are quantized" in str(caught.value) and "quantize what is left" in str(caught.value)

@@ -93,6 +93,19 @@ def test_batches_stay_where_a_part_is_not_what_it_is_in_the_whole(kind: type[Fix
     assert size(kind(), [torch.randn(64, 8)]) == 64
 
 
+class Pairs(Fixed):
+    """A table of all pairs of samples, as contrastive models return one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) @ self.net(x).T
+
+
+def test_batches_whose_pairs_are_compared_do_not_grow() -> None:
+    x = torch.randn(256, 8)
+    assert size(Pairs(), list(x.split(8))) == 8
+    assert size(Pairs(), [x]) == 32  # some are held out for that
+
+
 def test_so_few_samples_that_batches_of_another_size_would_only_lose_some() -> None:
     x = torch.randn(5, 8)
     assert size(mlp(), [x[:3]]) == 3

@@ -258,6 +258,22 @@ def test_the_report_says_that_layers_were_fitted_as_a_whole() -> None:
     assert any("1 recurrent layer was fitted through all of their time" in note for note in notes)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_steps_that_are_counted_as_samples_are_told_of(batch_first: bool) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps, self.head = nn.GRU(INPUTS, 6, batch_first=batch_first), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states, _ = self.steps(x)
+            return self.head(states[:, -1] if batch_first else states[-1])
+
+    notes = ap.prune(Last().eval(), [torch.randn(5, 4, INPUTS) for _ in range(4)], keep=0.5, method="l2").report.notes
+    told = [note for note in notes if note.startswith("steps steps through the first dimension")]
+    assert len(told) == (0 if batch_first else 1)
+
+
 def test_the_input_of_a_layer_is_fitted_as_that_of_a_linear_one() -> None:
     net, x = Net("gru").eval(), inputs("gru")
     graph = captured(net, x)

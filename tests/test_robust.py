@@ -241,6 +241,29 @@ def test_a_function_that_ruins_the_weights_leaves_what_was_proved() -> None:
     assert any("NaN or infinite values in" in note for note in result.report.notes)
 
 
+def test_what_a_function_moves_comes_back() -> None:
+    """`model.to("cuda")` in a metric moved the dense network as well; here it is the precision that changes."""
+    model, batches = chain()
+    model.register_buffer("mask", torch.ones(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def metric(network: nn.Module) -> float:
+        return float(network.to(torch.bfloat16)(batches[0].bfloat16()).detach().sum())
+
+    def train(network: nn.Module) -> None:
+        out = network.to(torch.bfloat16)(batches[0].bfloat16())
+        out.square().sum().backward()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(0.5)
+
+    result = ap.prune(model, batches, keep="macs=50%", method="l2", evaluate=metric, finetune=train)
+    assert all(torch.equal(t, before[name]) and t.dtype == torch.float32 for name, t in model.state_dict().items())
+    tuned = ap.prune(model, batches, keep="macs=50%", method="l2", finetune=train).model
+    assert {t.dtype for one in (result.model, tuned) for t in one.state_dict().values()} == {torch.float32}
+    assert all(bool((p == 0.5).all()) and p.grad is None for p in tuned.parameters())
+
+
 def test_one_batch_that_cannot_be_divided_is_told_of() -> None:
     class Centred(nn.Module):
         """Samples look at each other."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from torch.fx import Node
+
 from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured
 from actprune.graph.output_kinds import tensor_outputs
-from actprune.graph.program import shape
+from actprune.graph.program import module_path, op_name, shape
 from actprune.graph.rebuilt import Rebuilt
 from actprune.proof.elsewhere import MOST
+
+STEPPED = tuple(f"aten.{kind}.input" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
+"""Calls of recurrent layers on sequences of one length; the last argument says whether samples come first."""
 
 FEW_CLASSES = 0.5
 """Of the labels that so many draws would give: with fewer, the samples are said to have few."""
@@ -60,6 +65,23 @@ def _one_by_one(captured: Captured) -> Iterator[str]:
             return
 
 
+def _step_by_step(captured: Captured) -> Iterator[str]:
+    """torch's recurrent layers take time first, unless they are told otherwise."""
+    graph, program = captured.graph, captured.graph.program
+    samples = {leaf.key for _, leaf in graph.batches}
+    for node in program.nodes:
+        dims = graph.node_axes.get(node.args[0].name) if node.args and isinstance(node.args[0], Node) else None
+        if op_name(node).startswith(STEPPED) and isinstance(dims, tuple) and len(dims) == 3:
+            if samples.isdisjoint(leaf.key for leaf in leaves(dims[1 if node.args[-1] else 0])):
+                continue
+            yield (
+                f"{module_path(node) or 'The model'} steps through the first dimension of the calibration inputs, "
+                f"{program.batch_size}: each step counts as a sample, in calibration_size and in the figures for MACs "
+                "and milliseconds. Shares are right; for an amount of MACs, wrap the model so that samples come first."
+            )
+            return
+
+
 def _elsewhere(captured: Captured) -> Iterator[str]:
     """A recorded run has the branches and sizes of the first batch."""
     others = captured.elsewhere
@@ -98,5 +120,5 @@ def _few_classes(captured: Captured) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Captured], Iterator[str]], ...] = (
-    _unseen_step, _left_over, _one_by_one, _elsewhere, _not_reached, _few_classes,
+    _unseen_step, _left_over, _one_by_one, _step_by_step, _elsewhere, _not_reached, _few_classes,
 )  # fmt: skip

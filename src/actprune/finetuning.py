@@ -11,6 +11,7 @@ from torch import nn
 
 from actprune.distributed import Ranks
 from actprune.graph.keep import copied, preserved
+from actprune.graph.unmoved import unmoved
 from actprune.joining import joined
 from actprune.recovery.sgd import recording
 from actprune.recovery.steps import Losses, trained_network
@@ -63,7 +64,7 @@ def _finetuned(
     before = ranks.from_first(lambda: measured(evaluate, small))
     losses: Losses = [[step, float("nan") if loss is None else loss] for step, loss in report.losses]
     trained = copied(small)
-    with preserved(trained), torch.enable_grad(), recording(losses):
+    with preserved(trained), unmoved(trained, trained=True), torch.enable_grad(), recording(losses):
         trained = ranks.together(lambda: trained_network(finetune(trained), trained))
     after = ranks.from_first(lambda: measured(evaluate, trained))
     if before is not None and after is not None and after < before:

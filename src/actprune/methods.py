@@ -117,7 +117,7 @@ def known(name: str, names: Iterable[str], what: str, *, where: str | None = Non
     names = list(names)
     if name in names:
         return name
-    near = difflib.get_close_matches(str(name), names, 1)
+    near = difflib.get_close_matches(str(name).lower(), names, 1)
     raise PlanError(
         f"There is no {what} named {name!r}.",
         expected=f"one of {', '.join(names)}",

@@ -91,12 +91,14 @@ def prune(
         max_drop: how much the metric of `evaluate` may fall before any fine-tune, in its units (0.005 is half a point
             of 0–1). With a budget as well, more than the budget is kept where it would lose more; the report says so.
         evaluate: model → metric on validation data, higher is better. Needed for `max_drop`; otherwise it enables
-            the correction loop. It gets networks of the user's own class, in eval mode.
+            the correction loop. It gets networks of the user's own class, in eval mode, and may move them
+            (`model.to("cuda")`): they are put back.
         recover: a `Distill`: gradient steps towards the dense network's outputs on the calibration inputs, without
             labels, before any fine-tune. The network before is kept where held-out samples or `evaluate` prefer it.
         finetune: an `SGD`, or any callable that trains the model it is given (and may return another). Where `evaluate`
             says that this made it worse, or the loss of an `SGD` becomes NaN or infinite, the network before it is
-            returned; the report says so.
+            returned; the report says so. What it moves (`model.to("cuda")`, `model.bfloat16()`) comes back trained, on
+            its device and in its precision.
         method: a preset of criterion, compensation and allocation: see `actprune.METHODS`.
         allocation: "sensitivity", "uniform", "layerwise", "spatial" or "global" instead of the method's.
         compensate: "reconstruct", "least_squares", "ridge_map", "bias" or "none" instead of the method's.

@@ -23,6 +23,7 @@ from actprune.distributed import ALONE, Ranks
 from actprune.errors import BudgetError
 from actprune.graph.ambience import users_modes
 from actprune.graph.keep import preserved
+from actprune.graph.unmoved import unmoved
 from actprune.latency.bench import Latency
 from actprune.memory import MemoryLimit, limit_bytes
 from actprune.methods import Method
@@ -183,9 +184,9 @@ def _told(value: Any) -> Any:
 
 
 def measured(evaluate: Evaluate | None, model: nn.Module) -> float | None:
-    """The metric of a network in eval mode, which is then as it was; None where there is no `evaluate`."""
+    """The metric of a network in eval mode, which is then as it was, and where; None where there is no `evaluate`."""
     if evaluate is None:
         return None
-    with preserved(model), users_modes():
+    with preserved(model), unmoved(model), users_modes():
         model.eval()
         return checked(evaluate(model))

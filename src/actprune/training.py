@@ -15,6 +15,7 @@ from actprune.data.samples import Calibration
 from actprune.errors import DataError
 from actprune.graph.ambience import users_modes
 from actprune.graph.keep import copied, preserved
+from actprune.graph.unmoved import unmoved
 from actprune.keeping import Keeping
 from actprune.plan import Plan
 from actprune.recovery.distill import Distill, Recovered
@@ -71,7 +72,7 @@ class Training:
 
         def finetune() -> nn.Module:
             returned: Any = None
-            with preserved(tuned), users_modes(), torch.enable_grad():
+            with preserved(tuned), unmoved(tuned, trained=True), users_modes(), torch.enable_grad():
                 if isinstance(asked.finetune, SGD):
                     train = self._checkpointed(asked.finetune)
                     train.run(tuned, self.teacher, lambda i, n, _: asked.tell("fine-tune", i, n), losses)

@@ -41,7 +41,9 @@ def explicit(graph: Graph, guide: Guide, widths: Mapping[str, int], protect: Seq
                 expected=f"a whole number, {least} to {width}" if least < width else f"{width}: it is protected",
                 got=repr(k),
                 where="keep",
-                hint="graph.groups lists the widths of the dense network",
+                hint=f'{max(round(k * width), 1)} is that share of it; keep="units={k:.0%}" takes it of every group'
+                if isinstance(k, float) and 0 < k < 1
+                else "graph.groups lists the widths of the dense network",
             )
     wanted = {peer: int(k) for name, k in asked.items() for peer in graph.peers[name]}
     wanted |= {name: int(k) for name, k in asked.items()}  # that two differ, the plan says

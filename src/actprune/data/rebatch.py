@@ -47,7 +47,7 @@ def rebatched(model: nn.Module, samples: Samples) -> Samples:
         if size > came and taken * size > ROOM * came:
             return samples
         whole, _ = _outputs(model, samples, 0, many)
-        same = bool(whole) and len(whole) == len(part) and all(map(_Within(start, few), part, whole))
+        same = bool(whole) and len(whole) == len(part) and all(map(_Within(start, few, size < came), part, whole))
     except Exception:  # of a forward, or of sparse outputs; of batches as they came, the capture says what is wrong
         return samples
     return replace(samples, batch_size=size) if same else samples
@@ -100,15 +100,24 @@ def _weighed(model: nn.Module) -> Iterator[list[int]]:
 @dataclass(frozen=True)
 class _Within:
     """Whether what the model makes of the samples from `start` on, so many of them, is what it makes of them in the
-    whole, up to rounding. Any dimension may count samples, or several entries for each (batch times heads)."""
+    whole, up to rounding. Any dimension may count samples, or several entries for each (batch times heads).
+
+    Attributes:
+        pairs: two may, as in a table of all pairs: what one costs and how far it is from another grows with the batch,
+            so that larger ones are not made of such.
+    """
 
     start: int
     count: int
+    pairs: bool
 
     def __call__(self, part: Tensor, whole: Tensor) -> bool:
         if part.dim() != whole.dim() or part.dtype != whole.dtype:
             return False
-        for dim, (own, other) in enumerate(zip(part.shape, whole.shape, strict=True)):
+        sizes = list(zip(part.shape, whole.shape, strict=True))
+        if not self.pairs and sum(own != other for own, other in sizes) > 1:
+            return False
+        for dim, (own, other) in enumerate(sizes):
             start = 0 if own == other else self.start * own // self.count
             if start + own > other:
                 return False

@@ -220,7 +220,9 @@ def check_ready(model: nn.Module) -> None:
             expected="an instance of torch.nn.Module",
             got=f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__,
             where="model",
-            hint="make an instance of the class, and load its weights, first",
+            hint="keras.models.load_model(path) reads it"
+            if isinstance(model, str) and model.endswith(".keras")
+            else "make an instance of the class, and load its weights, first",
         )
     if any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__):
         raise CaptureError(

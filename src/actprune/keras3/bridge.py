@@ -24,7 +24,7 @@ from actprune.recovery.sgd import SGD
 from actprune.result import Result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KerasResult(Result):
     """As `Result`; `model` and `before_finetune` are Keras models.
 
@@ -32,7 +32,7 @@ class KerasResult(Result):
         network: `model` as the engine sees it.
     """
 
-    network: KerasNetwork = field(kw_only=True, repr=False)
+    network: KerasNetwork = field(kw_only=True)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """As `Result.save`, and `model.keras`, which `keras.models.load_model` reads without actprune; not where the

@@ -81,7 +81,7 @@ class KerasNetwork(Rebuilt):
         keras_on_torch()
         if like is None:
             check_rebuildable(model)
-        if not model.built:
+        if not model.built or not model.weights:  # `build` of a class without one makes no variables
             raise CaptureError(
                 f"{model.name} has no variables yet.",
                 expected="a model that is built",

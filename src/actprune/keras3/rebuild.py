@@ -37,7 +37,9 @@ def rebuild(
         PlanError: a layer can't be built in that size.
     """
     made = _Rebuilding(places, calls, plan)
-    return made.of_own_call(model, given) if has_own_call(model) else made.model(model)
+    new = made.of_own_call(model, given) if has_own_call(model) else made.model(model)
+    new._called = model._called  # Keras exports no model to ONNX that was never called
+    return new
 
 
 class _Rebuilding(FromConfig):

@@ -26,7 +26,7 @@ from actprune.errors import EquivalenceError, PlanError
 from actprune.graph.frames import raised_in
 from actprune.graph.in_training import has_branches
 from actprune.graph.keep import apart, copied, in_eval
-from actprune.graph.program import holds_samples, place
+from actprune.graph.program import holds_samples, op_name, place
 from actprune.graph.refusal import first_line
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped
@@ -113,12 +113,15 @@ def unprovable(
     ).failure
     if failure is None:
         return None
+    quantized = [node for node in graph.program.nodes if op_name(node).startswith("quantized.")]
     return EquivalenceError(
         f"{plan.model} can't be proved, whether it is cut or not.",
         expected="calls that are the same whatever the weights are",
-        got=failure,
+        got=f"{place(quantized[0])}: its weights are quantized" if quantized else failure,
         where="verify",
-        hint="a number that forward reads from a tensor (int(x.argmax()), x.item(), x.tolist()) changes what it "
+        hint="prune the model as it was before it was quantized, and quantize what is left"
+        if quantized
+        else "a number that forward reads from a tensor (int(x.argmax()), x.item(), x.tolist()) changes what it "
         "computes: keep it a tensor (torch.gather, torch.where), or prune the parts of the model around that one",
     )
 

@@ -56,7 +56,7 @@ def rehearsed(
     try:
         value = loss(outputs, targets)
     except Exception as error:
-        raise _fails("The loss can't be taken of the model's outputs.", error, "loss") from error
+        raise _fails("The loss can't be taken of the model's outputs and these targets.", error, "loss") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise _fails("The loss is no scalar.", value, "loss")
     if not value.requires_grad:
