@@ -10,14 +10,13 @@ import sys
 import types
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from types import FrameType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 import torch.fx.traceback as annotations
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -25,13 +24,13 @@ from torch.utils import _pytree as pytree
 from actprune.graph.attending import OF_ANY_WIDTH
 from actprune.graph.decisions import Decisions
 from actprune.graph.frames import definer, holder_of, is_kerass, is_librarys, owner_of, span_of, users_line
+from actprune.graph.named_sizes import Key, Named
 from actprune.graph.number_tensors import NumberTensors
 from actprune.graph.numbers import Expr, TracedInt, compared, expression, plain
 from actprune.graph.older import in_words_of_today, true_types
-from actprune.graph.program import read_for_sizes, shape
 from actprune.graph.rebuilt import LINE, Rebuilt, running
-from actprune.graph.size_arguments import LIKE, given_sizes, repeats
-from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse, renamed
+from actprune.graph.size_arguments import LIKE, given_sizes
+from actprune.graph.sizes import CALL, INSISTS, Place, Sizes, SizeUse
 from actprune.graph.traced_attributes import (
     Attributes,
     Owners,
@@ -43,9 +42,6 @@ from actprune.graph.traced_attributes import (
 from actprune.graph.traced_int import traced_int
 from actprune.graph.traced_range import traced_range
 from actprune.hints import hint_for
-
-Key: TypeAlias = tuple[int, int]
-"""A tensor of the recording: the number of the call that gave it, and which of its results it is."""
 
 _KERAS_ALIKE = {"reshape", "broadcast_to", "zeros", "ones", "full"}
 """Functions of `keras.ops` that hand on the sizes that they are given to torch's of the same name."""
@@ -228,47 +224,13 @@ class Recorder(TorchFunctionMode):
         """The record, with nodes of the captured graph in the place of call numbers; the graph gets plain numbers."""
         for node in graph.nodes:
             node.args, node.kwargs = map_aggregate(node.args, plain), map_aggregate(node.kwargs, plain)
-        nodes: dict[Key, Node] = {}
-        for node in graph.nodes:
-            call = (node.meta.get("custom") or {}).get(CALL)
-            if call is None or node.op != "call_function":
-                continue
-            if getattr(node.target, "__name__", "") == "getitem":
-                nodes[call, int(node.args[1])] = node
-            else:
-                nodes[call, 0] = node
-
-        calls = {call for call, _ in nodes}
-
-        def named(key: Any) -> Any:
-            """Of a call that left no node (dropout), the argument that it returned."""
-            while isinstance(key, tuple) and key[0] not in calls and key[0] in self._came_from:
-                key = self._came_from[key[0]]
-            return key if isinstance(key, str) else nodes[key].name if key in nodes else None
-
-        shapes = {node.name: shape(node) for node in nodes.values()}
-
-        def read_off(key: Any, dim: int) -> Any:
-            """None where the node is that of another form: of `transpose(x)` behind which the graph has `x` alone."""
-            found = named(key)
-            seen = shapes.get(found, ())[dim : dim + 1] if (key, dim) in self._seen else ()
-            return None if seen and seen != (self._seen[key, dim],) else found
-
-        uses: list[SizeUse] = []
-        for i, use in enumerate(self._uses):
-            sliced = nodes.get((self._slicing.get(i, -1), 0))
-            if sliced is not None and use.value in (1, -1) and read_for_sizes(sliced):
-                continue  # `torch.ones_like(x[:, :1])`: any unit will do
-            if use.role[0] == "fixed" and use.role[1] is not None and self._decisions.are_all(use.role[1][0]):
-                continue
-            role = tuple(named(part) if isinstance(part, tuple) or i == 1 else part for i, part in enumerate(use.role))
-            known = role[0] in ("fixed", "equal") or None not in role
-            if role[0] == "size" and (seen := shapes.get(role[1])) is not None and seen[role[2] :][:1] != (use.value,):
-                continue  # of a view that nothing reads and the tracer left out: its source is what was found
-            if role[0] == "times" and not repeats(shapes.get(role[1]), shapes.get(role[2]), role[3], use.value):
-                continue  # under `vmap` the node has a dimension more than the tensor that the class sees
-            uses.append(replace(use, expr=renamed(use.expr, read_off), role=role if known else ("unknown",)))
-        return Sizes(tuple(uses), dict(self.attributes), dict(self.owners))
+        named = Named(graph, self._came_from, self._seen)
+        uses = (
+            named.use(use, self._slicing.get(i))
+            for i, use in enumerate(self._uses)
+            if use.role[0] != "fixed" or use.role[1] is None or not self._decisions.are_all(use.role[1][0])
+        )
+        return Sizes(tuple(use for use in uses if use is not None), dict(self.attributes), dict(self.owners))
 
 
 @contextlib.contextmanager
