@@ -817,3 +817,57 @@ def test_a_layer_of_the_users_says_its_sizes_under_torchs_names() -> None:
     for layer in layers:
         layer.draw()
     assert small.train()(x).shape == (4, 3)
+
+
+class Agent(nn.Module):
+    """An agent that learns by itself, as those of reinforcement learning do."""
+
+    def __init__(self, make: Callable[[Any], torch.optim.Optimizer]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        first, then = {"params": self.layers[0].parameters()}, {"params": [self.layers[2].weight]}
+        self.optimizers = {"policy": make([first, then])}
+        self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizers["policy"], 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def learn(self, x: Tensor) -> None:
+        def loss() -> Tensor:
+            self.zero_grad()
+            error = self(x).square().mean()
+            error.backward()
+            return error
+
+        self.optimizers["policy"].step(loss)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_optimizer_of_the_class_steps_the_cut_weights(inplace: bool) -> None:
+    model, x = Agent(torch.optim.AdamW), torch.randn(16, 4)
+    model.learn(x)
+    plan = make_plan(capture(model, x), {"layers.0": [0, 3, 5]})
+    dense = copy.deepcopy(model)
+    small = smaller(model, plan, inplace=inplace)
+    mine, theirs = small.optimizers["policy"], dense.optimizers["policy"]
+    assert small.scheduler.optimizer is mine
+    first, then = small.layers[0].weight, small.layers[2].weight
+    assert mine.param_groups[0]["params"][0] is first and mine.param_groups[1]["params"][0] is then
+    assert set(mine.state) == {first, small.layers[0].bias, then}
+    assert torch.equal(mine.state[first]["exp_avg"], theirs.state[dense.layers[0].weight]["exp_avg"][[0, 3, 5]])
+    assert torch.equal(mine.state[then]["exp_avg_sq"], theirs.state[dense.layers[2].weight]["exp_avg_sq"][:, [0, 3, 5]])
+    before, bias = first.detach().clone(), small.layers[2].bias.detach().clone()
+    small.learn(x)
+    assert (first != before).all() and torch.equal(small.layers[2].bias, bias)
+    if not inplace:
+        assert content(model) == content(dense)
+        assert model.optimizers["policy"].state[model.layers[0].weight]["step"] == 1
+
+
+def test_an_optimizer_of_a_class_that_load_has_resized(tmp_path: Path) -> None:
+    model, x = Agent(torch.optim.Adagrad), torch.randn(16, 4)
+    ap.prune(model, x, keep="units=50%", method="l2").save(tmp_path / "run")
+    small: Any = ap.load(tmp_path / "run", Agent(torch.optim.Adagrad))
+    before = small.layers[0].weight.detach().clone()
+    small.learn(x)
+    assert before.shape == (4, 4) and (small.layers[0].weight != before).any()

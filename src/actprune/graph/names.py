@@ -85,7 +85,9 @@ def _boxes(values: Any, levels: int) -> Iterator[tuple[str, Any]]:
 
 
 def _entries(box: Any) -> list[tuple[Any, Any]]:
-    return [*entries(box).items()] if isinstance(box, dict) or len(box) <= _LONGEST else []
+    """Those that have a name: the state of an optimizer has weights for keys."""
+    named = isinstance(box, dict) or len(box) <= _LONGEST
+    return [(key, value) for key, value in entries(box).items() if isinstance(key, str | int)] if named else []
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

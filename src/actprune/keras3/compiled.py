@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actprune.keras3.backend import keras_on_torch
+from actprune.surgery.optimizers import hand_over
 
 Slicer = Callable[[Any, Tensor], Tensor]
 """(variable of the dense model, a tensor of its shape) → that tensor, cut like the variable."""
@@ -87,32 +88,9 @@ def _of_torch(new: Any, old: Any, cut: Slicer) -> None:
     """Optimizers of torch that a class keeps step the weights of their own model, with their moments cut alike."""
     found = [*_optimizers({**vars(new), **new._modules}, {**vars(old), **old._modules}, torch.optim.Optimizer)]
     weights = zip(new.variables, old.variables, strict=True) if found else ()
-    pairs = {id(was.value): (made.value, was) for made, was in weights}
+    pairs = {id(was.value): (made.value, partial(cut, was)) for made, was in weights}
     for made, was in found:
-        for group in made.param_groups:
-            group["params"] = [pairs[id(one)][0] if id(one) in pairs else one for one in group["params"]]
-        if isinstance(made, torch.optim.LBFGS):  # no copy has these; its history, of all weights in one, begins anew
-            made._params, made._numel_cache = made.param_groups[0]["params"], None
-            continue
-        for weight, state in was.state.items():
-            if id(weight) in pairs and _follows(pairs[id(weight)][0], weight, state):
-                mine, variable = pairs[id(weight)]
-                made.state[mine] = {
-                    name: cut(variable, held).clone() if _is_moment(held, weight) else deepcopy(held)
-                    for name, held in state.items()
-                }
-
-
-def _follows(new: Tensor, weight: Tensor, state: dict[str, Any]) -> bool:
-    """Whether the state of a weight can be that of the new one: means over a dimension of what was cut (Adafactor) are
-    those of other weights too."""
-    return new.shape == weight.shape or not any(
-        isinstance(held, Tensor) and held.dim() > 0 and held.shape != weight.shape for held in state.values()
-    )
-
-
-def _is_moment(value: Any, weight: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == weight.shape and value.dim() > 0
+        hand_over(made, was, pairs)
 
 
 def _optimizers(new: Any, old: Any, kind: Any) -> Iterator[tuple[Any, Any]]:

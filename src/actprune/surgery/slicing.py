@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
-from actprune.graph.keep import copied, copied_by, preserved, refresh, unless_failed
+from actprune.graph.keep import copied, copied_by, held_values, preserved, refresh, unless_failed
 from actprune.graph.names import Slot, plain_slots
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
@@ -24,6 +24,7 @@ from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
 from actprune.surgery.listed import follow
 from actprune.surgery.modules import group_count, stated, update
+from actprune.surgery.optimizers import hand_over
 from actprune.surgery.source import edit_sources
 
 
@@ -95,10 +96,14 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     _repair(target, plan.edits.attributes, edit_attributes)
     put = {name: _held_as(held_in(slots[name]), new) for names, new in changes for name in names}
     old = [(held_in(slots[name]), new) for name, new in put.items()]  # alive until all are replaced
+    cuts = {alias: plan.indices(name) for (names, _), name in zip(sized, made, strict=True) for alias in names}
+    pairs = {id(held_in(slots[n])): (new, partial(sliced, indices=cuts.get(n, ()))) for n, new in put.items()}
     for name, new in put.items():
         box, key = slots[name]
         box[key] = new
     follow(target, {id(dense): new for dense, new in old})
+    for optimizer in (value for value in held_values(target) if isinstance(value, torch.optim.Optimizer)):
+        hand_over(optimizer, optimizer, pairs)
     for (module, path), (names, groups) in zip(modules, said, strict=True):
         update(module, f"{path}." if path else "", plan, names, groups)
     adapt_attention(target, plan)
