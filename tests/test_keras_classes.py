@@ -189,3 +189,25 @@ def test_what_an_own_compile_keeps_comes_back() -> None:
     assert small.own is small.both["first"] and small.own is not model.own
     assert type(small.seen) is keras.metrics.Mean and small.seen is not model.seen
     assert small.weights_of == [1.0, 2.0] and small.nothing is None and small.named.first is small.own
+
+
+class SaysBuilt(keras.Model):
+    """As generators are often written: nothing tells what it is called on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return self.net(x)
+
+
+def test_a_class_that_says_of_itself_that_it_is_built_is_loaded_with_inputs(tmp_path: Path) -> None:
+    x = RNG.normal(size=(32, 6)).astype("float32")
+    result = actprune.prune(SaysBuilt(), x, keep="units=50%", method="l2")
+    result.save(tmp_path / "run")
+    with pytest.raises(UnsupportedModelError, match=r"load\(folder, model, inputs\)"):
+        actprune.load(tmp_path / "run", SaysBuilt())
+    loaded = actprune.load(tmp_path / "run", SaysBuilt(), x[:2])
+    assert torch.equal(loaded(x), result.model(x))
