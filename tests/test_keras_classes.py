@@ -189,3 +189,55 @@ def test_what_an_own_compile_keeps_comes_back() -> None:
     assert small.own is small.both["first"] and small.own is not model.own
     assert type(small.seen) is keras.metrics.Mean and small.seen is not model.seen
     assert small.weights_of == [1.0, 2.0] and small.nothing is None and small.named.first is small.own
+
+
+class SaysBuilt(keras.Model):
+    """As generators are often written: nothing tells what it is called on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return self.net(x)
+
+
+def test_a_class_that_says_of_itself_that_it_is_built_is_loaded_with_inputs(tmp_path: Path) -> None:
+    x = RNG.normal(size=(32, 6)).astype("float32")
+    result = actprune.prune(SaysBuilt(), x, keep="units=50%", method="l2")
+    result.save(tmp_path / "run")
+    with pytest.raises(UnsupportedModelError, match=r"load\(folder, model, inputs\)"):
+        actprune.load(tmp_path / "run", SaysBuilt())
+    loaded = actprune.load(tmp_path / "run", SaysBuilt(), x[:2])
+    assert torch.equal(loaded(x), result.model(x))
+
+
+class Even(keras.regularizers.Regularizer):
+    def __init__(self, rate: float = 0.01) -> None:
+        self.rate = rate
+
+    def __call__(self, x: Any) -> Any:
+        return self.rate * keras.ops.sum(x * x)
+
+    def get_config(self) -> dict[str, float]:
+        return {"rate": self.rate}
+
+
+class Clipped(keras.constraints.Constraint):
+    def __call__(self, w: Any) -> Any:
+        return keras.ops.clip(w, -1, 1)
+
+
+def doubled(x: Any) -> Any:
+    return 2 * keras.ops.relu(x)
+
+
+def test_what_a_layer_is_made_with_need_not_be_registered() -> None:
+    hidden = keras.layers.Dense(16, doubled, kernel_regularizer=Even(0.1), bias_constraint=Clipped())
+    model = keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
+    small = actprune.prune(model, RNG.normal(size=(32, 6)).astype("float32"), keep="units=50%", method="l2").model
+    own = small.layers[0]
+    assert own.units == 8 and own.activation is doubled
+    assert type(own.kernel_regularizer) is Even and own.kernel_regularizer.rate == 0.1
+    assert type(own.bias_constraint) is Clipped

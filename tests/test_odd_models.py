@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections import deque
 from pathlib import Path
@@ -722,6 +723,66 @@ def test_caches_in_plain_attributes_are_cut(called: bool, tmp_path: Path) -> Non
     result.save(tmp_path / "run")
     other = ap.load(tmp_path / "run", Cached()).eval()
     assert torch.equal(other(x), small(x)) and torch.equal(other(x[:, :1], 6), small(x[:, :1], 6))
+
+
+class Followed(nn.Module):
+    """An encoder, and another of its kind: called in training alone, or by a method, or by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.net, self.head = nn.ModuleList([layer, nn.Linear(8, 12), nn.Linear(12, 8)]), nn.Linear(8, 3)
+        self.other = copy.deepcopy(self.net)
+
+    def encoded(self, x: Tensor, net: nn.ModuleList) -> Tensor:
+        return net[2](net[1](net[0](x, x, x)[0]).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoded(x, self.net))
+
+
+class Averaged(Followed):
+    def follow(self) -> None:
+        for mean, weight in zip(self.other.parameters(), self.net.parameters(), strict=True):
+            mean.data.mul_(0.9).add_(weight.data, alpha=0.1)
+
+
+class Synchronised(Followed):
+    def follow(self) -> None:
+        self.other.load_state_dict(self.net.state_dict())
+
+
+class Frozen(Followed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = copy.deepcopy(self.net)
+        self.other.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found + self.encoded(x, self.other).mean() if self.training else found
+
+
+@pytest.mark.parametrize("kind", [Averaged, Synchronised, Frozen])
+def test_a_module_that_follows_another_is_cut_as_that_is(kind: type[Followed], tmp_path: Path) -> None:
+    model, x = kind().eval(), torch.randn(32, 5, 8)
+    result = ap.prune(model, x, keep="units=50%", method="l2")
+    small: Any = result.model
+    assert not any("Not reached" in note for note in result.report.notes)
+    assert small.other[1].out_features == 6 and small.other[0].num_heads == small.net[0].num_heads
+    if kind is not Frozen:
+        small.follow()
+    small.other.load_state_dict(small.net.state_dict())
+    assert torch.equal(small.encoded(x, small.other), small.encoded(x, small.net))
+    result.save(tmp_path / "run")
+    assert ap.load(tmp_path / "run", kind()).state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_module_that_nothing_says_to_follow_another_stays_whole() -> None:
+    result = ap.prune(Followed().eval(), torch.randn(32, 5, 8), keep="units=50%", method="l2")
+    assert result.model.other[1].out_features == 12
+    assert any(note.startswith("Not reached") and "other.0" in note for note in result.report.notes)
 
 
 class Memory:

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured
+from actprune.graph.kept_copies import counterpart
 from actprune.graph.output_kinds import tensor_outputs
 from actprune.graph.program import module_path, op_name, shape
 from actprune.graph.rebuilt import Rebuilt
@@ -95,8 +96,10 @@ def _elsewhere(captured: Captured) -> Iterator[str]:
 
 
 def _not_reached(captured: Captured) -> Iterator[str]:
-    """The modules with parameters that no captured run reads."""
-    idle = sorted(captured.graph.program.parameters - captured.graph.used)
+    """The modules with parameters that no captured run reads, and which follow no others."""
+    program = captured.graph.program
+    unread = sorted(program.parameters - captured.graph.used)
+    idle = [name for name in unread if counterpart(program.copies, name) is None]
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
     if modules:
         yield (

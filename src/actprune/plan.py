@@ -19,6 +19,7 @@ import numpy as np
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Axis, Concat, Indices, Leaf, Product, leaves, left_of, size
 from actprune.errors import PlanError
+from actprune.graph.kept_copies import with_copies
 from actprune.graph.program import Normed
 from actprune.json_fields import array_in, field_of, malformed, names_in, object_in, shown, text_in, whole_in
 from actprune.kept import checked_units, possible
@@ -195,7 +196,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         aliases={name: graph.program.aliases[name] for name in dims},
         architecture=graph.program.architecture,
         model=graph.program.model_name,
-        edits=repair(graph, units).edits,
+        edits=repair(graph, units).edits.mapped(lambda edits: with_copies(edits, graph.program.copies)),
         note=note,
         normed=graph.program.normed,
     )

@@ -20,6 +20,7 @@ from actprune.axes.expr import ONE, Axis, leaves, size
 from actprune.axes.site import Dims, Mixing, Site, Term
 from actprune.axes.stacks import Stack, moved, rearranges
 from actprune.axes.stored import StoredTensors
+from actprune.graph.kept_copies import counterpart
 from actprune.graph.program import Program, op_name, place, shape
 
 _FAR = 200
@@ -91,7 +92,10 @@ class Inference:
     def _tensor(self, program: Program, name: str, tensor: Tensor, readers: Mapping[str | None, Node | None]) -> Dims:
         """The axes of a tensor of the model; a constant has its own in every program, since only its name recurs."""
         if name in program.held:
-            if name not in self.tensors:
+            of = counterpart(program.copies, name)
+            if name not in self.tensors and of in program.held:
+                self.tensors[name] = self._tensor(program, of, program.tensors[of], readers)
+            elif name not in self.tensors:
                 self.tensors[name] = tuple(self.algebra.leaf(int(n)) for n in tensor.shape)
             return self.tensors[name]
         reader = readers.get(name)

@@ -15,13 +15,13 @@ from torch import nn
 def has_branches(model: nn.Module) -> bool:
     """Whether a method of a user's class decides something by `self.training`, other than what a function is given, as
     in `F.dropout(x, 0.1, self.training)`."""
-    return any(map(_decides, _own_codes(model)))
+    return any(map(_decides, own_codes(*model.modules())))
 
 
 def draws(model: nn.Module) -> bool:
     """Whether such a method, or one that it calls, also draws random numbers: noise may be of a size that is written
     down."""
-    codes = [*_own_codes(model)]
+    codes = [*own_codes(*model.modules())]
     drawing = _DRAWS | {code.co_name for code in codes if not _DRAWS.isdisjoint(code.co_names)}
     return any(_decides(code) and not drawing.isdisjoint(code.co_names) for code in codes)
 
@@ -31,9 +31,9 @@ _DRAWS = frozenset(
 )
 
 
-def _own_codes(model: nn.Module) -> Iterator[CodeType]:
-    """The code of all methods of a user's classes."""
-    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+def own_codes(*modules: nn.Module) -> Iterator[CodeType]:
+    """The code of all methods of these modules' classes that are a user's."""
+    classes = {kind for module in modules for kind in type(module).__mro__}
     own = (kind for kind in classes if not kind.__module__.startswith(("torch.", "builtins")))
     methods = (value for kind in own for value in vars(kind).values())
     return (code for method in methods for code in _codes(_code_of(method)))

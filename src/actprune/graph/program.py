@@ -59,6 +59,7 @@ class Program:
         tracer: its number among those that are tried, in their order.
         added: keyword arguments that were added to the user's: a decoder is told not to return its cache.
         normed: name of the lengths of a weight norm → where its weight is, see `actprune.graph.weight_norm`.
+        copies: path of a module that follows another one's weights → path of that, see `actprune.graph.kept_copies`.
         inputs: names of the placeholders that take the user's inputs, flattened.
         kwarg_names: the keyword arguments at capture, in order.
         in_spec: pytree of `(args, kwargs)`.
@@ -89,6 +90,7 @@ class Program:
     tracer: int = 0
     added: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     normed: Mapping[str, Normed] = field(default_factory=dict[str, Normed], repr=False)
+    copies: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     @property
     def nodes(self) -> list[Node]:

@@ -15,10 +15,11 @@ from actprune.artifacts.checkpoint import load as load_network
 from actprune.artifacts.checkpoint import save
 from actprune.deployment import fold as fold_network
 from actprune.errors import DataError, UnsupportedModelError
+from actprune.graph.arguments import call_arguments
 from actprune.keras3.backend import is_keras, keras_on_torch
 from actprune.keras3.data import Batches
 from actprune.keras3.files import run_files, written_names
-from actprune.keras3.inputs import has_own_call
+from actprune.keras3.inputs import as_given, has_own_call
 from actprune.keras3.network import KerasNetwork
 from actprune.recovery.sgd import SGD
 from actprune.result import Result
@@ -103,7 +104,8 @@ def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
     Args:
         model: the dense model, built with the same arguments; its weights do not matter, and it is left as it is.
         example_inputs: as for `capture`, of the shapes of the calibration batches; only needed for what `prune` gave
-            back as a graph, which is captured again.
+            back as a graph, which is captured again, and for a Keras class that was never called and says of itself
+            that it is built.
 
     Returns:
         A model of the same class, or the graph form, on the device and in the train or eval mode of `model`, with
@@ -118,6 +120,8 @@ def load(folder: str | Path, model: Any, example_inputs: Any = None) -> Any:
     if isinstance(network, KerasNetwork):
         # of layers without weights, whose sizes a plan may change, only a file tells the names
         network = network.named_for(written_names(Path(folder)))
+        if example_inputs is not None:
+            network.called_on.given = as_given(*call_arguments(network, example_inputs))
     found: Any = load_network(folder, network, example_inputs)
     return found.model if isinstance(found, KerasNetwork) else found
 

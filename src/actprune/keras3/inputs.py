@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from actprune.keras3.backend import keras_on_torch
@@ -58,7 +59,7 @@ def as_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
     keras = keras_on_torch()
 
     def symbolic(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor | np.ndarray):
             return value
         return keras.KerasTensor(tuple(map(int, value.shape)), dtype=keras.backend.standardize_dtype(value.dtype))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar
 
 from actprune.keras3.backend import keras_on_torch
@@ -136,11 +137,23 @@ def share_others(model: Any, made: Any) -> None:
 
 
 def own_classes(layer: Any) -> Any:
-    """A context in which Keras knows the classes of these layers, registered or not."""
+    """A context in which Keras knows the classes of these layers, registered or not, and those of their regularizers,
+    constraints and initializers, and functions in their place. Of two with one name it knows neither."""
     saving = keras_on_torch().saving
-    kinds = {type(place.layer) for place in placed(layer)}
-    named = {saving.get_registered_name(kind): kind for kind in kinds if not kind.__module__.startswith("keras.")}
-    return saving.custom_object_scope(named)
+    layers = [place.layer for place in placed(layer)]
+    found = {type(one) for one in layers} | {own for one in layers for own in map(_written, vars(one).values())}
+    named = [
+        (saving.get_registered_name(own), own) for own in found if own and not f"{own.__module__}".startswith("keras.")
+    ]
+    count = Counter(name for name, _ in named)
+    return saving.custom_object_scope({name: own for name, own in named if count[name] == 1})
+
+
+def _written(value: Any) -> Any:
+    """The class of a regularizer, constraint or initializer; a function itself; None for anything else."""
+    keras = keras_on_torch()
+    kinds = keras.regularizers.Regularizer, keras.constraints.Constraint, keras.initializers.Initializer
+    return type(value) if isinstance(value, kinds) else value if isinstance(value, FunctionType) else None
 
 
 def _fresh(arguments: Any, unknown: int | None = None) -> Any:

@@ -17,7 +17,7 @@ from actprune.keras3.inside import lightly, own_classes, put_inside, rebuilt_ins
 from actprune.keras3.own import is_own, shapes_of, variables_within
 from actprune.keras3.places import Placed, placed
 from actprune.keras3.reconnect import is_functional, is_plain
-from actprune.keras3.refusal import misfit
+from actprune.keras3.refusal import misfit, uncalled
 from actprune.keras3.resized import Resized, as_config, config_of, serialized
 from actprune.keras3.unread import inputs_of, widths
 from actprune.keras3.wrapping import holds_model
@@ -86,6 +86,8 @@ class _Rebuilding(FromConfig):
         compiled, model.compiled = model.compiled, False  # see `model`
         try:
             tried = [given] if given is not None else list(as_built(model))
+            if not tried:
+                raise uncalled(model.name)
             for args, kwargs in tried[:-1]:
                 with suppress(PlanError):
                     return self._inside(model, args, kwargs)

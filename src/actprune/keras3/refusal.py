@@ -68,6 +68,17 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {line[:200]}"
 
 
+def uncalled(name: str) -> UnsupportedModelError:
+    """What is said of a class that was never called, and says of itself that it is built (`self.built = True`)."""
+    return UnsupportedModelError(
+        f"Nothing tells what {name!r} is called on.",
+        expected="a model that Keras has built as it was called, or example inputs",
+        got="neither",
+        where=name,
+        hint="load(folder, model, inputs), with inputs as for capture",
+    )
+
+
 def misfit(name: str, error: Exception) -> PlanError:
     """What is said of a layer that raises on the size that a plan leaves."""
     return PlanError(

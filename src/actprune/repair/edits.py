@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,6 +73,10 @@ class Edits:
 
     def __bool__(self) -> bool:
         return bool(self.attributes or self.sources or self.calls)
+
+    def mapped(self, made: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Edits:
+        """What `made` makes of the edits of each kind."""
+        return Edits(made(self.attributes), made(self.sources), made(self.calls))
 
     @property
     def methods(self) -> tuple[SourceEdit | CallEdit, ...]:
