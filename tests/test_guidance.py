@@ -28,7 +28,7 @@ from actprune.guidance.guide import Choice, Guide
 from actprune.guidance.inputs import Inputs
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
-from actprune.guidance.problem import Problem, following_norm, output_gain, problems
+from actprune.guidance.problem import Problem, following_norm, inverse_of, output_gain, problems
 from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
@@ -970,3 +970,14 @@ def test_rounding_does_not_choose_among_equal_supports() -> None:
     assert _least({(0, 1): 1.0 + 1e-12, (0, 2): 1.0, (0, 3): 1.1}) == (0, 1)
     assert _least({(0, 1): 3e-17, (0, 2): 0.0}) == (0, 1)
     assert _least({(0, 1): 1.0, (0, 2): 0.9}) == (0, 2)
+
+
+def test_a_matrix_that_rounding_has_spoilt_has_an_inverse() -> None:
+    row = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    gram = 1e40 * row.T @ row
+    gram[1, 1] *= 1 - 1e-15
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(gram)
+    assert bool(inverse_of(gram).isfinite().all())
+    with pytest.raises(torch.linalg.LinAlgError):
+        inverse_of(gram * float("nan"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -276,8 +277,13 @@ def traces(blocks: Tensor, products: Tensor) -> Tensor:
 
 
 def inverse_of(gram: Tensor) -> Tensor:
-    """Of a positive definite matrix."""
-    factor = torch.linalg.cholesky(gram)
+    """Of a positive definite matrix; of one that is so but for rounding (activations of 1e20), with more on its
+    diagonal, as in a refit."""
+    more = torch.finfo(gram.dtype).eps * float(gram.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(gram, check_errors=not isfinite(more))  # nothing mends infinite entries
+    while bool(failed):
+        factor, failed = torch.linalg.cholesky_ex(gram + more * torch.eye(len(gram), dtype=gram.dtype))
+        more *= 10
     if len(gram) <= LARGE:
         return torch.cholesky_inverse(factor)
     lower = torch.linalg.solve_triangular(factor, torch.eye(len(gram), dtype=gram.dtype), upper=False)
