@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
+import actprune as ap
 from actprune.axes.capture import Graph, capture
-from actprune.errors import PlanError
+from actprune.errors import DataError, PlanError
 from actprune.guidance import greedy, ranking
 from actprune.guidance import guide as guiding
 from actprune.guidance.blocks import eliminate_by_blocks, greedy_order
@@ -28,7 +29,7 @@ from actprune.guidance.guide import Choice, Guide
 from actprune.guidance.inputs import Inputs
 from actprune.guidance.judge import Judge
 from actprune.guidance.lasso import Path, contribution_gram, lasso_path
-from actprune.guidance.problem import Problem, following_norm, inverse_of, output_gain, problems
+from actprune.guidance.problem import Problem, following_norm, output_gain, problems
 from actprune.guidance.ranking import guide
 from actprune.guidance.scores import SCORES, filter_norm
 from actprune.methods import METHODS, known, method
@@ -972,12 +973,7 @@ def test_rounding_does_not_choose_among_equal_supports() -> None:
     assert _least({(0, 1): 1.0, (0, 2): 0.9}) == (0, 2)
 
 
-def test_a_matrix_that_rounding_has_spoilt_has_an_inverse() -> None:
-    row = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    gram = 1e40 * row.T @ row
-    gram[1, 1] *= 1 - 1e-15
-    with pytest.raises(torch.linalg.LinAlgError):
-        torch.linalg.cholesky(gram)
-    assert bool(inverse_of(gram).isfinite().all())
-    with pytest.raises(torch.linalg.LinAlgError):
-        inverse_of(gram * float("nan"))
+def test_activations_whose_squares_are_infinite_are_told_of() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(DataError, match="too large"):
+        ap.prune(model, torch.full((64, 4), 1e20) * torch.rand(64, 4), keep=0.5)
