@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
+import actprune as ap
 from actprune.axes.capture import Graph, capture
-from actprune.errors import PlanError
+from actprune.errors import DataError, PlanError
 from actprune.guidance import greedy, ranking
 from actprune.guidance import guide as guiding
 from actprune.guidance.blocks import eliminate_by_blocks, greedy_order
@@ -970,3 +971,9 @@ def test_rounding_does_not_choose_among_equal_supports() -> None:
     assert _least({(0, 1): 1.0 + 1e-12, (0, 2): 1.0, (0, 3): 1.1}) == (0, 1)
     assert _least({(0, 1): 3e-17, (0, 2): 0.0}) == (0, 1)
     assert _least({(0, 1): 1.0, (0, 2): 0.9}) == (0, 2)
+
+
+def test_activations_whose_squares_are_infinite_are_told_of() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(DataError, match="too large"):
+        ap.prune(model, torch.full((64, 4), 1e20) * torch.rand(64, 4), keep=0.5)

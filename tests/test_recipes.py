@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 
 from actprune.artifacts.plan_file import read_plan
 from actprune.cli.init import TEMPLATES, init
@@ -194,6 +195,13 @@ def test_what_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         with pytest.raises(CaptureError):
             load_recipe("../r.py")
     assert capsys.readouterr().err.count("code from outside the working folder") == 1
+
+
+def test_data_in_the_place_of_a_function(tmp_path: Path) -> None:
+    text = "import torch\nmodel = torch.nn.Linear(4, 2)\ncalibration = [torch.zeros(8, 4)]\n"
+    (tmp_path / "plain.py").write_text(text)
+    recipe = load_recipe(str(tmp_path / "plain.py"))
+    assert isinstance(recipe.model(), torch.nn.Linear) and recipe.calibration()[0].shape == (8, 4)
 
 
 def test_what_a_recipe_raises_is_told_with_its_line(run: Run, tmp_path: Path) -> None:  # noqa: F811

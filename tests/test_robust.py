@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from actprune.allocation.solve import solve, solve_from
 from actprune.allocation.space import make_space
 from actprune.allocation.starts import best_start
 from actprune.errors import BudgetError, CaptureError, DataError
+from actprune.graph.keep import copied
 from actprune.proof.compare import relative_error
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from nets import build
@@ -239,6 +241,19 @@ def test_a_function_that_ruins_the_weights_leaves_what_was_proved() -> None:
         )
     assert result.proof.passed and all(bool(p.isfinite().all()) for p in result.model.parameters())
     assert any("NaN or infinite values in" in note for note in result.report.notes)
+
+
+def test_threads_wait_for_each_other() -> None:
+    """torch's tracers change `nn.Module` for all threads; of two at a time the second put back what the first did."""
+    call, (model, batches) = nn.Module.__call__, chain()
+
+    def names(_: int) -> list[str]:
+        return [group.name for group in ap.capture(copied(model), batches[0]).groups]
+
+    before = names(0)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(names, range(4))) == [before] * 4
+    assert nn.Module.__call__ is call
 
 
 def test_what_a_function_moves_comes_back() -> None:

@@ -165,6 +165,8 @@ def load_recipe(text: str, seed: int = 0, data: Path | None = None) -> Recipe:
     _tell(spec)
     module = load_module(spec)
     functions = {name: getattr(module, name) for name in NAMES if callable(getattr(module, name, None))}
+    given = {name: getattr(module, name) for name in ("calibration", "example_inputs") if hasattr(module, name)}
+    functions |= {name: lambda data=data: data for name, data in given.items() if not callable(data)}  # the data itself
     if hasattr(functions.get("model"), "state_dict") and not isinstance(functions["model"], type):
         made = functions["model"]  # the model itself
         functions["model"] = lambda: made

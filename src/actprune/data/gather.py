@@ -167,7 +167,8 @@ def _piece(call: Arguments, names: tuple[str, ...] | None, device: torch.device)
             got=", ".join(type(v).__name__ for v in flat),
             where="calibration",
             hint="make tensors of the inputs: the model has to be called with tensors, tuples or dicts of them, not "
-            "with another object; say with forward= how, such as forward=lambda model, batch: model(batch.x)",
+            "with another object; say with forward= how, such as forward=lambda model, batch: model(batch.x). "
+            "Rows of a data set are put together by a DataLoader",
         )
     leaves = [_plain(v, device) if isinstance(v, Tensor) else v for v in flat]
     return _Piece(leaves, spec, tuple(kwargs), int(batched[0].shape[0]) if batched else 0)

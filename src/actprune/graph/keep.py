@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from threading import RLock
 from types import FunctionType
 from typing import Any
 
@@ -25,6 +26,10 @@ from actprune.graph.names import identity
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
+
+ONE_AT_A_TIME = RLock()
+"""Held while a model is captured or pruned: torch has one random state for all threads, and its tracers change
+`nn.Module` for all of them, for good where two of them overlap."""
 
 MANY = 4096
 """Entries; there are caches for each layer and for each head, not more."""
@@ -71,8 +76,9 @@ def kept_random() -> Iterator[None]:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back the model's modes and every global random state, whatever the user's own functions do. Gradients can be
-    taken inside, also where the caller is in inference mode, and nothing is rounded by an autocast of the caller's."""
-    with kept_random(), kept_modes(model), torch.inference_mode(False), own_modes():
+    taken inside, also where the caller is in inference mode, and nothing is rounded by an autocast of the caller's.
+    Other threads wait."""
+    with ONE_AT_A_TIME, kept_random(), kept_modes(model), torch.inference_mode(False), own_modes():
         yield
 
 

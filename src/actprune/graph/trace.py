@@ -27,7 +27,7 @@ from actprune.graph.data_calls import DataCalls
 from actprune.graph.export import exported
 from actprune.graph.flexible import written_out
 from actprune.graph.inline import inline
-from actprune.graph.keep import apart, kept_buffers, kept_modes, refresh
+from actprune.graph.keep import ONE_AT_A_TIME, apart, kept_buffers, kept_modes, refresh
 from actprune.graph.names import Names, unsliced
 from actprune.graph.noise import drop_noise
 from actprune.graph.program import Program, architecture, op_name, place
@@ -73,7 +73,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         )
     names = Names(model)
     # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
-    with apart(0), kept_modes(model), kept_buffers(model), torch.no_grad(), uncast():
+    with ONE_AT_A_TIME, apart(0), kept_modes(model), kept_buffers(model), torch.no_grad(), uncast():
         refresh(model, training)
         for module in model.modules():
             module.training = training

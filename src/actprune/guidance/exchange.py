@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Problem, block_costs, inverse_of
+from actprune.guidance.factors import block_costs, inverse_of
+from actprune.guidance.problem import Problem
 
 
 def swap(group: Sequence[Problem], units: Sequence[int], rounds: int) -> list[int]:

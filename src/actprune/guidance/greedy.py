@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Problem, block_costs
+from actprune.guidance.factors import block_costs
+from actprune.guidance.problem import Problem
 
 REFACTOR_EVERY = 64
 """Removals after which the inverse is computed afresh, against the drift of the downdates; at least a quarter of

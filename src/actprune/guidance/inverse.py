@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actprune.guidance.problem import Normal, Problem, block_costs, traces
+from actprune.guidance.factors import block_costs, traces
+from actprune.guidance.problem import Normal, Problem
 from actprune.stats.moments import Few
 
 

@@ -23,14 +23,12 @@ from actprune.axes.expr import positions
 from actprune.axes.groups import Group
 from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
+from actprune.guidance.factors import inverse_of
 from actprune.guidance.inputs import Inputs, Own
 from actprune.mapped import is_mapped, let_go
 from actprune.stats.moments import Moments, Spread
 from actprune.stats.patches import LAYERS, matrices_by_name, output_dim, row_names
 from actprune.stats.statistics import Stats
-
-LARGE = 2048
-"""Columns of a matrix that is inverted by products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,25 +261,6 @@ def output_gain(graph: Graph, node: Node) -> Tensor:
     if "running_var" in tensors:
         gain = gain / (tensors["running_var"] + float(settings["eps"])).sqrt()
     return gain * tensors["weight"] if "weight" in tensors else gain
-
-
-def block_costs(blocks: Tensor, weights: Tensor) -> Tensor:
-    """(n,) tr wᵀ B⁻¹ w for every unit's block B (n, b, b) and weights w (n, b, r)."""
-    return traces(blocks, torch.bmm(weights, weights.transpose(1, 2)))
-
-
-def traces(blocks: Tensor, products: Tensor) -> Tensor:
-    """(n,) tr B⁻¹ G for every pair of blocks (n, b, b)."""
-    return torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(1)
-
-
-def inverse_of(gram: Tensor) -> Tensor:
-    """Of a positive definite matrix."""
-    factor = torch.linalg.cholesky(gram)
-    if len(gram) <= LARGE:
-        return torch.cholesky_inverse(factor)
-    lower = torch.linalg.solve_triangular(factor, torch.eye(len(gram), dtype=gram.dtype), upper=False)
-    return lower.T @ lower  # LAPACK's own way takes several times as long for large ones
 
 
 def _on_cpu(moments: Moments) -> Moments:

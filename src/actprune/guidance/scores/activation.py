@@ -7,7 +7,8 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
-from actprune.guidance.problem import inverse_of, problems
+from actprune.guidance.factors import inverse_of
+from actprune.guidance.problem import problems
 from actprune.guidance.scores.parts import activation_of, given
 from actprune.stats.statistics import Stats
 
