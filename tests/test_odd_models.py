@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections import deque
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import actprune as ap
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError, DataError
-from actprune.graph.keep import MANY, copied, held_values
+from actprune.graph.boxes import MANY
+from actprune.graph.keep import copied, held_values
+from actprune.graph.names import plain_slots
 
 
 def called(model: Any, batch: Any) -> Any:
@@ -783,6 +786,59 @@ def test_a_module_that_nothing_says_to_follow_another_stays_whole() -> None:
     result = ap.prune(Followed().eval(), torch.randn(32, 5, 8), keep="units=50%", method="l2")
     assert result.model.other[1].out_features == 12
     assert any(note.startswith("Not reached") and "other.0" in note for note in result.report.notes)
+
+
+class TwoTargets(nn.Module):
+    """Twin critics with targets, and one of the critics' kind that follows none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        nets = (nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)) for _ in range(6))
+        self.one, self.other, self.mean_one, self.mean_other, self.teacher, self.start = nets
+        self.mean_one, self.mean_other = copy.deepcopy(self.one), copy.deepcopy(self.other)
+        self.mean_one.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), self.other(x)
+
+    def follow(self) -> None:
+        for mean, weight in zip(self.mean_one.parameters(), self.one.parameters(), strict=True):
+            mean.data.lerp_(weight.data, 0.1)
+        means, weights = self.mean_other.state_dict(), self.other.state_dict()
+        self.mean_other.load_state_dict({name: means[name] * 0.9 + weights[name] * 0.1 for name in means})
+        self.start.load_state_dict(self.one.state_dict())
+
+    def learn(self, x: Tensor) -> None:
+        (self.one(x) - self.teacher(x)).square().mean().backward()
+        for weight in self.one.parameters():
+            weight.data.sub_(weight.grad, alpha=0.1).mul_(0.99)
+
+    def checkpoint(self, held: dict[str, Any] | None) -> dict[str, Any]:
+        if held is not None:
+            self.one.load_state_dict(held["one"])
+            self.teacher.load_state_dict(held["teacher"])
+        return {"one": self.one.state_dict(), "teacher": self.teacher.state_dict()}
+
+
+def test_of_several_of_a_kind_each_is_cut_as_what_it_follows() -> None:
+    result = ap.prune(TwoTargets().eval(), torch.randn(32, 8), keep="units=50%", method="l2")
+    small: Any = result.model
+    assert [net[0].out_features for net in small.children()] == [6, 6, 6, 6, 12, 6]
+    for net, mean in ((small.one, small.mean_one), (small.other, small.mean_other)):
+        assert torch.equal(mean[0].weight, net[0].weight)
+    small.follow()
+    small.learn(torch.randn(4, 8))
+
+
+def test_objects_that_lead_back_to_where_one_came_from() -> None:
+    """A logger leads to its manager, and that to all loggers."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    model.log = logging.getLogger("one.of.several")  # type: ignore[assignment]
+    model.part = Memory()  # type: ignore[assignment]
+    model.part.whole = {"again": [model.part]}  # type: ignore[union-attr]
+    assert [*plain_slots(model)][:3] == ["part.gain", "part.held.keys", "part.held.values"]
+    assert [group.name for group in ap.capture(model, torch.randn(4, 8)).groups] == ["0"]
 
 
 class Memory:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 KINDS: tuple[Any, ...] = (OrderedDict, dict, list, deque, set)
 
+MANY = 4096
+"""Entries; there are caches for each layer and for each head, not more."""
+
 
 def entries(box: Any) -> dict[Any, Any]:
     """Key, or place, → what stands there."""

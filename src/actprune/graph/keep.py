@@ -18,16 +18,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.ambience import own_modes, uncast
-from actprune.graph.boxes import attributes, entries, put_back
+from actprune.graph.boxes import MANY, attributes, entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
 from actprune.graph.names import identity
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import name_of
 from actprune.mapped import alongside, is_mapped
-
-MANY = 4096
-"""Entries; there are caches for each layer and for each head, not more."""
 
 
 @contextlib.contextmanager
