@@ -880,6 +880,28 @@ def test_caches_in_objects_are_cut(tmp_path: Path) -> None:
     assert torch.equal(ap.load(tmp_path / "run", Remembered()).eval()(x), small(x))
 
 
+class Kept(nn.Module):
+    """An agent whose parts are no modules: what it has seen last, and how it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 3)
+        memory, learner = SimpleNamespace(last=None), SimpleNamespace(sgd=torch.optim.SGD(self.parameters(), 0.1))
+        self.agent = SimpleNamespace(memories=[memory], learner=learner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.agent.memories[0].last = self.first(x).relu()
+        return self.second(self.agent.memories[0].last)
+
+
+def test_objects_in_objects_are_put_back_and_followed() -> None:
+    model: Any = Kept().eval()
+    small: Any = ap.prune(model, torch.randn(4, 8), keep="units=50%", method="l2").model
+    assert model.agent.memories[0].last is None and small.agent.memories[0].last is None
+    assert small.agent.learner.sgd.param_groups[0]["params"][0] is small.first.weight
+    assert model.agent.learner.sgd.param_groups[0]["params"][0] is model.first.weight
+
+
 def test_a_table_in_a_plain_attribute_keeps_its_units() -> None:
     """It is in no file, and nothing says that the class would make the same numbers of fewer units."""
     graph = ap.capture(Cached(shift=True).eval(), torch.randn(4, 6, 8))

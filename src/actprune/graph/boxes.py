@@ -15,6 +15,9 @@ KINDS: tuple[Any, ...] = (OrderedDict, dict, list, deque, set)
 MANY = 4096
 """Entries; there are caches for each layer and for each head, not more."""
 
+LEVELS = 3
+"""How far objects within objects are looked into: `self.agent.memory.layers[0]` is the fourth."""
+
 
 def entries(box: Any) -> dict[Any, Any]:
     """Key, or place, → what stands there."""

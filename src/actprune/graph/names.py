@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from actprune.graph.boxes import MANY, attributes, entries
+from actprune.graph.boxes import LEVELS, MANY, attributes, entries
 from actprune.graph.rebuilt import Rebuilt
 
 Slot: TypeAlias = "tuple[Any, Any]"
@@ -63,13 +63,13 @@ class Names:
 
 
 def plain_slots(model: nn.Module) -> dict[str, Slot]:
-    """The tensors in plain attributes of modules, and in dicts, lists and objects there, up to three within each other:
+    """The tensors in plain attributes of modules, and in dicts, lists and objects there, `LEVELS` within each other:
     "cache_k", "cache.k", "caches.0.k"."""
     found: dict[str, Slot] = {}
     known: dict[tuple[int, int], list[tuple[str, Any]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-        for start, box in [("", vars(module)), *_within(own, 3, known)]:
+        for start, box in [("", vars(module)), *_within(own, LEVELS, known)]:
             for key, value in _entries(box):
                 if isinstance(value, Tensor):
                     found[f"{path}.{start}{key}" if path else f"{start}{key}"] = box, key
