@@ -66,12 +66,12 @@ def with_copies(edits: tuple[Any, ...], copies: Mapping[str, str]) -> tuple[Any,
 
 def _pairs(module: nn.Module, code: CodeType) -> Iterator[tuple[str, str]]:
     """Names of submodules of which a method makes one of the other, or has it follow."""
-    parts = dict(module.named_children())
-    for copy, of in _deep_copies(code) if "deepcopy" in code.co_names else ():
+    parts, called = dict(module.named_children()), {*code.co_names}
+    for copy, of in _deep_copies(code) if "deepcopy" in called else ():
         frozen = copy in parts and not any(p.requires_grad for p in parts[copy].parameters())
         if frozen and of in parts and _built(parts[copy]) == _built(parts[of]):
             yield copy, of
-    for names in _followed(code, parts) if not _WRITING.isdisjoint(code.co_names) else ():
+    for names in _followed(code, parts) if called & _LISTING and called & _WRITING else ():
         pairs = combinations(sorted(names), 2)
         alike = [(one, other) for one, other in pairs if _built(parts[one]) == _built(parts[other])]
         if len(alike) == 1:
