@@ -894,6 +894,27 @@ class Kept(nn.Module):
         return self.second(self.agent.memories[0].last)
 
 
+class Untold:
+    """It has no attributes, and asked for any it raises what getattr doesn't expect."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__dict__":
+            raise KeyError(name)
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize(
+    "held", [Untold, lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])], ids=["untold", "nested"]
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_odd_things_in_objects_are_let_be(held: Any) -> None:
+    model: Any = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    model.data = SimpleNamespace(part=SimpleNamespace(odd=held()))
+    assert [group.name for group in ap.capture(model, torch.randn(4, 8)).groups] == ["0"]
+
+
 def test_objects_in_objects_are_put_back_and_followed() -> None:
     model: Any = Kept().eval()
     small: Any = ap.prune(model, torch.randn(4, 8), keep="units=50%", method="l2").model

@@ -40,7 +40,11 @@ def put_back(box: Any, held: dict[Any, Any]) -> None:
 
 
 def attributes(value: Any) -> dict[str, Any] | None:
-    """Those of an object of the user's, or of a module that is no submodule."""
-    closed = isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes))
-    found = None if closed else getattr(value, "__dict__", None)
+    """Those of an object of the user's, or of a module that is no submodule; none of a stand-in that doesn't tell."""
+    if isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes)):
+        return None
+    try:
+        found = getattr(value, "__dict__", None)
+    except Exception:  # whatever a `__getattr__` of the user's raises
+        return None
     return found if isinstance(found, dict) else None
