@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -593,6 +594,17 @@ def test_a_model_that_can_not_be_captured() -> None:
     assert "check that the model runs" in str(error.hint)
     for label in ("expected: ", "got: ", "where: ", "next: "):
         assert f"\n  {label}" in str(error)
+
+
+def test_what_the_caller_has_put_aside_from_the_collector_stays_so() -> None:
+    """And what is computed out of sight is found all the same."""
+    gc.freeze()
+    try:
+        with pytest.raises(CaptureError, match="computed out of sight"):
+            capture(Hidden(), torch.randn(4, 6))
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
 
 
 def test_inputs_of_the_wrong_shape() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections import deque
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import actprune as ap
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError, DataError
-from actprune.graph.keep import MANY, copied, held_values
+from actprune.graph.boxes import MANY
+from actprune.graph.keep import copied, held_values
+from actprune.graph.names import plain_slots
 
 
 def called(model: Any, batch: Any) -> Any:
@@ -785,6 +788,59 @@ def test_a_module_that_nothing_says_to_follow_another_stays_whole() -> None:
     assert any(note.startswith("Not reached") and "other.0" in note for note in result.report.notes)
 
 
+class TwoTargets(nn.Module):
+    """Twin critics with targets, and one of the critics' kind that follows none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        nets = (nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)) for _ in range(6))
+        self.one, self.other, self.mean_one, self.mean_other, self.teacher, self.start = nets
+        self.mean_one, self.mean_other = copy.deepcopy(self.one), copy.deepcopy(self.other)
+        self.mean_one.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), self.other(x)
+
+    def follow(self) -> None:
+        for mean, weight in zip(self.mean_one.parameters(), self.one.parameters(), strict=True):
+            mean.data.lerp_(weight.data, 0.1)
+        means, weights = self.mean_other.state_dict(), self.other.state_dict()
+        self.mean_other.load_state_dict({name: means[name] * 0.9 + weights[name] * 0.1 for name in means})
+        self.start.load_state_dict(self.one.state_dict())
+
+    def learn(self, x: Tensor) -> None:
+        (self.one(x) - self.teacher(x)).square().mean().backward()
+        for weight in self.one.parameters():
+            weight.data.sub_(weight.grad, alpha=0.1).mul_(0.99)
+
+    def checkpoint(self, held: dict[str, Any] | None) -> dict[str, Any]:
+        if held is not None:
+            self.one.load_state_dict(held["one"])
+            self.teacher.load_state_dict(held["teacher"])
+        return {"one": self.one.state_dict(), "teacher": self.teacher.state_dict()}
+
+
+def test_of_several_of_a_kind_each_is_cut_as_what_it_follows() -> None:
+    result = ap.prune(TwoTargets().eval(), torch.randn(32, 8), keep="units=50%", method="l2")
+    small: Any = result.model
+    assert [net[0].out_features for net in small.children()] == [6, 6, 6, 6, 12, 6]
+    for net, mean in ((small.one, small.mean_one), (small.other, small.mean_other)):
+        assert torch.equal(mean[0].weight, net[0].weight)
+    small.follow()
+    small.learn(torch.randn(4, 8))
+
+
+def test_objects_that_lead_back_to_where_one_came_from() -> None:
+    """A logger leads to its manager, and that to all loggers."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    model.log = logging.getLogger("one.of.several")  # type: ignore[assignment]
+    model.part = Memory()  # type: ignore[assignment]
+    model.part.whole = {"again": [model.part]}  # type: ignore[union-attr]
+    assert [*plain_slots(model)][:3] == ["part.gain", "part.held.keys", "part.held.values"]
+    assert [group.name for group in ap.capture(model, torch.randn(4, 8)).groups] == ["0"]
+
+
 class Memory:
     """Keys and values, in an object that is no module."""
 
@@ -822,6 +878,49 @@ def test_caches_in_objects_are_cut(tmp_path: Path) -> None:
     assert model.memories[0].gain.shape == (4, 6) and small.memories[0].gain.shape == (3, 3)
     result.save(tmp_path / "run")
     assert torch.equal(ap.load(tmp_path / "run", Remembered()).eval()(x), small(x))
+
+
+class Kept(nn.Module):
+    """An agent whose parts are no modules: what it has seen last, and how it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 3)
+        memory, learner = SimpleNamespace(last=None), SimpleNamespace(sgd=torch.optim.SGD(self.parameters(), 0.1))
+        self.agent = SimpleNamespace(memories=[memory], learner=learner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.agent.memories[0].last = self.first(x).relu()
+        return self.second(self.agent.memories[0].last)
+
+
+class Untold:
+    """It has no attributes, and asked for any it raises what getattr doesn't expect."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__dict__":
+            raise KeyError(name)
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize(
+    "held", [Untold, lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])], ids=["untold", "nested"]
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_odd_things_in_objects_are_let_be(held: Any) -> None:
+    model: Any = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    model.data = SimpleNamespace(part=SimpleNamespace(odd=held()))
+    assert [group.name for group in ap.capture(model, torch.randn(4, 8)).groups] == ["0"]
+
+
+def test_objects_in_objects_are_put_back_and_followed() -> None:
+    model: Any = Kept().eval()
+    small: Any = ap.prune(model, torch.randn(4, 8), keep="units=50%", method="l2").model
+    assert model.agent.memories[0].last is None and small.agent.memories[0].last is None
+    assert small.agent.learner.sgd.param_groups[0]["params"][0] is small.first.weight
+    assert model.agent.learner.sgd.param_groups[0]["params"][0] is model.first.weight
 
 
 def test_a_table_in_a_plain_attribute_keeps_its_units() -> None:

@@ -871,3 +871,11 @@ def test_an_optimizer_of_a_class_that_load_has_resized(tmp_path: Path) -> None:
     before = small.layers[0].weight.detach().clone()
     small.learn(x)
     assert before.shape == (4, 4) and (small.layers[0].weight != before).any()
+
+
+def test_an_optimizer_for_each_weight() -> None:
+    """As hooks use them that step every weight as soon as its gradient is there."""
+    model = Agent(torch.optim.AdamW)
+    model.each = {weight: torch.optim.SGD([weight]) for weight in model.parameters()}  # type: ignore[assignment]
+    small: Any = smaller(model, make_plan(capture(model, torch.randn(16, 4)), {"layers.0": [0, 3, 5]}))
+    assert all(small.each[weight].param_groups[0]["params"][0] is weight for weight in small.parameters())

@@ -12,6 +12,12 @@ from torch import Tensor
 
 KINDS: tuple[Any, ...] = (OrderedDict, dict, list, deque, set)
 
+MANY = 4096
+"""Entries; there are caches for each layer and for each head, not more."""
+
+LEVELS = 3
+"""How far objects within objects are looked into: `self.agent.memory.layers[0]` is the fourth."""
+
 
 def entries(box: Any) -> dict[Any, Any]:
     """Key, or place, → what stands there."""
@@ -34,7 +40,11 @@ def put_back(box: Any, held: dict[Any, Any]) -> None:
 
 
 def attributes(value: Any) -> dict[str, Any] | None:
-    """Those of an object of the user's, or of a module that is no submodule."""
-    closed = isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes))
-    found = None if closed else getattr(value, "__dict__", None)
+    """Those of an object of the user's, or of a module that is no submodule; none of a stand-in that doesn't tell."""
+    if isinstance(value, (Tensor, type, ModuleType, FunctionType, MethodType, *ProxyTypes)):
+        return None
+    try:
+        found = getattr(value, "__dict__", None)
+    except Exception:  # whatever a `__getattr__` of the user's raises
+        return None
     return found if isinstance(found, dict) else None

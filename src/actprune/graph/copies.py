@@ -29,11 +29,11 @@ class Copy:
 
 
 def copies(values: Iterable[Any]) -> list[Copy]:
-    """Copies of the tensors among `values`; those without memory of their own have no values to keep, and those in
-    files are not written to."""
+    """Copies of the tensors among `values`; those without memory of their own, or of several shapes in one, have no
+    values to keep, and those in files are not written to."""
     distinct = {id(v): v for v in values if isinstance(v, Tensor)}
     memory = (t for t in distinct.values() if t.device.type != "meta" and t.layout == torch.strided)
-    kept = (t for t in memory if not is_mapped(t))
+    kept = (t for t in memory if not t.is_nested and not is_mapped(t))
     return [Copy(tensor, tensor.detach(), tensor.detach().clone()) for tensor in kept]
 
 

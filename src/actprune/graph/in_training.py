@@ -54,5 +54,9 @@ def _codes(code: CodeType | None) -> Iterator[CodeType]:
 def _decides(code: CodeType) -> bool:
     if "training" not in code.co_names:
         return False
-    steps = pairwise(dis.get_instructions(code))
+    steps = pairwise(step for step in dis.get_instructions(code) if step.opname not in _BEFORE_A_JUMP)
     return any(one.argval == "training" and "JUMP" in then.opname for one, then in steps)
+
+
+_BEFORE_A_JUMP = frozenset({"COPY", "TO_BOOL"})
+"""What later Pythons do with a value by which they decide."""

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from actprune.errors import UnsupportedModelError
 from actprune.graph.ambience import own_modes, uncast
-from actprune.graph.boxes import attributes, entries, put_back
+from actprune.graph.boxes import LEVELS, MANY, attributes, entries, put_back
 from actprune.graph.closures import Rebound
 from actprune.graph.copies import copies, write_back
 from actprune.graph.names import identity
@@ -30,9 +30,6 @@ from actprune.mapped import alongside, is_mapped
 ONE_AT_A_TIME = RLock()
 """Held while a model is captured or pruned: torch has one random state for all threads, and its tracers change
 `nn.Module` for all of them, for good where two of them overlap."""
-
-MANY = 4096
-"""Entries; there are caches for each layer and for each head, not more."""
 
 
 @contextlib.contextmanager
@@ -233,23 +230,23 @@ def _held(model: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     """What every module holds in its attributes, and in the containers and objects among them, such as a cache of keys
     and values for each layer: (box, its entries).
 
-    Objects within such an object are passed by: what a trainer leads to is no part of the model. So is what containers
-    of more than `MANY` entries hold: vocabularies and samples.
+    Objects farther within such an object than `LEVELS` are passed by: what a trainer leads to is no part of the model.
+    So is what containers of more than `MANY` entries hold: vocabularies and samples.
     """
     modules = list(model.modules())
     found: list[tuple[Any, dict[Any, Any]]] = [(vars(module), entries(vars(module))) for module in modules]
     seen = {*map(id, modules)}
-    waiting = [(value, True) for _, held in found for value in held.values()]
-    while waiting:
-        value, objects = waiting.pop()
+    waiting = deque((value, 1, False) for _, held in found for value in held.values())
+    while waiting:  # what is nearest comes first
+        value, level, inside = waiting.popleft()
         contained = isinstance(value, dict | list | deque | tuple)
-        box = value if contained else attributes(value) if objects else None
+        box = value if contained else attributes(value) if level <= LEVELS or not inside else None
         if box is None or id(value) in seen:
             continue
         seen.add(id(value))
         found.append((box, entries(box)))
         if len(box) <= MANY:
-            waiting += ((inner, objects and contained) for inner in found[-1][1].values())
+            waiting += ((inner, level + 1, inside or not contained) for inner in found[-1][1].values())
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from actprune.graph.boxes import attributes, entries
+from actprune.graph.boxes import LEVELS, MANY, attributes, entries
 from actprune.graph.rebuilt import Rebuilt
 
 Slot: TypeAlias = "tuple[Any, Any]"
@@ -63,31 +63,44 @@ class Names:
 
 
 def plain_slots(model: nn.Module) -> dict[str, Slot]:
-    """The tensors in plain attributes of modules, and in dicts, lists and objects there, up to three within each other:
+    """The tensors in plain attributes of modules, and in dicts, lists and objects there, `LEVELS` within each other:
     "cache_k", "cache.k", "caches.0.k"."""
     found: dict[str, Slot] = {}
+    known: dict[tuple[int, int], list[tuple[str, Any]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-        for start, box in [("", vars(module)), *_boxes(own, levels=3)]:
+        for start, box in [("", vars(module)), *_within(own, LEVELS, known)]:
             for key, value in _entries(box):
                 if isinstance(value, Tensor):
                     found[f"{path}.{start}{key}" if path else f"{start}{key}"] = box, key
     return found
 
 
-def _boxes(values: Any, levels: int) -> Iterator[tuple[str, Any]]:
-    """What holds other values, under the start of their names: dicts, lists, and the attributes of objects."""
+def _within(values: Any, levels: int, known: dict[tuple[int, int], list[tuple[str, Any]]]) -> list[tuple[str, Any]]:
+    """What holds tensors among these values, and in there, under the start of their names: dicts, lists, and the
+    attributes of objects.
+
+    Args:
+        levels: how far to go; objects may lead back to where one came from.
+        known: id of a box, levels → what it holds. A thousand modules may lead to one configuration.
+    """
+    found: list[tuple[str, Any]] = []
     for key, value in _entries(values):
-        own = value if isinstance(value, dict | list) else None if isinstance(value, nn.Module) else attributes(value)
-        if own is not None:
-            yield f"{key}.", own
-            yield from ((f"{key}.{start}", box) for start, box in _boxes(own, levels - 1) if levels > 1)
+        box = value if isinstance(value, dict | list) else None if isinstance(value, nn.Module) else attributes(value)
+        if box is None:
+            continue
+        if (id(box), levels) not in known:
+            here = [("", box)] if any(isinstance(inner, Tensor) for _, inner in _entries(box)) else []
+            known[id(box), levels] = here + (_within(box, levels - 1, known) if levels > 1 else [])
+        found += [(f"{key}.{start}", inner) for start, inner in known[id(box), levels]]
+    return found
 
 
 def _entries(box: Any) -> list[tuple[Any, Any]]:
     """Those that have a name: the state of an optimizer has weights for keys."""
-    named = isinstance(box, dict) or len(box) <= _LONGEST
-    return [(key, value) for key, value in entries(box).items() if isinstance(key, str | int)] if named else []
+    if len(box) > (MANY if isinstance(box, dict) else _LONGEST):
+        return []
+    return [(key, value) for key, value in entries(box).items() if isinstance(key, str | int)]
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

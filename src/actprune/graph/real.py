@@ -108,7 +108,15 @@ def recorded(
 @contextlib.contextmanager
 def _tensors_since() -> Iterator[Callable[[], Iterable[Tensor]]]:
     """What it gives finds the tensors that were made within. The collector, asked to leave aside all that there is
-    already, knows the others; to list every tensor of the process before a run would take longer than the run."""
+    already, knows the others; to list every tensor of the process before a run would take longer than the run.
+
+    What the caller has set aside (a server does, before it forks) stays so: nothing could tell it from the rest.
+    """
+    if gc.get_freeze_count():
+        before = [*_known_to_collector()]
+        known = {*map(id, before)}
+        yield lambda: [tensor for tensor in _known_to_collector() if id(tensor) not in known]
+        return
     gc.freeze()
     try:
         yield _known_to_collector

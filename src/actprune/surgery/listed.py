@@ -7,6 +7,7 @@ list may be one of modules that are no submodules, whose parameters the class ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_not
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ _BY_NAME = ("_parameters", "_buffers", "_modules")
 
 
 def follow(model: nn.Module, replaced: Mapping[int, Tensor]) -> None:
-    """Put the new tensors into the attributes, lists, tuples and dicts of `model` that hold the old ones.
+    """Put the new tensors into the attributes, lists, tuples and dicts of `model` that hold the old ones, as keys too:
+    `{weight: optimizer}`, where every weight has one of its own.
 
     Args:
         replaced: id of a tensor that is still alive → what has taken its place.
@@ -42,8 +44,9 @@ def _followed(value: Any, replaced: Mapping[int, Tensor], made: dict[int, Any]) 
         items: list[Any] = list(box.values() if isinstance(value, dict) else box)
         made[id(value)] = value  # also for a list that holds itself
         new = [_followed(item, replaced, made) for item in items]
-        if any(a is not b for a, b in zip(items, new, strict=True)):
-            made[id(value)] = dict(zip(value, new, strict=True)) if isinstance(value, dict) else type(value)(new)
+        keys: list[Any] = [replaced.get(id(key), key) for key in box] if isinstance(value, dict) else []
+        if any(map(is_not, items, new)) or any(map(is_not, box, keys)):
+            made[id(value)] = dict(zip(keys, new, strict=True)) if isinstance(value, dict) else type(value)(new)
     return made[id(value)]
 
 
