@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.optim.swa_utils import AveragedModel
 
 import actprune as ap
 from actprune.data.take import fit, take
@@ -777,6 +778,89 @@ def test_a_module_that_follows_another_is_cut_as_that_is(kind: type[Followed], t
     assert torch.equal(small.encoded(x, small.other), small.encoded(x, small.net))
     result.save(tmp_path / "run")
     assert ap.load(tmp_path / "run", kind()).state_dict().keys() == model.state_dict().keys()
+
+
+def update(net: nn.Module, target: nn.Module) -> None:
+    for weight, mean in zip(net.parameters(), target.parameters(), strict=True):
+        mean.data.copy_(0.1 * weight.data + 0.9 * mean.data)
+
+
+def _critic() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+
+class Critics(nn.Module):
+    """Two critics and their targets, of one kind all four, and an average of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.swa = _critic(), _critic(), AveragedModel(_critic())
+        self.targets_of_two, self.targets_of_one = copy.deepcopy(self.two), copy.deepcopy(self.one)
+        self.swa.module.load_state_dict(self.one.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(self.one(x), self.two(x))
+
+    def follow(self) -> None:
+        update(self.one, self.targets_of_one)
+        update(self.two, self.targets_of_two)
+        self.swa.update_parameters(self.one)
+
+
+def test_the_weights_say_which_of_several_modules_follow_which() -> None:
+    small: Any = ap.prune(Critics(), torch.randn(32, 4), keep="units=50%", method="l2").model
+    small.follow()
+    for net, target in ((small.one, small.targets_of_one), (small.two, small.targets_of_two)):
+        assert torch.allclose(net[0].weight, target[0].weight, atol=0.1) and net[0].out_features == 8
+
+
+class Consolidated(nn.Module):
+    """Elastic weight consolidation in two ways, and two moving averages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        self.old = {name: weight.detach().clone() for name, weight in self.named_parameters()}
+        self.means = [weight.detach().clone() for weight in self.net.parameters()]
+        for name, weight in self.net.named_parameters():
+            self.register_buffer(f"{name.replace('.', '__')}_old", weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def penalties(self) -> list[Tensor]:
+        named = [(weight, self.old[name]) for name, weight in self.named_parameters()]
+        buffers = [(p, getattr(self, f"{n.replace('.', '__')}_old")) for n, p in self.net.named_parameters()]
+        means = zip(self.net.parameters(), self.means, strict=True)
+        return [(weight - old).abs().sum() for weight, old in [*named, *buffers, *means]]
+
+
+def test_what_is_kept_for_every_parameter_is_cut_as_that_is(tmp_path: Path) -> None:
+    model = Consolidated()
+    result = ap.prune(model, torch.randn(32, 4), keep="units=50%", method="l2", compensate="none")
+    small: Any = result.model
+    assert small.net[0].weight.shape == (8, 4) and not sum(small.penalties())
+    result.save(tmp_path / "run")
+    assert not sum(ap.load(tmp_path / "run", copy.deepcopy(model)).penalties())
+    assert model.means[0].shape == model.old["net.0.weight"].shape == (16, 4)
+
+
+class Square(nn.Module):
+    """A layer whose weight is square, so that its bias alone tells what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features = self.out_features = 16
+        self.mean, self.bias = nn.Parameter(torch.randn(16, 16) / 4), nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.mean, self.bias).relu()
+
+
+def test_sizes_of_a_square_layer_of_the_users_own_follow() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), Square(), nn.Linear(16, 2))
+    small: Any = ap.prune(model, torch.randn(32, 4), keep={"0": 8, "1": 12}, method="l2").model
+    assert (small[1].out_features, small[1].in_features) == (12, 8)
 
 
 def test_a_module_that_nothing_says_to_follow_another_stays_whole() -> None:

@@ -21,6 +21,7 @@ from actprune.axes.normed import asked, inferred
 from actprune.axes.site import Dims, Site, Term
 from actprune.axes.trained import training_branches
 from actprune.graph.kept_copies import kept_copies
+from actprune.graph.named_after import named_after
 from actprune.graph.program import Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import TRAINING
@@ -144,7 +145,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     """
     norms = asked(norms)
     program = trace(model, example_inputs, like=like)
-    program = replace(program, copies=kept_copies(model, program.used))
+    program = replace(program, copies=kept_copies(model, program.used) | named_after(model, program.used))
     inference = inferred(program, norms)
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
