@@ -845,6 +845,34 @@ def test_what_is_kept_for_every_parameter_is_cut_as_that_is(tmp_path: Path) -> N
     assert model.means[0].shape == model.old["net.0.weight"].shape == (16, 4)
 
 
+class LowRank(nn.Linear):
+    """Merges its low-rank weights in eval mode and takes them out in training mode, as loralib does."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out)
+        self.a, self.b = nn.Parameter(torch.randn(2, into) / 4), nn.Parameter(torch.randn(out, 2) / 4)
+        self.merged = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data += (-1 if mode else 1) * self.b.data @ self.a.data
+            self.merged = not mode
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + (0 if self.merged else input @ self.a.T @ self.b.T)
+
+
+def test_low_rank_weights_that_are_merged_in_eval_mode_are_cut() -> None:
+    model, x = nn.Sequential(LowRank(4, 16), nn.ReLU(), LowRank(16, 2)).eval(), torch.randn(32, 4)
+    small: Any = ap.prune(model, x, keep="units=50%", method="l2").model
+    assert small[0].out_features == small[0].b.shape[0] == small[2].a.shape[1] < 16
+    expected = small(x)
+    assert torch.allclose(small.train()(x), expected, atol=1e-5) and not small[0].merged
+    assert torch.allclose(small.eval()(x), expected, atol=1e-5)
+
+
 class Square(nn.Module):
     """A layer whose weight is square, so that its bias alone tells what it makes."""
 
