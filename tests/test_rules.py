@@ -952,6 +952,8 @@ DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
     "randint_like": lambda x: torch.randint_like(x, 3),
     "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
     "normal.Tensor_float": lambda x: ATEN.normal.Tensor_float(x, 1.0),
+    "normal.Tensor_Tensor": lambda x: ATEN.normal.Tensor_Tensor(x, x.abs()),
+    "normal.float_Tensor": lambda x: ATEN.normal.float_Tensor(1.0, x.abs()),
     "normal_functional": lambda x: ATEN.normal_functional(x),
     "uniform": lambda x: ATEN.uniform(x),
     "exponential": lambda x: ATEN.exponential(x),

@@ -21,6 +21,7 @@ from actprune.axes.normed import asked, inferred
 from actprune.axes.site import Dims, Site, Term
 from actprune.axes.trained import training_branches
 from actprune.graph.kept_copies import kept_copies
+from actprune.graph.named_after import named_after
 from actprune.graph.program import Program
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.sizes import TRAINING
@@ -144,7 +145,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
     """
     norms = asked(norms)
     program = trace(model, example_inputs, like=like)
-    program = replace(program, copies=kept_copies(model, program.used))
+    program = replace(program, copies=kept_copies(model, program.used) | named_after(model, program.used))
     inference = inferred(program, norms)
     every, terms = tuple(inference.sites), tuple(inference.terms)
     mixings = list(inference.mixings)
@@ -194,7 +195,7 @@ def capture(model: nn.Module, example_inputs: Any, *, norms: bool | str = "auto"
         masks=masks,
         counted=counted,
     )
-    return _without_teachers(graph, extra) if isinstance(model, Rebuilt) else graph
+    return _without_teachers(graph, extra, trained=isinstance(model, Rebuilt))
 
 
 def _resolver(inference: Inference) -> Callable[[Dims], Dims]:
@@ -203,11 +204,18 @@ def _resolver(inference: Inference) -> Callable[[Dims], Dims]:
     return lambda dims: tuple(map(resolve, dims))
 
 
-def _without_teachers(graph: Graph, extra: Sequence[Site]) -> Graph:
+def _without_teachers(graph: Graph, extra: Sequence[Site], trained: bool) -> Graph:
     """Without the groups that training alone makes (a teacher, a discriminator): nothing deployed needs their cut.
 
     Args:
         extra: the sites of training mode.
+        trained: also those with weights that have gradients: an auxiliary head is cut beside what it reads.
     """
-    alone = (group.name for group in graph.groups if all(site in extra for site in group.producers))
+    held = graph.program.tensors
+
+    def is_left(site: Site) -> bool:
+        weight = held.get(site.weight)
+        return site in extra and (trained or (weight is not None and not weight.requires_grad))
+
+    alone = (group.name for group in graph.groups if all(map(is_left, group.producers)))
     return graph.without(dict.fromkeys(alone, "made in training alone"))

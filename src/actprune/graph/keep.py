@@ -259,8 +259,9 @@ def refresh(model: nn.Module, training: bool) -> None:
     """Make modules that cache something in eval mode (a position bias) forget it.
 
     They do so in a `train()` of their own, which is called where a class has one. What it does to parameters
-    (merged low-rank weights) is undone. The caller sets the modes afterwards: a `train()` may keep some modules in
-    eval mode.
+    (merged low-rank weights) is undone, and with it what the module says of them; but of one that comes from eval mode
+    training shall see what it then says, "not merged". The caller sets the modes afterwards: a `train()` may keep some
+    modules in eval mode.
     """
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule) or type(module).train is nn.Module.train:
@@ -270,6 +271,7 @@ def refresh(model: nn.Module, training: bool) -> None:
         with contextlib.suppress(Exception):  # whatever the class raises; then the module is captured as it is
             module.train(not training)
             module.train(training)
-        if write_back(kept) or parameters != module._parameters:
+        changed, others = write_back(kept), parameters != module._parameters
+        if others or (changed and (before["training"] or not training)):
             put_back(vars(module), before)
             put_back(module._parameters, parameters)

@@ -59,7 +59,8 @@ class Program:
         tracer: its number among those that are tried, in their order.
         added: keyword arguments that were added to the user's: a decoder is told not to return its cache.
         normed: name of the lengths of a weight norm → where its weight is, see `actprune.graph.weight_norm`.
-        copies: path of a module that follows another one's weights → path of that, see `actprune.graph.kept_copies`.
+        copies: path of a module that follows another one's weights → path of that, see `actprune.graph.kept_copies`;
+            and name of a buffer → name of a parameter, see `actprune.graph.named_after`.
         inputs: names of the placeholders that take the user's inputs, flattened.
         kwarg_names: the keyword arguments at capture, in order.
         in_spec: pytree of `(args, kwargs)`.

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from actprune.keras3.backend import keras_on_torch
 from actprune.plan import Plan
 from actprune.surgery.modules import remaining_groups
 
@@ -141,7 +144,22 @@ def fields(cut: Cut) -> Config:
     Raises:
         KeyError, IndexError, ValueError, StopIteration: a subclass that keeps its variables in another form.
     """
+    begun = _begun(cut)
     for kind in type(cut.layer).__mro__:
         if kind.__module__.startswith("keras.") and kind.__name__ in TABLE:
-            return TABLE[kind.__name__](cut)
-    return {}
+            return begun | TABLE[kind.__name__](cut)
+    return begun
+
+
+def _begun(cut: Cut) -> Config:
+    """Constants that a layer begins with, a number for every unit: the identity in the bias of a T-net."""
+    keras, found = keras_on_torch(), Config()
+    for name in cut.shapes:
+        told: Any = getattr(cut.layer, field := f"{name}_initializer", None)
+        value = np.asarray(told.value if isinstance(told, keras.initializers.Constant) else 0.0)
+        if value.ndim and hasattr(cut.layer, name):
+            value = np.broadcast_to(value, getattr(cut.layer, name).shape)
+            for dim, kept in enumerate(cut.plan.indices(f"{cut.path}.{name}")):
+                value = value if kept is None else value.take(kept, dim)
+            found[field] = keras.saving.serialize_keras_object(keras.initializers.Constant(value))
+    return found

@@ -179,11 +179,14 @@ def _recurrent_cell(module: Any) -> Attributes:
 
 def _of_the_users(module: nn.Module) -> Attributes:
     """A layer of the user's own that says its sizes under torch's names: methods that no capture sees (`reset_noise` of
-    a noisy layer) may read them. Of a square weight it can't be told which dimension is which."""
+    a noisy layer) may read them. Of a square weight only a bias tells which dimension is which."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     shapes = {tuple(tensor.shape[:2]) for tensor in own if tensor.dim() > 1}
+    biases = {tensor.shape[0] for tensor in own if tensor.dim() == 1}
     out, into = next(iter(shapes)) if len(shapes) == 1 else (0, 0)
-    if out == into:
+    if biases == {into}:
+        out, into = into, out
+    elif out == into:
         return {}
     sizes = {"out_features": out, "in_features": into, "out_channels": out, "in_channels": into}
     return {name: size for name, size in sizes.items() if name in vars(module)}  # some are computed

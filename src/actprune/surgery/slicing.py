@@ -22,6 +22,7 @@ from actprune.plan import Plan, check_plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
 from actprune.surgery.attributes import edit_attributes
+from actprune.surgery.by_name import kept_by_name
 from actprune.surgery.listed import follow
 from actprune.surgery.modules import group_count, stated, update
 from actprune.surgery.optimizers import hand_over
@@ -98,8 +99,9 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     old = [(held_in(slots[name]), new) for name, new in put.items()]  # alive until all are replaced
     cuts = {alias: plan.indices(name) for (names, _), name in zip(sized, made, strict=True) for alias in names}
     pairs = {id(held_in(slots[n])): (new, partial(sliced, indices=cuts.get(n, ()))) for n, new in put.items()}
-    for name, new in put.items():
-        box, key = slots[name]
+    places = {(id(box), key) for box, key in map(slots.__getitem__, put)}
+    beside = [(slot, kept) for slot, kept in kept_by_name(target, cuts) if (id(slot[0]), slot[1]) not in places]
+    for (box, key), new in [*((slots[name], new) for name, new in put.items()), *map(_cut_in, beside)]:
         box[key] = new
     follow(target, {id(dense): new for dense, new in old})
     for optimizer in (value for value in held_values(target) if isinstance(value, torch.optim.Optimizer)):
@@ -114,6 +116,11 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
             resize(module)
     with preserved(target):
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
+
+
+def _cut_in(place: tuple[Slot, Iterable[Indices | None]]) -> tuple[Slot, Tensor]:
+    slot, indices = place
+    return slot, _replacement(held_in(slot), held_in(slot), indices)
 
 
 def _weights_of_norms(slots: Mapping[str, Slot], plan: Plan) -> dict[str, Tensor]:

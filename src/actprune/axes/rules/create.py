@@ -38,18 +38,14 @@ def numbered(call: Call) -> Dims:
     return tuple(call.fixed(n, "made with a fixed size") for n in call.shape())
 
 
-@rule("aten.rand", "aten.randn", "aten.randint", "aten.randperm", "aten.normal.float_float")
-def drawn(call: Call) -> Dims:
-    return tuple(call.fixed(n, "drawn at random") for n in call.shape())
-
-
 @rule(
-    "aten.rand_like", "aten.randn_like", "aten.randint_like", "aten.bernoulli", "aten.normal.Tensor_float",
-    "aten.normal_functional", "aten.uniform", "aten.exponential", "aten.poisson",
+    "aten.rand", "aten.randn", "aten.randint", "aten.randperm", "aten.normal.float_float", "aten.rand_like",
+    "aten.randn_like", "aten.randint_like", "aten.bernoulli", "aten.normal.Tensor_float", "aten.normal.Tensor_Tensor",
+    "aten.normal.float_Tensor", "aten.normal_functional", "aten.uniform", "aten.exponential", "aten.poisson",
 )  # fmt: skip
-def drawn_like(call: Call) -> Dims:
+def drawn(call: Call) -> Dims:
     """One draw per entry: fewer entries would draw other numbers."""
-    source = call.axes(call.values[0])
-    for axis in source:
-        call.freeze(axis, "drawn at random")
-    return source
+    for source in call.node.all_input_nodes:
+        for axis in call.axes(source):
+            call.freeze(axis, "drawn at random")
+    return tuple(call.fixed(n, "drawn at random") for n in call.shape())
