@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import accumulate, combinations, product
 from typing import Any
 
 from torch import nn
@@ -31,9 +31,10 @@ def kept_copies(model: nn.Module, used: Iterable[str]) -> dict[str, str]:
         used: names of the tensors that the forward pass in eval mode reads.
     """
     found: dict[str, str] = {}
+    busy = {path for name in used for path in accumulate(name.split(".")[:-1], "{}.{}".format)}
     for path, module in () if isinstance(model, Rebuilt) else model.named_modules():
         prefix, parts = f"{path}." if path else "", _parts(module)
-        idle = {name for name in parts if not any(one.startswith(f"{prefix}{name}.") for one in used)}
+        idle = {name for name in parts if f"{prefix}{name}" not in busy}
         if len(idle) in range(1, len(parts)):
             found |= {f"{prefix}{copy}": f"{prefix}{of}" for copy, of in _pairs(module, parts, idle)}
     return found

@@ -28,7 +28,7 @@ def named_after(model: nn.Module, used: Iterable[str]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for (start, _), (_, module) in zip(owners, modules, strict=True):
         idle = {name: one for name, one in module.named_buffers(recurse=False) if f"{start}{name}" not in used}
-        for prefix, own in several:
+        for prefix, own in several if len(idle) > 1 else ():
             for buffer, name in _matches(idle, own) if len(own) <= len(idle) else ():
                 found.setdefault(f"{start}{buffer}", set()).add(f"{prefix}{name}")
     return {buffer: min(names) for buffer, names in found.items() if len(names) == 1}

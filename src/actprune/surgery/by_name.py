@@ -3,26 +3,31 @@ state dict: the Fisher information and the old weights of elastic weight consoli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from actprune.axes.expr import Indices
-from actprune.graph.names import Slot, plain_slots
+from actprune.graph.names import Slot
 
 Cuts: TypeAlias = "Mapping[str, Sequence[Indices | None]]"
 """Name of a tensor of the model → what stays of each of its dimensions."""
 
 
-def kept_by_name(model: nn.Module, cuts: Cuts) -> Iterator[tuple[Slot, Sequence[Indices | None]]]:
+def kept_by_name(
+    model: nn.Module, slots: Iterable[Slot], cuts: Cuts
+) -> Iterator[tuple[Slot, Sequence[Indices | None]]]:
     """Where such a tensor is, in a model that is not yet cut, and how it is cut: as what it is named after.
 
     Whose names they are is known where a module has all of them, or all in this order, in these shapes. Where several
     have, these must be cut alike.
+
+    Args:
+        slots: where the model's tensors are.
     """
     boxes: dict[int, tuple[Any, dict[Any, Tensor]]] = {}
-    for box, key in plain_slots(model).values():
+    for box, key in slots:
         boxes.setdefault(id(box), (box, {}))[1][key] = box[key]
     named = [(box, held) for box, held in boxes.values() if any(isinstance(k, int) or "." in k for k in held)]
     parts = [_Part(path, module) for path, module in model.named_modules()] if named else []

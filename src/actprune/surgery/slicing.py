@@ -100,7 +100,11 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
     cuts = {alias: plan.indices(name) for (names, _), name in zip(sized, made, strict=True) for alias in names}
     pairs = {id(held_in(slots[n])): (new, partial(sliced, indices=cuts.get(n, ()))) for n, new in put.items()}
     places = {(id(box), key) for box, key in map(slots.__getitem__, put)}
-    beside = [(slot, kept) for slot, kept in kept_by_name(target, cuts) if (id(slot[0]), slot[1]) not in places]
+    beside = [
+        (slot, kept)
+        for slot, kept in kept_by_name(target, slots.values(), cuts)
+        if (id(slot[0]), slot[1]) not in places
+    ]
     for (box, key), new in [*((slots[name], new) for name, new in put.items()), *map(_cut_in, beside)]:
         box[key] = new
     follow(target, {id(dense): new for dense, new in old})
