@@ -23,7 +23,8 @@ from actprune.plan import Plan, make_plan
 from actprune.proof.check import verify
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import attributes, stated
-from actprune.surgery.slicing import cut, sliced, tensor_slots
+from actprune.surgery.slicing import cut
+from actprune.surgery.tensors import sliced, tensor_slots
 from nets import NETS, build
 
 

@@ -36,7 +36,7 @@ from actprune.graph.weight_norm import weights_of
 from actprune.plan import Plan
 from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
-from actprune.surgery.slicing import held_in, tensor_slots
+from actprune.surgery.tensors import held_in, tensor_slots
 
 __all__ = ["check_output", "load", "proved", "proved_folder", "save"]
 

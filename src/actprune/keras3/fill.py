@@ -14,7 +14,7 @@ from actprune.keras3.compiled import compile_like
 from actprune.keras3.from_config import given_functions
 from actprune.keras3.places import Placed
 from actprune.plan import Plan
-from actprune.surgery.slicing import sliced
+from actprune.surgery.tensors import sliced
 
 
 def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Mapping[str, Tensor]) -> None:

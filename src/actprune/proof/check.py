@@ -27,7 +27,7 @@ from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
 from actprune.repair.adapt import adapt
 from actprune.rewrite import Rewrite
 from actprune.surgery.modules import attributes, stated
-from actprune.surgery.slicing import sliced
+from actprune.surgery.tensors import sliced
 
 _EQUAL = f"relative error up to {TOLERANCE:g} in float64"
 _SHAPES = "the shapes that the plan predicts, and modules that say the same"

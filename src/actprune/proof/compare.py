@@ -22,7 +22,7 @@ from actprune.graph.values import as_real, is_float
 from actprune.mapped import alongside
 from actprune.plan import Plan
 from actprune.rewrite import kept_units
-from actprune.surgery.slicing import sliced
+from actprune.surgery.tensors import sliced
 
 TOLERANCE = 1e-9
 """Largest relative error in float64: max|a − b| / max|a| over all outputs."""

@@ -13,7 +13,7 @@ from actprune.graph.program import Program, named_arguments, op_name
 from actprune.mapped import alongside, let_go
 from actprune.plan import Plan
 from actprune.rewrite import Rewrite, zero_columns
-from actprune.surgery.slicing import sliced
+from actprune.surgery.tensors import sliced
 
 _RESOLUTION = 1e-3
 """Keeps redrawn tensors that were positive throughout away from zero."""

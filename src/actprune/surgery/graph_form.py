@@ -27,7 +27,7 @@ from actprune.surgery.batch_sizes import BatchSizes, batch_sizes
 from actprune.surgery.graph_names import check_names, with_keywords
 from actprune.surgery.resized import RESIZED
 from actprune.surgery.signature import calling
-from actprune.surgery.slicing import held_in, sliced, tensor_slots
+from actprune.surgery.tensors import held_in, sliced, tensor_slots
 
 ATEN = torch.ops.aten
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from actprune.axes.expr import Indices, leaves, size
 from actprune.errors import PlanError, UnsupportedModelError
 from actprune.graph.keep import copied, copied_by, held_values, preserved, refresh, unless_failed
-from actprune.graph.names import Slot, plain_slots
+from actprune.graph.names import Slot
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.weight_norm import lengths, weights_of
 from actprune.hints import hint_for
-from actprune.mapped import alongside, is_mapped, let_go
+from actprune.mapped import is_mapped
 from actprune.plan import Plan, check_plan
 from actprune.rewrite import Rewrite
 from actprune.surgery.attention import adapt_attention
@@ -27,6 +27,7 @@ from actprune.surgery.listed import follow
 from actprune.surgery.modules import group_count, stated, update
 from actprune.surgery.optimizers import hand_over
 from actprune.surgery.source import edit_sources
+from actprune.surgery.tensors import held_as, held_in, replacement, sliced, tensor_slots
 
 
 def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace: bool = False) -> nn.Module:
@@ -59,6 +60,14 @@ def cut(model: nn.Module, plan: Plan, rewrite: Rewrite | None = None, *, inplace
     return target
 
 
+class _Change(NamedTuple):
+    """A tensor that takes the place of another one: all names of that, and what stays of each of its dimensions."""
+
+    names: Sequence[str]
+    new: Tensor
+    kept: Sequence[Indices | None] = ()
+
+
 def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], own_files: bool) -> None:
     """Slice the tensors of a model where they are, and make its modules say so.
 
@@ -66,50 +75,16 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
         own_files: what lies in files and is not sliced is copied into files of its own.
     """
     slots = tensor_slots(target)
-    overrides = {**_weights_of_norms(slots, plan), **overrides}
     holders: dict[int, list[str]] = {}
     for name, slot in slots.items():
         holders.setdefault(id(held_in(slot)), []).append(name)
-    made: dict[str, Tensor] = {}
-    for name in dict.fromkeys((*plan.dims, *overrides)):
-        indices = plan.indices(name)
-        if name in overrides or any(index is not None for index in indices):
-            old = held_in(slots[name])
-            made[name] = _replacement(old, overrides.get(name, old), indices)
-    made |= _lengths(plan, slots, made)
-
-    def names_of(name: str) -> list[str]:
-        """Every name: those the capture found to share its memory, and those that hold this very object."""
-        known = [alias for alias in plan.aliases.get(name, ()) if alias in slots]
-        return list(dict.fromkeys([*known, *holders[id(held_in(slots[name]))]]))
-
-    changes = [(names_of(name), new) for name, new in made.items()]
-    sized = list(changes)
-    if own_files:
-        changed = {name for names, _ in changes for name in names}
-        changes += [(names, new) for names, new in _own_files(slots, holders) if not changed & set(names)]
-    known = dict(target.named_modules(remove_duplicate=False))
-    paths = (path for names, _ in sized for name in names for path in _users(name) if path in known)
-    touched = {id(known[path]): (known[path], path) for path in paths}
-    modules = list(touched.values())
+    changes = _changes(slots, holders, plan, overrides)
+    moved = _own_files(slots, holders, {name for change in changes for name in change.names}) if own_files else ()
+    modules = _resized(target, changes)
     said = [(stated(module), group_count(module)) for module, _ in modules]  # before any edit of it
     _repair(target, plan.edits.methods, edit_sources)  # first, since it may refuse
     _repair(target, plan.edits.attributes, edit_attributes)
-    put = {name: _held_as(held_in(slots[name]), new) for names, new in changes for name in names}
-    old = [(held_in(slots[name]), new) for name, new in put.items()]  # alive until all are replaced
-    cuts = {alias: plan.indices(name) for (names, _), name in zip(sized, made, strict=True) for alias in names}
-    pairs = {id(held_in(slots[n])): (new, partial(sliced, indices=cuts.get(n, ()))) for n, new in put.items()}
-    places = {(id(box), key) for box, key in map(slots.__getitem__, put)}
-    beside = [
-        (slot, kept)
-        for slot, kept in kept_by_name(target, slots.values(), cuts)
-        if (id(slot[0]), slot[1]) not in places
-    ]
-    for (box, key), new in [*((slots[name], new) for name, new in put.items()), *map(_cut_in, beside)]:
-        box[key] = new
-    follow(target, {id(dense): new for dense, new in old})
-    for optimizer in (value for value in held_values(target) if isinstance(value, torch.optim.Optimizer)):
-        hand_over(optimizer, optimizer, pairs)
+    _put(target, slots, (*changes, *moved))
     for (module, path), (names, groups) in zip(modules, said, strict=True):
         update(module, f"{path}." if path else "", plan, names, groups)
     adapt_attention(target, plan)
@@ -122,9 +97,64 @@ def _rearrange(target: nn.Module, plan: Plan, overrides: Mapping[str, Tensor], o
         refresh(target, False)  # what a class has cached in eval mode has the dense sizes
 
 
-def _cut_in(place: tuple[Slot, Iterable[Indices | None]]) -> tuple[Slot, Tensor]:
-    slot, indices = place
-    return slot, _replacement(held_in(slot), held_in(slot), indices)
+def _changes(
+    slots: Mapping[str, Slot], holders: Mapping[int, list[str]], plan: Plan, overrides: Mapping[str, Tensor]
+) -> list[_Change]:
+    """The tensors that the plan cuts or that are given, under every name: those that the capture found to share their
+    memory, and those that hold this very object.
+
+    Args:
+        holders: id of a tensor → the names that hold it.
+    """
+    overrides = {**_weights_of_norms(slots, plan), **overrides}
+    made: dict[str, Tensor] = {}
+    for name in dict.fromkeys((*plan.dims, *overrides)):
+        indices = plan.indices(name)
+        if name in overrides or any(index is not None for index in indices):
+            old = held_in(slots[name])
+            made[name] = replacement(old, overrides.get(name, old), indices)
+    made |= _lengths(plan, slots, made)
+    known = {name: [alias for alias in plan.aliases.get(name, ()) if alias in slots] for name in made}
+    names = {name: list(dict.fromkeys([*known[name], *holders[id(held_in(slots[name]))]])) for name in made}
+    return [_Change(names[name], new, plan.indices(name)) for name, new in made.items()]
+
+
+def _own_files(
+    slots: Mapping[str, Slot], holders: Mapping[int, list[str]], changed: Container[str]
+) -> Iterator[_Change]:
+    """Copies of the other tensors that lie in files."""
+    for names in holders.values():
+        held = held_in(slots[names[0]])
+        if is_mapped(held) and not any(name in changed for name in names):
+            yield _Change(names, replacement(held, held, []))
+
+
+def _resized(target: nn.Module, changes: Iterable[_Change]) -> list[tuple[nn.Module, str]]:
+    """The modules whose sizes these tensors decide, and a path of each."""
+    known = dict(target.named_modules(remove_duplicate=False))
+    paths = (path for change in changes for name in change.names for path in _users(name) if path in known)
+    return list({id(known[path]): (known[path], path) for path in paths}.values())
+
+
+def _put(target: nn.Module, slots: Mapping[str, Slot], changes: Iterable[_Change]) -> None:
+    """Let new tensors take their places, wherever the model and the optimizers in it hold the old ones; and cut what it
+    keeps for every parameter likewise."""
+    put = {name: change for change in changes for name in change.names}
+    new = {name: held_as(held_in(slots[name]), change.new) for name, change in put.items()}
+    old = {name: held_in(slots[name]) for name in new}  # alive until all are replaced
+    places = {(id(box), key) for box, key in map(slots.__getitem__, new)}
+    cuts = {name: change.kept for name, change in put.items()}
+    beside = [
+        ((box, key), replacement(box[key], box[key], kept))
+        for (box, key), kept in kept_by_name(target, slots.values(), cuts)
+        if (id(box), key) not in places
+    ]
+    for (box, key), tensor in [*((slots[name], tensor) for name, tensor in new.items()), *beside]:
+        box[key] = tensor
+    follow(target, {id(dense): new[name] for name, dense in old.items()})
+    pairs = {id(dense): (new[name], partial(sliced, indices=cuts[name])) for name, dense in old.items()}
+    for optimizer in (value for value in held_values(target) if isinstance(value, torch.optim.Optimizer)):
+        hand_over(optimizer, optimizer, pairs)
 
 
 def _weights_of_norms(slots: Mapping[str, Slot], plan: Plan) -> dict[str, Tensor]:
@@ -142,7 +172,7 @@ def _lengths(plan: Plan, slots: Mapping[str, Slot], changed: Mapping[str, Tensor
         if weight is not None:
             length = lengths(weight, normed.dim)
             weight.detach().masked_fill_(length == 0, 1)  # in any direction but none, whose length would be 0 / 0
-            found[name] = _replacement(held_in(slots[name]), length, [])
+            found[name] = replacement(held_in(slots[name]), length, [])
     return found
 
 
@@ -165,65 +195,6 @@ def _users(name: str) -> tuple[str, ...]:
     holder = name.rpartition(".")[0]
     owner, parametrized, _ = f".{holder}".rpartition(".parametrizations.")
     return (holder, owner[1:]) if parametrized else (holder,)
-
-
-def sliced(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
-    """A copy of `tensor` that holds, in each dimension, the indices given there (all where None)."""
-    result = tensor.detach()
-    for dim, index in enumerate(indices):
-        if index is not None:
-            result = result.index_select(dim, torch.as_tensor(index, device=result.device))
-    plain = result.layout == torch.strided
-    return result.clone(memory_format=torch.contiguous_format) if plain else result.clone()
-
-
-def tensor_slots(model: nn.Module) -> Mapping[str, Slot]:
-    """Name of a parameter, a buffer or a tensor in a plain attribute → where it is."""
-    slots: dict[str, Slot] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        spaces: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for space in spaces:
-            for attribute in (name for name, tensor in space.items() if tensor is not None):
-                slots[f"{path}.{attribute}" if path else attribute] = space, attribute
-    return {**plain_slots(model), **slots}
-
-
-def held_in(slot: Slot) -> Tensor:
-    """The tensor that lives there."""
-    return slot[0][slot[1]]
-
-
-def _held_as(old: Tensor, new: Tensor) -> Tensor:
-    """What takes the place of `old`: the same memory without gradients for an alias such as `weight.detach()`."""
-    return new.detach() if isinstance(new, nn.Parameter) and not isinstance(old, nn.Parameter) else new
-
-
-def _own_files(slots: Mapping[str, Slot], holders: Mapping[int, list[str]]) -> Iterator[tuple[list[str], Tensor]]:
-    """Copies of the tensors that lie in files: the names of each, and the copy."""
-    for names in holders.values():
-        held = held_in(slots[names[0]])
-        if is_mapped(held):
-            yield names, _replacement(held, held, [])
-
-
-def _replacement(old: Tensor, source: Tensor, indices: Iterable[Indices | None]) -> Tensor:
-    values = sliced(source, indices).to(old.device, old.dtype)
-    if (layout := _channels_last(old)) is not None:
-        values = values.contiguous(memory_format=layout)
-    new = alongside(values, old)
-    let_go([source, new])
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-        vars(new).update(vars(old))  # marks that an optimizer or a trainer has put on it
-    return new
-
-
-def _channels_last(tensor: Tensor) -> torch.memory_format | None:
-    """The layout of a kernel whose channels lie last in memory; None of every other tensor."""
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    if layout is None or tensor.layout != torch.strided or tensor.is_contiguous():
-        return None
-    return layout if tensor.is_contiguous(memory_format=layout) else None
 
 
 def _check_fits(model: nn.Module, plan: Plan, overrides: Mapping[str, Tensor]) -> None:
