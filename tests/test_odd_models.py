@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim.swa_utils import AveragedModel
 
 import actprune as ap
+from actprune.artifacts.checkpoint import proved_folder
 from actprune.data.take import fit, take
 from actprune.errors import CaptureError, DataError
 from actprune.graph.boxes import MANY
@@ -1127,6 +1128,49 @@ def test_what_no_file_holds_is_cut_but_not_refitted(plain: bool, tmp_path: Path)
     assert isinstance(small, Blurred) and torch.equal(small.filter, model.filter[:4])
     result.save(tmp_path / "run")
     assert torch.equal(ap.load(tmp_path / "run", Blurred(plain)).eval()(x), small(x))
+
+
+class Averaged(nn.Module):
+    """A batch norm by hand, with its means in plain attributes; `drawn` are no means."""
+
+    def __init__(self, drawn: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.drawn = nn.Linear(8, 12), nn.Linear(12, 3), drawn
+        self.mean, self.var = torch.zeros(12), torch.ones(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        mean, var = self.mean, self.var
+        if torch.is_grad_enabled():
+            mean, var = x.mean(0), x.var(0)
+            self.mean = (torch.randn(12) if self.drawn else 0.9 * self.mean + 0.1 * mean).data
+            self.var = (0.9 * self.var + 0.1 * var).data
+        return self.second(((x - mean) / (var + 1e-5).sqrt()).relu())
+
+
+def test_means_that_training_keeps_in_plain_attributes_follow_a_cut(tmp_path: Path) -> None:
+    x = torch.randn(32, 8) + torch.arange(8)
+    model = Averaged(drawn=False)
+    model(x)
+    kept = model.mean, model.var
+    result = ap.prune(model.eval(), x, keep="units=50%")
+    assert kept == (model.mean, model.var) and not model.training
+    small: Any = result.model
+    assert small.mean.shape == small.var.shape == (6,)
+    result.save(tmp_path / "run")
+    with torch.no_grad():
+        assert torch.equal(ap.load(tmp_path / "run", Averaged(drawn=False)).eval()(x), small(x))
+    small.train()(x).sum().backward()
+    assert small.mean.shape == (6,)
+    assert proved_folder(tmp_path / "run", model, small.eval(), x).passed
+
+
+def test_a_table_that_training_draws_anew_keeps_its_units() -> None:
+    """Nothing would make fewer numbers of it."""
+    x, model = torch.randn(32, 8), Averaged(drawn=True)
+    model(x)
+    assert not ap.capture(model.eval(), x).groups
 
 
 class Remembering(nn.Module):

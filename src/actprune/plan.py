@@ -28,6 +28,9 @@ from actprune.repair.solve import repair
 
 SCHEMA = "actprune.plan/1"
 
+STATISTICS = "statistics"
+"""The key in a plan's note of the tensors that no state dict holds, and that a run folder therefore does."""
+
 
 @dataclass(frozen=True)
 class GroupPlan:
@@ -190,6 +193,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         for name, axes in graph.tensor_axes.items()
         if any(leaf.key in keys for axis in axes for leaf in leaves(axis))
     }
+    statistics = sorted(graph.program.statistics & dims.keys())
     return Plan(
         groups=groups,
         dims=dims,
@@ -197,7 +201,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         architecture=graph.program.architecture,
         model=graph.program.model_name,
         edits=repair(graph, units).edits.mapped(lambda edits: with_copies(edits, graph.program.copies)),
-        note=note,
+        note={STATISTICS: statistics, **note} if statistics else note,
         normed=graph.program.normed,
     )
 

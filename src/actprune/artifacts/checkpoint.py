@@ -33,7 +33,7 @@ from actprune.graph.names import plain_slots
 from actprune.graph.program import architecture
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.weight_norm import weights_of
-from actprune.plan import Plan
+from actprune.plan import STATISTICS, Plan
 from actprune.proof.check import Proof, dense_graph, verify
 from actprune.rewrite import Rewrite
 from actprune.surgery.tensors import held_in, tensor_slots
@@ -72,7 +72,7 @@ def save(
         ArtifactError: `folder` exists, it can't be written, or the model is not the one that the plan makes.
     """
     path = check_output(folder, overwrite)
-    state = model.state_dict(keep_vars=True)
+    state = {**model.state_dict(keep_vars=True), **_statistics(model, plan)}
     _check_cut(model, state, plan)
     try:
         # As it will be read: digests are of the text, in which numbers as keys have become strings.
@@ -136,7 +136,8 @@ def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs:
     Raises:
         EquivalenceError: the proof fails.
     """
-    saved = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    state = {**small.state_dict(keep_vars=True), **_statistics(small, plan)}
+    saved = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if plan.note.get("form") != "graph":  # which holds the weights themselves
         saved |= weights_of(graph.program.normed, saved)
     dense = {n: t for n, t in graph.program.tensors.items() if n in saved}
@@ -170,6 +171,13 @@ def _check_cut(model: nn.Module, state: Mapping[str, Any], plan: Plan) -> None:
             where=name,
             hint="save the model that was cut by this plan, without a wrapper (DDP, torch.compile) around it",
         )
+
+
+def _statistics(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """What training keeps in plain attributes, and no state dict holds."""
+    names = plan.note.get(STATISTICS, ())
+    slots = plain_slots(model) if names else {}
+    return {name: held_in(slots[name]) for name in names if name in slots}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -12,6 +12,8 @@ from actprune.artifacts.files import unreadable
 from actprune.artifacts.folder import AGAIN
 from actprune.artifacts.weights import Weights, tied
 from actprune.errors import ArtifactError
+from actprune.graph.names import plain_slots
+from actprune.surgery.tensors import held_in
 
 
 def fill(target: nn.Module, weights: Weights, path: Path) -> None:
@@ -25,8 +27,10 @@ def fill(target: nn.Module, weights: Weights, path: Path) -> None:
     """
     live = {name: held for name, held in target.state_dict(keep_vars=True).items() if isinstance(held, Tensor)}
     saved = weights.state()
-    _check_entries(live, saved, path)
-    _check_ties(live, saved, weights, path)
+    slots = {name: slot for name, slot in plain_slots(target).items() if name in saved and name not in live}
+    beside = {name: held_in(slot) for name, slot in slots.items()}
+    _check_entries({**live, **beside}, saved, path)
+    _check_ties({**live, **beside}, saved, weights, path)
     try:
         with torch.no_grad():
             for name, held in live.items():
@@ -34,8 +38,10 @@ def fill(target: nn.Module, weights: Weights, path: Path) -> None:
                     held.data = held.data.to(saved[name].dtype)
         # Through the model's own door: it knows its hooks, and the versions of its modules stand in state._metadata.
         state = target.state_dict()
-        state.update(saved)
+        state.update({name: tensor for name, tensor in saved.items() if name not in slots})
         target.load_state_dict(state, strict=True)
+        for name, (box, key) in slots.items():
+            box[key] = saved[name].to(beside[name].device, copy=True)
     except Exception as error:  # whatever the model's hooks, or torch for a dtype that it can't hold, raise
         raise unreadable(path, "tensors that the model takes", f"{type(error).__name__}: {error}", AGAIN) from error
     target.zero_grad(set_to_none=True)

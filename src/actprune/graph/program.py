@@ -59,6 +59,7 @@ class Program:
         tracer: its number among those that are tried, in their order.
         added: keyword arguments that were added to the user's: a decoder is told not to return its cache.
         normed: name of the lengths of a weight norm → where its weight is, see `actprune.graph.weight_norm`.
+        statistics: those of `held` in plain attributes that training computes, see `actprune.graph.remembered`.
         copies: path of a module that follows another one's weights → path of that, see `actprune.graph.kept_copies`;
             and name of a buffer → name of a parameter, see `actprune.graph.named_after`.
         inputs: names of the placeholders that take the user's inputs, flattened.
@@ -92,6 +93,7 @@ class Program:
     added: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     normed: Mapping[str, Normed] = field(default_factory=dict[str, Normed], repr=False)
     copies: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    statistics: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def nodes(self) -> list[Node]:

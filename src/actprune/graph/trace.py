@@ -36,6 +36,7 @@ from actprune.graph.quiet import quiet
 from actprune.graph.real import recorded
 from actprune.graph.rebuilt import Rebuilt, name_of
 from actprune.graph.refusal import float_types, one_batch, refusal
+from actprune.graph.remembered import remembered
 from actprune.graph.sizes import Sizes
 from actprune.graph.traced import MadeKnown, Refused, Traced
 from actprune.graph.under_masks import written_as_choices
@@ -81,6 +82,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         traced, tracer = _traced(model, args, kwargs, names, like.tracer if like is not None else 0)
         every = names.every(set(traced.bindings.values()))
         fixed = _in_known_form(traced, model, names, every, training)
+        of_numbers = {name for name in fixed & names.plain.keys() if not names.is_fixed(name, True)}
+        statistics = remembered(model, args, kwargs) & of_numbers if of_numbers else frozenset[str]()
         normed, weights = fold_weight_norms(traced.graph, traced.bindings, {**every, **traced.constants})
         covered_as_channels(traced.graph)
     graph = traced.graph
@@ -91,7 +94,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         aliases={name: names.all_names(name) for name in {**every, **traced.constants}},
         bindings=traced.bindings,
         parameters=frozenset(name for name in every if isinstance(every[name], nn.Parameter)),
-        held=frozenset(every) - fixed,
+        held=frozenset(every) - fixed | statistics,
+        statistics=statistics,
         persistent=frozenset(
             name for name in every if any(alias in names.persistent for alias in names.all_names(name))
         ),
