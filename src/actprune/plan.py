@@ -193,7 +193,7 @@ def make_plan(graph: Graph, kept: Mapping[str, Iterable[int]], **note: Any) -> P
         for name, axes in graph.tensor_axes.items()
         if any(leaf.key in keys for axis in axes for leaf in leaves(axis))
     }
-    statistics = sorted(graph.program.statistics & dims.keys())
+    statistics = sorted(graph.program.statistics)
     return Plan(
         groups=groups,
         dims=dims,

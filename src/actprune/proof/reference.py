@@ -29,12 +29,12 @@ def redrawn(program: Program, base: Mapping[str, Tensor], seed: int) -> dict[str
         base: tensor name → what to redraw instead of the model's own tensor.
     """
     generator = torch.Generator().manual_seed(seed)
-    variances = _variances(program)
+    variances, saved = _variances(program), program.persistent | program.statistics
     drawn: dict[str, Tensor] = {}
     for name, own in program.tensors.items():
         tensor = base.get(name, own).detach().cpu()
         dense = tensor.layout == torch.strided  # where a sparse one has entries is not drawn anew
-        if dense and name in program.persistent and (tensor.is_floating_point() or tensor.is_complex()):
+        if dense and name in saved and (tensor.is_floating_point() or tensor.is_complex()):
             drawn[name] = alongside(_noisy(tensor, generator, name in variances), tensor)
             let_go((tensor, drawn[name]))
     return drawn
