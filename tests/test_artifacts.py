@@ -262,6 +262,24 @@ def test_extra_state_that_is_nothing_is_no_obstacle(tmp_path: Path, chain: tuple
     assert content({k: v for k, v in loaded.state_dict().items() if v is not None}) == content(chain[0].state_dict())
 
 
+class Described(Chain):
+    """Says in its state dict how it was made, as neural operators do."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {**super().state_dict(*args, **kwargs), "_metadata": {"activation": torch.relu}}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({k: v for k, v in state_dict.items() if k != "_metadata"}, *args, **kwargs)
+
+
+def test_what_a_class_says_of_itself_is_not_of_its_weights(tmp_path: Path, chain: tuple[nn.Module, Plan]) -> None:
+    small: Any = copy.deepcopy(chain[0])
+    small.__class__ = Described
+    loaded = load(save(tmp_path / "run", small, chain[1], {}), Described())
+    assert loaded.state_dict().pop("_metadata") == {"activation": torch.relu}
+    assert content(dict(loaded.named_parameters())) == content(dict(small.named_parameters()))
+
+
 # ---- where it may be written
 
 

@@ -797,6 +797,32 @@ def test_counts_and_means_off_relu() -> None:
     assert list(guide(graph, stats, method="apoz").groups["0"].orders) == ["l2"]
 
 
+class Fourier(nn.Module):
+    """As in a neural operator: a matrix of complex weights for each of three modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.project = nn.Conv1d(2, 5, 1), nn.Conv1d(6, 2, 1)
+        self.modes = nn.Parameter(torch.randn(5, 6, 3, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(self.lift(x))[..., :3]
+        return self.project(torch.fft.irfft(torch.einsum("bim,iom->bom", spectrum, self.modes), n=8).relu())
+
+
+def test_complex_weights_count_whole() -> None:
+    """Their imaginary part had been dropped, with a warning of torch."""
+    model = Fourier()
+    graph = capture(model, torch.randn(4, 2, 8))
+    (group,) = (group for group in graph.groups if group.width == 6)
+    found = SCORES["l2"](graph, None, group, 0)
+    assert found is not None and torch.allclose(
+        found, model.modes.abs().square().sum((0, 2)).sqrt().double(), rtol=1e-5
+    )
+    fpgm = SCORES["fpgm"](graph, None, group, 0)
+    assert fpgm is None or fpgm.isfinite().all()
+
+
 def test_filter_norms_add_up_over_all_producers() -> None:
     model, x = build("residual")
     graph = capture(model, x)

@@ -1207,3 +1207,18 @@ def test_what_large_containers_hold_is_passed_by() -> None:
     assert all(
         value is model.weight or value is model.bias for value in held_values(model) if isinstance(value, Tensor)
     )
+
+
+class Anew(nn.Dropout):
+    """Is made again from what it was made of when it is copied, as einops' layers are."""
+
+    def __getstate__(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {"p": self.p}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+def test_a_module_that_is_copied_by_making_it_anew_stays_in_its_mode() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), Anew(0.5), nn.Linear(4, 2)).eval()
+    assert not any(module.training for module in copied(model).modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -386,3 +387,27 @@ def test_what_one_number_counts_is_whole_where_a_part_of_it_is() -> None:
     graph = ap.capture(Last().eval(), inputs("gru"))
     assert graph.groups == ()
     assert "model output" in graph.frozen.values()
+
+
+class Beside(nn.Module):
+    """A recurrent layer beside linear ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.a, self.b = nn.GRU(6, 8, batch_first=True), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x[:, 0]).relu()) + self.rnn(x)[0][:, -1, :3]
+
+
+def test_a_recurrent_layer_that_stays_whole_runs_its_own_weights(tmp_path: Path) -> None:
+    """It had run copies of them, which neither a gradient step nor `load` changed."""
+    torch.manual_seed(0)
+    model, x = Beside().eval(), torch.randn(4, 5, 6)
+    result = ap.prune(model, x, keep={"a": 5}, method="l2")
+    result.save(tmp_path / "run")
+    loaded: Any = ap.load(tmp_path / "run", Beside()).eval()
+    assert torch.equal(loaded(x), result.model(x))
+    for small in (result.model, loaded):
+        small(x).sum().backward()
+        assert all(p.grad is not None for p in small.parameters())

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from actprune.artifacts.files import check_regular, unreadable
 from actprune.errors import ArtifactError
@@ -104,10 +105,13 @@ def tied(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict that safetensors can hold; extra state that is None holds nothing."""
+    """The tensors of a state dict that safetensors can hold; extra state that is None holds nothing. What a class adds
+    that holds no tensor (its constructor's arguments, in neuraloperator) is not of the weights: `load` is given a model
+    with it."""
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        if value is None:
+        tensors_in = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        if value is None or not (tensors_in or _is_extra(name)):
             continue
         if not isinstance(value, Tensor):
             got = type(value).__name__
@@ -126,6 +130,11 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
             hint="convert it to a plain tensor, register it with persistent=False, or save the model yourself",
         )
     return tensors
+
+
+def _is_extra(name: str) -> bool:
+    """Whether `get_extra_state` of a module gave it, which may hold what training has learnt."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _has_memory(tensor: Tensor) -> bool:

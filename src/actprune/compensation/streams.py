@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Batch, Program
+from actprune.graph.purify import root, written_memory
 from actprune.graph.run import arguments, bound_values, call
 from actprune.mapped import let_go
 
@@ -213,11 +214,14 @@ class Streams:
 
 
 def _of_tensors(program: Program, order: Sequence[Node]) -> dict[Node, frozenset[str]]:
-    """The calls that depend on the model's tensors alone, and on which."""
+    """The calls that depend on the model's tensors alone, and on which; not those that see memory which a call writes
+    into (a tensor of zeros that a loop fills): they depend on what is written."""
     found: dict[Node, frozenset[str]] = {}
+    filled = written_memory(order)
     for node in order:
         sources = node.all_input_nodes
-        if writes(node) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if drawn or writes(node) or root(node) in filled:
             continue
         if all(source.name in program.bindings or source in found for source in sources):
             found[node] = frozenset[str]().union(*(found.get(s, {program.bindings.get(s.name, "")}) for s in sources))

@@ -172,6 +172,9 @@ def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
     """
     with unwarned():
         made = copy.deepcopy(model, known)
+    for module in model.modules():  # a `__setstate__` that makes it anew (the layers of einops) sets training mode
+        if isinstance(own := known.get(id(module)), nn.Module):
+            own.training = module.training
     _with_classes_of_their_own(made)
     rebound = Rebound(known)  # by now it knows of every object that was copied
     for box, held in _held(made):

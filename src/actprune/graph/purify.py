@@ -7,7 +7,7 @@ model's tensors or an input: running a program leaves both as they were.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def make_pure(graph: Graph) -> None:
 
 def _read_elsewhere(node: Node, target: Node, order: Mapping[Node, int]) -> bool:
     """Whether something behind `node`, which writes into `target`, reads the same memory by another name."""
-    names = {_root(target)}
+    names = {root(target)}
     todo = [*names]
     while todo:
         name = todo.pop()
@@ -72,9 +72,14 @@ def writers(graph: Graph) -> dict[Node, Node]:
     found: dict[Node, Node] = {}
     for node in graph.nodes:
         for target in _written(node):
-            if (root := _root(target)).op == "placeholder":
-                found.setdefault(root, node)
+            if (own := root(target)).op == "placeholder":
+                found.setdefault(own, node)
     return found
+
+
+def written_memory(nodes: Iterable[Node]) -> set[Node]:
+    """What some call writes into, itself or through a view of it: the nodes that have made the memory."""
+    return {root(target) for node in nodes for target in _written(node)}
 
 
 def _written(node: Node) -> Iterator[Node]:
@@ -89,7 +94,7 @@ def _written(node: Node) -> Iterator[Node]:
             yield from (a for a in (value if isinstance(value, list | tuple) else [value]) if isinstance(a, Node))
 
 
-def _root(node: Node) -> Node:
+def root(node: Node) -> Node:
     """What `node` is a view of, in the end."""
     while _is_view(node) and node.args and isinstance(node.args[0], Node):
         node = node.args[0]

@@ -35,6 +35,8 @@ def kept_by_name(
         found = [names for part in parts if (names := part.names(held))]
         for key in held if found else ():
             first, *others = (cuts.get(names[key], ()) for names in found)
+            if all(kept is None for kept in first):
+                continue  # it stays the very object: torch's recurrent layers call their weights from such a list
             if all(_as_lists(first) == _as_lists(other) for other in others):
                 yield (box, key), first
 

@@ -23,7 +23,7 @@ group. L2 then decides, under its own name, so that the report tells."""
 def per_unit(graph: Graph, group: Group, weight: str, dim: int, of: Callable[[Tensor], Tensor]) -> Tensor:
     """(n,) per unit, the sum of what `of` says of a weight's (size, …) rows in dimension `dim` that belong to it."""
     tensor = graph.program.tensors[weight].detach()
-    rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+    rows = _real(tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1))
     unit = torch.as_tensor(positions(graph.tensor_axes[weight][dim], group.key))
     held = unit >= 0
     # some rows at a time: float64 copies of a large weight would be most of the time and of the memory
@@ -35,10 +35,15 @@ _AT_ONCE = 2**18
 """So many elements of a weight are scored at once: they fit a processor's cache."""
 
 
+def _real(rows: Tensor) -> Tensor:
+    """(units, weights), complex ones (the modes of a Fourier layer) as two numbers each: torch would drop one."""
+    return torch.view_as_real(rows.resolve_conj()).flatten(1) if rows.is_complex() else rows
+
+
 def unit_filters(graph: Graph, group: Group, site: Site) -> Tensor:
     """(n, weights) everything in a producer's weight that makes each unit, as one vector per unit."""
-    weight, outs = graph.program.tensors[site.weight].detach().double().cpu(), site.out_dims
-    rows = weight.movedim(outs, tuple(range(len(outs)))).reshape(site.outputs(weight), -1)
+    weight, outs = graph.program.tensors[site.weight].detach().cpu(), site.out_dims
+    rows = _real(weight.movedim(outs, tuple(range(len(outs)))).reshape(site.outputs(weight), -1)).double()
     unit = torch.as_tensor(positions(site.out_axis(graph.tensor_axes[site.weight]), group.key))
     order = torch.argsort(unit, stable=True)
     return rows[order[unit[order] >= 0]].reshape(group.width, -1)
