@@ -241,3 +241,26 @@ def test_what_a_layer_is_made_with_need_not_be_registered() -> None:
     assert own.units == 8 and own.activation is doubled
     assert type(own.kernel_regularizer) is Even and own.kernel_regularizer.rate == 0.1
     assert type(own.bias_constraint) is Clipped
+
+
+class Gated(kl.Layer):
+    """Its sublayers are named by Keras."""
+
+    def __init__(self, units: int = 8, **others: Any) -> None:
+        super().__init__(**others)
+        self.units, self.up, self.down = units, kl.Dense(units, activation="relu"), kl.Dense(6)
+
+    def call(self, x: Any) -> Any:
+        return x + self.down(self.up(x))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+def test_layers_and_weights_keep_their_names() -> None:
+    """Optimizers leave weights out by their paths."""
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, kl.Dense(2)(Gated(name="block")(inputs)))
+    small: Any = actprune.prune(model, RNG.normal(size=(16, 6)), keep="units=50%", method="l2").model
+    assert [weight.path for weight in small.weights] == [weight.path for weight in model.weights]
+    assert small.layers[1].up.units == 4 and small.layers[1].up.name == model.layers[1].up.name

@@ -18,7 +18,7 @@ from actprune.surgery.tensors import sliced
 
 
 def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    """Give a rebuilt model its weights, trainable flags and the state of its optimizer.
+    """Give a rebuilt model its weights, names, trainable flags and the state of its optimizer.
 
     Raises:
         PlanError: a variable hasn't the size that the plan predicts.
@@ -26,6 +26,7 @@ def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Ma
     pairs: list[tuple[Any, Any, str]] = []
     for made, was in zip(new, old, strict=True):
         made.layer.trainable = was.layer._trainable  # of the layers within too, whose own turn comes later
+        made.layer.name = was.layer.name  # a class names its own sublayers, with numbers that go on
         for name, function in given_functions(was.layer).items():
             again = vars(made.layer).get(name)  # of a layer that was made of what a file would say
             if isinstance(again, FunctionType) and again.__code__ is not function.__code__:
@@ -45,6 +46,7 @@ def filled(new: Sequence[Placed], old: Sequence[Placed], plan: Plan, tensors: Ma
                 )
             with torch.no_grad():
                 variable.value.copy_(value)
+            vars(variable).update({key: held for key, held in vars(source).items() if key in ("_name", "_path")})
             pairs.append((variable, source, full))
     for variable, source, _ in pairs:
         variable.trainable = source.trainable
