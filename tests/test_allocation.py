@@ -581,6 +581,12 @@ def test_a_distance_that_is_none(value: float) -> None:
     says(caught.value, f"got: {value}", "where: distance")
 
 
+def test_a_distance_below_zero_by_rounding_is_zero() -> None:
+    graph, guide, data = graph_of("chain"), guide_of("chain", "sgd-ap"), data_of("chain")
+    plans = [allocate(graph, guide, data, keep="macs=60%", distance=lambda a, b, d=d: d) for d in (0.0, -1e-10)]
+    assert plans[0].widths == plans[1].widths
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     errors=st.lists(st.floats(0, 10), min_size=3, max_size=12),

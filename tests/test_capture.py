@@ -232,6 +232,13 @@ def test_the_account_can_be_read() -> None:
     assert str(captured("unused")).splitlines() == ["Unused: 1 groups", "fc1       8 neurons"]
 
 
+def test_a_message_has_one_line_for_each_reason() -> None:
+    first, *others, whole = captured("unused").account().briefly(2).splitlines()
+    assert first.split(maxsplit=2) == ["scale[0]", "4", "frozen: not used by the forward pass"]
+    assert [line.split(maxsplit=2)[2] for line in others] == ["frozen: model input"]
+    assert whole == "(1 further reasons: print(actprune.capture(model, x).account()) has all 10 dimensions)"
+
+
 def test_groups_by_name() -> None:
     graph = captured("chain")
     assert graph["fc2"].width == 7

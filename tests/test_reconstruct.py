@@ -136,6 +136,45 @@ def test_linear_layers_in_a_row_are_factorised_anew(monkeypatch: pytest.MonkeyPa
     assert error(graph, whole, x) < 1e-5
 
 
+class Tables(nn.Module):
+    """A row of a table beside a hidden layer, and one map of rank three that reads both."""
+
+    def __init__(self, rows: int = 20) -> None:
+        super().__init__()
+        self.table, self.up = nn.Embedding(rows, 8), nn.Linear(6, 8)
+        self.read = nn.Linear(16, 3)
+
+    def forward(self, i: Tensor, x: Tensor) -> Tensor:
+        return self.read(torch.cat([self.table(i), torch.tanh(self.up(x))], 1))
+
+
+def test_rows_of_a_table_are_fitted_with_what_reads_them() -> None:
+    i, x = torch.randint(0, 20, (SAMPLES,)), torch.randn(SAMPLES, 6)
+    graph = capture(Tables().eval(), (i[:BATCH], x[:BATCH]))
+    plan, data = make_plan(graph, {"table": [0, 2, 5]}), list(zip(i.split(BATCH), x.split(BATCH), strict=True))
+    error = [
+        float(torch.stack([(a[0] - b[0]).var() for a, b in zip(*outputs, strict=True)]).mean())
+        for method in ("least_squares", "reconstruct")
+        for rewrite in [compensate(graph, plan, data, method=method)]
+        for outputs in [[[run(graph.program, one, t) for one in data] for t in ({}, rewrite.tensors)]]
+    ]
+    assert error[0] > 0.01
+    assert error[1] < 1e-3 * error[0]
+
+
+def test_a_table_with_more_rows_than_samples_leaves_the_layers_beside_it_to_be_fitted() -> None:
+    i, x = torch.randint(0, 1000, (SAMPLES,)), torch.randn(SAMPLES, 6)
+    graph = capture(Tables(1000).eval(), (i[:BATCH], x[:BATCH]))
+    plan, data = (
+        make_plan(graph, {"table": range(4), "up": range(4)}),
+        list(zip(i.split(BATCH), x.split(BATCH), strict=True)),
+    )
+    rewrite = compensate(graph, plan, data, method="reconstruct")
+    assert [one["module"] for one in rewrite.record["blocks"].values()] == ["read"]
+    assert "up.weight" in rewrite.tensors
+    assert "table.weight" not in rewrite.tensors
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("act", [F.relu, F.gelu, F.silu, torch.tanh])
 def test_mlps_come_nearer_on_new_samples(act: Any, gated: bool) -> None:

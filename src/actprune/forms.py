@@ -133,7 +133,7 @@ def nothing_left(model: nn.Module, found: Form, whole: Graph, form: str) -> str:
         form: the one that was asked for.
     """
     helps = _what_helps(whole, "its own" if isinstance(model, Rebuilt) else form, found.norms)
-    return f"{helps}the account says why:\n{found.graph.account()}"
+    return f"{helps}the account says why:\n{found.graph.account().briefly()}"
 
 
 def _what_helps(graph: Graph, form: str, norms: bool | str) -> str:

@@ -22,6 +22,9 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite, mask_values, zero_columns
 from actprune.stats.padding import Padding
 
+ROUNDING = 1e-6
+"""A distance so far below zero is one of zero: a divergence of equal outputs in float32 may come out as -1e-10."""
+
 
 class Nearby(Protocol):
     """The outputs of one network, and of plans that differ from it in some groups."""
@@ -173,7 +176,7 @@ class _Candidates:
     def _distance(self, outputs: list[Outputs]) -> float:
         """A number ≥ 0: everything that is decided by it would be arbitrary otherwise."""
         distance = self.how(self.dense[: len(outputs)], outputs)
-        if not (isfinite(distance) and distance >= 0):
+        if not (isfinite(distance) and distance >= -ROUNDING):
             raise DataError(
                 "The distance between the outputs of two networks is no finite number ≥ 0.",
                 expected="0 for equal outputs, more for others",
@@ -181,4 +184,4 @@ class _Candidates:
                 where="distance",
                 hint="look for NaN in the model's outputs, or mend the function that was passed as distance=",
             )
-        return distance
+        return max(distance, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -62,14 +62,28 @@ class Account:
         return iter(self.entries)
 
     def __str__(self) -> str:
-        rows = [
-            (f"{e.tensor}[{e.dim}]", str(e.size), ", ".join(e.groups) or "frozen: " + "; ".join(e.frozen))
-            for e in self.entries
-        ]
-        first = max((len(row[0]) for row in rows), default=0)
-        lines = [f"{name:<{first}}  {units:>6}  {what}" for name, units, what in rows]
+        lines = _lines(self.entries)
         share = 100 * self.prunable / max(self.parameters, 1)
         return "\n".join([*lines, f"{share:.1f} % of {self.parameters:,} parameters prunable"])
+
+    def briefly(self, most: int = 12) -> str:
+        """The first dimension of several units that each reason holds; what a message has room for."""
+        told: dict[tuple[str, ...], Entry] = {}
+        for entry in self.entries:
+            if not entry.groups and entry.size > 1:
+                told.setdefault(entry.frozen, entry)
+        further = f"{len(told) - most} further reasons: " if len(told) > most else ""
+        whole = f"({further}print(actprune.capture(model, x).account()) has all {len(self.entries)} dimensions)"
+        return "\n".join([*_lines([*told.values()][:most]), whole])
+
+
+def _lines(entries: Sequence[Entry]) -> list[str]:
+    """One for each, in columns."""
+    rows = [
+        (f"{e.tensor}[{e.dim}]", str(e.size), ", ".join(e.groups) or "frozen: " + "; ".join(e.frozen)) for e in entries
+    ]
+    first = max((len(row[0]) for row in rows), default=0)
+    return [f"{name:<{first}}  {units:>6}  {what}" for name, units, what in rows]
 
 
 def account(

@@ -34,6 +34,10 @@ from actprune.graph.program import named_arguments, op_name, shape
 from actprune.rewrite import column_mask
 from actprune.stats.patches import LAYERS
 
+TABLES = "aten.embedding."
+"""The op of tables that are looked up by index: their rows are as free as those of a layer. Rows that no sample asks
+for stay as they are; held-out samples ask for others, and say whether that does."""
+
 BETWEEN = 6
 """Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
 Of longer ways nothing is known."""
@@ -74,13 +78,16 @@ class Block:
 
 
 def find_blocks(walk: Walk) -> list[Block]:
-    """One for every reader with cut groups that linear layers or convolutions alone make, front to back.
+    """One for every reader with cut groups that linear layers, convolutions or tables make, front to back.
 
+    With tables among the makers there is one without them, too, within the other: a table has many weights, for which
+    there may be too few samples.
     A group has one reader, or the others lead to the last one alone, through some layers whose results are multiplied
     with or added to the units: the squeeze of a gate, a residual block. These layers then belong to the block, and
     blocks that end there may lie within it as a whole: see `chosen`.
     """
     makers: dict[Site, dict[Site, None]] = {}
+    tables = {node.name for node in walk.nodes if op_name(node).startswith(TABLES)}
     places = {node.name: i for i, node in enumerate(walk.nodes)}
     for group in walk.graph.groups:
         cut = len(walk.state.kept.get(group.key, range(group.width))) < group.width
@@ -90,9 +97,13 @@ def find_blocks(walk: Walk) -> list[Block]:
         *others, reader = sorted(group.consumers, key=lambda site: places[site.node])
         between = _leading_to(walk, places, reader, others)
         back = not others or not set(group.producers).isdisjoint(between or ())
-        if between is not None and back and all(site.kind in LAYERS for site in (*group.producers, *between, reader)):
+        layers = [site for site in group.producers if site.node not in tables]
+        if between is not None and back and all(site.kind in LAYERS for site in (*layers, *between, reader)):
             makers.setdefault(reader, {}).update(dict.fromkeys((*group.producers, *between)))
-    found = (_block(walk, places, reader, sites) for reader, sites in makers.items())
+    found: list[Block | None] = []
+    for reader, sites in makers.items():
+        layers = [site for site in sites if site.node not in tables]
+        found += [_block(walk, places, reader, some) for some in ([sites, layers] if layers != [*sites] else [sites])]
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
 
 
@@ -162,6 +173,8 @@ def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor
 
 
 def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:
+    if site.kind not in LAYERS:
+        return None
     slot = walk.slot(site, node)
     norm = walk.paths[node].norm
     if slot is not None and slot.sign > 0:
@@ -197,7 +210,7 @@ def _effort(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int,
     for node in calls:
         values += prod(narrow.shape(node))
         site = sites.get(node.name)
-        if site is not None:
+        if site is not None and not op_name(node).startswith(TABLES):  # a row is read, no sum over all of them
             weight = graph.program.tensors[site.weight]
             left = prod(narrow.left(site.weight, weight)) / weight.numel()
             macs += int(left * site.columns(weight) * prod(shape(node)))
