@@ -537,3 +537,22 @@ def test_sizes_that_are_drawn_are_refused() -> None:
     with pytest.raises(CaptureError, match="don't run again") as told:
         ap.prune(Thinned(), torch.randn(8, 500, 6), keep=0.5, method="l2")
     assert "calibration batch 1" in str(told.value) and "random numbers" in str(told.value)
+
+
+@pytest.mark.parametrize("method", ["greedy", "grail"])
+def test_units_may_be_of_any_size(method: str) -> None:
+    """The network with its hidden units in other units of measurement is the same one, and so is what is left of it."""
+
+    def pruned(size: float) -> Tensor:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randn(64, 6)
+        with torch.no_grad():
+            model[0].weight *= size
+            model[0].bias *= size
+            model[2].weight /= size
+        result = ap.prune(model, x.split(16), keep={"0": 5}, method=method)
+        return result.model(x).detach()
+
+    plain = pruned(1.0)
+    for size in (2.0**-40, 2.0**30):
+        assert relative_error(plain, pruned(size)) < 1e-5
