@@ -462,15 +462,15 @@ def test_a_hint_wants_a_class(cls: Any) -> None:
 def test_groups_that_one_layer_reads_are_tried_whole_as_well() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     graph = ap.capture(model, torch.randn(4, 6))
-    found, space = ap.guide(graph, None, method="l2"), make_space(graph, Budget("macs", 0.3))
+    space = make_space(graph, Budget("macs", 0.3))
     curves = {name: Curve(o, tuple(1 - k / o[-1] for k in o), {}) for name, o in space.options.items()}
-    plain = solve(space, found, curves)
+    plain = solve(space, curves)
 
     def around(widths: Any) -> Any:
         return lambda changed: 0.5 if widths["0"] == 16 else 1.0
 
-    assert plain["0"] < 16 and best_start(space, found, curves, around, 8) == plain
-    best = best_start(space, found, curves, around, 8, 8)
+    assert plain["0"] < 16 and best_start(space, curves, around, 8) == plain
+    best = best_start(space, curves, around, 8, 8)
     assert best["0"] == 16 and space.fits(best)
 
 
