@@ -26,8 +26,8 @@ FEW, LONG = 4, 512
 class Moments:
     """Count, mean and scatter of vectors.
 
-    Products are taken in float32 of values centred on their batch, sums are kept in float64: never
-    E[x²] − μ², which loses all digits where the mean is large.
+    Products are taken in float32, of values in float64 in that, less the mean of their batch; sums are kept in
+    float64: never E[x²] − μ², which loses all digits where the mean is large.
 
     Attributes:
         count: number of vectors.
