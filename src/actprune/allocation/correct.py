@@ -28,9 +28,12 @@ PlanFor = Callable[[float], Plan]
 ROUNDING = 1e-9
 """0.98 − 0.975 is a little more than 0.005."""
 
-TIMED_ROUNDS = 8
-"""Plans that are cut and timed at most for a budget of latency. One in two or three meets it: milliseconds are noisy,
-and they jump from one width to the next."""
+DROP_ROUNDS = 10
+"""Plans that are evaluated at most for the smallest network within a drop."""
+
+TIMED_ROUNDS, TIMELY = 8, 0.02
+"""Plans that are cut and timed at most for a budget of latency, and the relative error of one that needs no other. One
+in two or three meets it: milliseconds are noisy, and they jump from one width to the next."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,6 @@ def within_drop(
     max_drop: float,
     least: float,
     first: float,
-    rounds: int = 10,
 ) -> Corrected:
     """The smallest network found whose metric is at most `max_drop` below `dense`: ρ by bisection.
 
@@ -92,7 +94,7 @@ def within_drop(
     record: list[Round] = []
     low, high = least, 1.0  # at `high` the drop is known (or assumed) to be within bounds
     best: tuple[Plan, float] | None = None
-    for step in range(rounds):
+    for step in range(DROP_ROUNDS):
         rho = (low + high) / 2 if step else max(least, first)
         plan = plan_for(rho)
         metric = checked(evaluate(plan))
@@ -121,7 +123,6 @@ def on_time(
     table: LatencyTable,
     keep: float,
     rounds: int = TIMED_ROUNDS,
-    tolerance: float = 0.02,
 ) -> tuple[Plan, LatencyTable]:
     """The plan whose network, cut and timed, comes nearest to a share of the dense latency, and the table behind it.
 
@@ -131,7 +132,6 @@ def on_time(
     Args:
         ratio_of: plan → milliseconds of its network as a fraction of the dense one's.
         keep: that fraction as it should be.
-        tolerance: relative error of it that needs no other round.
     """
     tried: dict[tuple[int, ...], tuple[float, Plan, LatencyTable]] = {}
     for _ in range(rounds):
@@ -141,7 +141,7 @@ def on_time(
             break
         ratio = ratio_of(plan)
         tried[widths] = abs(ratio - keep), plan, table
-        if abs(ratio / keep - 1) <= tolerance:
+        if abs(ratio / keep - 1) <= TIMELY:
             break
         table = table.through(plan.widths, ratio)
     _, plan, table = min(tried.values(), key=lambda found: found[0])
