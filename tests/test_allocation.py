@@ -649,7 +649,7 @@ def test_the_solver_comes_near_the_best_widths(name: str) -> None:
         for keep in (0.3, 0.5, 0.7):
             space = make_space(graph, Budget("params" if seed % 2 else "macs", keep))
             curves = convex(space, seed)
-            widths = solve(space, guide_of(name), curves)
+            widths = solve(space, curves)
             assert space.fits(widths)
             found = sum(curve(widths[group]) for group, curve in curves.items())
             worst = sum(curve.costs[0] for curve in curves.values())
@@ -665,7 +665,7 @@ def test_the_solver_beats_the_uniform_rule() -> None:
     for seed in range(6):
         space = make_space(graph, Budget("macs", 0.4))
         curves = convex(space, seed)
-        solved, even = solve(space, guide_of("lenet"), curves), layerwise(space, guide_of("lenet"))[1]
+        solved, even = solve(space, curves), layerwise(space, guide_of("lenet"))[1]
         totals = [sum(curve(widths[group]) for group, curve in curves.items()) for widths in (solved, even)]
         assert totals[0] <= totals[1]
 
@@ -674,7 +674,7 @@ def test_flat_curves_leave_widths_balanced_and_the_budget_used() -> None:
     graph = graph_of("lenet")
     space = make_space(graph, Budget("params", 0.3))
     flat = {name: Curve(o, (0.0,) * len(o), {}) for name, o in space.options.items()}
-    widths = solve(space, guide_of("lenet"), flat)
+    widths = solve(space, flat)
     assert space.cost(widths) > 0.28 * cost(graph).params
 
 
@@ -687,7 +687,7 @@ def test_improving_never_worsens(name: str, seed: int, keep: float) -> None:
     graph = graph_of(name)
     space = make_space(graph, Budget("macs", keep))
     curves = convex(space, seed)
-    start = solve(space, guide_of(name), curves)
+    start = solve(space, curves)
     seen: dict[tuple[int, ...], float] = {}
     draw = np.random.default_rng(seed)
 
@@ -715,7 +715,7 @@ def test_improving_finds_what_the_curves_do_not_know() -> None:
     """In context another balance is best."""
     space = make_space(graph_of("lenet"), Budget("params", 0.4))
     curves = convex(space, 3)
-    start = solve(space, guide_of("lenet"), curves)
+    start = solve(space, curves)
     short = min(start, key=lambda name: start[name] / space.options[name][-1])
     found, distance = improve(space, start, curves, lambda widths: lambda new: 1 / {**widths, **new}[short], 30, 0)
     assert distance == 1 / found[short] < 0.8 / start[short]
@@ -729,9 +729,7 @@ def test_improving_reaches_the_best_of_independent_groups() -> None:
     def around(widths: Widths) -> Callable[[Widths], float]:
         return lambda changed: sum(true[name](k) for name, k in {**widths, **changed}.items())
 
-    found, distance = improve(
-        space, solve(space, guide_of("chain"), convex(space, 8)), convex(space, 8), around, 20, 20
-    )
+    found, distance = improve(space, solve(space, convex(space, 8)), convex(space, 8), around, 20, 20)
     assert distance == pytest.approx(brute_force(space, true), abs=0.02)
     assert space.fits(found)
 
@@ -740,7 +738,7 @@ def test_trades_keep_to_the_budget() -> None:
     graph = graph_of("lenet")
     space = make_space(graph, Budget("macs", 0.4))
     curves = convex(space, 1)
-    start = solve(space, guide_of("lenet"), curves)
+    start = solve(space, curves)
     found = list(trades(space, start, list(curves), 0.25, curves))
     assert found
     for widths in found:
@@ -834,7 +832,7 @@ def corrected(evaluate: Callable[[Plan], float], **how: Any) -> Corrected:
     graph, budget = graph_of("lenet"), Budget("macs", 0.4)
     space = make_space(graph, budget)
     curves = convex(space, 0)
-    start = make_plan(graph, guide_of("lenet").supports(solve(space, guide_of("lenet"), curves)))
+    start = make_plan(graph, guide_of("lenet").supports(solve(space, curves)))
 
     def trades_of(plan: Plan) -> Any:
         for widths in trades(space, plan.widths, list(curves), 0.2, curves):
@@ -928,12 +926,12 @@ class Stream(nn.Module):
 def test_streams_are_tried_whole() -> None:
     """What they are worth where all layers are narrow, no curve of theirs shows."""
     graph = capture(Stream(), torch.randn(4, 6))
-    found, space = guide(graph, None, method="l2"), make_space(graph, parse("macs=30%"))
+    space = make_space(graph, parse("macs=30%"))
     curves = {
         name: Curve(options, tuple(1 - k / options[-1] for k in options), {}) for name, options in space.options.items()
     }
     assert curves.keys() == {"first", *(f"blocks.{i}.0" for i in range(4))}
-    plain, asked = solve(space, found, curves), list[dict[str, int]]()
+    plain, asked = solve(space, curves), list[dict[str, int]]()
 
     def around(worth: Callable[[dict[str, int]], float]) -> Any:
         def here(widths: Any) -> Any:
@@ -942,11 +940,11 @@ def test_streams_are_tried_whole() -> None:
 
         return here
 
-    best = best_start(space, found, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 8)
+    best = best_start(space, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 8)
     assert best["first"] == 16 and space.fits(best)
     assert asked == [plain, best], "the one stream, once"
-    assert best_start(space, found, curves, around(lambda w: 1.0), 8) == plain, "only where it is nearer"
-    assert best_start(space, found, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 1) == plain, "no room"
+    assert best_start(space, curves, around(lambda w: 1.0), 8) == plain, "only where it is nearer"
+    assert best_start(space, curves, around(lambda w: 1.0 if w["first"] < 16 else 0.5), 1) == plain, "no room"
 
 
 @pytest.mark.parametrize(("far", "chosen", "trials"), [(0.5, "l2", 8), (0.99, None, 8), (0.5, None, 0)])

@@ -462,15 +462,15 @@ def test_a_hint_wants_a_class(cls: Any) -> None:
 def test_groups_that_one_layer_reads_are_tried_whole_as_well() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     graph = ap.capture(model, torch.randn(4, 6))
-    found, space = ap.guide(graph, None, method="l2"), make_space(graph, Budget("macs", 0.3))
+    space = make_space(graph, Budget("macs", 0.3))
     curves = {name: Curve(o, tuple(1 - k / o[-1] for k in o), {}) for name, o in space.options.items()}
-    plain = solve(space, found, curves)
+    plain = solve(space, curves)
 
     def around(widths: Any) -> Any:
         return lambda changed: 0.5 if widths["0"] == 16 else 1.0
 
-    assert plain["0"] < 16 and best_start(space, found, curves, around, 8) == plain
-    best = best_start(space, found, curves, around, 8, 8)
+    assert plain["0"] < 16 and best_start(space, curves, around, 8) == plain
+    best = best_start(space, curves, around, 8, 8)
     assert best["0"] == 16 and space.fits(best)
 
 
@@ -537,3 +537,22 @@ def test_sizes_that_are_drawn_are_refused() -> None:
     with pytest.raises(CaptureError, match="don't run again") as told:
         ap.prune(Thinned(), torch.randn(8, 500, 6), keep=0.5, method="l2")
     assert "calibration batch 1" in str(told.value) and "random numbers" in str(told.value)
+
+
+@pytest.mark.parametrize("method", ["greedy", "grail"])
+def test_units_may_be_of_any_size(method: str) -> None:
+    """The network with its hidden units in other units of measurement is the same one, and so is what is left of it."""
+
+    def pruned(size: float) -> Tensor:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randn(64, 6)
+        with torch.no_grad():
+            model[0].weight *= size
+            model[0].bias *= size
+            model[2].weight /= size
+        result = ap.prune(model, x.split(16), keep={"0": 5}, method=method)
+        return result.model(x).detach()
+
+    plain = pruned(1.0)
+    for size in (2.0**-40, 2.0**30):
+        assert relative_error(plain, pruned(size)) < 1e-5

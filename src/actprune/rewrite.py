@@ -68,6 +68,16 @@ def column_mask(graph: Graph, site: Site, kept: Mapping[int, Indices], weight: T
     return mask.view([n if d in site.in_dims else 1 for d, n in enumerate(weight.shape)])
 
 
+def entry_mask(graph: Graph, name: str, kept: Mapping[int, Indices]) -> Tensor:
+    """1 for the entries of a tensor of the model that stay in all of its dimensions, 0 for the others; of its shape."""
+    mask = torch.ones_like(graph.program.tensors[name])
+    for dim, axis in enumerate(graph.tensor_axes[name]):
+        stays = mask.new_zeros(mask.shape[dim])
+        stays[torch.as_tensor(kept_indices(axis, kept), device=mask.device)] = 1
+        mask *= stays.view([-1 if d == dim else 1 for d in range(mask.dim())])
+    return mask
+
+
 def readers(graph: Graph, keys: Collection[int]) -> set[str]:
     """Names of the tensors that `zero_columns` changes where the groups with these leaf keys are cut."""
     masks = {name for name, mask in graph.masks.items() if mask.touches(keys)}

@@ -10,7 +10,7 @@ from typing import cast
 from torch import nn
 
 from actprune.allocation.budget import Budget
-from actprune.allocation.correct import TIMED_ROUNDS, on_time
+from actprune.allocation.on_time import TIMED_ROUNDS, on_time
 from actprune.allocation.rounding import best_multiple
 from actprune.allocation.space import make_space
 from actprune.axes.capture import Graph

@@ -114,7 +114,7 @@ def _by_sensitivity(
     rounds, trials = affordable(graph, samples) if effort is None else effort
     tried = starts(graph, samples) if effort is None else rounds
     more = tried if effort is None and is_small(graph, samples) else 0
-    widths = best_start(space, guide, measured.curves, measured.around, tried, more)
+    widths = best_start(space, measured.curves, measured.around, tried, more)
     widths, distance = improve(space, widths, measured.curves, measured.around, rounds, trials)
     if measured.distance_of is None:
         return widths, None, distance

@@ -16,7 +16,6 @@ from typing import Any
 from actprune.allocation.budget import Budget
 from actprune.axes.capture import Graph
 from actprune.errors import BudgetError, DataError, shortly
-from actprune.latency.table import LatencyTable
 from actprune.plan import Plan
 
 EvaluatePlan = Callable[[Plan], float]
@@ -28,9 +27,8 @@ PlanFor = Callable[[float], Plan]
 ROUNDING = 1e-9
 """0.98 − 0.975 is a little more than 0.005."""
 
-TIMED_ROUNDS = 8
-"""Plans that are cut and timed at most for a budget of latency. One in two or three meets it: milliseconds are noisy,
-and they jump from one width to the next."""
+DROP_ROUNDS = 10
+"""Plans that are evaluated at most for the smallest network within a drop."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,6 @@ def within_drop(
     max_drop: float,
     least: float,
     first: float,
-    rounds: int = 10,
 ) -> Corrected:
     """The smallest network found whose metric is at most `max_drop` below `dense`: ρ by bisection.
 
@@ -92,7 +89,7 @@ def within_drop(
     record: list[Round] = []
     low, high = least, 1.0  # at `high` the drop is known (or assumed) to be within bounds
     best: tuple[Plan, float] | None = None
-    for step in range(rounds):
+    for step in range(DROP_ROUNDS):
         rho = (low + high) / 2 if step else max(least, first)
         plan = plan_for(rho)
         metric = checked(evaluate(plan))
@@ -113,39 +110,6 @@ def within_drop(
             hint="allow more, give more calibration data, or choose another method",
         )
     return Corrected(*best, tuple(record))
-
-
-def on_time(
-    plan_for: Callable[[LatencyTable], Plan],
-    ratio_of: Callable[[Plan], float],
-    table: LatencyTable,
-    keep: float,
-    rounds: int = TIMED_ROUNDS,
-    tolerance: float = 0.02,
-) -> tuple[Plan, LatencyTable]:
-    """The plan whose network, cut and timed, comes nearest to a share of the dense latency, and the table behind it.
-
-    A table of single ops does not know how they run one after the other: as long as the network takes another share
-    than planned, the table is led through what was measured, and the plan is made again.
-
-    Args:
-        ratio_of: plan → milliseconds of its network as a fraction of the dense one's.
-        keep: that fraction as it should be.
-        tolerance: relative error of it that needs no other round.
-    """
-    tried: dict[tuple[int, ...], tuple[float, Plan, LatencyTable]] = {}
-    for _ in range(rounds):
-        plan = plan_for(table)
-        widths = tuple(plan.widths.values())
-        if widths in tried:
-            break
-        ratio = ratio_of(plan)
-        tried[widths] = abs(ratio - keep), plan, table
-        if abs(ratio / keep - 1) <= tolerance:
-            break
-        table = table.through(plan.widths, ratio)
-    _, plan, table = min(tried.values(), key=lambda found: found[0])
-    return plan, table
 
 
 def check_drop(max_drop: Any) -> None:

@@ -33,14 +33,14 @@ def improve(
     Returns:
         (widths, distance): the best found, and its distance.
     """
-    best, distance, measure = steps(space, widths, curves, around, rounds)
-    return traded(space, best, distance, measure, curves, around, trials)
+    best, measure = steps(space, widths, curves, around, rounds)
+    return traded(space, best, measure, curves, around, trials)
 
 
 def steps(
     space: Space, widths: Widths, curves: Mapping[str, Curve], around: Around, rounds: int
-) -> tuple[Widths, float, Measure]:
-    """(widths, distance, what measures around them) where no step of all groups together lowers the distance."""
+) -> tuple[Widths, Measure]:
+    """(widths, what measures around them) where no step of all groups together lowers the distance."""
     best, measure = dict(widths), around(widths)
     distance, step = measure({}), STEP
     bent: dict[str, Curve] = {}
@@ -59,13 +59,12 @@ def steps(
         step /= 2  # the same figures, less far
         if step < LEAST_STEP:
             break
-    return best, distance, measure
+    return best, measure
 
 
 def traded(
     space: Space,
     widths: Widths,
-    distance: float,
     measure: Measure,
     curves: Mapping[str, Curve],
     around: Around,
@@ -76,7 +75,7 @@ def traded(
     One trade shrinks one group by a step and lets one other grow into the room; steps halve when no trade helps. Those
     that look better from where we are, are measured whole.
     """
-    best = dict(widths)
+    best, distance = dict(widths), measure({})
     names = [name for name in curves if len(space.options[name]) > 1]
     seen = {tuple(best.values())}
     step = STEP

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from actprune.allocation.budget import Budget
 from actprune.allocation.cost import cost
-from actprune.allocation.rules import spread, units
+from actprune.allocation.rules import layerwise, units
 from actprune.allocation.space import make_space
 from actprune.axes.capture import Graph
 from actprune.errors import BudgetError, PlanError
@@ -31,7 +31,7 @@ def best_multiple(
             space = make_space(graph, budget, protect=protect, round_to=multiple, latency=latency, equal=equal)
         except (BudgetError, PlanError):  # too coarse for a budget that small, or for groups that narrow
             continue
-        widths = space.every((units if budget.cost == "units" else spread)(space)[1])
+        widths = space.every((units if budget.cost == "units" else layerwise)(space)[1])
         found[multiple] = latency.exact(widths) / max(cost(graph, widths).macs, 1)
     best = min(found.values(), default=0.0)
     return next((m for m, rate in found.items() if (1 - WORTH) * rate <= best), 1)

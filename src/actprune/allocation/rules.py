@@ -20,13 +20,8 @@ Rule = Callable[[Space, Guide], tuple[float, Widths]]
 """(space, guide) → (ρ, widths)."""
 
 
-def layerwise(space: Space, guide: Guide) -> tuple[float, Widths]:
-    """The seed's rule, see `spread`; it asks no guide."""
-    return spread(space)
-
-
-def spread(space: Space) -> tuple[float, Widths]:
-    """N_new = max(⌊ρ · N⌋, 1) in every layer."""
+def layerwise(space: Space, guide: Guide | None = None) -> tuple[float, Widths]:
+    """The seed's rule: N_new = max(⌊ρ · N⌋, 1) in every layer."""
 
     def at(ratio: float) -> Widths:
         return {name: space.at_most(name, max(floor(ratio * o[-1] + 1e-9), 1)) for name, o in space.options.items()}

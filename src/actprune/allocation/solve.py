@@ -14,14 +14,13 @@ from actprune.allocation.rules import layerwise
 from actprune.allocation.sensitivity import Curve
 from actprune.allocation.space import Space, Widths
 from actprune.allocation.walks import fill, trim
-from actprune.guidance.guide import Guide
 
 ROUNDS = 6
 
 
-def solve(space: Space, guide: Guide, curves: Mapping[str, Curve]) -> Widths:
+def solve(space: Space, curves: Mapping[str, Curve]) -> Widths:
     """The widths with the smallest sum of curves found within the budget."""
-    return solve_from(space, curves, layerwise(space, guide)[1])
+    return solve_from(space, curves, layerwise(space)[1])
 
 
 def solve_from(space: Space, curves: Mapping[str, Curve], start: Widths) -> Widths:

@@ -88,10 +88,6 @@ class Space:
         return self.cost(widths) <= self.target
 
     @property
-    def widest(self) -> Widths:
-        return {name: options[-1] for name, options in self.options.items()}
-
-    @property
     def narrowest(self) -> Widths:
         return {name: options[0] for name, options in self.options.items()}
 

@@ -15,7 +15,6 @@ from actprune.allocation.rules import layerwise
 from actprune.allocation.sensitivity import Around, Curve
 from actprune.allocation.solve import solve
 from actprune.allocation.space import Space, Widths
-from actprune.guidance.guide import Guide
 
 READERS = 3
 """A group is a stream where so many layers read from it."""
@@ -25,9 +24,7 @@ LOWER, FAR_LOWER = 1 - 1e-6, 0.9
 what is a little nearer at the start need not be so at the end."""
 
 
-def best_start(
-    space: Space, guide: Guide, curves: Mapping[str, Curve], around: Around, trials: int, more: int = 0
-) -> Widths:
+def best_start(space: Space, curves: Mapping[str, Curve], around: Around, trials: int, more: int = 0) -> Widths:
     """The solution of the budget, with such streams whole as lower the measured distance.
 
     Args:
@@ -36,24 +33,23 @@ def best_start(
             whole, what loses most of its units first. What one layer reads may be a stream as well, where products read
             it too (the table of embeddings of a factorisation machine).
     """
-    best, held = solve(space, guide, curves), set[str]()
+    best, held = solve(space, curves), set[str]()
     streams = [name for name in curves if len(space.graph[name].consumers) >= READERS]
     if (not streams and not more) or trials < 2:
         return best
     distance = around(best)({})
-    best, distance, held = _with_whole(space, guide, curves, around, (best, distance, held), streams, trials - 1, LOWER)
+    best, distance, held = _with_whole(space, curves, around, (best, distance, held), streams, trials - 1, LOWER)
     if more < 2:
         return best
-    equal = layerwise(space, guide)[1]
+    equal = layerwise(space)[1]
     if equal != best and (found := around(equal)({})) < distance * FAR_LOWER:
         best, distance, held = equal, found, set()
     others = sorted(curves.keys() - set(streams), key=lambda name: (best[name] / space.options[name][-1], name))
-    return _with_whole(space, guide, curves, around, (best, distance, held), others, more - 1, FAR_LOWER)[0]
+    return _with_whole(space, curves, around, (best, distance, held), others, more - 1, FAR_LOWER)[0]
 
 
 def _with_whole(
     space: Space,
-    guide: Guide,
     curves: Mapping[str, Curve],
     around: Around,
     start: tuple[Widths, float, set[str]],
@@ -67,7 +63,7 @@ def _with_whole(
     while trials > 0:
         found: dict[str, tuple[float, Widths]] = {}
         for name in [name for name in names if best[name] < space.options[name][-1]][:trials]:
-            widths = _holding(space, guide, curves, {*held, name})
+            widths = _holding(space, curves, {*held, name})
             if widths is not None and widths != best:
                 found[name] = around(widths)({}), widths
                 trials -= 1
@@ -78,10 +74,10 @@ def _with_whole(
     return best, distance, held
 
 
-def _holding(space: Space, guide: Guide, curves: Mapping[str, Curve], held: set[str]) -> Widths | None:
+def _holding(space: Space, curves: Mapping[str, Curve], held: set[str]) -> Widths | None:
     """The solution with these groups whole; None where the budget can't be met so."""
     options = {name: widths[-1:] if name in held else widths for name, widths in space.options.items()}
     fixed = replace(space, options=options)
     if not fixed.fits(fixed.narrowest):
         return None
-    return solve(fixed, guide, {name: curve.within(options[name]) for name, curve in curves.items()})
+    return solve(fixed, {name: curve.within(options[name]) for name, curve in curves.items()})

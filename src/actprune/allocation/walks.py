@@ -6,13 +6,16 @@ from collections.abc import Callable
 
 from actprune.allocation.space import Space, Widths
 
+HALVINGS = 60
+"""Of an interval of ρ: more than float64 can tell apart."""
 
-def largest(space: Space, widths_at: Callable[[float], Widths], steps: int = 60) -> tuple[float, Widths]:
+
+def largest(space: Space, widths_at: Callable[[float], Widths]) -> tuple[float, Widths]:
     """The largest ρ in [0, 1] at which `widths_at(ρ)` fits the budget, by bisection, and its widths."""
     if space.fits(widths_at(1.0)):
         return 1.0, widths_at(1.0)
     low, high = 0.0, 1.0
-    for _ in range(steps):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if space.fits(widths_at(middle)) else (low, middle)
     return low, widths_at(low)

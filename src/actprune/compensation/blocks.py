@@ -31,7 +31,7 @@ from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.schedule import Path
 from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
-from actprune.rewrite import column_mask
+from actprune.rewrite import entry_mask
 from actprune.stats.patches import LAYERS
 
 TABLES = "aten.embedding."
@@ -155,21 +155,13 @@ def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable
 
 
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:
-    """Of a layer's weight and of its bias: rows and columns that stay.
+    """Of a layer's weight and of its bias: the entries that stay.
 
     Args:
         behind: take the bias of the norm behind it where it has none itself. (A refit counts on that one.)
     """
-    tensors = walk.graph.program.tensors
-    weight = tensors[site.weight].detach()
-    kept = kept_indices(site.out_axis(walk.graph.tensor_axes[site.weight]), walk.state.kept)
-    rows = torch.zeros(site.outputs(weight), dtype=weight.dtype, device=weight.device)
-    rows[torch.as_tensor(kept, device=rows.device)] = 1
-    shaped = rows.view([n if d in site.out_dims else 1 for d, n in enumerate(weight.shape)])
-    columns = column_mask(walk.graph, site, walk.state.kept, weight)
-    name = _bias(walk, site, node, behind)
-    bias = {} if name is None else {name: rows.to(tensors[name].dtype).view(tensors[name].shape)}
-    return {site.weight: torch.ones_like(weight) * shaped * columns, **bias}
+    names = (site.weight, _bias(walk, site, node, behind))
+    return {name: entry_mask(walk.graph, name, walk.state.kept) for name in names if name is not None}
 
 
 def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:

@@ -23,6 +23,8 @@ from actprune.compensation.ridge import Normal, choose_ridge, merged, merged_all
 from actprune.compensation.streams import Streams
 from actprune.compensation.unrolled import Whole, affordable
 from actprune.data.samples import evenly
+from actprune.rewrite import entry_mask
+from actprune.stats.padding import counted
 from actprune.stats.patches import most_rows
 from actprune.stats.recurrent import BACK, INTO, INTO_BIAS, PROJECTION, WEIGHTS, Params, Part, States
 
@@ -130,7 +132,8 @@ class Direction:
     ) -> tuple[Params, Values]:
         """What is found, after steps for all that the layer has; as it is where something else reads its weights."""
         names = {i: name for i in range(len(found[0])) if (name := name_of(self.scope, self.part, i)) is not None}
-        masks = {i: self._mask(i, name) for i, name in names.items() if self.scope.free(name, self.node)}
+        free = {i: name for i, name in names.items() if self.scope.free(name, self.node)}
+        masks = {i: entry_mask(self.scope.graph, name, self.scope.kept) for i, name in free.items()}
         weights = {i for i in WEIGHTS if found[0][i] is not None}
         if not masks.keys() >= weights or any(mask.dtype.itemsize < 4 for mask in masks.values()):
             return found
@@ -143,7 +146,7 @@ class Direction:
             there, start = self.there[i], [state[own].double() for state in self.own_states[i]]
             exactly = tuple(None if p is None else p.double() for p in params)  # oneDNN's LSTM has one derivative only
             left = self.part(self.own_x[i][own].double(), start, exactly) - self.hidden[i][own]
-            return _rows(left, there if there is None else there[own])[..., self._kept]
+            return counted(left, there if there is None else there[own])[..., self._kept]
 
         rows = _count(self.x) // len(self.x)
         residuals = rows * self.hidden[0][..., self._kept].shape[-1] * len(learnt) // FOLDS
@@ -154,15 +157,6 @@ class Direction:
         for site in self.sites.values() if told else ():
             self.record[site.name] = {**self.record.get(site.name, {"module": site.module}), **told}
         return params, self.run(params)
-
-    def _mask(self, which: int, name: str) -> Tensor:
-        """1 where rows and columns stay."""
-        mask = torch.ones_like(_there(self.part.params[which]))
-        for dim, axis in enumerate(self.scope.graph.tensor_axes[name]):
-            stays = mask.new_zeros(mask.shape[dim])
-            stays[torch.as_tensor(kept_indices(axis, self.scope.kept), device=mask.device)] = 1
-            mask *= stays.view([-1 if d == dim else 1 for d in range(mask.dim())])
-        return mask
 
     def _candidates(self, params: Params, folds: Sequence[int]) -> Iterator[tuple[Params, Values]]:
         """Fit upon fit, each made on the samples of `folds`, with the states of the layer's run."""
@@ -198,7 +192,8 @@ class Direction:
         for value, there in zip(values, self.there, strict=True):
             for fold in folds:
                 own = _samples(fold, seen)
-                total += float((_rows(value[own], there if there is None else there[own])[..., self._kept] ** 2).sum())
+                some = None if there is None else there[own]
+                total += float((counted(value[own], some)[..., self._kept] ** 2).sum())
             seen += len(value)
         return total
 
@@ -224,7 +219,7 @@ class Direction:
             for fold in folds:
                 own = _samples(fold, seen)
                 some = None if there is None else there[:, steps][own]
-                parts[fold] = merged(parts.get(fold), normal(_rows(x[own], some), _rows(sources[own], some)))
+                parts[fold] = merged(parts.get(fold), normal(counted(x[own], some), counted(sources[own], some)))
             seen += len(x)
         weight, constant = target.weight[outputs], constant[outputs]
         dealt = [Normal(part.inner, part.outer.mapped(weight, constant)) for part in parts.values() if part.inner.count]
@@ -287,11 +282,6 @@ def _there(value: Tensor | None) -> Tensor:
 def _samples(fold: int, seen: int) -> slice:
     """Those of a batch that belong to a fold, after so many samples: they are dealt in turn."""
     return slice((fold - seen) % FOLDS, None, FOLDS)
-
-
-def _rows(x: Tensor, there: Tensor | None) -> Tensor:
-    """(rows, columns) of x (samples, T, columns): all of its steps, or those that are there."""
-    return x.flatten(0, 1) if there is None else x[there]
 
 
 def _count(rows: Values) -> int:

@@ -128,12 +128,7 @@ class Layer:
         collects = state.collects(site)
         seen = torch.arange(site.inputs(weight), device=weight.device) if collects else units
         stride = self._stride(len(seen) * each)
-        every = torch.equal(outputs, torch.arange(site.outputs(weight), device=outputs.device))
-        made = self._aim.targets(None if slot is not None else self._bias(), stride)
-        targets = made if every else self._aim.of_batches(lambda i: made[i][..., outputs])
-        source, there = contracted(node), thinned_there(self._there, stride)
-        inputs = state.streams.dense(source) if self._strays else state.streams.cut(source)
-        rows = InputRows(inputs, site, node, weight, seen, stride, group, there)
+        rows, targets = self._rows(seen, stride, group), self._targets(outputs, stride)
         folds = state.dealer(rows, targets, len(seen) * each)
         if not folds:
             return  # no sample came by
@@ -144,7 +139,7 @@ class Layer:
         key = site.node, group, len(columns).bit_length()  # widths near each other
         if collects:
             found = state.equations[site.weight] = Equations(site, folds, slot)
-            if len(columns) == full.shape[1] and not state.streams.differs(source):
+            if len(columns) == full.shape[1] and not state.streams.differs(contracted(node)):
                 return  # the dense consumer on the dense inputs: there is nothing to refit yet
             size = self._ridge(key, lambda: found.parts(columns), start)
             found.settle(size)
@@ -153,7 +148,7 @@ class Layer:
             size, equations = self._ridge(key, lambda: folds, start), merged_all(folds)
         ridge = Ridge(equations.inner, size, slot is not None)
         if self._aim.path.rectified and state.settings.rounds and not collects:
-            wanted = self._aim.rectified(targets, stride, outputs, there)
+            wanted = self._aim.rectified(targets, stride, outputs, rows.there)
             fit = ridge.fit(equations.outer, start())
             fit = rectified_fit(rows, wanted, ridge, fit, start(), state.settings.rounds)
             full[outputs[:, None], columns], bias = fit.weight.to(full.dtype), fit.bias
@@ -165,6 +160,18 @@ class Layer:
         state.record[site.node] = {
             "module": site.module, "ridge": size, "rows": equations.inner.count, "columns": len(columns),
         }  # fmt: skip
+
+    def _rows(self, units: Tensor, stride: int, group: int) -> InputRows:
+        """What these of its channels get in the network that it is fitted in."""
+        streams, source = self.state.streams, contracted(self.node)
+        inputs, there = streams.dense(source) if self._strays else streams.cut(source), self._there
+        return InputRows(inputs, self.site, self.node, self._weight, units, stride, group, thinned_there(there, stride))
+
+    def _targets(self, outputs: Tensor, stride: int) -> Sequence[Tensor]:
+        """What these outputs are to be, see `Aim.targets`."""
+        made = self._aim.targets(None if self._slot is not None else self._bias(), stride)
+        every = torch.equal(outputs, torch.arange(self.site.outputs(self._weight), device=outputs.device))
+        return made if every else self._aim.of_batches(lambda i: made[i][..., outputs])
 
     def _ridge(
         self, key: tuple[str, int, int], folds: Callable[[], Sequence[Normal]], start: Callable[[], Tensor]

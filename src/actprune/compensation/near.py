@@ -50,7 +50,7 @@ class Near:
     Args:
         fitted: samples of the refits.
         held: samples of the outputs.
-        method, rows, base: as for `compensate`.
+        method, base: as for `compensate`.
         rounds: of rectified fits. With 0, every refit is solved from equations that are gathered once; else each
             passes over the samples, which takes several times as long.
         collected: numbers that these equations may take; consumers beyond them pass over the samples.
@@ -68,7 +68,6 @@ class Near:
         method: str | None,
         rounds: int = 0,
         collected: int = COLLECTED,
-        rows: int = QUICK_ROWS,
         base: Mapping[str, Tensor] | None = None,
         around: Plan | None = None,
         shared: Mapping[str, Equations] | None = None,
@@ -86,10 +85,11 @@ class Near:
         if method not in (None, "none"):
             solved = method == "least_squares"
             if shared is None:
-                shared = shared_equations(graph, fitted.batches, self.order.nodes, rows, collected) if solved else {}
+                nodes = self.order.nodes
+                shared = shared_equations(graph, fitted.batches, nodes, QUICK_ROWS, collected) if solved else {}
             self.shared = {name: own.again for name, own in shared.items()}
             room = max(collected - sum(own.held for own in shared.values()), 0)
-            self.settings = Settings(method, True, rounds, rows, room if solved and not rounds else 0)
+            self.settings = Settings(method, True, rounds, QUICK_ROWS, room if solved and not rounds else 0)
         self.held, self.padding = held, Padding(graph)
         self.runs: dict[int, _Shared] = {}
 

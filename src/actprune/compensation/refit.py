@@ -89,22 +89,21 @@ def compensate(
     norms = batchnorm is not False and any(running_statistics(graph.program, node) for node in graph.program.nodes)
     if name == "none" and not norms:
         return _without_masks(graph, overrides, {"method": "none"})
-    data = fit(graph.program, calibration)
+    data, room = fit(graph.program, calibration), limit_bytes(memory_limit) // 4
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
     if name != "none":
         order = schedule(graph, target == "sum")
-        unrolls = limit_bytes(memory_limit) // 4 if name == "reconstruct" else 0
-        settings = Settings(quickly(name), scope == "all", rounds, rows, unrolls=unrolls)
+        settings = Settings(quickly(name), scope == "all", rounds, rows, unrolls=room if name == "reconstruct" else 0)
         together: dict[str, dict[str, Any]] = {}
         if settings.method == "least_squares":
-            room = limit_bytes(memory_limit) // (4 * 8)  # a quarter of it, in float64
-            shared = shared_equations(graph, data.batches, order.nodes, rows, room, overrides)
+            numbers = room // 8  # of float64
+            shared = shared_equations(graph, data.batches, order.nodes, rows, numbers, overrides)
             overrides |= refit_shared(graph, shared, kept_units(graph, plan), base or {}, together)
         streams = Streams(graph.program, data.batches, order.nodes, overrides, picking(graph))
         overrides.clear()  # they are the streams' alone: what a refit replaces is let go of
         walk = Walk(graph, plan, order, streams, settings)
         if name == "reconstruct":
-            record["blocks"] = reconstruct(walk, limit_bytes(memory_limit) // 4)
+            record["blocks"] = reconstruct(walk, room)
         walk.run()
         overrides, record["consumers"] = walk.overrides, together | walk.record
     whole = name == "reconstruct"
@@ -112,7 +111,7 @@ def compensate(
     if norms:
         overrides = _with_batchnorm(graph, data, overrides, record, judge(graph.program, how), batchnorm is True)
     if whole and how == "kl":
-        room, told = limit_bytes(memory_limit) // 4, distance == "kl" and not judged
+        told = distance == "kl" and not judged
         found, record["logits"] = nearer_logits(graph, plan, data, overrides, room, told=told)
         overrides = {**overrides, **found}
     return _without_masks(graph, overrides, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from typing import TypeAlias
 
 import torch
@@ -107,10 +108,9 @@ class Ridge:
 
     def __init__(self, inner: Moments, ridge: float, intercept: bool) -> None:
         self._inner, self._intercept = inner, intercept
-        squares = inner.variances if intercept else inner.variances + inner.mean**2
-        if not bool(squares.isfinite().all()):
+        self._size = inner.ridge(ridge, intercept)
+        if not isfinite(self._size):
             raise _not_finite()
-        self._size = max(ridge * float(squares.mean()), 1e-12)
         self._root = _root(inner, intercept)
         gram = _gram(inner, intercept) if self._root is None else self._root @ self._root.T
         diagonal = gram.diagonal().clone()

@@ -23,7 +23,7 @@ from torch import Tensor
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Concat, Indices, Leaf, Product, kept_indices, leaves, size
 from actprune.axes.site import Site
-from actprune.stats.moments import Moments, merge, moments
+from actprune.stats.moments import TINY, Moments, merge, moments
 from actprune.stats.patches import MAX_COLUMNS, as_weight, columns_per_input, weight_matrix
 
 RIDGE = 1e-3
@@ -102,7 +102,7 @@ def mapped(matrix: Tensor, second: Tensor, columns: Tensor, kept: Tensor) -> tup
         kept: (K,) channels.
     """
     inner = second[kept][:, kept]
-    ridge = max(RIDGE * float(inner.diagonal().mean()), 1e-12)
+    ridge = max(RIDGE * float(inner.diagonal().mean()), TINY)
     unit = torch.eye(len(kept), dtype=inner.dtype, device=inner.device)
     coefficients = torch.linalg.solve(inner + ridge * unit, second[kept])  # (K, C) Bᵀ
     found = torch.zeros_like(matrix)

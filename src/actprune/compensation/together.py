@@ -31,6 +31,7 @@ from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.graph.program import Program, named_arguments
 from actprune.graph.run import arguments, call
+from actprune.rewrite import entry_mask
 
 HELD = 0.25
 """Share of the batches that no step sees: on them it must bring what is read nearer to the dense network's."""
@@ -96,7 +97,7 @@ def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
     Args:
         room: bytes that derivatives may take.
     """
-    every, masks = range(walk.streams.count), [_mask(walk.graph, name, walk.state.kept) for name in loop.names]
+    every, masks = range(walk.streams.count), [entry_mask(walk.graph, name, walk.state.kept) for name in loop.names]
     residuals = sum(_numbers(value) * len(units) for value, units in loop.read.items())
     held = evenly(len(every), max(1, min(round(HELD * len(every)), room // (BYTES * residuals))))
     fitted = [i for i in every if i not in held]
@@ -219,13 +220,3 @@ def _leading_to(nodes: Sequence[Node], read: Mapping[Node, Any]) -> list[Node]:
         if node in wanted:
             wanted |= set(node.all_input_nodes)
     return [node for node in nodes if node in wanted]
-
-
-def _mask(graph: Graph, name: str, kept: Mapping[int, Indices]) -> Tensor:
-    """1 where rows and columns stay."""
-    mask = torch.ones_like(graph.program.tensors[name])
-    for dim, axis in enumerate(graph.tensor_axes[name]):
-        stays = mask.new_zeros(mask.shape[dim])
-        stays[torch.as_tensor(kept_indices(axis, kept), device=mask.device)] = 1
-        mask *= stays.view([-1 if d == dim else 1 for d in range(mask.dim())])
-    return mask

@@ -21,12 +21,12 @@ COUNTS = {2: "two", 3: "three", 4: "four"}
 """How many tensors side by side may be the inputs and labels of all samples."""
 
 
-def chunk(samples: int) -> int:
-    """How many samples make a batch: more than half of `CHUNK`, so that as few as can be are left over.
+def chunk(samples: int, most: int = CHUNK) -> int:
+    """How many samples make a batch: more than half of `most`, so that as few as can be are left over.
 
     600 samples are 20 batches of 30; with 32 in each, 24 would be lost.
     """
-    return min(range(CHUNK, CHUNK // 2, -1), key=lambda size: samples % size)
+    return min(range(most, most // 2, -1), key=lambda size: samples % size)
 
 
 def batches(calibration: Iterable[Any], most: int) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -28,13 +28,15 @@ SHARES = 0.02
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """One batch, flattened."""
+    """One batch, flattened, with what is told beside it: see `Samples`. `valued` is known of the first one alone."""
 
     leaves: list[Any]
     spec: pytree.TreeSpec
     names: tuple[str, ...]
     count: int
     labels: Tensor | None = None
+    valued: tuple[int, ...] | None = None
+    classes: set[int] | None = None
 
     def is_batched(self, position: int) -> bool:
         value = self.leaves[position]
@@ -70,27 +72,7 @@ def gather(
             where="calibration_size",
             hint="some hundred samples are a good start",
         )
-    pieces: list[_Piece] = []
-    count, valued = 0, None
-    seen: list[set[int] | None] = []
-    for batch in batches(calibration, size):
-        how, others = call(batch)
-        found = others[0] if others else None
-        piece = _piece(how, pieces[0].names if pieces else None, device)
-        if piece.count == 0:
-            continue
-        if labels:
-            piece = replace(piece, labels=_labels(found, piece.count, device))
-        if pieces:
-            _check_same_form(piece, pieces[0])
-        else:
-            size = piece.whole(size)
-            valued = _valued(found, piece.count) if beside else None
-        pieces.append(piece)
-        seen.append(_classes(found, piece.count) if beside else None)
-        count += piece.count
-        if count >= size:
-            break
+    pieces = list(_pieces(calibration, size, call, device, labels, beside))
     if not pieces:
         raise DataError(
             "The calibration data is empty.",
@@ -99,7 +81,8 @@ def gather(
             where="calibration",
             hint="pass a list of batches or a data loader; a generator that was used up before gives nothing",
         )
-    first, count = pieces[0], min(count, size)
+    first, size = pieces[0], pieces[0].whole(size)
+    count = min(sum(piece.count for piece in pieces), size)
     batched = tuple(first.is_batched(i) for i in range(len(first.leaves)))
     leaves = tuple(
         torch.cat([piece.leaves[i] for piece in pieces])[:size] if b else _one_or_each([p.leaves[i] for p in pieces])
@@ -109,10 +92,42 @@ def gather(
         counts = ", ".join(str(piece.count) for piece in pieces[:8])
         raise _misfit(f"{first.count} samples, since an input differs from batch to batch", f"batches of {counts}")
     known = [piece.labels for piece in pieces if piece.labels is not None]
+    seen = [piece.classes for piece in pieces if piece.classes is not None]
     return Samples(
-        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None, valued,
-        None if None in seen else len(set[int]().union(*(one or () for one in seen))),
+        leaves, batched, first.spec, count, min(first.count, count), torch.cat(known)[:size] if known else None,
+        first.valued, len(set[int]().union(*seen)) if len(seen) == len(pieces) else None,
     )  # fmt: skip
+
+
+def _pieces(
+    calibration: Iterable[Any],
+    size: int,
+    call: Callable[[Any], tuple[Arguments, tuple[Any, ...]]],
+    device: torch.device,
+    labels: bool,
+    beside: bool,
+) -> Iterator[_Piece]:
+    """The batches with a sample, each of the form of the first, until there are so many samples; see `gather`."""
+    first, count = None, 0
+    for batch in batches(calibration, size):
+        how, others = call(batch)
+        found = others[0] if others else None
+        piece = _piece(how, None if first is None else first.names, device)
+        if piece.count == 0:
+            continue
+        if labels:
+            piece = replace(piece, labels=_labels(found, piece.count, device))
+        if beside:
+            piece = replace(piece, classes=_classes(found, piece.count))
+        if first is None:
+            first = piece = replace(piece, valued=_valued(found, piece.count) if beside else None)
+            size = first.whole(size)
+        else:
+            _check_same_form(piece, first)
+        yield piece
+        count += piece.count
+        if count >= size:
+            break
 
 
 def _labels(found: Any, count: int, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from actprune.data.batches import chunk
 from actprune.data.samples import Samples
 from actprune.graph.keep import in_eval
 from actprune.graph.outputs import register_containers
@@ -58,15 +59,10 @@ def _size(samples: Samples) -> int:
     count, came = samples.count, samples.batch_size
     most = max(count // PARTS, 2)
     if count // came < FEW_BATCHES:
-        size = min(_whole(count, most), came)
+        size = min(chunk(count, most), came)
         return size if count // size > 1 else came  # of three samples two would be left
-    size = _whole(count, min(most, LARGER))
+    size = chunk(count, min(most, LARGER))
     return size if size >= 2 * came and count // size >= FEW_BATCHES else came
-
-
-def _whole(count: int, most: int) -> int:
-    """More than half of `most`, so that as few samples as can be are left over."""
-    return min(range(most, most // 2, -1), key=lambda size: count % size)
 
 
 def _outputs(model: nn.Module, samples: Samples, start: int, stop: int) -> tuple[list[Tensor], int]:

@@ -52,11 +52,11 @@ def take(
     return gather(calibration, size, lambda batch: as_call(model, batch, forward), device, labels, forward is None)
 
 
-def first_batch(model: nn.Module, calibration: Iterable[Any], forward: Forward | None = None) -> Any:
+def first_batch(model: nn.Module, calibration: Iterable[Any]) -> Any:
     """The inputs that `capture` takes of the first calibration batch: all positional, or all by name."""
     for batch in batches_of(calibration, SIZE):
-        return take(model, [batch], SIZE, forward, False).inputs
-    return take(model, [], SIZE, forward, False)  # raises what is to be said of no data
+        return take(model, [batch], SIZE).inputs
+    return take(model, [], SIZE)  # raises what is to be said of no data
 
 
 def fit(

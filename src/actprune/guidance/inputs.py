@@ -35,7 +35,7 @@ class Inputs:
     @cached_property
     def ridge(self) -> float:
         """λ."""
-        return max(RIDGE * float(self.total.variances.mean()), 1e-12)
+        return self.total.ridge(RIDGE)
 
     @cached_property
     def varies(self) -> Tensor:

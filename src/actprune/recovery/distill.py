@@ -114,7 +114,6 @@ class Distill:
         trained = _trained(model)
         optimizer = RelativeSteps(trained, outputs_last=isinstance(model, Rebuilt))
         batches = _batches(program, fitted, self.batch_size, seed)
-        every = max(1, self.steps // self.checks)
 
         with evaluating(model, differentiable=True), evaluating(dense):
             wanted = _outputs_of(dense, program, held, padding)
@@ -124,32 +123,58 @@ class Distill:
                 inside = features(graph, plan, dense, model, next(_batches(program, fitted, self.batch_size, seed)))
             towards = StepLoss(program, dense, model, loss, padding, inside, self.features, partial(unit, program, how))
 
-            def state(values: list[Tensor], step: int) -> _State:
-                """The network with these values, which it has then."""
-                _put(trained, values)
-                return _State(far(wanted, _outputs_of(model, program, held, padding)), step, values)
+            def next_loss() -> Tensor:
+                return towards(_augmented(program, next(batches), self.augment))
 
-            best, peak, average = state(_copies(trained), 0), self.lr, _Average(trained)
-            first = best.distance
-            for step in range(1, self.steps + 1):
-                batch = _augmented(program, next(batches), self.augment)
-                towards(batch).backward()
-                optimizer.step(peak * warm_cosine(step - 1, self.steps, self.warmup))
-                average.add(trained)
-                if progress is not None:
-                    progress(step, self.steps)
-                if step % every and step < self.steps:
-                    continue
-                now = _copies(trained)
-                found = [state(average.copied(), step), state(now, step)]
-                nearer = min(found, key=lambda state: state.distance if isfinite(state.distance) else inf)
-                best = min(best, nearer, key=lambda state: state.distance)
-                if not nearer.distance <= FAR * best.distance:  # nor is it a number, perhaps
-                    _put(trained, best.values)
-                    optimizer.restart()
-                    peak, average = peak * LOWER, _Average(trained)
+            def distance_now() -> float:
+                return far(wanted, _outputs_of(model, program, held, padding))
+
+            first, best = _Descent(self, trained, optimizer, distance_now).best(next_loss, progress)
         _put(trained, best.values)
         return Recovered(first, best.distance, best.step, self.steps, len(inside.left) if inside else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """Steps, and the best of the states on their way.
+
+    Attributes:
+        trained: the parameters, which the optimizer moves.
+        distance: of the network as it is, on held-out samples.
+    """
+
+    asked: Distill
+    trained: list[nn.Parameter]
+    optimizer: RelativeSteps
+    distance: Callable[[], float]
+
+    def best(self, loss: Callable[[], Tensor], progress: Callable[[int, int], None] | None) -> tuple[float, _State]:
+        """(the distance before the first step, the best state)."""
+        asked, trained = self.asked, self.trained
+        best, peak, average = self._state(_copies(trained), 0), asked.lr, _Average(trained)
+        first, every = best.distance, max(1, asked.steps // asked.checks)
+        for step in range(1, asked.steps + 1):
+            loss().backward()
+            self.optimizer.step(peak * warm_cosine(step - 1, asked.steps, asked.warmup))
+            average.add(trained)
+            if progress is not None:
+                progress(step, asked.steps)
+            if step % every and step < asked.steps:
+                continue
+            now = _copies(trained)
+            found = [self._state(average.copied(), step), self._state(now, step)]
+            nearer = min(found, key=lambda state: state.distance if isfinite(state.distance) else inf)
+            best = min(best, nearer, key=lambda state: state.distance)
+            if not nearer.distance <= FAR * best.distance:  # nor is it a number, perhaps
+                _put(trained, best.values)
+                self.optimizer.restart()
+                peak, average = peak * LOWER, _Average(trained)
+        return first, best
+
+    def _state(self, values: list[Tensor], step: int) -> _State:
+        """The network with these values, which it has then."""
+        _put(self.trained, values)
+        return _State(self.distance(), step, values)
 
 
 @dataclass(frozen=True)

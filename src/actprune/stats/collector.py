@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -19,7 +18,7 @@ from actprune.errors import DataError
 from actprune.graph.program import Batch, place
 from actprune.mapped import alongside, let_go
 from actprune.stats.activation import Activation, activation_of
-from actprune.stats.maps import batch_key
+from actprune.stats.maps import batch_key, samples_along
 from actprune.stats.moments import Moments, Spread, absorb, merge, moments, spread
 from actprune.stats.padding import Padding, along
 from actprune.stats.patches import (
@@ -93,10 +92,11 @@ class Collector:
             return
         if x.dim() == 1:  # one row, that of a single sample
             x, value = x[None], value[None]
-        dim, numbers = self._numbers(site, node.args[source], x)
-        by_sample, made = x.movedim(dim, 0), value.movedim(dim, 0)
         units = 1 if "conv" in site.kind else x.dim() - 1
-        given, there = self._there(node.args[source], x, units), self._there(node, value, units)
+        origin = cast("Node", node.args[source])
+        dim, numbers = self._samples(origin.name, x, range(units))
+        by_sample, made = x.movedim(dim, 0), value.movedim(dim, 0)
+        given, there = self._there(origin, x, units), self._there(node, value, units)
         pairs = (by_sample, _moved(given, dim)), (made, _moved(there, dim))
         means = torch.stack([_sample_means(y, numbers, own) for y, own in pairs], 1)
         self.layers[node.name] = merge(self.layers.get(node.name), moments(means[~means.isnan().any(1)]))
@@ -122,13 +122,14 @@ class Collector:
 
     def _matrices(self, site: Site, node: Node, args: tuple[Any, ...], value: Tensor) -> None:
         """Of a product with several matrices: the rows of each are those that it is multiplied with."""
-        x, ends = operands_of(site, node, args)
+        (x, ends), form = operands_of(site, node, args), stacked_form(site)
         if not bool(torch.isfinite(value).all()):
             raise _not_finite(node, x, value)
         if site not in self._consumers:
             return
         weight = self.graph.program.tensors[site.weight]
-        first, numbers = self._first_rows(site, x)
+        dim, numbers = self._samples(form.source, x, form.given[1])
+        first = dim if form.given[1] else None
         there = self.padding.given(site, x, self.inputs)
         for number, name in enumerate(row_names(site, weight)):
             if name in self.folds:
@@ -145,8 +146,8 @@ class Collector:
         if not bool(torch.isfinite(value if isinstance(value, Tensor) else value[0]).all()):
             raise _not_finite(node, args[0], value if isinstance(value, Tensor) else value[0])
         run = unroll(node, args)
-        dim, there = batch_dim(node), run.there
-        numbers = torch.arange(len(run.x)) if dim is None else self._sample_of(node.args[0], dim, len(run.x))
+        dim, there, origin = batch_dim(node), run.there, cast("Node", node.args[0])
+        numbers = torch.arange(len(run.x)) if dim is None else self._samples(origin.name, args[0], (dim,))[1]
         for part, x, states, hidden in run.steps():
             for which, rows in part.reads(x, states, hidden):
                 held = part.nodes[which]
@@ -158,44 +159,26 @@ class Collector:
                 for group in self._first.get(site.name, ()):
                     self._units(group, site, rows if there is None else rows[there])
 
-    def _sample_of(self, source: Any, dim: int, count: int) -> Tensor:
-        """(count,) the sample of each index of a dimension; the indices themselves where it holds no samples."""
-        if self.graph.program.batch_size == 1:
-            return torch.zeros(count, dtype=torch.long)
-        dims = self.graph.node_axes.get(source.name, ())
-        axis = dims[dim] if dim < len(dims) else ()
-        numbers = np.full(1, -1) if isinstance(axis, tuple) else positions(axis, self._batch)
-        return torch.as_tensor(numbers) if (numbers >= 0).all() else torch.arange(count)
-
-    def _numbers(self, site: Site, source: Any, x: Tensor) -> tuple[int, Tensor]:
+    def _samples(self, source: str, x: Tensor, among: Sequence[int]) -> tuple[int, Tensor]:
         """The dimension of x that holds the samples, and the sample of each of its indices.
 
         The first one as a rule, but attention may put positions first, and windows of one sample share a dimension
-        with the samples. Where x holds no samples (a table of positions, say), its first indices count as such.
-        """
-        if self.graph.program.batch_size == 1:
-            return 0, torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        dims = self.graph.node_axes.get(source.name, ())
-        last = 1 if "conv" in site.kind else x.dim() - 1
-        for d, axis in enumerate(dims[:last]):
-            numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
-            if (numbers >= 0).all():
-                return d, torch.as_tensor(numbers, device=x.device)
-        return 0, torch.arange(x.shape[0], device=x.device)
+        with the samples. Where none does (a table of positions, say), the indices of the first one count as such.
 
-    def _first_rows(self, site: Site, x: Tensor) -> tuple[int | None, Tensor]:
-        """Of the dimensions of rows, the one that holds the samples, else the first; and the sample of each index."""
-        form = stacked_form(site)
-        dims = self.graph.node_axes.get(form.source, ())
-        for d in form.given[1] if self.graph.program.batch_size > 1 else ():
-            axis = dims[d] if d < len(dims) else ()
-            numbers = positions(axis, self._batch) if not isinstance(axis, tuple) else np.full(1, -1)
-            if (numbers >= 0).all():
+        Args:
+            source: the node that x is the value of.
+            among: the dimensions that are looked at; without any all of x is one sample.
+        """
+        first = among[0] if among else 0
+        count = x.shape[first] if among else 1
+        if self.graph.program.batch_size == 1:
+            return first, torch.zeros(count, dtype=torch.long, device=x.device)
+        dims = self.graph.node_axes.get(source, ())
+        for d in among:
+            numbers = samples_along(dims[d], self._batch) if d < len(dims) else None
+            if numbers is not None:
                 return d, torch.as_tensor(numbers, device=x.device)
-        first = form.given[1][0] if form.given[1] else None
-        count = 1 if first is None else x.shape[first]
-        whole = torch.arange(count) if self.graph.program.batch_size > 1 else torch.zeros(count, dtype=torch.long)
-        return first, whole.to(x.device)
+        return first, torch.arange(count, device=x.device)
 
     def _rows(self, name: str, rows: Tensor, numbers: Tensor, there: Tensor | None = None) -> None:
         """Rows (indices, positions, columns) dealt to the folds, all those of one sample to the same one.

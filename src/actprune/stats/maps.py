@@ -6,8 +6,11 @@ Maps are measured batch by batch as they pass, and never stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
@@ -60,6 +63,17 @@ def batch_key(graph: Graph) -> int:
     first = next((name for i, name in enumerate(program.inputs) if program.is_batched(i)), "")
     axis = next(iter(graph.node_axes.get(first, ())), None)
     return axis.key if isinstance(axis, Leaf) else -1
+
+
+def samples_along(axis: Any, key: int) -> NDArray[np.int64] | None:
+    """The sample of every index of a dimension; None where it has no axis, or an index that belongs to no sample.
+
+    Args:
+        axis: of the dimension.
+        key: see `batch_key`.
+    """
+    numbers = np.full(1, -1) if isinstance(axis, tuple) else np.asarray(positions(axis, key))
+    return numbers if bool((numbers >= 0).all()) else None
 
 
 def places(graph: Graph) -> dict[str, Place]:
@@ -183,6 +197,6 @@ def _sample_dim(graph: Graph, node: Node, dim: int, key: int) -> int | None:
     if graph.program.batch_size == 1:
         return None
     for d, axis in enumerate(_axes(graph, node)):
-        if d != dim and bool((positions(axis, key) >= 0).all()):
+        if d != dim and samples_along(axis, key) is not None:
             return d
     return None

@@ -15,6 +15,9 @@ from torch import Tensor
 ROUNDING = 1e-7
 """Relative precision of the values that are seen: float32."""
 
+TINY = 1e-100
+"""λ of entries that are all zero: any number will do whose root and inverse are finite."""
+
 FEW, LONG = 4, 512
 """Vectors are kept where there are so many times fewer of them than entries, of vectors that have so many."""
 
@@ -23,8 +26,8 @@ FEW, LONG = 4, 512
 class Moments:
     """Count, mean and scatter of vectors.
 
-    Products are taken in float32 of values centred on their batch, sums are kept in float64: never
-    E[x²] − μ², which loses all digits where the mean is large.
+    Products are taken in float32, of values in float64 in that, less the mean of their batch; sums are kept in
+    float64: never E[x²] − μ², which loses all digits where the mean is large.
 
     Attributes:
         count: number of vectors.
@@ -63,6 +66,15 @@ class Moments:
         """(p, q) float64, E[x yᵀ], not centred."""
         right = self.mean if self.other is None else self.other
         return self.covariance + torch.outer(self.mean, right)
+
+    def ridge(self, share: float, intercept: bool = True) -> float:
+        """λ as a share of the mean variance of the entries, or of their mean square where there is no intercept.
+
+        In the units of the entries squared: whatever they are measured in, a fit comes to the same. No less than what
+        rounding makes of entries that are constant.
+        """
+        variance, square = float(self.variances.mean()), float((self.variances + self.mean**2).mean())
+        return max(share * (variance if intercept else square), ROUNDING**2 * square, TINY)
 
     def spread_along(self, weight: Tensor) -> float:
         """tr W C Wᵀ of weights W (r, p): the variance of W x, all entries together."""

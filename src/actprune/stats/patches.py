@@ -13,7 +13,7 @@ from torch.fx import Node
 from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped
-from actprune.stats.stacked import matrices, name_of
+from actprune.stats.stacked import as_stored, matrices, name_of
 
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
@@ -169,14 +169,11 @@ def weight_matrix(site: Site, weight: Tensor) -> Tensor:
 def as_weight(site: Site, matrix: Tensor, like: Tensor) -> Tensor:
     """The inverse of `weight_matrix`."""
     if site.kind == "linear":
-        order = (*site.out_dims, *site.in_dims)
-        parts = matrix.reshape([like.shape[d] for d in order])
-        return parts.permute(*(order.index(d) for d in range(like.dim()))).contiguous().to(like.dtype)
+        return as_stored(matrix, (*site.out_dims, *site.in_dims), like)
     called = as_called(site, like)
     if site.kind == "conv_transpose":
         matrix = _turned(matrix.reshape(_turned(called).shape))
-    made = matrix.reshape(called.shape).to(like.dtype)
-    return made.permute(*(site.order.index(d) for d in range(like.dim()))).contiguous() if site.order else made
+    return as_stored(matrix, site.order, like) if site.order else matrix.reshape(called.shape).to(like.dtype)
 
 
 def _turned(weight: Tensor) -> Tensor:

@@ -26,9 +26,13 @@ def matrices(site: Site, weight: Tensor) -> Tensor:
 
 def with_matrices(site: Site, found: Tensor, like: Tensor) -> Tensor:
     """The inverse of `matrices`."""
-    order = (*stacked_form(site).stack, *site.out_dims, *site.in_dims)
+    return as_stored(found, (*stacked_form(site).stack, *site.out_dims, *site.in_dims), like)
+
+
+def as_stored(found: Tensor, order: Sequence[int], like: Tensor) -> Tensor:
+    """A weight whose dimensions lie in this order, or are flattened so, as it is stored."""
     parts = found.reshape([like.shape[d] for d in order])
-    return parts.permute(*(order.index(d) for d in range(like.dim()))).contiguous().to(like.dtype)
+    return parts.permute([order.index(d) for d in range(like.dim())]).contiguous().to(like.dtype)
 
 
 def given_rows(
