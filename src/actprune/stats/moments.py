@@ -15,8 +15,9 @@ from torch import Tensor
 ROUNDING = 1e-7
 """Relative precision of the values that are seen: float32."""
 
-TINY = 1e-100
-"""λ of entries that are all zero: any number will do whose root and inverse are finite."""
+TINY = 1e-34
+"""No λ is smaller: products of numbers of 1e-19 are beyond float32, in which they are summed, and a covariance of such
+numbers is not positive definite."""
 
 FEW, LONG = 4, 512
 """Vectors are kept where there are so many times fewer of them than entries, of vectors that have so many."""
