@@ -905,6 +905,12 @@ def test_a_network_of_few_multiply_adds_is_not_small_where_its_refits_are_large(
     assert is_small(graph, samples) == small
 
 
+@pytest.mark.parametrize(("batch", "small"), [(64, True), (2, False)])
+def test_a_network_of_few_multiply_adds_is_not_small_where_it_is_called_often(batch: int, small: bool) -> None:
+    layers = (layer for _ in range(30) for layer in (nn.Linear(4, 4), nn.ReLU()))
+    assert is_small(capture(nn.Sequential(*layers), torch.randn(batch, 4)), 512) == small
+
+
 # ---- starts
 
 

@@ -1,4 +1,4 @@
-"""How much the search for widths may cost: multiply-adds are counted, not seconds."""
+"""How much the search for widths may cost: multiply-adds and calls are counted, not seconds."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ REFIT_WORK = 2e13
 """Multiply-adds that its refits may spend: with a convolution of thousands of columns, one takes as much as hundreds of
 forward passes. They may be more, since large matrix products are the fastest work there is."""
 
+CALL = 2e5
+"""A call takes at least as long as so many multiply-adds: a detector of two thousand calls that hardly multiply is not
+small."""
+
 ROUNDS, TRIALS = 12, 64
 
 STARTS = 8
@@ -46,7 +50,7 @@ STEPPED = 5
 def measured_samples(graph: Graph) -> int:
     """Held-out samples with which measuring every sensitivity curve keeps to `MEASURE_WORK`: `FRACTIONS` runs of every
     group, half of the network each, and two of what is refitted on."""
-    per_sample = max(cost(graph).macs * (len(FRACTIONS) / 2 * len(graph.groups) + 2 * FITTED), 1)
+    per_sample = max(_run_work(graph) * (len(FRACTIONS) / 2 * len(graph.groups) + 2 * FITTED), 1)
     return max(graph.program.batch_size, min(MEASURE_SAMPLES // (1 + FITTED), int(MEASURE_WORK / per_sample)))
 
 
@@ -61,19 +65,19 @@ def affordable(graph: Graph, samples: int) -> tuple[int, int]:
         samples: that networks are compared on.
     """
     fitted, compared = FITTED * samples, change_samples(graph, samples)
-    macs, steps = cost(graph).macs, STEPPED * _stepped(graph)
+    run, steps = _run_work(graph), STEPPED * _stepped(graph)
     refits, groups = _refit_work(graph, fitted), len(graph.groups)
-    each = macs * (groups * compared + 2 * fitted) + steps * (groups + 1) * fitted, refits
+    each = run * (groups * compared + 2 * fitted) + steps * (groups + 1) * fitted, refits
     rounds = _whole(ROUNDS, (WORK, REFIT_WORK), each)
     left = WORK - rounds * each[0], REFIT_WORK - rounds * each[1]
-    return rounds, _whole(TRIALS, left, (macs * (compared + fitted) + steps * fitted, refits / 2))
+    return rounds, _whole(TRIALS, left, (run * (compared + fitted) + steps * fitted, refits / 2))
 
 
 def starts(graph: Graph, samples: int) -> int:
     """Networks that may be measured to find where the improvement begins: with half the work of all curves, and that of
     the refits."""
     fitted = FITTED * samples
-    each = 2 * cost(graph).macs * fitted + STEPPED * _stepped(graph) * fitted, _refit_work(graph, fitted)
+    each = 2 * _run_work(graph) * fitted + STEPPED * _stepped(graph) * fitted, _refit_work(graph, fitted)
     return _whole(STARTS, (MEASURE_WORK / 2, REFIT_WORK), each)
 
 
@@ -85,9 +89,15 @@ def change_samples(graph: Graph, samples: int) -> int:
 def is_small(graph: Graph, samples: int) -> bool:
     """Whether all rounds with all samples would take no more than half of the work that is allowed, and the refits of
     all networks no more than the whole of it."""
-    runs = ROUNDS * cost(graph).macs * samples * (len(graph.groups) + 2 * FITTED)
+    runs = ROUNDS * _run_work(graph) * samples * (len(graph.groups) + 2 * FITTED)
     refits = (STARTS + ROUNDS + TRIALS // 2) * _refit_work(graph, FITTED * samples)
     return 2 * runs <= WORK and refits <= WORK
+
+
+def _run_work(graph: Graph) -> float:
+    """Multiply-adds that a run takes for each sample, its calls among them."""
+    calls = sum(node.op == "call_function" for node in graph.program.nodes)
+    return cost(graph).macs + CALL * calls / graph.program.batch_size
 
 
 def _whole(most: int, work: tuple[float, float], each: tuple[float, float]) -> int:
