@@ -1144,8 +1144,9 @@ class Averaged(nn.Module):
         mean, var = self.mean, self.var
         if torch.is_grad_enabled():
             mean, var = x.mean(0), x.var(0)
-            self.mean = (torch.randn(12) if self.drawn else 0.9 * self.mean + 0.1 * mean).data
-            self.var = (0.9 * self.var + 0.1 * var).data
+            self.mean = torch.randn(12) if self.drawn else 0.9 * self.mean + 0.1 * mean
+            self.var = 0.9 * self.var + 0.1 * var
+        self.mean, self.var = self.mean.data, self.var.data
         return self.second(((x - mean) / (var + 1e-5).sqrt()).relu())
 
 
@@ -1164,6 +1165,8 @@ def test_means_that_training_keeps_in_plain_attributes_follow_a_cut(tmp_path: Pa
     small.train()(x).sum().backward()
     assert small.mean.shape == (6,)
     assert proved_folder(tmp_path / "run", model, small.eval(), x).passed
+    last: Any = ap.prune(nn.Sequential(model), x, keep={"0.first": 1}, method="l2").model
+    assert last[0].mean.shape == (1,)
 
 
 def test_a_table_that_training_draws_anew_keeps_its_units() -> None:

@@ -22,17 +22,21 @@ class Names:
         tensors: every name → parameter or buffer, or tensor in a plain attribute of a module (a cache, a table).
         plain: the names of the latter.
         persistent: the names that the state dict holds.
+
+    Args:
+        like: the names of the tensors of a program of the same class, of which this may be a smaller one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, like: Container[str] = ()) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
         self.persistent = set(model.state_dict(keep_vars=True)) | set(parameters)
         known = {id(tensor) for tensor in self.tensors.values()}
         slots = {} if isinstance(model, Rebuilt) else plain_slots(model)
         held: dict[str, Tensor] = {name: box[key] for name, (box, key) in slots.items()}
-        # one number alone holds no units, and may be a scale that follows a size
-        self.plain = {name: held[name] for name in held if id(held[name]) not in known and held[name].numel() > 1}
+        # one number alone holds no units, and may be a scale that follows a size; unless it is all that a cut has left
+        own = {name: tensor for name, tensor in held.items() if tensor.numel() > 1 or name in like}
+        self.plain = {name: tensor for name, tensor in own.items() if id(tensor) not in known}
         self.tensors |= self.plain
         self._groups: dict[tuple[Any, ...], list[str]] = {}
         for name, tensor in self.tensors.items():

@@ -72,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
             where="example_inputs",
             hint=one_batch(example_inputs),
         )
-    names = Names(model)
+    names = Names(model, like.held if like is not None else ())
     # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
     with ONE_AT_A_TIME, apart(0), kept_modes(model), kept_buffers(model), torch.no_grad(), uncast():
         refresh(model, training)
