@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actprune.stats import moments as module
-from actprune.stats.moments import Few, Moments, Spread, absorb, cross, merge, merge_all, moments, spread
+from actprune.stats.moments import Few, Moments, absorb, cross, merge, merge_all, moments
+from actprune.stats.spread import Spread, spread
 
 SPLITS = [[100], [1, 99], [50, 50], [0, 40, 0, 60], [10] * 10, [1] * 100]
 

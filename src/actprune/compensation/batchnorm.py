@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from actprune.compensation.streams import Streams
 from actprune.graph.program import Batch, Program, named_arguments, op_name
-from actprune.stats.moments import spread
+from actprune.stats.spread import spread
 
 
 def reestimate(program: Program, batches: Sequence[Batch], overrides: Mapping[str, Tensor]) -> dict[str, Tensor]:

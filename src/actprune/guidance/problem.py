@@ -26,8 +26,9 @@ from actprune.graph.program import named_arguments, op_name
 from actprune.guidance.factors import inverse_of
 from actprune.guidance.inputs import Inputs, Own
 from actprune.mapped import is_mapped, let_go
-from actprune.stats.moments import Moments, Spread
+from actprune.stats.moments import Moments
 from actprune.stats.patches import LAYERS, matrices_by_name, output_dim, row_names
+from actprune.stats.spread import Spread
 from actprune.stats.statistics import Stats
 
 

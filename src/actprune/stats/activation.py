@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actprune.stats.moments import Spread
+from actprune.stats.spread import Spread
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from actprune.graph.program import Batch, place
 from actprune.mapped import alongside, let_go
 from actprune.stats.activation import Activation, activation_of
 from actprune.stats.maps import batch_key, samples_along
-from actprune.stats.moments import Moments, Spread, absorb, merge, moments, spread
+from actprune.stats.moments import Moments, absorb, merge, moments
 from actprune.stats.padding import Padding, along
 from actprune.stats.patches import (
     EVERYWHERE,
@@ -33,6 +33,7 @@ from actprune.stats.patches import (
     source_of,
 )
 from actprune.stats.recurrent import batch_dim, is_recurrent, unroll
+from actprune.stats.spread import Spread, spread
 from actprune.stats.stacked import given_rows, operands_of, stacked_form, units_last
 from actprune.stats.statistics import Stats
 

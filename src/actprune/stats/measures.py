@@ -13,7 +13,7 @@ from actprune.graph.program import Batch
 from actprune.methods import known
 from actprune.stats.gradients import GRADIENTS, Loss, wants_labels
 from actprune.stats.maps import Place, affordable, independence, places, ranks
-from actprune.stats.moments import Spread, spread
+from actprune.stats.spread import Spread, spread
 
 SAMPLES = 500
 """Samples whose maps are measured at most: mean ranks hardly depend on the images (Lin et al. 2020, §3.2, take 500)."""

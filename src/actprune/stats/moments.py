@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from actprune.stats.spread import Spread
+
 ROUNDING = 1e-7
 """Relative precision of the values that are seen: float32."""
 
@@ -74,7 +76,8 @@ class Moments:
         In the units of the entries squared: whatever they are measured in, a fit comes to the same. No less than what
         rounding makes of entries that are constant.
         """
-        variance, square = float(self.variances.mean()), float((self.variances + self.mean**2).mean())
+        variances = self.variances
+        variance, square = float(variances.mean()), float((variances + self.mean**2).mean())
         return max(share * (variance if intercept else square), ROUNDING**2 * square, TINY)
 
     def spread_along(self, weight: Tensor) -> float:
@@ -258,45 +261,3 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     if total is None:
         raise ValueError("no moments to merge")
     return total
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """Count, mean and sum of squared deviations of many scalars, each for itself; merged like `Moments`.
-
-    Attributes:
-        count: number of values per entry.
-        mean: (…) float64.
-        deviations: (…) float64, Σ (x − mean)².
-    """
-
-    count: int
-    mean: Tensor
-    deviations: Tensor
-
-    @property
-    def variance(self) -> Tensor:
-        """(…) divided by the count."""
-        return self.deviations / max(self.count, 1)
-
-    @property
-    def std(self) -> Tensor:
-        """(…) standard deviation."""
-        return self.variance.sqrt()
-
-    def merge(self, other: Spread) -> Spread:
-        """Of the values of both."""
-        count = self.count + other.count
-        delta, share = other.mean - self.mean, other.count / max(count, 1)
-        return Spread(
-            count,
-            self.mean + delta * share,
-            self.deviations + other.deviations + delta**2 * (self.count * share),
-        )
-
-
-def spread(x: Tensor) -> Spread:
-    """Over the first dimension of x (n, …)."""
-    x = x.double()
-    mean = x.mean(0)
-    return Spread(x.shape[0], mean, ((x - mean) ** 2).sum(0))

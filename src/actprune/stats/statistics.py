@@ -12,7 +12,8 @@ from torch import Tensor
 
 from actprune.errors import DataError
 from actprune.stats.activation import Activation
-from actprune.stats.moments import Moments, Spread, merge, merge_all
+from actprune.stats.moments import Moments, merge, merge_all
+from actprune.stats.spread import Spread
 
 
 @dataclass(frozen=True, eq=False)

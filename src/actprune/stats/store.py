@@ -12,7 +12,8 @@ from torch import Tensor
 from actprune.errors import ArtifactError
 from actprune.shards import open_weights, write_tensors
 from actprune.stats.activation import Activation
-from actprune.stats.moments import Few, Moments, Spread
+from actprune.stats.moments import Few, Moments
+from actprune.stats.spread import Spread
 from actprune.stats.statistics import Stats
 
 SCHEMA = "actprune.stats/1"

@@ -11,8 +11,8 @@ from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.guidance.problem import measured, unit_columns
 from actprune.guidance.scores.parts import activation_of, given, per_unit
-from actprune.stats.moments import Spread
 from actprune.stats.patches import matrices_by_name
+from actprune.stats.spread import Spread
 from actprune.stats.statistics import Stats
 
 
