@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Indices, kept_indices, leaves
+from actprune.axes.expr import Axis, Indices, kept_indices, leaves
 from actprune.axes.site import Site
 from actprune.mapped import alongside, let_go
 from actprune.plan import Plan
@@ -62,9 +62,7 @@ def zero_columns(
 
 def column_mask(graph: Graph, site: Site, kept: Mapping[int, Indices], weight: Tensor) -> Tensor:
     """1 for the inputs of a weight that stay, 0 for the others; its other dimensions have size 1."""
-    columns = torch.as_tensor(kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept), device=weight.device)
-    mask = torch.zeros(site.inputs(weight), dtype=weight.dtype, device=weight.device)
-    mask[columns] = 1
+    mask = _stays(site.in_axis(graph.tensor_axes[site.weight]), kept, weight.new_zeros(site.inputs(weight)))
     return mask.view([n if d in site.in_dims else 1 for d, n in enumerate(weight.shape)])
 
 
@@ -72,9 +70,14 @@ def entry_mask(graph: Graph, name: str, kept: Mapping[int, Indices]) -> Tensor:
     """1 for the entries of a tensor of the model that stay in all of its dimensions, 0 for the others; of its shape."""
     mask = torch.ones_like(graph.program.tensors[name])
     for dim, axis in enumerate(graph.tensor_axes[name]):
-        stays = mask.new_zeros(mask.shape[dim])
-        stays[torch.as_tensor(kept_indices(axis, kept), device=mask.device)] = 1
+        stays = _stays(axis, kept, mask.new_zeros(mask.shape[dim]))
         mask *= stays.view([-1 if d == dim else 1 for d in range(mask.dim())])
+    return mask
+
+
+def _stays(axis: Axis, kept: Mapping[int, Indices], mask: Tensor) -> Tensor:
+    """`mask`, (n,) zeros for the indices of an axis, with 1 for those that stay."""
+    mask[torch.as_tensor(kept_indices(axis, kept), device=mask.device)] = 1
     return mask
 
 

@@ -72,7 +72,7 @@ def save(
         ArtifactError: `folder` exists, it can't be written, or the model is not the one that the plan makes.
     """
     path = check_output(folder, overwrite)
-    state = {**model.state_dict(keep_vars=True), **_statistics(model, plan)}
+    state = _state(model, plan)
     _check_cut(model, state, plan)
     try:
         # As it will be read: digests are of the text, in which numbers as keys have become strings.
@@ -136,8 +136,7 @@ def proved(plan: Plan, graph: Graph, model: nn.Module, small: nn.Module, inputs:
     Raises:
         EquivalenceError: the proof fails.
     """
-    state = {**small.state_dict(keep_vars=True), **_statistics(small, plan)}
-    saved = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    saved = {name: tensor for name, tensor in _state(small, plan).items() if isinstance(tensor, Tensor)}
     if plan.note.get("form") != "graph":  # which holds the weights themselves
         saved |= weights_of(graph.program.normed, saved)
     dense = {n: t for n, t in graph.program.tensors.items() if n in saved}
@@ -173,11 +172,11 @@ def _check_cut(model: nn.Module, state: Mapping[str, Any], plan: Plan) -> None:
         )
 
 
-def _statistics(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """What training keeps in plain attributes, and no state dict holds."""
+def _state(model: nn.Module, plan: Plan) -> dict[str, Any]:
+    """The state dict, and what training keeps in plain attributes, which no state dict holds."""
     names = plan.note.get(STATISTICS, ())
     slots = plain_slots(model) if names else {}
-    return {name: held_in(slots[name]) for name in names if name in slots}
+    return {**model.state_dict(keep_vars=True), **{name: held_in(slots[name]) for name in names if name in slots}}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -27,10 +27,11 @@ def fill(target: nn.Module, weights: Weights, path: Path) -> None:
     """
     live = {name: held for name, held in target.state_dict(keep_vars=True).items() if isinstance(held, Tensor)}
     saved = weights.state()
-    slots = {name: slot for name, slot in plain_slots(target).items() if name in saved and name not in live}
-    beside = {name: held_in(slot) for name, slot in slots.items()}
-    _check_entries({**live, **beside}, saved, path)
-    _check_ties({**live, **beside}, saved, weights, path)
+    beside = saved.keys() - live.keys()  # statistics in plain attributes
+    slots = {name: slot for name, slot in plain_slots(target).items() if name in beside} if beside else {}
+    every = {**live, **{name: held_in(slot) for name, slot in slots.items()}}
+    _check_entries(every, saved, path)
+    _check_ties(every, saved, weights, path)
     try:
         with torch.no_grad():
             for name, held in live.items():
@@ -41,7 +42,7 @@ def fill(target: nn.Module, weights: Weights, path: Path) -> None:
         state.update({name: tensor for name, tensor in saved.items() if name not in slots})
         target.load_state_dict(state, strict=True)
         for name, (box, key) in slots.items():
-            box[key] = saved[name].to(beside[name].device, copy=True)
+            box[key] = saved[name].to(box[key].device, copy=True)
     except Exception as error:  # whatever the model's hooks, or torch for a dtype that it can't hold, raise
         raise unreadable(path, "tensors that the model takes", f"{type(error).__name__}: {error}", AGAIN) from error
     target.zero_grad(set_to_none=True)

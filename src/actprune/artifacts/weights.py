@@ -110,8 +110,7 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
     with it."""
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        tensors_in = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-        if value is None or not (tensors_in or _is_extra(name)):
+        if value is None or not (_is_extra(name) or _holds_tensors(value)):
             continue
         if not isinstance(value, Tensor):
             got = type(value).__name__
@@ -135,6 +134,10 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _is_extra(name: str) -> bool:
     """Whether `get_extra_state` of a module gave it, which may hold what training has learnt."""
     return name.rpartition(".")[2] == "_extra_state"
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _has_memory(tensor: Tensor) -> bool:

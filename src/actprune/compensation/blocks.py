@@ -100,10 +100,12 @@ def find_blocks(walk: Walk) -> list[Block]:
         layers = [site for site in group.producers if site.node not in tables]
         if between is not None and back and all(site.kind in LAYERS for site in (*layers, *between, reader)):
             makers.setdefault(reader, {}).update(dict.fromkeys((*group.producers, *between)))
-    found: list[Block | None] = []
-    for reader, sites in makers.items():
-        layers = [site for site in sites if site.node not in tables]
-        found += [_block(walk, places, reader, some) for some in ([sites, layers] if layers != [*sites] else [sites])]
+    tried = {
+        (reader, some): None
+        for reader, sites in makers.items()
+        for some in (tuple(sites), tuple(site for site in sites if site.node not in tables))
+    }
+    found = (_block(walk, places, reader, some) for reader, some in tried)
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
 
 

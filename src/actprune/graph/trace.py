@@ -82,8 +82,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
         traced, tracer = _traced(model, args, kwargs, names, like.tracer if like is not None else 0)
         every = names.every(set(traced.bindings.values()))
         fixed = _in_known_form(traced, model, names, every, training)
-        of_numbers = {name for name in fixed & names.plain.keys() if not names.is_fixed(name, True)}
-        statistics = remembered(model, args, kwargs) & of_numbers if of_numbers else frozenset[str]()
+        statistics = _statistics(model, args, kwargs, names, fixed, like)
         normed, weights = fold_weight_norms(traced.graph, traced.bindings, {**every, **traced.constants})
         covered_as_channels(traced.graph)
     graph = traced.graph
@@ -140,6 +139,20 @@ def _in_known_form(
     statistics = {n for n, name in held.items() if not isinstance(names.tensors[name], nn.Parameter)}
     make_canonical(graph, statistics, set(held))
     return fixed | model.uncut()
+
+
+def _statistics(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Names, fixed: frozenset[str],
+    like: Program | None,
+) -> frozenset[str]:  # fmt: skip
+    """Those of the fixed tensors that are so for their numbers alone, which training computes; where a program of the
+    same class has them all, it tells."""
+    known = frozenset(name for name in fixed & names.plain.keys() if not names.is_fixed(name, True))
+    if not known:
+        return known
+    if like is not None and known <= like.tensors.keys():
+        return known & like.statistics
+    return known & remembered(model, args, kwargs)
 
 
 def _claim_names(graph: Graph) -> None:
