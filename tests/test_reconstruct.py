@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import actprune as ap
 from actprune.axes.capture import Graph, capture
@@ -173,6 +174,50 @@ def test_a_table_with_more_rows_than_samples_leaves_the_layers_beside_it_to_be_f
     assert [one["module"] for one in rewrite.record["blocks"].values()] == ["read"]
     assert "up.weight" in rewrite.tensors
     assert "table.weight" not in rewrite.tensors
+
+
+class Steps(nn.Module):
+    """Rows of a table, step by step, for a recurrent layer whose sums of them have rank three."""
+
+    def __init__(self, kind: str, first: bool, packed: bool = False, **given: Any) -> None:
+        super().__init__()
+        self.table, self.packed, self.first = nn.Embedding(20, 8), packed, first
+        self.layer = getattr(nn, kind)(8, 5, batch_first=first, **given)
+        basis = torch.randn(3, 8)
+        with torch.no_grad():
+            for name, weight in self.layer.named_parameters():
+                if name.startswith("weight_ih"):
+                    weight.copy_(torch.randn(len(weight), 3) @ basis / 4)
+
+    def forward(self, i: Tensor, lengths: Tensor) -> Tensor:
+        x = self.table(i)
+        if self.packed:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.layer(packed)[0], batch_first=True)[0]
+        return self.layer(x)[0] if self.first else self.layer(x.transpose(0, 1))[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kind": "LSTM", "first": True},
+        {"kind": "GRU", "first": False, "bidirectional": True},
+        {"kind": "LSTM", "first": True, "packed": True, "bidirectional": True},
+    ],
+)
+def test_rows_of_a_table_are_fitted_with_the_recurrent_layer_that_reads_them(given: dict[str, Any]) -> None:
+    i, lengths = torch.randint(0, 20, (SAMPLES, 6)), torch.randint(3, 7, (SAMPLES,))
+    lengths[::BATCH] = 6
+    graph = capture(Steps(**given).eval(), (i[:BATCH], lengths[:BATCH]))
+    data = list(zip(i.split(BATCH), lengths.split(BATCH), strict=True))
+    plan = make_plan(graph, {"table": [0, 2, 5, 6]})
+    error = [
+        sum(float(((a[0] - b[0]) ** 2).sum()) for a, b in zip(*outputs, strict=True))
+        for method in ("least_squares", "reconstruct")
+        for rewrite in [compensate(graph, plan, data, method=method)]
+        for outputs in [[[run(graph.program, one, t) for one in data] for t in ({}, rewrite.tensors)]]
+    ]
+    assert error[1] < 1e-2 * error[0]
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import kept_indices
 from actprune.axes.picked import picked
 from actprune.axes.site import Site
 from actprune.compensation.effort import (
@@ -28,7 +27,7 @@ from actprune.compensation.effort import (
     Enough,
 )
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
-from actprune.compensation.schedule import Path
+from actprune.compensation.read import Read, read_by
 from actprune.compensation.walk import Walk
 from actprune.graph.program import named_arguments, op_name, shape
 from actprune.rewrite import entry_mask
@@ -48,29 +47,32 @@ class Block:
     """From the first maker of some groups to the call that reads them, the last one where there are several.
 
     Attributes:
-        reader: the call that reads them.
-        outputs: those of its outputs that stay.
-        calls: in order, all that depends on the makers' weights and that the result depends on.
-        result: what has to come out as in the dense network: the reader's output, or the norm's behind it.
-        path: what becomes of the reader's output.
+        read: what has to come out as in the dense network.
+        calls: in order, all that depends on the makers' weights and that what is read depends on.
         start, stop: the places of the first maker and behind the reader.
         masks: weights and biases of all of them by name → 1 where they may change.
         narrow: the calls in the widths that stay, where they run so.
-        macs, values, residuals: numbers of them for one batch.
+        macs, values: numbers of them for one batch.
     """
 
-    reader: Site
-    outputs: tuple[int, ...]
+    read: Read
     calls: tuple[Node, ...]
-    result: Node
-    path: Path
     start: int
     stop: int
     masks: Mapping[str, Tensor]
     narrow: Narrowed
     macs: int
     values: int
-    residuals: int
+
+    @property
+    def reader(self) -> Site:
+        """The first weight of the call that reads."""
+        return self.read.sites[0]
+
+    @property
+    def residuals(self) -> int:
+        """How many numbers of one batch are compared."""
+        return self.read.residuals
 
     @property
     def unknowns(self) -> int:
@@ -84,9 +86,10 @@ def find_blocks(walk: Walk) -> list[Block]:
     there may be too few samples.
     A group has one reader, or the others lead to the last one alone, through some layers whose results are multiplied
     with or added to the units: the squeeze of a gate, a residual block. These layers then belong to the block, and
-    blocks that end there may lie within it as a whole: see `chosen`.
+    blocks that end there may lie within it as a whole: see `chosen`. A recurrent call reads its input in each
+    direction.
     """
-    makers: dict[Site, dict[Site, None]] = {}
+    makers: dict[tuple[Site, ...], dict[Site, None]] = {}
     tables = {node.name for node in walk.nodes if op_name(node).startswith(TABLES)}
     places = {node.name: i for i, node in enumerate(walk.nodes)}
     for group in walk.graph.groups:
@@ -94,25 +97,28 @@ def find_blocks(walk: Walk) -> list[Block]:
         runs = all(site.node in places for site in (*group.producers, *group.consumers))  # not in training alone
         if not (cut and runs and group.producers and group.consumers):
             continue
-        *others, reader = sorted(group.consumers, key=lambda site: places[site.node])
-        between = _leading_to(walk, places, reader, others)
+        consumers = sorted(group.consumers, key=lambda site: places[site.node])
+        readers = tuple(site for site in consumers if site.node == consumers[-1].node)
+        others = [site for site in consumers if site not in readers]
+        between = _leading_to(walk, places, readers[0], others)
         back = not others or not set(group.producers).isdisjoint(between or ())
         layers = [site for site in group.producers if site.node not in tables]
-        if between is not None and back and all(site.kind in LAYERS for site in (*layers, *between, reader)):
-            makers.setdefault(reader, {}).update(dict.fromkeys((*group.producers, *between)))
+        known = readers[0].kind in (*LAYERS, "recurrent") and all(site.kind in LAYERS for site in layers)
+        if between is not None and back and known and all(site.kind in LAYERS for site in between):
+            makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))
     tried = {
-        (reader, some): None
-        for reader, sites in makers.items()
+        (readers, some): None
+        for readers, sites in makers.items()
         for some in (tuple(sites), tuple(site for site in sites if site.node not in tables))
     }
-    found = (_block(walk, places, reader, some) for reader, some in tried)
+    found = (_block(walk, places, readers, some) for readers, some in tried)
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
 
 
 def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Sequence[Site]) -> list[Site] | None:
     """The layers from these ones on that lead to the reader; None where some lead elsewhere, or there are many."""
     end, reached = walk.nodes[places[reader.node]], set[Node]()
-    waiting = [walk.nodes[places[site.node]] for site in others if site.node != reader.node]
+    waiting = [walk.nodes[places[site.node]] for site in others]
     while waiting:
         node = waiting.pop()
         if node.op == "output" or places[node.name] > places[end.name]:
@@ -125,35 +131,30 @@ def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Seq
     return found if len(found) <= BETWEEN else None
 
 
-def _block(walk: Walk, places: Mapping[str, int], reader: Site, makers: Iterable[Site]) -> Block | None:
-    tensors, axes = walk.graph.program.tensors, walk.graph.tensor_axes
+def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], makers: Iterable[Site]) -> Block | None:
+    tensors, reader = walk.graph.program.tensors, readers[0]
 
     def free(site: Site) -> bool:
         node = walk.nodes[places[site.node]]
         floats = tensors[site.weight].dtype in (torch.float32, torch.float64)
         return floats and walk.state.owns(site.weight, node)
 
-    chosen = [site for site in makers if site.weight != reader.weight and free(site)]
-    if not chosen or not free(reader):
+    chosen = [site for site in makers if site not in readers and site.weight != reader.weight and free(site)]
+    if not chosen or not all(map(free, readers)):
         return None
-    node = walk.nodes[places[reader.node]]
-    path, masks = walk.paths[node], dict[str, Tensor]()
-    for site in (*chosen, reader):
-        masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site is not reader)
-    result = path.norm or node
-    calls = _between(walk.nodes, masks, walk.state.placeholders, result)
-    if path.partner in calls or picked(walk.graph, result):
+    node, masks = walk.nodes[places[reader.node]], dict[str, Tensor]()
+    for site in (*chosen, *readers):
+        masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site not in readers)
+    read = read_by(walk.graph, node, readers, walk.paths.get(node), walk.state.kept)
+    calls = _between(walk.nodes, masks, walk.state.placeholders, read.value)
+    if read.path.partner in calls or picked(walk.graph, read.value):
         return None
-    outputs = kept_indices(reader.out_axis(axes[reader.weight]), walk.state.kept)
-    residuals = prod(shape(result)) * len(outputs) // reader.outputs(tensors[reader.weight])
-    narrow = narrowed(walk.graph, walk.state.kept, calls)
-    if prod(narrow.shape(result)) != residuals:  # positions would be left out, too, which the target has
+    narrow = narrowed(walk.graph, walk.state.kept, calls, read.outputs if read.multiplied else ())
+    if prod(narrow.shape(read.value)) != read.rows * read.left:  # no positions may be left out, which the target has
         narrow = WHOLE
-    return Block(
-        reader, tuple(outputs), tuple(calls), result, path,
-        min(places[site.node] for site in chosen), places[node.name] + 1, masks, narrow,
-        *_effort(walk.graph, calls, narrow), residuals,
-    )  # fmt: skip
+    start, stop = min(places[site.node] for site in chosen), places[node.name] + 1
+    macs, values = _effort(walk.graph, calls, narrow)
+    return Block(read, tuple(calls), start, stop, masks, narrow, macs + read.macs, values)
 
 
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:

@@ -85,15 +85,16 @@ WHOLE = Narrowed({}, {}, {})
 """The calls as they are."""
 
 
-def narrowed(graph: Graph, kept: Mapping[int, Indices], calls: Sequence[Node]) -> Narrowed:
+def narrowed(graph: Graph, kept: Mapping[int, Indices], calls: Sequence[Node], besides: Iterable[str] = ()) -> Narrowed:
     """These calls with the kept units alone; `WHOLE` where nothing is left out, or not all of them run so.
 
     Args:
         kept: leaf key → units.
         calls: in order.
+        besides: tensors of the model that none of them reads.
     """
     values: dict[Node, Places] = {}
-    tensors: dict[str, Places] = {}
+    tensors = {name: _places(graph.tensor_axes[name], kept, graph.program.tensors[name]) for name in besides}
     known: dict[Node, Tensor] = {}
     for node in _all_read(calls):
         name = graph.program.bindings.get(node.name)

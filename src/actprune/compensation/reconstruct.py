@@ -3,8 +3,9 @@
 A refit of the reader alone leaves the kept units what they were. Here the layers in front of it turn them into better
 ones for the sum that the reader joins: some steps of Gauss and Newton (`gauss_newton`) for the makers and the reader
 together, through whatever lies between (activations, norms, gates, pooling, an attention); then the reader is refitted
-in closed form on all samples. Blocks are taken front to back, each on what the network that is already reconstructed
-gives it. (Compare Li et al. 2021, BRECQ: block reconstruction, §3.2, for quantisation, by gradient descent.)
+in closed form on all samples. Of a recurrent call that reads them the sums W_ih x count (`read`). Blocks are taken
+front to back, each on what the network that is already reconstructed gives it. (Compare Li et al. 2021, BRECQ: block
+reconstruction, §3.2, for quantisation, by gradient descent.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from actprune.compensation.streams import writes
 from actprune.compensation.together import Loop, find_loop, fit_together
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
-from actprune.stats.patches import output_rows
 
 SAME = 1e-4
 """Calls in the widths that stay may give so much else, as a share of what they give."""
@@ -81,7 +81,7 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     left, failed = descend(partial(run.step, fitted, held), first, rounds)
     if left < first:
         walk.streams.overrides = run.streams.overrides
-        walk.settled |= block.masks.keys() - {block.reader.weight}
+        walk.settled |= block.masks.keys() - block.read.outputs.keys()
     told = {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0}
     return told if failed is None else {**told, "failed": failed}
 
@@ -91,11 +91,10 @@ class _Run:
 
     def __init__(self, walk: Walk, block: Block, batches: Sequence[int], overrides: Mapping[str, Tensor]) -> None:
         self.block, self.streams = block, walk.streams.part(batches, overrides)
-        for node in walk.nodes[block.start : walk.nodes.index(block.result) + 1]:
+        for node in walk.nodes[block.start : walk.nodes.index(block.read.value) + 1]:
             self.streams.step_dense(node)
             self.streams.step_cut(node)
-        reader = next(node for node in block.calls if node.name == block.reader.node)
-        self.there = rows_there(walk.state.padding, self.streams, block.reader, reader)
+        self.there = rows_there(walk.state.padding, self.streams, block.reader, block.read.value)
         self.placeholders = {name: walk.state.placeholders[name] for name in block.masks}
         self._use(WHOLE)
         if block.narrow:
@@ -155,33 +154,35 @@ class _Run:
 
     def _made(self, i: int, at: Sequence[Tensor]) -> Tensor:
         """(n, positions, o): the block's own part of what the reader's output becomes, for the outputs that stay."""
-        values: dict[Node, Any] = {}
-        for name, value in self._changed(at).items():
+        values, weights = dict[Node, Any](), self._changed(at)
+        for name, value in weights.items():
             values |= dict.fromkeys(self.placeholders[name], value)
         for node in self.block.calls:
             for source in node.all_input_nodes:
                 if source not in values:
                     values[source] = self.narrow.value(source, self.streams.now(source, i))
             values[node] = self.narrow.call(node, values)
-        made = output_rows(self.block.reader, values[self.block.result])
-        return made if self.narrow else made[..., self.block.outputs]
+        return self.block.read.sums(values[self.block.read.value], weights, whole=not self.narrow)
 
     def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
         """What is left of the dense network's sum; in front of a ReLU, what that lets through; nothing of padding."""
         found, target = self._made(i, at) + self._partner(i, cut=True), self._target(i)
-        left = torch.where(target > 0, found - target, found.relu()) if self.block.path.rectified else found - target
+        left = found - target
+        if self.block.read.path.rectified:
+            left = torch.where(target > 0, left, found.relu())
         there = self.there[i]
         return left if there is None else left.where(there[..., None], 0)
 
     def _target(self, i: int) -> Tensor:
-        return self._rows(self.streams.dense(self.block.result)[i]) + self._partner(i, cut=False)
+        return self._sums(self.streams.dense(self.block.read.value)[i]) + self._partner(i, cut=False)
 
     def _partner(self, i: int, cut: bool) -> Tensor | float:
         """The other part of the sum that the reader's output joins."""
-        partner = self.block.path.partner
+        partner = self.block.read.path.partner
         if partner is None:
             return 0.0
-        return self._rows((self.streams.cut(partner) if cut else self.streams.dense(partner))[i])
+        return self._sums((self.streams.cut(partner) if cut else self.streams.dense(partner))[i])
 
-    def _rows(self, value: Tensor) -> Tensor:
-        return output_rows(self.block.reader, value)[..., self.block.outputs]
+    def _sums(self, value: Tensor) -> Tensor:
+        """Of a value of the dense network, or one as large, the sums that stay."""
+        return self.block.read.sums(value, self.streams.program.tensors)

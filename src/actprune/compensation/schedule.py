@@ -42,6 +42,10 @@ class Path:
     rectified: bool
 
 
+ALONE = Path(torch.ones(1), None, None, False)
+"""Of sums that stay what they are."""
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The nodes in an order in which each consumer's partner comes before it, and the consumers' paths."""

@@ -25,7 +25,7 @@ from actprune.distance import Outputs
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.graph.values import is_float
-from actprune.stats.patches import output_dim, output_rows
+from actprune.stats.patches import output_rows
 from actprune.stats.stacked import stacked_form
 
 MASKS = {
@@ -84,8 +84,9 @@ class Padding:
         return None if found is None or bool(found.all()) else found
 
     def rows(self, site: Site, node: Node, batch: Batch) -> Tensor | None:
-        """(n, positions) which rows of a layer (`output_rows`) are no padding; None: all."""
-        there = along(self.of(node.name, batch), node.meta["val"], output_dim(node))
+        """(n, positions) which rows of a layer (`output_rows`), or of a norm behind it, are no padding; None: all."""
+        value = node.meta["val"]
+        there = along(self.of(node.name, batch), value, value.dim() - 1 if site.kind == "linear" else 1)
         return None if there is None else output_rows(site, there)[..., 0]
 
     def given(self, site: Site, x: Tensor, batch: Batch) -> Tensor | None:

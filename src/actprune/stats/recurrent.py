@@ -125,6 +125,12 @@ def is_recurrent(node: Node) -> bool:
     return op_name(node).startswith(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"))
 
 
+def input_of(node: Node) -> Node:
+    """What gives the input of a recurrent call: x, or the rows of packed samples."""
+    own = named_arguments(node)
+    return own["data"] if "batch_sizes" in own else own["input"]
+
+
 def unroll(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Unrolled:
     """A recurrent call on the arguments of one batch."""
     own = named_arguments(node)
