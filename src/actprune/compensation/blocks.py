@@ -10,32 +10,29 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.capture import Graph
 from actprune.axes.picked import picked
 from actprune.axes.site import Site
 from actprune.compensation.effort import (
     ENOUGH,
     FEWEST,
+    FEWEST_IN_TIME,
     FIRST,
     GRAPHS,
     PASSES,
     PLENTY,
     ROUNDS,
     SEVERAL,
-    VALUE,
     WORK,
     Enough,
 )
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.read import Read, read_by
 from actprune.compensation.walk import Walk
-from actprune.graph.program import named_arguments, op_name, shape
+from actprune.compensation.work import TABLES, work
+from actprune.graph.program import named_arguments, op_name
 from actprune.rewrite import entry_mask
 from actprune.stats.patches import LAYERS
-
-TABLES = "aten.embedding."
-"""The op of tables that are looked up by index: their rows are as free as those of a layer. Rows that no sample asks
-for stay as they are; held-out samples ask for others, and say whether that does."""
+from actprune.stats.recurrent import is_recurrent
 
 BETWEEN = 6
 """Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
@@ -75,6 +72,16 @@ class Block:
         return self.read.residuals
 
     @property
+    def recurrent(self) -> bool:
+        """Whether it is fitted through time."""
+        return any(map(is_recurrent, self.calls))
+
+    @property
+    def fewest(self) -> int:
+        """Residuals for each weight that is fitted, at least."""
+        return FEWEST_IN_TIME if self.recurrent else FEWEST
+
+    @property
     def unknowns(self) -> int:
         return sum(int(mask.sum()) for mask in self.masks.values())
 
@@ -102,9 +109,9 @@ def find_blocks(walk: Walk) -> list[Block]:
         others = [site for site in consumers if site not in readers]
         between = _leading_to(walk, places, readers[0], others)
         back = not others or not set(group.producers).isdisjoint(between or ())
-        layers = [site for site in group.producers if site.node not in tables]
-        known = readers[0].kind in (*LAYERS, "recurrent") and all(site.kind in LAYERS for site in layers)
-        if between is not None and back and known and all(site.kind in LAYERS for site in between):
+        layers = [site for site in (*group.producers, *(between or ()), readers[0]) if site.node not in tables]
+        known = all(site.kind in LAYERS or _in_time(walk.nodes[places[site.node]]) for site in layers)
+        if between is not None and back and known:
             makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))
     tried = {
         (readers, some): None
@@ -113,6 +120,11 @@ def find_blocks(walk: Walk) -> list[Block]:
     }
     found = (_block(walk, places, readers, some) for readers, some in tried)
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
+
+
+def _in_time(node: Node) -> bool:
+    """Whether a call is a recurrent layer, all of its steps."""
+    return is_recurrent(node) and "_cell" not in op_name(node)
 
 
 def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Sequence[Site]) -> list[Site] | None:
@@ -128,7 +140,7 @@ def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Seq
             waiting += node.users
     names = {node.name for node in reached}
     found = [site for site in walk.graph.sites if site.node in names]
-    return found if len(found) <= BETWEEN else None
+    return found if len({site.node for site in found}) <= BETWEEN else None
 
 
 def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], makers: Iterable[Site]) -> Block | None:
@@ -153,7 +165,7 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
     if prod(narrow.shape(read.value)) != read.rows * read.left:  # no positions may be left out, which the target has
         narrow = WHOLE
     start, stop = min(places[site.node] for site in chosen), places[node.name] + 1
-    macs, values = _effort(walk.graph, calls, narrow)
+    macs, values = work(walk.graph, calls, narrow)
     return Block(read, tuple(calls), start, stop, masks, narrow, macs + read.macs, values)
 
 
@@ -198,24 +210,6 @@ def _between(
     return [node for node in nodes if node in behind and node in needed]
 
 
-def _effort(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int, int]:
-    """(multiply-adds, values) of these calls, for one batch; what values take by themselves counts as multiply-adds."""
-    sites = {site.node: site for site in graph.sites}
-    macs = values = 0
-    for node in calls:
-        values += prod(narrow.shape(node))
-        site = sites.get(node.name)
-        if site is not None and not op_name(node).startswith(TABLES):  # a row is read, no sum over all of them
-            weight = graph.program.tensors[site.weight]
-            left = prod(narrow.left(site.weight, weight)) / weight.numel()
-            macs += int(left * site.columns(weight) * prod(shape(node)))
-        elif op_name(node).startswith("aten.scaled_dot_product_attention."):
-            query, key = node.args[:2]
-            weights = prod(shape(query)[:-1]) * shape(key)[-2]
-            macs, values = macs + 2 * weights * shape(query)[-1], values + 2 * weights
-    return macs + VALUE * values, values
-
-
 def chosen(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> tuple[list[Block], dict[Site, int], int]:
     """Those that are fitted, and what `affordable` says of them.
 
@@ -250,5 +244,5 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
         found = {reader: round(share * count) for reader, count in counts.items()}
         if rounds >= SEVERAL:
             break
-    fewest = {block.reader: FEWEST * block.unknowns / max(block.residuals, 1) for block in blocks}
+    fewest = {block.reader: block.fewest * block.unknowns / max(block.residuals, 1) for block in blocks}
     return {reader: count if count >= fewest[reader] else 0 for reader, count in found.items()}, rounds

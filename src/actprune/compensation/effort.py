@@ -19,8 +19,14 @@ all blocks may take, where that is more. Large models use fewer samples, or are 
 FEWEST = 4
 """Residuals for each weight that is fitted: with fewer they are left as they are."""
 
+FEWEST_IN_TIME = 1
+"""The same with a recurrent layer, whose states are near the dense ones of every step where these steps begin."""
+
 VALUE = 30
 """Multiply-adds in the time that a value takes which is only read and written."""
+
+TOUCHED = 8
+"""Values that one output of a gate takes on its way to the state."""
 
 GRAPHS = 16
 """Bytes for each value between weights and residuals that derivatives hold."""

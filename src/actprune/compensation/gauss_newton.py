@@ -11,10 +11,12 @@ preconditioned with the diagonal of JᵀJ, estimated as the mean square of Jᵀu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Residual = Callable[[Sequence[Tensor]], Tensor]
 """Changes of the weights → the residual of one batch, of any shape."""
@@ -101,6 +103,31 @@ def gauss_newton(residuals: Sequence[Residual], like: Sequence[Tensor], steps: i
         before, length = length, _product(left, towards)
         direction = _plus(towards, length / before, direction)
     return changes
+
+
+@contextmanager
+def twice_differentiable(recurrent: bool = False) -> Iterator[None]:
+    """Fast kernels have one derivative only: those of attention, and of cuDNN's and oneDNN's recurrent layers.
+
+    Args:
+        recurrent: whether there are such layers.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(_without_onednn())
+        yield
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """torch's own `mkldnn.flags` set TF32, too, and warn of that."""
+    before = torch.backends.mkldnn.enabled
+    setattr(torch.backends.mkldnn, "enabled", False)  # noqa: B010 - typed as what reads and writes it
+    try:
+        yield
+    finally:
+        setattr(torch.backends.mkldnn, "enabled", before)  # noqa: B010
 
 
 def descend(step: Callable[[float], float], loss: float, rounds: int) -> tuple[float, str | None]:

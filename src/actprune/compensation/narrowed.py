@@ -95,11 +95,14 @@ def narrowed(graph: Graph, kept: Mapping[int, Indices], calls: Sequence[Node], b
     """
     values: dict[Node, Places] = {}
     tensors = {name: _places(graph.tensor_axes[name], kept, graph.program.tensors[name]) for name in besides}
-    known: dict[Node, Tensor] = {}
+    known: dict[Node, Any] = {}
+    made = set(calls)
     for node in _all_read(calls):
         name = graph.program.bindings.get(node.name)
         dims = graph.node_axes.get(node.name) if name is None else graph.tensor_axes.get(name)
         held = node.meta.get("val") if name is None else graph.program.tensors[name]
+        if node in made and not isinstance(held, Tensor):
+            continue  # several values, which other calls take apart
         if not isinstance(dims, tuple) or not isinstance(held, Tensor):
             return WHOLE
         places = _places(dims, kept, held)
@@ -112,16 +115,24 @@ def narrowed(graph: Graph, kept: Mapping[int, Indices], calls: Sequence[Node], b
         return WHOLE
     groups = {node: left for node in calls if (left := _groups_left(graph, node, kept))}
     for node in calls:
-        expected = known[node].shape
         try:
             with torch.no_grad():
-                found = _called(node, known, groups.get(node))
+                known[node] = _called(node, known, groups.get(node))
         except Exception:  # whatever an operator says of sizes that it was not recorded with
             return WHOLE
-        if not isinstance(found, Tensor) or found.shape != expected:
+        if not _is_left(known[node], node.meta["val"], graph.node_axes.get(node.name), kept):
             return WHOLE
-        known[node] = found
     return Narrowed(values, tensors, groups)
+
+
+def _is_left(found: Any, val: Any, dims: Any, kept: Mapping[int, Indices]) -> bool:
+    """Whether a call gives what stays of its value, or of each of its values."""
+    if isinstance(val, (tuple, list)):
+        several = isinstance(found, (tuple, list)) and isinstance(dims, (tuple, list)) and len(found) == len(dims)
+        return several and all(_is_left(*one, kept) for one in zip(found, val, dims, strict=True))
+    if not isinstance(found, Tensor) or not isinstance(dims, tuple):
+        return False
+    return found.shape == _left(val.shape, _places(dims, kept, val))
 
 
 def _groups_left(graph: Graph, node: Node, kept: Mapping[int, Indices]) -> Mapping[str, int]:

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actprune.compensation.blocks import Block, chosen, find_blocks
 from actprune.compensation.effort import STEPS
-from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
+from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.rows import rows_there
 from actprune.compensation.streams import writes
@@ -72,16 +71,19 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     count = min(batches + ceil(HELD * batches), walk.streams.count)
     held = evenly(count, count - batches)
     fitted = [i for i in range(count) if i not in held]
-    refit = walk.branch()
-    # the walk itself refits the reader once more
-    refit.state.settings = replace(walk.state.settings, rounds=0, unrolls=0)
+    refit, settled = walk.branch(), block.masks.keys() - block.read.outputs.keys()
+    if not block.recurrent:  # the walk itself refits the reader once more
+        refit.state.settings = replace(walk.state.settings, rounds=0, unrolls=0)
     refit.advance(block.stop)
     run = _Run(walk, block, evenly(walk.streams.count, count), refit.overrides)
     first = run.loss(held)
     left, failed = descend(partial(run.step, fitted, held), first, rounds)
-    if left < first:
+    if left < first or block.recurrent:  # a recurrent layer has had its refit by then, whatever came of the steps
         walk.streams.overrides = run.streams.overrides
-        walk.settled |= block.masks.keys() - block.read.outputs.keys()
+        walk.settled |= settled
+    if block.recurrent:
+        own = [site.name for site in walk.graph.sites if site.weight in settled and site.name in refit.record]
+        walk.record.update({name: refit.record[name] for name in own})
     told = {"module": block.reader.module, "batches": batches, "left": left / first if first else 1.0}
     return told if failed is None else {**told, "failed": failed}
 
@@ -122,7 +124,7 @@ class _Run:
             The same behind it.
         """
         residuals = [partial(self._residual, i) for i in fitted]
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have one derivative only
+        with twice_differentiable(self.block.recurrent):
             changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
         best, loss = best_size(lambda at: self._loss(at, held), changes, loss)
         if best is not None:

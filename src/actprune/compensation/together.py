@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import Indices, kept_indices
 from actprune.axes.site import Site
 from actprune.compensation.effort import STEPS
-from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
+from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.own import calls_of, is_plain
 from actprune.compensation.rows import contracted
 from actprune.compensation.streams import Streams
@@ -144,7 +143,7 @@ class _Run:
     def step(self, fitted: Sequence[int], held: Sequence[int], loss: float) -> float:
         """One step on some batches, as large as is best for the held-out ones; none where that does not help."""
         residuals = [partial(self.residual, i) for i in fitted]
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have one derivative only
+        with twice_differentiable():
             changes = gauss_newton(residuals, self.masks, STEPS)
         best, loss = best_size(partial(self.loss, held), changes, loss)
         if best is not None:

@@ -11,15 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from actprune.compensation.effort import FEWEST, GRAPHS, PASSES, PLENTY, ROUNDS, STEPS, VALUE, WORK
-from actprune.compensation.gauss_newton import best_size, descend, gauss_newton
+from actprune.compensation.effort import FEWEST, GRAPHS, PASSES, PLENTY, ROUNDS, STEPS, TOUCHED, VALUE, WORK
+from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.stats.recurrent import Params
-
-TOUCHED = 8
-"""Values that one output of a gate takes on its way to the state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +41,7 @@ class Whole:
             nonlocal found
             changed = partial(self._changed, found)
             residuals = [partial(self._residual, changed, i) for i in batches]
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            with twice_differentiable(recurrent=True):
                 changes = gauss_newton(residuals, list(self.masks.values()), STEPS)
             best, loss = best_size(lambda at: self.error(changed(at)), changes, loss)
             found = found if best is None else changed(best)

@@ -144,7 +144,8 @@ class Walk:
         differs = settings.everything and any(map(self.streams.differs, node.all_input_nodes))
 
         def wanted(site: Site) -> bool:
-            return state.owns(site.weight, node) and (differs or site.weight in state.zeroed)
+            mine = state.owns(site.weight, node) and site.weight not in self.settled
+            return mine and (differs or site.weight in state.zeroed)
 
         quick = settings.rows < ROWS
         rounds = min(settings.rounds, 1 if quick else OWN_ROUNDS)

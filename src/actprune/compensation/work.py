@@ -1,0 +1,55 @@
+"""What it takes to run some calls: multiply-adds, and the values that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+from torch import Tensor
+from torch.fx import Node
+
+from actprune.axes.capture import Graph
+from actprune.axes.site import Site
+from actprune.compensation.effort import TOUCHED, VALUE
+from actprune.compensation.narrowed import Narrowed
+from actprune.graph.program import op_name, shape
+from actprune.stats.recurrent import input_of, is_recurrent
+
+TABLES = "aten.embedding."
+"""The op of tables that are looked up by index: their rows are as free as those of a layer. Rows that no sample asks
+for stay as they are; held-out samples ask for others, and say whether that does."""
+
+
+def work(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int, int]:
+    """(multiply-adds, values) of one batch; what values take by themselves counts as multiply-adds.
+
+    Args:
+        narrow: the calls in the widths that stay, where they run so.
+    """
+    sites: dict[str, list[Site]] = {}
+    for site in graph.sites:
+        sites.setdefault(site.node, []).append(site)
+    macs = values = 0
+    for node in calls:
+        of_call, made = _of_call(graph, node, sites.get(node.name, ()), narrow)
+        macs, values = macs + of_call, values + made
+    return macs + VALUE * values, values
+
+
+def _of_call(graph: Graph, node: Node, sites: Sequence[Site], narrow: Narrowed) -> tuple[int, int]:
+    """(multiply-adds, values) of one call."""
+    weights = [narrow.left(site.weight, graph.program.tensors[site.weight]) for site in sites]
+    if sites and is_recurrent(node):
+        rows = prod(shape(input_of(node))[:-1])
+        return rows * sum(map(prod, weights)), rows * TOUCHED * sum(outputs for outputs, *_ in weights)
+    held = node.meta["val"]
+    values = sum(prod(one.shape) for one in held if isinstance(one, Tensor)) if isinstance(held, (tuple, list)) else 0
+    values = values or prod(narrow.shape(node))
+    if sites and not op_name(node).startswith(TABLES):  # a row is read, no sum over all of them
+        weight = graph.program.tensors[sites[0].weight]
+        return int(prod(weights[0]) / weight.numel() * sites[0].columns(weight) * prod(shape(node))), values
+    if op_name(node).startswith("aten.scaled_dot_product_attention."):
+        query, key = node.args[:2]
+        pairs = prod(shape(query)[:-1]) * shape(key)[-2]
+        return 2 * pairs * shape(query)[-1], values + 2 * pairs
+    return 0, values
