@@ -442,6 +442,19 @@ def _(m: Any, x: Tensor) -> Tensor:
     return x + m.table(torch.arange(5))
 
 
+def test_a_table_that_is_computed_makes_its_units() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.read = nn.Embedding(10, UNITS), nn.Linear(UNITS, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.read(F.embedding(x, 2 * self.first.weight))
+
+    (group,) = assert_cut(Scaled().eval(), torch.arange(5)).groups
+    assert [(site.weight, site.kind) for site in group.producers] == [("first.weight", "computed")]
+
+
 @case("scaled_dot_product_attention", kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     """The default scale is that of the tensors as they are, so it changes with the cut."""

@@ -197,10 +197,13 @@ class Call:
         return found if own == self.axes(weight)[out_dim] else None
 
     def makes(self, kind: str, weight: Any, out_dim: int) -> None:
-        """Note that units are made of the rows of a parameter that is not contracted, such as an embedding."""
-        stored = self.inference.stored.find(weight)
-        if stored is not None:
-            name, order = stored
+        """Note that units are made of the rows of a parameter that is not contracted, such as an embedding, or of a
+        table that is computed from it entry by entry."""
+        found = self.inference.stored.find(weight)
+        if found is None and self.inference.stored.made_alone(weight):
+            kind, found = "computed", self.made_of(weight, out_dim)
+        if found is not None:
+            name, order = found
             out = order[out_dim]
             self.inference.sites.append(
                 Site(self.node.name, module_path(self.node), kind, name, None, out, out, reads=False)

@@ -97,7 +97,7 @@ def find_blocks(walk: Walk) -> list[Block]:
         *others, reader = sorted(group.consumers, key=lambda site: places[site.node])
         between = _leading_to(walk, places, reader, others)
         back = not others or not set(group.producers).isdisjoint(between or ())
-        layers = [site for site in group.producers if site.node not in tables]
+        layers = [site for site in group.producers if site.node not in tables or site.kind == "computed"]
         if between is not None and back and all(site.kind in LAYERS for site in (*layers, *between, reader)):
             makers.setdefault(reader, {}).update(dict.fromkeys((*group.producers, *between)))
     tried = {
