@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Batch, Program
 from actprune.graph.purify import root, writes, written_memory
-from actprune.graph.run import arguments, bound_values, call
+from actprune.graph.run import arguments, bound_values, call, last_uses
 from actprune.mapped import let_go
 
 Values = list[Any]
@@ -58,11 +58,10 @@ class Streams:
         self._of_tensors = _of_tensors(program, order)
         self._made: dict[Node, list[Tensor | None]] = {}
         returned = {out for out in program.outputs if isinstance(out, Node)}
-        last = {source: node for node in order for source in node.all_input_nodes}
-        self._dying: dict[Node, list[Node]] = {}
-        for source, node in last.items():
-            if source not in returned and source.op == "call_function":
-                self._dying.setdefault(node, []).append(source)
+        self._dying = {
+            node: [source for source in sources if source not in returned and source.op == "call_function"]
+            for node, sources in last_uses(order).items()
+        }
 
     @property
     def shareable(self) -> bool:
