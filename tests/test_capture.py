@@ -19,6 +19,7 @@ from actprune.axes.capture import Graph, capture
 from actprune.axes.groups import Group
 from actprune.errors import CaptureError, DataError
 from actprune.graph.program import op_name
+from actprune.graph.purify import writes
 from actprune.graph.run import run
 from actprune.graph.trace import call_arguments
 from nets import NETS, build
@@ -386,6 +387,26 @@ IN_PLACE += [returns_itself, write_into_the_view_that_is_read, read_a_view_of_wh
 @pytest.mark.parametrize("middle", IN_PLACE)
 def test_in_place_calls(middle: Callable[[Any, Tensor], Tensor]) -> None:
     assert_runs_like(Around(middle).eval(), torch.randn(4, 6))
+
+
+class _RunsOn(nn.Module):
+    """Statistics that go on in eval mode as well."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, training=self.momentum > 0, momentum=self.momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1])
+def test_a_batch_norm_that_runs_on_writes_into_its_statistics(momentum: float) -> None:
+    program = capture(_RunsOn(momentum), torch.randn(5, 4)).program
+    (norm,) = (node for node in program.nodes if op_name(node).startswith("aten.batch_norm"))
+    assert writes(norm) is (momentum > 0)
 
 
 @pytest.mark.parametrize("middle", [counts, remembers])

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from actprune.allocation.budget import parse
 from actprune.allocation.space import make_space
+from actprune.axes.account import over_norms
 from actprune.axes.call import RULES
 from actprune.axes.capture import Graph, capture
 from actprune.axes.rules.elementwise import BROADCASTING, UNARY
@@ -441,6 +442,19 @@ def _(m: Any, x: Tensor) -> Tensor:
     return x + m.table(torch.arange(5))
 
 
+def test_a_table_that_is_computed_makes_its_units() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.read = nn.Embedding(10, UNITS), nn.Linear(UNITS, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.read(F.embedding(x, 2 * self.first.weight))
+
+    (group,) = assert_cut(Scaled().eval(), torch.arange(5)).groups
+    assert [(site.weight, site.kind) for site in group.producers] == [("first.weight", "computed")]
+
+
 @case("scaled_dot_product_attention", kind="tokens")
 def _(m: Any, x: Tensor) -> Tensor:
     """The default scale is that of the tensors as they are, so it changes with the cut."""
@@ -703,6 +717,14 @@ def test_units_that_are_normalised_over_freeze(norm: nn.Module) -> None:
     assert graph.groups == ()
     assert "normalised over by" in str(graph.account())
     assert_cut(model, model.x)
+
+
+@pytest.mark.parametrize("op", [lambda m, x: x - x.logsumexp(1, True), lambda m, x: nn.GroupNorm(2, UNITS)(x)])
+def test_what_no_norms_frees_is_not_said_to_be_under_a_norm(op: Op) -> None:
+    model = Between(Case(op)).eval()
+    frozen = capture(model, model.x, norms=False).frozen.values()
+    assert any(why.startswith(("reduced by", "normalised within a group by")) for why in frozen)
+    assert not any(map(over_norms, frozen))
 
 
 # -- rearranging

@@ -9,14 +9,17 @@ from math import prod
 from actprune.axes.expr import leaves, size
 from actprune.axes.groups import Group
 from actprune.axes.site import Dims
+from actprune.axes.twins import TWINS
 
 BEYOND_CLASS = "the model's class can't follow a cut here"
 """So begins the reason for a group that only the class keeps whole."""
 
 
 def over_norms(reason: str) -> bool:
-    """Whether an axis is frozen because a norm or a mean runs over it, which `norms=True` cuts."""
-    return reason.startswith(("normalised over", "reduced by"))
+    """Whether an axis is frozen because a norm or a mean runs over it, which `norms=True` cuts; a product or the place
+    of the largest entry it does not."""
+    why, _, call = reason.partition(" by ")
+    return why in ("normalised over", "reduced") and call.partition(" ")[0] in TWINS
 
 
 def beyond_class(reason: str) -> bool:

@@ -156,22 +156,16 @@ class Call:
             return
         name, order = found
         held = self.inference.stored.find(bias) or self.inference.stored.flattened(bias)
-        self.inference.sites.append(
-            Site(
-                self.node.name,
-                module_path(self.node),
-                kind,
-                name,
-                None if held is None else held[0],
-                order[in_dim],
-                order[out_dim],
-                groups,
-                reads,
-                tuple(order) if order != sorted(order) else (),
-                merged,
-                parted,
-            )
-        )
+        self._note(
+            kind, name, order[in_dim], order[out_dim],
+            bias=None if held is None else held[0], groups=groups, reads=reads,
+            order=tuple(order) if order != sorted(order) else (), merged=merged, parted=parted,
+        )  # fmt: skip
+
+    def _note(self, kind: str, weight: str, in_dim: int, out_dim: int, bias: str | None = None, **more: Any) -> None:
+        """Note a site of this call; `more` as for `Site`."""
+        where = self.node.name, module_path(self.node)
+        self.inference.sites.append(Site(*where, kind, weight, bias, in_dim, out_dim, **more))
 
     def stacked(self, weight: Any, ins: Sequence[int], outs: Sequence[int], stack: Sequence[int], form: Form) -> None:
         """Note that this call is a product for each matrix of a parameter, see `Form`; all are dimensions of `weight`
@@ -181,12 +175,8 @@ class Call:
             raise NotCovered("the weight is computed")
         name, order = found
         (first, *merged), (out, *parted) = sorted(order[d] for d in ins), sorted(order[d] for d in outs)
-        self.inference.sites.append(
-            Site(
-                self.node.name, module_path(self.node), "stacked", name, None, first, out, merged=tuple(merged),
-                parted=tuple(parted), form=replace(form, stack=tuple(order[d] for d in stack)),
-            )
-        )  # fmt: skip
+        form = replace(form, stack=tuple(order[d] for d in stack))
+        self._note("stacked", name, first, out, merged=tuple(merged), parted=tuple(parted), form=form)
 
     def made_of(self, weight: Any, out_dim: int) -> tuple[str, list[int]] | None:
         """The tensor of the state dict that a weight is computed from, if its outputs are one of that tensor's dims."""
@@ -197,14 +187,14 @@ class Call:
         return found if own == self.axes(weight)[out_dim] else None
 
     def makes(self, kind: str, weight: Any, out_dim: int) -> None:
-        """Note that units are made of the rows of a parameter that is not contracted, such as an embedding."""
-        stored = self.inference.stored.find(weight)
-        if stored is not None:
-            name, order = stored
-            out = order[out_dim]
-            self.inference.sites.append(
-                Site(self.node.name, module_path(self.node), kind, name, None, out, out, reads=False)
-            )
+        """Note that units are made of the rows of a parameter that is not contracted, such as an embedding, or of a
+        table that is computed from it entry by entry."""
+        found = self.inference.stored.find(weight)
+        if found is None and self.inference.stored.made_alone(weight):
+            kind, found = "computed", self.made_of(weight, out_dim)
+        if found is not None:
+            name, order = found
+            self._note(kind, name, order[out_dim], order[out_dim], reads=False)
 
     def mixes(self, value: Any, dim: int, gain: Callable[[int, int], float] | None = None) -> None:
         """Note that this call sums over dimension `dim` of an activation, against another activation.

@@ -66,7 +66,11 @@ class Graph:
 
     def __getitem__(self, name: str) -> Group:
         """The group of that name; a KeyError where there is none."""
-        return {group.name: group for group in self.groups}[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Group]:
+        return {group.name: group for group in self.groups}
 
     @property
     def used(self) -> frozenset[str]:

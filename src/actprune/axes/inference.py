@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from actprune.axes.algebra import Algebra
 from actprune.axes.call import NOT_COVERED, Call, NotCovered, Rule, rule_of
 from actprune.axes.expr import ONE, Axis, leaves, size
-from actprune.axes.site import Dims, Mixing, Site, Term
+from actprune.axes.site import Dims, Mixing, Site, Term, flat
 from actprune.axes.stacks import Stack, moved, rearranges
 from actprune.axes.stored import StoredTensors
 from actprune.graph.kept_copies import counterpart
@@ -212,11 +212,9 @@ class Inference:
         return tuple(self.algebra.leaf(int(n), reason) for n in value.shape) if isinstance(value, Tensor) else ()
 
     def _freeze_node(self, node: Node, reason: str) -> None:
-        found = self.axes.get(node, ())
         slices = self.stacks[node].slices if node in self.stacks else ()
-        for dims in (*(found if isinstance(found, list) else [found]), *slices):
-            for axis in dims:
-                self.algebra.freeze(axis, reason)
+        for axis in (*flat(self.axes.get(node, ())), *flat([*slices])):
+            self.algebra.freeze(axis, reason)
 
 
 def _fits(dims: Dims | list[Dims], value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from actprune.axes.expr import Axis, Leaf, leaves
 from actprune.axes.inference import Inference
-from actprune.axes.site import Mixing
+from actprune.axes.site import Mixing, flat
 from actprune.errors import CaptureError
 from actprune.graph.program import Program, place
 
@@ -103,11 +103,9 @@ def streams(inference: Inference, program: Program, among: set[int]) -> set[int]
             weights.setdefault((site.node, key), set()).add(site.weight)
     found, makers = set[int](), dict[tuple[Node, int], set[Maker]]()
     for node in program.nodes:
-        axes = inference.axes.get(node, ())
-        flat = [axis for dims in axes for axis in dims] if isinstance(axes, list) else axes
         sources = frozenset(node.all_input_nodes)
         read = frozenset(source.name for source in sources if source.name not in program.bindings)
-        for key in among.intersection(_keys(flat, inference)) - found:
+        for key in among.intersection(_keys(flat(inference.axes.get(node, ())), inference)) - found:
             made = {(weight, read) for weight in weights.get((node.name, key), ())}
             made = made or set[Maker]().union(*(makers.get((source, key), ()) for source in sources))
             if made and all(len(set(values)) > 1 for values in zip(*made, strict=True)):

@@ -7,15 +7,14 @@ other are of different tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from actprune.axes.capture import Graph
 from actprune.axes.expr import leaves
+from actprune.axes.site import flat
 from actprune.graph.program import op_name
 
 _PICKING = (
@@ -55,14 +54,7 @@ def _by_values(node: Node) -> bool:
 
 def keys_of(graph: Graph, node: Node) -> frozenset[int]:
     """The leaves of all axes of a call's results."""
-    found = [
-        axis for axis in pytree.tree_leaves(graph.node_axes.get(node.name, ()), is_leaf=_is_axis) if _is_axis(axis)
-    ]
-    return frozenset(leaf.key for axis in found for leaf in leaves(axis))
-
-
-def _is_axis(value: Any) -> bool:
-    return not isinstance(value, list | tuple)
+    return frozenset(leaf.key for axis in flat(graph.node_axes.get(node.name, ())) for leaf in leaves(axis))
 
 
 def picked(graph: Graph, node: Node) -> bool:

@@ -16,6 +16,12 @@ Dims: TypeAlias = tuple[Axis, ...]
 """The axes of one tensor, one per dimension."""
 
 
+def flat(dims: Dims | list[Dims]) -> Dims:
+    """The axes of a call's result, or of all of them where it gives several."""
+    several = dims if isinstance(dims, list) else [dims]
+    return tuple(axis for own in several for axis in own)
+
+
 Split: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The dimensions of an operand of a product that number the matrices (-1: it has none such), those of its rows, and
 those that are contracted or made."""

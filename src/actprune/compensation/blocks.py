@@ -109,7 +109,8 @@ def find_blocks(walk: Walk) -> list[Block]:
         others = [site for site in consumers if site not in readers]
         between = _leading_to(walk, places, readers[0], others)
         back = not others or not set(group.producers).isdisjoint(between or ())
-        layers = [site for site in (*group.producers, *(between or ()), readers[0]) if site.node not in tables]
+        sites = (*group.producers, *(between or ()), readers[0])
+        layers = [site for site in sites if site.node not in tables or site.kind == "computed"]
         known = all(site.kind in LAYERS or _in_time(walk.nodes[places[site.node]]) for site in layers)
         if between is not None and back and known:
             makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))

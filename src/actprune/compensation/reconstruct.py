@@ -25,10 +25,10 @@ from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.rows import rows_there
-from actprune.compensation.streams import writes
 from actprune.compensation.together import Loop, find_loop, fit_together
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
+from actprune.graph.purify import writes
 
 SAME = 1e-4
 """Calls in the widths that stay may give so much else, as a share of what they give."""

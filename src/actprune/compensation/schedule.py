@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.compensation.streams import writes
 from actprune.graph.program import named_arguments, op_name, shape
+from actprune.graph.purify import writes
 from actprune.graph.room import calls_until
 from actprune.guidance.problem import following_norm, output_gain
 from actprune.mapped import any_mapped

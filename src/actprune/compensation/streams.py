@@ -15,8 +15,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Batch, Program
-from actprune.graph.purify import root, written_memory
-from actprune.graph.run import arguments, bound_values, call
+from actprune.graph.purify import root, writes, written_memory
+from actprune.graph.run import arguments, bound_values, call, last_uses
 from actprune.mapped import let_go
 
 Values = list[Any]
@@ -51,18 +51,17 @@ class Streams:
         self._dense: dict[Node, Values] = {}
         self._cut: dict[Node, Values] = {}
         # a write into a view would change, through the shared tensors, the other stream too
-        self._apart = any(writes(node) for node in order)
+        self._apart = any(map(writes, order))
         for batch in batches:
             for node, value in bound_values(program, batch, {}):
                 self._dense.setdefault(node, []).append(value)
         self._of_tensors = _of_tensors(program, order)
         self._made: dict[Node, list[Tensor | None]] = {}
         returned = {out for out in program.outputs if isinstance(out, Node)}
-        last = {source: node for node in order for source in node.all_input_nodes}
-        self._dying: dict[Node, list[Node]] = {}
-        for source, node in last.items():
-            if source not in returned and source.op == "call_function":
-                self._dying.setdefault(node, []).append(source)
+        self._dying = {
+            node: [source for source in sources if source not in returned and source.op == "call_function"]
+            for node, sources in last_uses(order).items()
+        }
 
     @property
     def shareable(self) -> bool:
@@ -226,9 +225,3 @@ def _of_tensors(program: Program, order: Sequence[Node]) -> dict[Node, frozenset
         if all(source.name in program.bindings or source in found for source in sources):
             found[node] = frozenset[str]().union(*(found.get(s, {program.bindings.get(s.name, "")}) for s in sources))
     return found
-
-
-def writes(node: Node) -> bool:
-    """Whether a call changes one of its arguments."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)

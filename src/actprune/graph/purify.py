@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from actprune.graph.program import op_name
+from actprune.graph.program import named_arguments, op_name
 
 _MAY_ALIAS = {"type_as", "clamp", "pad", "dropout"}
 """Ops that may return their argument itself although their schema doesn't say so."""
@@ -77,6 +77,11 @@ def writers(graph: Graph) -> dict[Node, Node]:
     return found
 
 
+def writes(node: Node) -> bool:
+    """Whether a call changes one of its arguments."""
+    return next(_written(node), None) is not None
+
+
 def written_memory(nodes: Iterable[Node]) -> set[Node]:
     """What some call writes into, itself or through a view of it: the nodes that have made the memory."""
     return {root(target) for node in nodes for target in _written(node)}
@@ -89,8 +94,10 @@ def _written(node: Node) -> Iterator[Node]:
     if op_name(node).startswith(("aten.batch_norm", "aten.instance_norm")):
         # the schema doesn't say so, but in training mode the running statistics are updated
         yield from (a for a in node.args[3:5] if node.args[5] is True and isinstance(a, Node))
-    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+    given = named_arguments(node)
+    for argument in node.target._schema.arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
+            value = given[argument.name]
             yield from (a for a in (value if isinstance(value, list | tuple) else [value]) if isinstance(a, Node))
 
 

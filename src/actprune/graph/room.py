@@ -9,6 +9,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from actprune.graph.program import Program
+from actprune.graph.run import last_uses
 
 
 def calls_until(program: Program, last: Node) -> list[Node]:
@@ -19,10 +20,7 @@ def calls_until(program: Program, last: Node) -> list[Node]:
 
 def held_bytes(order: Sequence[Node]) -> int:
     """The most that is held at a time of one batch, as captured, when every value is freed after its last use."""
-    last = {source: node for node in order for source in node.all_input_nodes}
-    dying: dict[Node, list[Node]] = {}
-    for source, node in last.items():
-        dying.setdefault(node, []).append(source)
+    dying = last_uses(order)
     held = most = 0
     for node in order:
         held += _size(node)

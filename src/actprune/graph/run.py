@@ -47,7 +47,7 @@ def run(
         native: make every call as the model does, also where another way is quicker (see `actprune.graph.narrow`).
     """
     values: dict[Node, Any] = dict(bound_values(program, batch, overrides or {}, lifted))
-    dying = last_uses(program)
+    dying = last_uses(program.nodes)
     with torch.set_grad_enabled(grad):
         for node in program.nodes:
             if node.op == "call_function":
@@ -121,7 +121,7 @@ def run_by_layers(
     for batch in batches:
         for node, value in bound_values(program, batch, {}):
             values.setdefault(node, []).append(value)
-    dying = last_uses(program)
+    dying = last_uses(program.nodes)
     with torch.no_grad():
         for node in program.nodes:
             if node.op == "call_function":
@@ -170,12 +170,9 @@ def call(
     return lift(target(*lift(args), **lift(dict(kwargs))))
 
 
-def last_uses(program: Program) -> dict[Node, list[Node]]:
-    """Node → the computed values that nothing reads after it."""
-    last: dict[Node, Node] = {}
-    for node in program.nodes:
-        for source in node.all_input_nodes:
-            last[source] = node
+def last_uses(order: Iterable[Node]) -> dict[Node, list[Node]]:
+    """Node → the values that it reads and that no later one of these reads."""
+    last = {source: node for node in order for source in node.all_input_nodes}
     dying: dict[Node, list[Node]] = {}
     for source, node in last.items():
         dying.setdefault(node, []).append(source)

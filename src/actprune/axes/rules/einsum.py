@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import ONE, Axis, product, size
-from actprune.axes.rules.elementwise import broadcast_with
+from actprune.axes.rules.elementwise import broadcast_axes, broadcast_with
 from actprune.axes.rules.shape import ones_before
 from actprune.axes.rules.stacked import stacked
 from actprune.axes.site import Dims
@@ -123,17 +123,9 @@ def distances(call: Call) -> Dims:
     call.unify(a[-1], b[-1])
     call.mixes(call["x1"], -1)
     call.mixes(call["x2"], -1)
-    rank = len(call.shape())
-    batch = _meeting(call, ones_before(a[:-2], rank - 2), ones_before(b[:-2], rank - 2))
+    batch = broadcast_axes(call, [a[:-2], b[:-2]], len(call.shape()) - 2)
     call.macs([*batch, a[-2], b[-2], a[-1]])
     return (*batch, a[-2], b[-2])
-
-
-def _meeting(call: Call, a: Dims, b: Dims) -> Dims:
-    for x, y in zip(a, b, strict=True):
-        if size(x) != 1 and size(y) != 1:
-            call.unify(x, y)
-    return tuple(y if size(x) == 1 else x for x, y in zip(a, b, strict=True))
 
 
 def batch_letters(count: int) -> Letters:

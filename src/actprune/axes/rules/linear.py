@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from actprune.axes.call import Call, rule
-from actprune.axes.expr import ONE, Axis, size
+from actprune.axes.expr import size
 from actprune.axes.rules.einsum import batch_letters, contract
+from actprune.axes.rules.elementwise import broadcast_axes
 from actprune.axes.site import Dims
 
 
@@ -68,7 +69,7 @@ def _contract(call: Call, left: Any, right: Any, bias: Any) -> Dims:
     rows, inner_a = a[-2:-1], a[-1]
     columns, inner_b = b[1:][-1:], b[max(len(b) - 2, 0)]  # a vector on the right has no columns
     call.unify(inner_a, inner_b)
-    batch = _broadcast_batch(call, a[:-2], b[:-2])
+    batch = broadcast_axes(call, [a[:-2], b[:-2]], max(len(a), len(b)) - 2)
     stored, columns_at = call.inference.stored, len(b) - 1
     whole = len(b) == 2 and (stored.joined(right) or call.made_of(right, 1)) is not None
     if whole or (len(b) > 1 and len(a) > 1 and stored.made_alone(right)):
@@ -81,17 +82,3 @@ def _contract(call: Call, left: Any, right: Any, bias: Any) -> Dims:
         call.attends(batch)
     call.macs([*batch, *rows, inner_a, *columns])
     return (*batch, *rows, *columns)
-
-
-def _broadcast_batch(call: Call, a: Dims, b: Dims) -> Dims:
-    count = max(len(a), len(b))
-    a, b = (ONE,) * (count - len(a)) + a, (ONE,) * (count - len(b)) + b
-    return tuple(_meet(call, x, y) for x, y in zip(a, b, strict=True))
-
-
-def _meet(call: Call, x: Axis, y: Axis) -> Axis:
-    if size(x) == 1:
-        return y
-    if size(y) != 1:
-        call.unify(x, y)
-    return x

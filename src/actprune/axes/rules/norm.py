@@ -79,6 +79,10 @@ def native_group_norm(call: Call) -> list[Dims]:
     return [source, (source[0], group), (source[0], group)]
 
 
+_WITHIN = "normalised within a group"
+"""Why channels that share statistics with others of their group, and places in a map, stay: `norms=True` frees none."""
+
+
 def group_axis(call: Call, groups: int) -> Axis:
     """The axis of the groups of a call's `input` (N, C, …)."""
     source, group = call.axes(call["input"]), ONE
@@ -89,9 +93,9 @@ def group_axis(call: Call, groups: int) -> Axis:
             # without a weight nothing in the model tells how many groups are left
             call.freeze(source[1], "grouped without a weight")
         group, within = call.algebra.split(source[1], [groups, size(source[1]) // groups], call.where)
-        call.freeze(within, "normalised over")
+        call.freeze(within, _WITHIN)
     for axis in source[2:]:
-        call.freeze(axis, "normalised over")
+        call.freeze(axis, _WITHIN)
     for name in ("weight", "bias"):
         parameter = call.axes(call[name])
         if parameter:

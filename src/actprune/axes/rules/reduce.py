@@ -23,7 +23,7 @@ from actprune.axes.site import Dims
 def total(call: Call) -> Dims:
     """A sum, or the norm of a vector, over `dim`, or over everything where none is given."""
     source = call.axes(call.values[0])
-    dims = _dims(call["dim"], len(source))
+    dims = dims_of(call["dim"], len(source))
     for d in dims:
         if _counts_zeros(call, len(dims)):
             call.freeze(source[d], "reduced")
@@ -50,7 +50,7 @@ def _counts_zeros(call: Call, dims: int) -> bool:
 def reduction(call: Call) -> Dims:
     """Over `dim`, or over everything where none is given."""
     source = call.axes(call.values[0])
-    dims = _dims(call["dim"], len(source))
+    dims = dims_of(call["dim"], len(source))
     for d in dims:
         call.freeze(source[d], "reduced")
     return _reduced(source, dims, len(call.shape()) == len(source))
@@ -74,7 +74,7 @@ def extreme(call: Call) -> list[Dims]:
 
 def _of_what_stays(call: Call, keepdim: bool) -> Dims:
     source = call.axes(call.values[0])
-    dims = _dims(call["dim"], len(source))
+    dims = dims_of(call["dim"], len(source))
     for d in dims:
         call.normalizes(call.values[0], d, "reduced")
     return _reduced(source, dims, keepdim)
@@ -87,7 +87,7 @@ def _of_what_stays(call: Call, keepdim: bool) -> Dims:
 def reduction_with_indices(call: Call) -> list[Dims]:
     """Two results of one shape."""
     source = call.axes(call.values[0])
-    dims = _dims(call["dim"], len(source))
+    dims = dims_of(call["dim"], len(source))
     for d in dims:
         call.freeze(source[d], "reduced")
     return [_reduced(source, dims, call["keepdim"])] * 2
@@ -127,14 +127,14 @@ def along_with_indices(call: Call) -> list[Dims]:
 def _along(call: Call, rank: int) -> set[int]:
     fixed = {"aten.fliplr": 1, "aten.flipud": 0, "aten.msort": 0}
     dim = fixed.get(str(call.node.target).rpartition(".")[0], call["dim"])
-    return _dims(call["dims"] if dim is None else dim, rank)
+    return dims_of(call["dims"] if dim is None else dim, rank)
 
 
 @rule("aten.renorm")
 def renorm(call: Call) -> Dims:
     """Every slice along `dim` is scaled by its norm, in which one of zero counts for nothing: a max-norm constraint."""
     source = call.axes(call["self"])
-    for d in set(range(len(source))) - _dims(call["dim"], len(source)):
+    for d in set(range(len(source))) - dims_of(call["dim"], len(source)):
         call.mixes(call["self"], d)
     return source
 
@@ -179,8 +179,9 @@ def diff(call: Call) -> Dims:
     return (*source[:dim], call.fixed(call.shape()[dim], "differences"), *source[dim + 1 :])
 
 
-def _dims(dim: Any, rank: int) -> set[int]:
+def dims_of(dim: Any, rank: int) -> set[int]:
+    """The dimensions that a call names, one or several, from the front; all of them where it names none."""
     if dim is None or dim == []:
         return set(range(rank))
-    dims: list[int] = [*dim] if isinstance(dim, list | tuple) else [dim]
+    dims: list[int] = [dim] if isinstance(dim, int) else [*dim]
     return {d % rank for d in dims}

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from actprune.axes.call import Call, rule
 from actprune.axes.expr import size
+from actprune.axes.rules.reduce import dims_of
 from actprune.axes.site import Dims
 from actprune.graph.rewriting import is_call
 
@@ -26,20 +27,14 @@ FFT = "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft".split()
 def transform(call: Call) -> Dims:
     """Over `dim`, the last `len(s)` where only sizes are given, or everything."""
     source = call.axes(call["self"])
-    dims = _dims(call["dim"], call["s"], len(source))
-    for d in dims:
+    dim, sizes = call["dim"], call["s"]
+    last = range(-len(sizes), 0) if dim is None and sizes is not None else dim
+    for d in dims_of(last, len(source)):
         call.freeze(source[d], "transformed")
     return tuple(
         axis if size(axis) == n else call.fixed(n, "transformed")
         for axis, n in zip(source, call.shape(), strict=True)
     )  # fmt: skip
-
-
-def _dims(dim: Any, sizes: Any, rank: int) -> set[int]:
-    if dim is None:
-        return set(range(rank - len(sizes), rank)) if sizes is not None else set(range(rank))
-    dims: list[int] = [dim] if isinstance(dim, int) else list(dim)
-    return {d % rank for d in dims}
 
 
 @rule("aten.stft")
