@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,6 +106,21 @@ def test_calls_are_timed_in_turns() -> None:
     short, long = side_by_side([lambda: sum(range(20_000)), lambda: sum(range(100_000))], 0.05)
     assert 0 < 2 * short < long < 12 * short
     assert len(side_by_side([int], 1e-3)) == 1
+
+
+def test_a_profilers_timer_makes_the_clock_no_coarser() -> None:
+    """One thread is timed by what the processor spends on it; while such a timer runs, that of the process stands still
+    for milliseconds, so that a pass took no time at all."""
+    x = torch.randn(64, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    signal.setitimer(signal.ITIMER_PROF, 1000)
+    try:
+        first, second = side_by_side([lambda: x @ x] * 2, 0.02)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        torch.set_num_threads(threads)
+    assert 1e-3 < first < 10 * second < 100 * first
 
 
 def test_the_grid_is_coarse_and_ends_at_the_dense_width() -> None:

@@ -1225,3 +1225,24 @@ class Anew(nn.Dropout):
 def test_a_module_that_is_copied_by_making_it_anew_stays_in_its_mode() -> None:
     model = nn.Sequential(nn.Linear(3, 4), Anew(0.5), nn.Linear(4, 2)).eval()
     assert not any(module.training for module in copied(model).modules())
+
+
+class Handed(nn.Module):
+    """Hands the weight of a depthwise convolution on without its dimension of one channel, as Mamba does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.own, self.down = nn.Linear(6, 16), nn.Conv1d(16, 16, 3, groups=16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, h = self.own.weight.squeeze(1), self.up(x).transpose(1, 2)
+        h = nn.functional.conv1d(h, weight.unsqueeze(1), self.own.bias, groups=len(weight))
+        return self.down(h.relu().mean(2))
+
+
+def test_a_weight_that_is_only_handed_on_is_no_computed_one() -> None:
+    torch.manual_seed(0)
+    result = ap.prune(Handed(), torch.randn(64, 7, 6), keep="macs=50%")
+    assert result.proof.passed and len(result.plan.widths) == 1 and result.graph["up"].width == 16
+    assert "own.weight" in [site.weight for site in result.graph.sites] and not result.graph.masks
+    assert not any("ranked by weights alone" in note for note in result.report.notes)

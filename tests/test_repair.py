@@ -697,6 +697,36 @@ def test_values_and_queries_with_one_number_have_one_width() -> None:
     assert [[parts[peer] for peer in graph.peers[group.name]] for group in dims] == [[{"q", "k"}, {"v", "o"}]] * 4
 
 
+_shaped: Callable[..., Tensor] = eval("lambda x, sizes: x.reshape(sizes)")
+"""As of a library: nothing in it is a size of the class, and it has no source."""
+
+
+class Turned(nn.Module):
+    """Queries and keys are turned in pairs of dimensions, and one number says how many those and the values have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.size = 4, 8
+        self.q, self.k, self.v, self.o = (nn.Linear(a, b) for a, b in [(WIDTH, 32)] * 3 + [(32, WIDTH)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, _ = x.shape
+        q, k, v = (_shaped(f(x), [batch, steps, self.heads, self.size]) for f in (self.q, self.k, self.v))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        q, k = (torch.cat([-y[..., y.shape[-1] // 2 :], y[..., : y.shape[-1] // 2]], -1) + y for y in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.o(_shaped(y, [batch, steps, self.heads * self.size]))
+
+
+def test_heads_are_cut_where_their_dimensions_are_out_of_reach() -> None:
+    model, x = Turned().eval(), tokens()
+    graph = capture(model, x)
+    assert [(group.kind, group.width) for group in graph.groups] == [("heads", 4)]
+    small = cut(model, plan := make_plan(graph, {graph.groups[0].name: [0, 2, 3]}))
+    assert small.heads == 3 and verify(model, small, plan, x, graph=graph).passed
+
+
 SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
     "h.shape": lambda h: torch.zeros(h.shape),
     "h.size()": lambda h: h.new_zeros(h.size()),

@@ -410,6 +410,30 @@ def test_branches_of_training_that_draw_at_random_are_proved() -> None:
     assert ap.prune(Speech(), [torch.randn(8, 6) for _ in range(3)], keep="macs=50%", method="l2").proof.passed
 
 
+class LeavesOut(nn.Module):
+    """Masks its input in training mode, and leaves out half of its layers by chance, as speech models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.randn(8))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 8)) for _ in range(6)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.mask if self.training else x
+        for layer in self.layers:
+            if not (self.training and torch.rand([]) < 0.5):
+                x = x + layer(x)
+        return x
+
+
+def test_layers_that_training_leaves_out_by_chance_are_cut() -> None:
+    torch.manual_seed(0)
+    result = ap.prune(LeavesOut(), torch.randn(64, 8), keep="macs=50%", method="l2")
+    assert result.graph.training is not None and set(result.plan.widths.values()) == {12}
+
+
 class Dropping(nn.Module):
     """Drops at random in eval mode too: inside, in its attention, and in its outputs."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from actprune.graph.program import op_name
+from actprune.graph.program import op_name, shape
 
 _NOISE = {
     "aten.alias.default",
@@ -35,7 +35,7 @@ _LAID_OUT = tuple(f"aten.{name}." for name in "view reshape unsqueeze expand tra
 
 def drop_noise(graph: Graph) -> None:
     """Leave out what only hides a value, constants and summaries that nothing reads, generators of random numbers, and
-    every dropout, also that within attention and recurrent layers."""
+    every dropout, also that within attention and recurrent layers; dimensions that are taken off and put back, too."""
     for node in reversed(list(graph.nodes)):
         _settle(node)
         name = op_name(node)
@@ -45,6 +45,23 @@ def drop_noise(graph: Graph) -> None:
         elif name in _NOISE and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif (taken := _undone(node)) is not None:
+            node.replace_all_uses_with(taken.args[0])
+            graph.erase_node(node)
+            if not taken.users:
+                graph.erase_node(taken)
+
+
+def _undone(node: Node) -> Node | None:
+    """The call that a call undoes: Mamba hands the weight of its convolution on without the dimension of one channel,
+    and puts it back for the convolution, which has a weight of its own then, not one that is computed.
+
+    The first dimension is let be: it may be that of one sample.
+    """
+    taken = node.args[0] if op_name(node) == "aten.unsqueeze.default" else None
+    if not isinstance(taken, Node) or op_name(taken) != "aten.squeeze.dim" or 0 in (node.args[1], taken.args[1]):
+        return None
+    return taken if shape(taken.args[0]) == shape(node) else None
 
 
 def _is_made(node: Node) -> bool:

@@ -24,6 +24,7 @@ from actprune.graph.canonical import make_canonical
 from actprune.graph.chance import without_chance
 from actprune.graph.covering import covered_as_channels
 from actprune.graph.data_calls import DataCalls
+from actprune.graph.dropping import NothingDropped
 from actprune.graph.export import exported
 from actprune.graph.flexible import written_out
 from actprune.graph.inline import inline
@@ -73,8 +74,9 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool = False, like
             hint=one_batch(example_inputs),
         )
     names = Names(model, like.held if like is not None else ())
-    # what a forward pass draws (masks of a spectrogram, say) is the same in every capture
-    with ONE_AT_A_TIME, apart(0), kept_modes(model), kept_buffers(model), torch.no_grad(), uncast():
+    # what a forward pass draws (masks of a spectrogram, a layer to leave out) is the same in every capture: a dropout
+    # would take as many random numbers as it has entries, fewer in a cut network
+    with ONE_AT_A_TIME, apart(0), kept_modes(model), kept_buffers(model), torch.no_grad(), uncast(), NothingDropped():
         refresh(model, training)
         for module in model.modules():
             module.training = training

@@ -1,7 +1,8 @@
 """Medians of calls that are timed in turns: whatever else the machine does meanwhile hits all of them alike.
 
-On a single thread of a CPU the processor's time is taken: on a machine that does nothing else it is the same, and on a
-busy one it does not count the turns of others.
+On a single thread of a CPU its processor time is taken: on a machine that does nothing else it is the same, and on a
+busy one it does not count the turns of others. That of the process would advance in ticks of milliseconds while a
+profiler has set a timer on it (`ITIMER_PROF`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def call_ms(call: Timed, seconds: float, device: torch.device = CPU) -> float:
 
 def _timer(call: Timed, device: torch.device) -> Timer:
     threads = torch.get_num_threads()
-    clock = time.process_time if threads == 1 and device.type == "cpu" else default_timer
+    clock = time.thread_time if threads == 1 and device.type == "cpu" else default_timer
     return Timer("call()", globals={"call": call}, num_threads=threads, timer=clock)
 
 

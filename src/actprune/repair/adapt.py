@@ -80,11 +80,15 @@ def beyond_repair(graph: Graph) -> dict[str, str]:
 
 
 def _blamed_groups(graph: Graph, stuck: list[Stuck]) -> dict[str, str]:
-    """Those of `stuck`, the sizes that can't be mended when every group is cut, and of what is stuck without them."""
+    """Those of `stuck`, the sizes that can't be mended when every group is cut, and of what is stuck without them.
+
+    Sizes of the fewest groups come first: a width of heads and dimensions may be stuck by the dimensions alone.
+    """
     by_key = {group.key: group.name for group in graph.groups}
     found: dict[str, str] = {}
-    while new := {by_key[k]: blamed(_size_at(s.use)) for s in stuck for k in s.keys if by_key[k] not in found}:
-        found |= new
+    while named := [(s, names) for s in stuck if (names := {by_key[k] for k in s.keys} - found.keys())]:
+        fewest = min(len(names) for _, names in named)
+        found |= {name: blamed(_size_at(s.use)) for s, names in named if len(names) == fewest for name in names}
         stuck = _stuck(graph, found)
     return found
 
