@@ -245,7 +245,15 @@ def test_an_interrupt(demo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(main_job, "run", interrupted)
     code, _, err = demo()
-    assert code == 130 and "Traceback" not in err
+    assert code == 130 and "Traceback" not in err and err.endswith("interrupted\n")
+
+
+def test_an_interrupt_tells_how_to_go_on(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(
+        "def model():\n    raise KeyboardInterrupt\n\n\ncalibration = model\n", "utf-8"
+    )
+    code, _, err = run("prune", tmp_path / "stopped.py", "--out", tmp_path / "run")
+    assert code == 130 and err.endswith("interrupted; the same command with --resume goes on\n")
 
 
 def test_errors_reach_those_who_call_the_app_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -866,6 +866,9 @@ def test_files_are_read_without_running_them(tmp_path: Path) -> None:
     assert np.array_equal(load_npz(tmp_path / "a.npz")[1], y)
     assert np.array_equal(load_npz(tmp_path / "b.npz"), x)
     assert set(load_npz(tmp_path / "c.npz")) == {"left", "right"}
+    np.save(tmp_path / "e.npy", x)
+    with pytest.raises(ArtifactError, match=r"(?s)an .npz of plain arrays.*a single array, float.* of shape \("):
+        load_npz(tmp_path / "e.npy")
     with pytest.raises(ArtifactError, match="data can't be read"):
         load_npz(tmp_path / "d.npz")
     _model((2,), kl.Lambda(lambda t: t), kl.Dense(2)).save(tmp_path / "code.keras")

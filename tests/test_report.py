@@ -60,6 +60,19 @@ def test_the_curve_and_every_unit_are_recorded(result: Result) -> None:
         assert row.units.std == pytest.approx(signed.std.tolist(), rel=1e-3)
 
 
+def test_units_that_a_plan_gave_are_no_criterions() -> None:
+    model, x = build("chain")
+    graph = ap.capture(model, x)
+    name = graph.groups[0].name
+    guide = ap.guide(graph, None, method="l2")
+    best, *_, worst = guide.groups[name].orders["l2"]
+    for unit, told in ((best, "l2"), (worst, "given")):
+        row = next(
+            row for row in groups.group_rows(graph, guide, None, ap.make_plan(graph, {name: [unit]})) if row.after == 1
+        )
+        assert (row.name, row.criterion) == (name, told)
+
+
 def test_heat_maps_and_confidence() -> None:
     torch.manual_seed(0)
     model, x = build("lenet")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LassoCV
 from torch import Tensor, nn
 
+import actprune
 from actprune import SGD, Budget, allocate, capture, collect, cost, cut, guide, load, make_plan, prune
 from actprune.allocation.correct import describe, within_budget, within_drop
 from actprune.allocation.measured import Measured
@@ -32,7 +33,8 @@ from actprune.axes.capture import Graph
 from actprune.demo import main_job
 from actprune.demo.lenet5 import LeNet5, Split, accuracy, minibatches, tensors, train_dense
 from actprune.demo.mnist_files import FACTS, Mnist
-from actprune.errors import UnsupportedModelError
+from actprune.errors import DataError, UnsupportedModelError
+from actprune.guidance import patterns
 from actprune.guidance.greedy import eliminate
 from actprune.guidance.guide import Guide
 from actprune.guidance.judge import Judge
@@ -204,6 +206,13 @@ def test_analysis_needs_one_pass_and_names_layers_by_their_module() -> None:
     stats = collect(graph, [x])
     assert list(stats.units) == ["conv1", "conv2", "fc1"]
     assert stats.samples == 6
+    shown = {"actprune": actprune, "model": model, "x": x}
+    exec(TABLE.split("```python\n")[1].split("```")[0], shown)  # what the page says of numbers to look at
+    middle = torch.relu(model.conv1(x)).detach()[:, :, 1:-1, 1:-1].transpose(0, 1).flatten(1)
+    alive = middle.std(1) > 0
+    found = patterns.correlation(graph, stats, graph["conv1"])
+    assert found is not None
+    np.testing.assert_allclose(found[alive][:, alive], np.corrcoef(middle[alive]), atol=1e-6)
     with pytest.raises(
         ValueError, match="must match exactly"
     ):  # the seed: layers whose input and output differ in size
@@ -229,6 +238,8 @@ def test_correlation_between_units_discounts_what_others_can_predict() -> None:
     graph, stats = passing([[1, 2, 0], [1, 2, 2], [3, 6, 0], [3, 6, 2]], [[1, 1, 1]])
     correlation = stats.correlation(graph["first"].consumers[0].node)
     np.testing.assert_allclose(correlation, [[1, 1, 0], [1, 1, 0], [0, 0, 1]], atol=1e-6)
+    with pytest.raises(DataError, match=r"(?s)expected: .*got: first.*graph\['conv1'\].consumers\[0\].node"):
+        stats.correlation("first")
     unpredicted = torch.tensor(guide(graph, stats, method="correlation").groups["first"].scores)
     assert unpredicted[2] > 100 * unpredicted[:2].max()
 

@@ -205,10 +205,10 @@ def _out_of_reach(space: Space, ways: str) -> BudgetError:
             where=f"keep={budget}",
             hint='small layers are bound by overhead: a larger Latency(batch=…), or a budget such as "macs=50%"',
         )
-    share = _rounded_up(100 * space.least)
+    share, unit = _rounded_up(100 * space.least), " ms" if budget.cost == "latency" else ""
     return BudgetError(
         "The budget can't be reached.",
-        expected=f"at least {budget.cost}={share}%, the cost with one step of every group left: {least:,.6g}",
+        expected=f"at least {budget.cost}={share}%, the cost with one step of every group left: {least:,.6g}{unit}",
         got=str(budget),
         where="keep",
         hint=ways,

@@ -54,7 +54,7 @@ def finetune(
                 expected="a function finetune(model)",
                 got=", ".join(recipe.functions),
                 where=spec,
-                hint="add one that trains the model it is given: `actprune init` writes an example",
+                hint="add one that trains the model it is given, as `actprune init` writes it; a .keras file has none",
             )
         model, inputs = recipe.network()
         small, evaluate, more = load(run, model, inputs), recipe.optional("evaluate"), {}

@@ -25,6 +25,8 @@ from actprune.cli.sweep import sweep
 from actprune.cli.verify import verify
 from actprune.errors import ActpruneError, DistributedError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="actprune",
     help="Structured pruning of PyTorch and Keras models, with a proof for every cut.",
@@ -58,6 +60,8 @@ def main() -> None:
     except ActpruneError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(3 if isinstance(error, DistributedError) else 1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(130)
+    except SystemExit as end:  # what the parser makes of an interrupt, without a word
+        if end.code == INTERRUPTED:
+            more = "; the same command with --resume goes on" if sys.argv[1] in ("prune", "sweep") else ""
+            Console(stderr=True).print(f"interrupted{more}", soft_wrap=True)
+        raise

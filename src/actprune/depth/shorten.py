@@ -106,8 +106,9 @@ def shorten(
         model: any module that `actprune.capture` takes; it is left as it was.
         calibration: as for `prune`. For n blocks of which r go, about r (n − r / 2) passes of all samples are made,
             and the outputs of all samples are held twice.
-        keep: how many of the blocks that can be left out stay (24), their share, rounded down ("blocks=75%"), or at
-            most how much of all parameters ("params=80%", "params=700M"). Every container keeps an item.
+        keep: how many of the blocks that can be left out stay (24), their share, rounded down but at least one
+            ("blocks=75%"), or at most how much of all parameters ("params=80%", "params=700M"). Every container keeps
+            an item.
         protect: patterns of module paths (as in `fnmatch`) of blocks that stay.
         distance: between outputs, as for `prune`.
         calibration_size: samples taken from `calibration`.

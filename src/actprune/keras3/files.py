@@ -95,7 +95,10 @@ def load_npz(path: str | Path) -> Any:
     """
     _check_there(path)
     try:
-        with np.load(path, allow_pickle=False) as held:
+        held = np.load(path, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            raise ValueError(f"a single array, {held.dtype} of shape {held.shape}")
+        with held:
             arrays = {name: held[name] for name in held.files}
     except Exception as error:  # whatever NumPy and the zip reader raise on a file
         raise ArtifactError(

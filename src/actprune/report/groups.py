@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from actprune.axes.capture import Graph
 from actprune.guidance.confidence import Confidence
-from actprune.guidance.guide import WHOLE, GroupGuide, Guide
+from actprune.guidance.guide import WHOLE, Choice, GroupGuide, Guide
 from actprune.plan import Plan
 from actprune.report.maps import correlation, places
 from actprune.report.record import CURVE_POINTS, MOST_MAPS, MOST_UNITS, GroupRow, Sureness, Units
 from actprune.stats.activation import Activation
 from actprune.stats.statistics import Stats
+
+GIVEN = "given"
+"""In the place of a criterion where the plan came with other units than the guide would have kept."""
 
 
 def group_rows(
@@ -27,6 +31,7 @@ def group_rows(
     room = MOST_UNITS
     for group in graph.groups:
         own, choice = guide.groups[group.name], choices[group.name]
+        given = only is None and tuple(plan.groups[group.name].kept) != choice.units
         unit = stats.units.get(group.name) if stats is not None else None
         rows.append(
             GroupRow(
@@ -36,8 +41,8 @@ def group_rows(
                 after=len(choice.units),
                 guide=own.beta,
                 natural=own.natural,
-                criterion=choice.criterion if choice.criterion == WHOLE or only not in own.orders else str(only),
-                error=choice.error if only is None else None,
+                criterion=GIVEN if given else _criterion(own, choice, only),
+                error=choice.error if only is None and not given else None,
                 mean=None if unit is None else float(unit.signed.mean.mean()),
                 std=None if unit is None else float(unit.signed.std.mean()),
                 curve=_points(own.curve, len(choice.units)),
@@ -49,6 +54,11 @@ def group_rows(
         )
         room -= group.width if group.width <= room else 0
     return tuple(rows)
+
+
+def _criterion(own: GroupGuide, choice: Choice, only: Any) -> str:
+    """Which criterion has chosen the units: one for all groups, or the one whose support was best in this group."""
+    return choice.criterion if choice.criterion == WHOLE or only not in own.orders else str(only)
 
 
 def _sureness(found: Confidence | None) -> Sureness | None:

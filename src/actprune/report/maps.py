@@ -7,23 +7,18 @@ from torch import Tensor
 
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
-from actprune.guidance.problem import measured, unit_columns
-from actprune.mapped import let_go
+from actprune.guidance import patterns
 from actprune.report.record import MAP_PLACES, MAP_UNITS, Correlation, Places
 from actprune.stats.statistics import Stats
 
 
 def correlation(graph: Graph, stats: Stats, group: Group) -> Correlation | None:
     """Between units, in the middle of the kernel where they meet a convolution; None where nothing was measured."""
-    readers = measured(graph, stats, group)
-    if not readers:
-        return None
-    site, (name, *_) = next(iter(readers.items()))
-    columns = unit_columns(graph, site, group, len(stats.sites[name][0].mean))
     units = _some(group.width, MAP_UNITS)
-    found = stats.correlation(name, columns[units, columns.shape[1] // 2]).cpu()
-    let_go(fold.held for fold in stats.sites[name])
-    square = (100 * found).round().clamp(-100, 100).int()
+    found = patterns.correlation(graph, stats, group, units)
+    if found is None:
+        return None
+    square = (100 * found.cpu()).round().clamp(-100, 100).int()
     above = torch.triu_indices(len(units), len(units), offset=1)
     return Correlation(tuple(units.tolist()), tuple(square[above[0], above[1]].tolist()))
 

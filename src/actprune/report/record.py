@@ -102,7 +102,7 @@ class GroupRow:
     Attributes:
         guide: LASSO factors β of its units at the natural width (the pruning guide), or None.
         natural: natural width, or None.
-        criterion: which criterion's support won.
+        criterion: which criterion's support won; "given" where the plan came with other units.
         error: held-out refit error as a share of the consumers' output variance, or None.
         mean, std: activation statistics averaged over the units, or None.
         curve: (k, E(k)), what keeping k units would cost on held-out data, as a share of the consumers' output variance

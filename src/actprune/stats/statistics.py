@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from actprune.stats.activation import Activation
 from actprune.stats.moments import Moments, merge, merge_all
 from actprune.stats.spread import Spread
 
+Kept = TypeVar("Kept")
+
 
 @dataclass(frozen=True, eq=False)
 class Stats:
@@ -23,7 +26,7 @@ class Stats:
     Attributes:
         sites: name of a consumer (`Site.name`) → moments of its input rows, one per fold.
         units: group name → activation values of its units.
-        layers: consumer node → moments of (mean input, mean output) per sample, for the seed's own
+        layers: call of a consumer (`Site.node`) → moments of (mean input, mean output) per sample, for the seed's own
             correlation of a layer's input with its output.
         maps: group name → mean and deviations at each place of the layer's map (n, positions), where its
             consumer is a convolution.
@@ -58,26 +61,50 @@ class Stats:
 
     def moments(self, node: str) -> Moments:
         """All folds of a consumer together."""
-        return merge_all(self.sites[node])
+        return merge_all(self._folds(node))
 
     def columns(self, node: str) -> Spread:
         """(p,) the input columns of a consumer, each for itself: no matrix is merged for them."""
-        return reduce(Spread.merge, (fold.entries for fold in self.sites[node]))
+        return reduce(Spread.merge, (fold.entries for fold in self._folds(node)))
 
     def correlation(self, node: str, columns: Tensor | None = None) -> Tensor:
         """(p, p) correlation between the input columns of a consumer, or (k, k) between these of them; zero where a
-        column is constant."""
-        folds = self.sites[node]
+        column is constant. (`actprune.guidance.patterns.correlation` has those of the units of a group.)
+
+        Raises:
+            DataError: no consumer has this name.
+        """
+        folds = self._folds(node)
         found = merge_all(folds if columns is None else (fold.part(columns.to(fold.mean.device)) for fold in folds))
         covariance = found.covariance
         scale = torch.where(found.varies, covariance.diagonal().rsqrt(), 0.0)
         return covariance * scale[:, None] * scale[None, :]
 
     def input_output_correlation(self, node: str) -> float:
-        """The seed's correlation: a layer's mean input against its mean output, over the samples."""
-        c = self.layers[node].covariance
+        """The seed's correlation: a layer's mean input against its mean output, over the samples.
+
+        Raises:
+            DataError: no consumer has this name.
+        """
+        c = _of(self.layers, node).covariance
         scale = float((c[0, 0] * c[1, 1]).clamp_min(0).sqrt())
         return float(c[0, 1]) / scale if scale > 0 else 0.0
+
+    def _folds(self, node: str) -> tuple[Moments, ...]:
+        return _of(self.sites, node)
+
+
+def _of(known: Mapping[str, Kept], node: str) -> Kept:
+    """Groups have names of modules, consumers those of calls, for a module may be called twice."""
+    if node not in known:
+        raise DataError(
+            "No layer whose input was measured has this name.",
+            expected=", ".join(known),
+            got=node,
+            where="Stats",
+            hint="a layer that reads group 'conv1' is graph['conv1'].consumers[0].node",
+        )
+    return known[node]
 
 
 def merge_stats(a: Stats, b: Stats) -> Stats:
