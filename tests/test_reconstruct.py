@@ -279,6 +279,16 @@ def test_heads_come_nearer_on_new_samples() -> None:
     assert {"query.weight", "key.weight", "value.weight"} <= whole.tensors.keys()
 
 
+def test_heads_are_fitted_where_the_layout_of_a_fast_kernel_is_viewed() -> None:
+    class Viewed(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (f(x).view(*x.shape[:2], 4, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
+            made = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            return self.head(x + self.out(made.view(*x.shape[:2], -1)))
+
+    assert ratio(Viewed, (7, 8), {"query#1": [0, 2]}) < 0.8
+
+
 def test_convolutions_come_nearer_through_norm_relu_and_pooling() -> None:
     def make() -> nn.Module:
         first, second = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 6, 3)

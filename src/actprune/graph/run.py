@@ -26,6 +26,9 @@ from actprune.mapped import let_go
 Observer = Callable[[Node, tuple[Any, ...], Any], None]
 """Called after every ATen call with the node, its positional arguments as values, and its result."""
 
+_ANY_LAYOUT: dict[Any, Any] = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+"""A kernel may lay its result out in memory otherwise than the recorded one did (attention under `sdpa_kernel`)."""
+
 
 def run(
     program: Program,
@@ -165,7 +168,7 @@ def call(
     if slow is not None:
         return in_float32(node, args, kwargs, slow)
     if not lifted:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return _ANY_LAYOUT.get(node.target, node.target)(*args, **kwargs)
     target: Any = IN_FLOAT64.get(node.target, node.target)
     return lift(target(*lift(args), **lift(dict(kwargs))))
 
