@@ -298,6 +298,13 @@ def test_convolutions_come_nearer_through_norm_relu_and_pooling() -> None:
     assert ratio(make, (2, 8, 8), {"0": [0, 2, 5], "2": [1, 2, 3, 5]}) < 1
 
 
+def test_states_between_the_layers_of_one_call_are_no_block() -> None:
+    x = torch.randn(24, 9, 6)
+    graph = capture(Last("GRU", num_layers=2).eval(), x[:8])
+    plan = make_plan(graph, dict.fromkeys(("layer#1", "layer#2"), range(6)))
+    assert compensate(graph, plan, x, method="reconstruct").record["blocks"] == {}  # too few for all of it
+
+
 def test_only_what_stays_changes() -> None:
     first = nn.Linear(6, 8)
     model = nn.Sequential(first, nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()

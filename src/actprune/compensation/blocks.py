@@ -112,7 +112,8 @@ def find_blocks(walk: Walk) -> list[Block]:
         sites = (*group.producers, *(between or ()), readers[0])
         layers = [site for site in sites if site.node not in tables or site.kind == "computed"]
         known = all(site.kind in LAYERS or _in_time(walk.nodes[places[site.node]]) for site in layers)
-        if between is not None and back and known:
+        own = any(site.node == readers[0].node for site in group.producers)  # states between the layers of one call
+        if between is not None and back and known and not own:
             makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))
     tried = {
         (readers, some): None
