@@ -177,7 +177,7 @@ def _computed(told: Told) -> Iterator[str]:
     if made and told.settings.method.statistics:
         yield (
             f"The weights of {some(made, 3)} are computed in forward, as by a spectral norm: what they read was "
-            "ranked by weights alone, and they are not refitted. Much better is to take such a norm off, "
+            "ranked by weights alone, and they are not refitted. Where it is one, much better is to take it off, "
             "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), and to put it on again after the cut."
         )
 
