@@ -62,6 +62,6 @@ def main() -> None:
         sys.exit(3 if isinstance(error, DistributedError) else 1)
     except SystemExit as end:  # what the parser makes of an interrupt, without a word
         if end.code == INTERRUPTED:
-            more = "; the same command with --resume goes on" if sys.argv[1] in ("prune", "sweep") else ""
+            more = "; the same command with --resume goes on" if sys.argv[1:2] in (["prune"], ["sweep"]) else ""
             Console(stderr=True).print(f"interrupted{more}", soft_wrap=True)
         raise
