@@ -15,7 +15,7 @@ from actprune.axes.site import Site
 from actprune.compensation.effort import (
     ENOUGH,
     FEWEST,
-    FEWEST_IN_TIME,
+    FEWEST_OF_ROWS,
     FIRST,
     GRAPHS,
     PASSES,
@@ -32,7 +32,7 @@ from actprune.compensation.work import TABLES, work
 from actprune.graph.program import named_arguments, op_name
 from actprune.rewrite import entry_mask
 from actprune.stats.patches import LAYERS
-from actprune.stats.recurrent import is_recurrent
+from actprune.stats.recurrent import is_recurrent, samples_of
 
 BETWEEN = 6
 """Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
@@ -50,6 +50,7 @@ class Block:
         masks: weights and biases of all of them by name → 1 where they may change.
         narrow: the calls in the widths that stay, where they run so.
         macs, values: numbers of them for one batch.
+        samples: of one batch, that say something by themselves: sequences, where there are recurrent calls.
     """
 
     read: Read
@@ -60,6 +61,7 @@ class Block:
     narrow: Narrowed
     macs: int
     values: int
+    samples: int
 
     @property
     def reader(self) -> Site:
@@ -77,9 +79,9 @@ class Block:
         return any(map(is_recurrent, self.calls))
 
     @property
-    def fewest(self) -> int:
+    def fewest(self) -> float:
         """Residuals for each weight that is fitted, at least."""
-        return FEWEST_IN_TIME if self.recurrent else FEWEST
+        return FEWEST_OF_ROWS if any(op_name(node).startswith(TABLES) for node in self.calls) else FEWEST
 
     @property
     def unknowns(self) -> int:
@@ -168,7 +170,9 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
         narrow = WHOLE
     start, stop = min(places[site.node] for site in chosen), places[node.name] + 1
     macs, values = work(walk.graph, calls, narrow)
-    return Block(read, tuple(calls), start, stop, masks, narrow, macs + read.macs, values)
+    size = walk.graph.program.batch_size
+    samples = min([size, *(samples_of(call, size) for call in (*calls, node) if is_recurrent(call))])
+    return Block(read, tuple(calls), start, stop, masks, narrow, macs + read.macs, values, samples)
 
 
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:
@@ -212,21 +216,21 @@ def _between(
     return [node for node in nodes if node in behind and node in needed]
 
 
-def chosen(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> tuple[list[Block], dict[Site, int], int]:
+def chosen(blocks: Sequence[Block], most: int, room: int) -> tuple[list[Block], dict[Site, int], int]:
     """Those that are fitted, and what `affordable` says of them.
 
     One that lies within another is fitted with that, unless there are too few samples for it, or too much work.
     """
     while True:
         outer = [one for one in blocks if not any(one.masks.keys() < other.masks.keys() for other in blocks)]
-        batches, rounds = affordable(outer, batch_size, most, room)
+        batches, rounds = affordable(outer, most, room)
         dear = [one for one in outer if not batches[one.reader]]
         if not any(one.masks.keys() < other.masks.keys() for one in blocks for other in dear):
             return outer, batches, rounds
         blocks = [one for one in blocks if one not in dear]
 
 
-def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -> tuple[dict[Site, int], int]:
+def affordable(blocks: Sequence[Block], most: int, room: int) -> tuple[dict[Site, int], int]:
     """Reader → how many of `most` batches its block is fitted on, 0 where those would be too few; and the rounds.
 
     One round on all the samples that are of use comes first, then further rounds.
@@ -234,7 +238,7 @@ def affordable(blocks: Sequence[Block], batch_size: int, most: int, room: int) -
 
     def wanted(block: Block, enough: Enough) -> int:
         samples = min(enough.samples, block.unknowns / enough.weights) if enough.weights else enough.samples
-        batches = max(enough.residuals * block.unknowns / max(block.residuals, 1), samples / batch_size)
+        batches = max(enough.residuals * block.unknowns / max(block.residuals, 1), samples / block.samples)
         return min(most - 1, ceil(batches), room // (GRAPHS * block.values + 1))
 
     found: dict[Site, int] = {}

@@ -150,7 +150,7 @@ class Direction:
 
         rows = _count(self.x) // len(self.x)
         residuals = rows * self.hidden[0][..., self._kept].shape[-1] * len(learnt) // FOLDS
-        count, rounds = affordable(masks, rows, residuals, len(some), self.scope.room)
+        count, rounds = affordable(masks, rows, residuals, len(some), self.scope.room, self.x[0].shape[1])
         whole = Whole(masks, lacking, lambda one: self._error(self.run(one), held))
         params, left, failed = whole.stepped(found[0], [some[i] for i in evenly(len(some), count)], rounds)
         told = ({"as_a_whole": left} if left < 1 else {}) | ({"failed": failed} if failed is not None else {})

@@ -16,17 +16,22 @@ WORK, FIRST = 6e11, 2e12
 """Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; and what the first step of
 all blocks may take, where that is more. Large models use fewer samples, or are left as they are."""
 
-FEWEST = 4
-"""Residuals for each weight that is fitted: with fewer they are left as they are."""
+FEWEST = 0.25
+"""Residuals for each weight of a block, at least. There may be fewer than weights: steps begin at a refit, are short
+and damped, and are made only where held-out samples come nearer. With less than this, layers are left as they are."""
 
-FEWEST_IN_TIME = 1
-"""The same with a recurrent layer, whose states are near the dense ones of every step where these steps begin."""
+FEWEST_OF_ROWS = 4
+"""The same where rows of a table are among the weights, each of which its own samples alone tell, and for recurrent
+layers by themselves (where no less was tried)."""
 
 VALUE = 30
 """Multiply-adds in the time that a value takes which is only read and written."""
 
 TOUCHED = 8
 """Values that one output of a gate takes on its way to the state."""
+
+STEP = 400_000
+"""Multiply-adds in the time that a recurrent layer takes for each step and weight, however small they are."""
 
 GRAPHS = 16
 """Bytes for each value between weights and residuals that derivatives hold."""

@@ -46,7 +46,7 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     if any(map(writes, walk.nodes)) or walk.state.sparing:
         return {}
     loop = find_loop(walk) if walk.streams.count > 1 else None
-    blocks, batches, rounds = chosen(find_blocks(walk), walk.graph.program.batch_size, walk.streams.count, room)
+    blocks, batches, rounds = chosen(find_blocks(walk), walk.streams.count, room)
     record: dict[str, Any] = {}
     for block in blocks:
         if loop is not None and block.start > loop.start:

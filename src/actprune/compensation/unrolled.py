@@ -13,7 +13,18 @@ from functools import partial
 
 from torch import Tensor
 
-from actprune.compensation.effort import FEWEST, GRAPHS, PASSES, PLENTY, ROUNDS, STEPS, TOUCHED, VALUE, WORK
+from actprune.compensation.effort import (
+    FEWEST_OF_ROWS,
+    GRAPHS,
+    PASSES,
+    PLENTY,
+    ROUNDS,
+    STEP,
+    STEPS,
+    TOUCHED,
+    VALUE,
+    WORK,
+)
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.stats.recurrent import Params
 
@@ -61,7 +72,9 @@ class Whole:
         return tuple(new)
 
 
-def affordable(masks: Mapping[int, Tensor], rows: int, residuals: int, batches: int, room: int) -> tuple[int, int]:
+def affordable(
+    masks: Mapping[int, Tensor], rows: int, residuals: int, batches: int, room: int, steps: int = 0
+) -> tuple[int, int]:
     """(batches, rounds) within `WORK` and so many bytes for the derivatives; none with too few residuals for a weight.
 
     Args:
@@ -69,11 +82,14 @@ def affordable(masks: Mapping[int, Tensor], rows: int, residuals: int, batches: 
         residuals: of one batch.
         batches: how many there are.
         room: bytes.
+        steps: of a recurrent layer.
     """
     weights = [mask for mask in masks.values() if mask.dim() > 1]
     unknowns = sum(int(mask.sum()) for mask in masks.values())
     values = TOUCHED * rows * sum(map(len, weights))
-    work = (rows * sum(mask.numel() for mask in weights) + VALUE * values) * PASSES
+    work = (rows * sum(mask.numel() for mask in weights) + VALUE * values + STEP * steps * len(weights)) * PASSES
     enough = PLENTY.residuals * unknowns // max(residuals, 1) + 1
     count = min(batches, enough, room // (GRAPHS * values + 1), int(WORK / work))
-    return (count, min(ROUNDS, int(WORK / (work * count)))) if count * residuals >= FEWEST * unknowns else (0, 0)
+    return (
+        (count, min(ROUNDS, int(WORK / (work * count)))) if count * residuals >= FEWEST_OF_ROWS * unknowns else (0, 0)
+    )

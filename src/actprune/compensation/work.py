@@ -10,10 +10,10 @@ from torch.fx import Node
 
 from actprune.axes.capture import Graph
 from actprune.axes.site import Site
-from actprune.compensation.effort import TOUCHED, VALUE
+from actprune.compensation.effort import STEP, TOUCHED, VALUE
 from actprune.compensation.narrowed import Narrowed
 from actprune.graph.program import op_name, shape
-from actprune.stats.recurrent import input_of, is_recurrent
+from actprune.stats.recurrent import input_of, is_recurrent, samples_of
 
 TABLES = "aten.embedding."
 """The op of tables that are looked up by index: their rows are as free as those of a layer. Rows that no sample asks
@@ -41,7 +41,8 @@ def _of_call(graph: Graph, node: Node, sites: Sequence[Site], narrow: Narrowed) 
     weights = [narrow.left(site.weight, graph.program.tensors[site.weight]) for site in sites]
     if sites and is_recurrent(node):
         rows = prod(shape(input_of(node))[:-1])
-        return rows * sum(map(prod, weights)), rows * TOUCHED * sum(outputs for outputs, *_ in weights)
+        taken = STEP * len(weights) * rows // samples_of(node, graph.program.batch_size)
+        return taken + rows * sum(map(prod, weights)), rows * TOUCHED * sum(outputs for outputs, *_ in weights)
     held = node.meta["val"]
     values = sum(prod(one.shape) for one in held if isinstance(one, Tensor)) if isinstance(held, (tuple, list)) else 0
     values = values or prod(narrow.shape(node))

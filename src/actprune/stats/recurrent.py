@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from actprune.graph.program import named_arguments, op_name
+from actprune.graph.program import named_arguments, op_name, shape
 
 INTO, BACK, INTO_BIAS, BACK_BIAS, PROJECTION = range(5)
 """The places of W_ih, W_hh, their biases and W_hr in `Part.params`."""
@@ -163,6 +163,13 @@ def batch_dim(node: Node) -> int | None:
     if "batch_sizes" in own:
         return None
     return 0 if _is_cell(node.target) or own["batch_first"] else 1
+
+
+def samples_of(node: Node, batch_size: int) -> int:
+    """How many sequences a recurrent call has in a batch of so many samples: packed ones are as many. Time may come
+    first, and a batch be a single sequence."""
+    dim = batch_dim(node)
+    return batch_size if dim is None else shape(input_of(node))[dim]
 
 
 def turned(part: Part, x: Tensor, lengths: Tensor | None) -> Tensor:
