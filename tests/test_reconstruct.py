@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import actprune as ap
 from actprune.axes.capture import Graph, capture
 from actprune.compensation import blocks, reconstruct
-from actprune.compensation.gauss_newton import best_size, gauss_newton
+from actprune.compensation.gauss_newton import best_size, gauss_newton, twice_differentiable
 from actprune.compensation.refit import compensate
 from actprune.errors import DataError
 from actprune.graph.run import run
@@ -127,6 +127,19 @@ def test_what_nothing_depends_on_stays() -> None:
     )
     assert weight.abs().max() > 0.1
     assert shift.abs().max() < 0.05
+
+
+def test_backends_are_as_they_were_behind_a_step_that_fails() -> None:
+    backends, convolutions = (torch.backends.cudnn, torch.backends.mkldnn), torch.backends.cudnn.conv
+    before, precision = [backend.enabled for backend in backends], convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"  # recurrent layers have another, of which `cudnn.flags` fails
+    try:
+        with pytest.raises(KeyboardInterrupt), twice_differentiable(recurrent=True):
+            assert not any(backend.enabled for backend in backends)
+            raise KeyboardInterrupt
+    finally:
+        convolutions.fp32_precision = precision
+    assert [backend.enabled for backend in backends] == before
 
 
 def test_linear_layers_in_a_row_are_factorised_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,21 +114,21 @@ def twice_differentiable(recurrent: bool = False) -> Iterator[None]:
         recurrent: whether there are such layers.
     """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
-        if recurrent:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(_without_onednn())
+        for backend in (torch.backends.cudnn, torch.backends.mkldnn) if recurrent else ():
+            stack.enter_context(_without(backend))
         yield
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """torch's own `mkldnn.flags` set TF32, too, and warn of that."""
-    before = torch.backends.mkldnn.enabled
-    setattr(torch.backends.mkldnn, "enabled", False)  # noqa: B010 - typed as what reads and writes it
+def _without(backend: Any) -> Iterator[None]:
+    """torch's own `flags` set TF32, too: oneDNN's warn of that, cuDNN's fail where convolutions and recurrent layers
+    have other precisions."""
+    before = backend.enabled
+    backend.enabled = False
     try:
         yield
     finally:
-        setattr(torch.backends.mkldnn, "enabled", before)  # noqa: B010
+        backend.enabled = before
 
 
 def descend(step: Callable[[float], float], loss: float, rounds: int) -> tuple[float, str | None]:
