@@ -69,6 +69,14 @@ class Graph:
         return self._by_name[name]
 
     @cached_property
+    def sites_of(self) -> Mapping[str, Sequence[Site]]:
+        """Name of a call → its sites: several of a recurrent one."""
+        found: dict[str, list[Site]] = {}
+        for site in self.sites:
+            found.setdefault(site.node, []).append(site)
+        return found
+
+    @cached_property
     def _by_name(self) -> Mapping[str, Group]:
         return {group.name: group for group in self.groups}
 

@@ -32,7 +32,7 @@ from actprune.compensation.work import TABLES, work
 from actprune.graph.program import named_arguments, op_name
 from actprune.rewrite import entry_mask
 from actprune.stats.patches import LAYERS
-from actprune.stats.recurrent import is_recurrent, samples_of
+from actprune.stats.recurrent import is_cell, is_recurrent, samples_of
 
 BETWEEN = 6
 """Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
@@ -113,7 +113,7 @@ def find_blocks(walk: Walk) -> list[Block]:
         back = not others or not set(group.producers).isdisjoint(between or ())
         sites = (*group.producers, *(between or ()), readers[0])
         layers = [site for site in sites if site.node not in tables or site.kind == "computed"]
-        known = all(site.kind in LAYERS or _in_time(walk.nodes[places[site.node]]) for site in layers)
+        known = all(site.kind in LAYERS or _takes_all_steps(walk.nodes[places[site.node]]) for site in layers)
         own = any(site.node == readers[0].node for site in group.producers)  # states between the layers of one call
         if between is not None and back and known and not own:
             makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))
@@ -126,9 +126,9 @@ def find_blocks(walk: Walk) -> list[Block]:
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
 
 
-def _in_time(node: Node) -> bool:
-    """Whether a call is a recurrent layer, all of its steps."""
-    return is_recurrent(node) and "_cell" not in op_name(node)
+def _takes_all_steps(node: Node) -> bool:
+    """Whether a call is a recurrent layer, no cell."""
+    return is_recurrent(node) and not is_cell(node)
 
 
 def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Sequence[Site]) -> list[Site] | None:

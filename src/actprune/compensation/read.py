@@ -62,7 +62,8 @@ class Read:
         """
         rows = output_rows(self.sites[0], value)
         made = {name: F.linear(rows, weights[name]) if self.multiplied else rows for name in self.outputs}
-        return torch.cat([sums[..., self.outputs[name]] if whole else sums for name, sums in made.items()], -1)
+        parts = [sums[..., self.outputs[name]] if whole else sums for name, sums in made.items()]
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
 def read_by(graph: Graph, node: Node, sites: Sequence[Site], path: Path | None, kept: Mapping[int, Indices]) -> Read:

@@ -31,6 +31,7 @@ from actprune.data.samples import evenly
 from actprune.graph.program import Program, named_arguments
 from actprune.graph.run import arguments, call
 from actprune.rewrite import entry_mask
+from actprune.stats.recurrent import is_cell
 
 HELD = 0.25
 """Share of the batches that no step sees: on them it must bring what is read nearer to the dense network's."""
@@ -61,9 +62,7 @@ class Loop:
 def find_loop(walk: Walk) -> Loop | None:
     """All layers and cells that several calls share; None where another layer, or what is no layer, is between."""
     graph, kept, names = walk.graph, walk.state.kept, _shared(walk)
-    sites: dict[str, list[Site]] = {}
-    for site in graph.sites:
-        sites.setdefault(site.node, []).append(site)
+    sites = graph.sites_of
     calls = {site.node for of_node in sites.values() for site in of_node if site.weight in names}
     start = next((i for i, node in enumerate(walk.nodes) if node.name in calls), None)
     if start is None or not names & walk.overrides.keys():
@@ -195,7 +194,7 @@ def _given(site: Site, node: Node, program: Program) -> Node | None:
     """What a linear layer, or a weight of a cell, is multiplied with; None for any other layer."""
     if site.kind == "linear":
         return contracted(node) if is_plain(node) else None
-    if site.kind != "recurrent" or "_cell" not in str(node.target):
+    if site.kind != "recurrent" or not is_cell(node):
         return None
     own = named_arguments(node)
     state = own["hx"][0] if isinstance(own["hx"], list | tuple) else own["hx"]

@@ -19,13 +19,12 @@ from actprune.compensation.effort import (
     PASSES,
     PLENTY,
     ROUNDS,
-    STEP,
     STEPS,
-    TOUCHED,
     VALUE,
     WORK,
 )
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
+from actprune.compensation.work import in_time
 from actprune.stats.recurrent import Params
 
 
@@ -86,10 +85,10 @@ def affordable(
     """
     weights = [mask for mask in masks.values() if mask.dim() > 1]
     unknowns = sum(int(mask.sum()) for mask in masks.values())
-    values = TOUCHED * rows * sum(map(len, weights))
-    work = (rows * sum(mask.numel() for mask in weights) + VALUE * values + STEP * steps * len(weights)) * PASSES
+    macs, values = in_time([mask.shape for mask in weights], rows, steps)
+    work = (macs + VALUE * values) * PASSES
     enough = PLENTY.residuals * unknowns // max(residuals, 1) + 1
     count = min(batches, enough, room // (GRAPHS * values + 1), int(WORK / work))
-    return (
-        (count, min(ROUNDS, int(WORK / (work * count)))) if count * residuals >= FEWEST_OF_ROWS * unknowns else (0, 0)
-    )
+    if count * residuals < FEWEST_OF_ROWS * unknowns:
+        return 0, 0
+    return count, min(ROUNDS, int(WORK / (work * count)))

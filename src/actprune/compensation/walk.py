@@ -62,10 +62,8 @@ class Walk:
         self.state = State(graph, settings, streams, kept_units(graph, plan), zeroed, found)
         self.nodes, self.paths = order.nodes, order.paths
         self.sites = {site.node: site for site in graph.sites if site.kind in LAYERS}
-        self.several: dict[str, list[Site]] = {}
-        for site in graph.sites if settings.method == "least_squares" else ():
-            if site.kind in ("recurrent", "stacked"):
-                self.several.setdefault(site.node, []).append(site)
+        sites_of = graph.sites_of if settings.method == "least_squares" else {}
+        self.several = {name: own for name, own in sites_of.items() if own[0].kind in ("recurrent", "stacked")}
         self.place, self.last = start, self._last_place(start)
         self.settled: set[str] = set()
 

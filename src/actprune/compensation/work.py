@@ -26,14 +26,22 @@ def work(graph: Graph, calls: Iterable[Node], narrow: Narrowed) -> tuple[int, in
     Args:
         narrow: the calls in the widths that stay, where they run so.
     """
-    sites: dict[str, list[Site]] = {}
-    for site in graph.sites:
-        sites.setdefault(site.node, []).append(site)
     macs = values = 0
     for node in calls:
-        of_call, made = _of_call(graph, node, sites.get(node.name, ()), narrow)
+        of_call, made = _of_call(graph, node, graph.sites_of.get(node.name, ()), narrow)
         macs, values = macs + of_call, values + made
     return macs + VALUE * values, values
+
+
+def in_time(weights: Sequence[Sequence[int]], rows: int, steps: int) -> tuple[int, int]:
+    """(multiply-adds, values) of what takes steps, in all of them.
+
+    Args:
+        weights: their shapes, outputs first.
+        rows: samples times steps.
+        steps: that a recurrent layer takes; 0 where calls of the graph take them.
+    """
+    return rows * sum(map(prod, weights)) + STEP * steps * len(weights), TOUCHED * rows * sum(w[0] for w in weights)
 
 
 def _of_call(graph: Graph, node: Node, sites: Sequence[Site], narrow: Narrowed) -> tuple[int, int]:
@@ -41,11 +49,10 @@ def _of_call(graph: Graph, node: Node, sites: Sequence[Site], narrow: Narrowed) 
     weights = [narrow.left(site.weight, graph.program.tensors[site.weight]) for site in sites]
     if sites and is_recurrent(node):
         rows = prod(shape(input_of(node))[:-1])
-        taken = STEP * len(weights) * rows // samples_of(node, graph.program.batch_size)
-        return taken + rows * sum(map(prod, weights)), rows * TOUCHED * sum(outputs for outputs, *_ in weights)
+        return in_time(weights, rows, rows // samples_of(node, graph.program.batch_size))
     held = node.meta["val"]
-    values = sum(prod(one.shape) for one in held if isinstance(one, Tensor)) if isinstance(held, (tuple, list)) else 0
-    values = values or prod(narrow.shape(node))
+    several = [one.shape for one in held if isinstance(one, Tensor)] if isinstance(held, (tuple, list)) else None
+    values = sum(map(prod, [narrow.shape(node)] if several is None else several))
     if sites and not op_name(node).startswith(TABLES):  # a row is read, no sum over all of them
         weight = graph.program.tensors[sites[0].weight]
         return int(prod(weights[0]) / weight.numel() * sites[0].columns(weight) * prod(shape(node))), values

@@ -125,6 +125,11 @@ def is_recurrent(node: Node) -> bool:
     return op_name(node).startswith(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"))
 
 
+def is_cell(node: Node) -> bool:
+    """Whether a recurrent call takes one step."""
+    return _is_cell(node.target)
+
+
 def input_of(node: Node) -> Node:
     """What gives the input of a recurrent call: x, or the rows of packed samples."""
     own = named_arguments(node)
@@ -137,7 +142,7 @@ def unroll(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = N
     given = own | dict(zip(own, args, strict=False)) | dict(kwargs or {})
     x, lengths, held = *_padded(given), given["hx"]
     states = [held] if isinstance(held, Tensor) else list(held)
-    if _is_cell(node.target):
+    if is_cell(node):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
         part = Part(node.target, (*(own[n] for n in names), None), (*(given[n] for n in names), None), False)
         return Unrolled(x[:, None], ((part,),), (tuple(states),))
@@ -162,7 +167,7 @@ def batch_dim(node: Node) -> int | None:
     own = named_arguments(node)
     if "batch_sizes" in own:
         return None
-    return 0 if _is_cell(node.target) or own["batch_first"] else 1
+    return 0 if is_cell(node) or own["batch_first"] else 1
 
 
 def samples_of(node: Node, batch_size: int) -> int:
