@@ -266,9 +266,7 @@ def test_units_that_a_gate_reads_too_come_nearer_on_new_samples() -> None:
     assert ratio(Gated, (6,), {"up": range(0, 12, 2)}) < 0.9
 
 
-def test_a_block_within_another_is_fitted_with_it_or_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "FEWEST", 4)
-
+def test_a_block_within_another_is_fitted_with_it_or_alone() -> None:
     def fitted(samples: int) -> list[str]:
         x = torch.randn(samples, 6)
         graph = capture(Gated().eval(), x[:8])
@@ -324,8 +322,7 @@ def test_sequences_count_as_samples_where_time_comes_first() -> None:
     assert [one["batches"] for one in told.values()] == [23]  # all but one: a batch is one sequence
 
 
-def test_states_between_the_layers_of_one_call_are_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "FEWEST", 4)
+def test_states_between_the_layers_of_one_call_are_no_block() -> None:
     x = torch.randn(24, 9, 6)
     graph = capture(Last("GRU", num_layers=2).eval(), x[:8])
     plan = make_plan(graph, dict.fromkeys(("layer#1", "layer#2"), range(6)))

@@ -79,7 +79,7 @@ class Block:
         return any(map(is_recurrent, self.calls))
 
     @property
-    def fewest(self) -> float:
+    def fewest(self) -> int:
         """Residuals for each weight that is fitted, at least."""
         return FEWEST_OF_ROWS if any(op_name(node).startswith(TABLES) for node in self.calls) else FEWEST
 

@@ -16,9 +16,9 @@ WORK, FIRST = 6e11, 2e12
 """Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; and what the first step of
 all blocks may take, where that is more. Large models use fewer samples, or are left as they are."""
 
-FEWEST = 0.25
-"""Residuals for each weight of a block, at least. There may be fewer than weights: steps begin at a refit, are short
-and damped, and are made only where held-out samples come nearer. With less than this, layers are left as they are."""
+FEWEST = 1
+"""Residuals for each weight of a block, at least: steps begin at a refit, are short and damped, and are made only where
+held-out samples come nearer. With fewer, blocks within it are fitted alone, or layers are left as they are."""
 
 FEWEST_OF_ROWS = 4
 """The same where rows of a table are among the weights, each of which its own samples alone tell, and for recurrent
