@@ -372,6 +372,14 @@ def test_too_few_samples_leave_the_refit(samples: int) -> None:
     assert all(torch.equal(whole.tensors[name], value) for name, value in refitted.tensors.items())
 
 
+def test_half_as_many_residuals_as_weights_will_do_where_no_block_lies_within() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)).eval()
+    x = torch.randn(64, 16)
+    graph = capture(model, x[:16])
+    told = compensate(graph, make_plan(graph, {"0": range(16)}), x, method="reconstruct").record["blocks"]
+    assert [(one["module"], one["batches"]) for one in told.values()] == [("2", 3)]  # 192 residuals, 340 weights
+
+
 def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Mlp(F.gelu).eval()
     x = torch.randn(SAMPLES, 6)

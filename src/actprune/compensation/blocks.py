@@ -16,6 +16,7 @@ from actprune.compensation.effort import (
     ENOUGH,
     FEWEST,
     FEWEST_OF_ROWS,
+    FEWEST_OF_SEVERAL,
     FIRST,
     GRAPHS,
     PASSES,
@@ -79,9 +80,11 @@ class Block:
         return any(map(is_recurrent, self.calls))
 
     @property
-    def fewest(self) -> int:
-        """Residuals for each weight that is fitted, at least."""
-        return FEWEST_OF_ROWS if any(op_name(node).startswith(TABLES) for node in self.calls) else FEWEST
+    def reads_tables(self) -> bool:
+        return any(op_name(node).startswith(TABLES) for node in self.calls)
+
+    def lies_within(self, other: Block) -> bool:
+        return self.masks.keys() < other.masks.keys()
 
     @property
     def unknowns(self) -> int:
@@ -222,18 +225,36 @@ def chosen(blocks: Sequence[Block], most: int, room: int) -> tuple[list[Block], 
     One that lies within another is fitted with that, unless there are too few samples for it, or too much work.
     """
     while True:
-        outer = [one for one in blocks if not any(one.masks.keys() < other.masks.keys() for other in blocks)]
-        batches, rounds = affordable(outer, most, room)
+        outer = [one for one in blocks if not any(map(one.lies_within, blocks))]
+        whole = {one.reader for one in outer if any(other.lies_within(one) for other in blocks)}
+        fewest = {one.reader: _fewest(one, one.reader in whole) for one in outer}
+        batches, rounds = affordable(outer, fewest, most, room)
         dear = [one for one in outer if not batches[one.reader]]
-        if not any(one.masks.keys() < other.masks.keys() for one in blocks for other in dear):
+        if whole.isdisjoint(one.reader for one in dear):
             return outer, batches, rounds
         blocks = [one for one in blocks if one not in dear]
 
 
-def affordable(blocks: Sequence[Block], most: int, room: int) -> tuple[dict[Site, int], int]:
+def _fewest(block: Block, whole: bool) -> float:
+    """Residuals for each weight that is fitted, at least.
+
+    Args:
+        whole: whether blocks lie within it, which may be fitted instead.
+    """
+    if block.reads_tables:
+        return FEWEST_OF_ROWS
+    return FEWEST_OF_SEVERAL if whole or block.recurrent else FEWEST
+
+
+def affordable(
+    blocks: Sequence[Block], fewest: Mapping[Site, float], most: int, room: int
+) -> tuple[dict[Site, int], int]:
     """Reader → how many of `most` batches its block is fitted on, 0 where those would be too few; and the rounds.
 
     One round on all the samples that are of use comes first, then further rounds.
+
+    Args:
+        fewest: reader → residuals for each weight that is fitted, at least.
     """
 
     def wanted(block: Block, enough: Enough) -> int:
@@ -250,5 +271,5 @@ def affordable(blocks: Sequence[Block], most: int, room: int) -> tuple[dict[Site
         found = {reader: round(share * count) for reader, count in counts.items()}
         if rounds >= SEVERAL:
             break
-    fewest = {block.reader: block.fewest * block.unknowns / max(block.residuals, 1) for block in blocks}
-    return {reader: count if count >= fewest[reader] else 0 for reader, count in found.items()}, rounds
+    least = {block.reader: fewest[block.reader] * block.unknowns / max(block.residuals, 1) for block in blocks}
+    return {reader: count if count >= least[reader] else 0 for reader, count in found.items()}, rounds

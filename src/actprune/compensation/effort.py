@@ -16,9 +16,10 @@ WORK, FIRST = 6e11, 2e12
 """Multiply-adds that the steps of all blocks may take, and those of each recurrent layer; and what the first step of
 all blocks may take, where that is more. Large models use fewer samples, or are left as they are."""
 
-FEWEST = 1
+FEWEST, FEWEST_OF_SEVERAL = 0.25, 1
 """Residuals for each weight of a block, at least: steps begin at a refit, are short and damped, and are made only where
-held-out samples come nearer. With fewer, blocks within it are fitted alone, or layers are left as they are."""
+held-out samples come nearer. The second one where others lie within, which are fitted alone if there are fewer, or
+where it is fitted through time (no less was tried)."""
 
 FEWEST_OF_ROWS = 4
 """The same where rows of a table are among the weights, each of which its own samples alone tell, and for recurrent
