@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import actprune as ap
 from actprune.axes.capture import Graph, capture
-from actprune.compensation import blocks, reconstruct
+from actprune.compensation import choice, reconstruct
 from actprune.compensation.gauss_newton import best_size, gauss_newton, twice_differentiable
 from actprune.compensation.refit import compensate
 from actprune.errors import DataError
@@ -52,6 +52,24 @@ class Attention(nn.Module):
         return self.head(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
+class Trunk(nn.Module):
+    """A trunk of one layer that two heads read.
+
+    Args:
+        row: whether the second one reads what the first one gives, too.
+    """
+
+    def __init__(self, row: bool = False) -> None:
+        super().__init__()
+        self.trunk, self.policy, self.value = nn.Linear(6, 16), nn.Linear(16, 5), nn.Linear(21 if row else 16, 1)
+        self.row = row
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.trunk(x))
+        policy = self.policy(hidden)
+        return policy, self.value(torch.cat([hidden, policy.relu()], -1) if self.row else hidden)
+
+
 class Gated(nn.Module):
     """x + down(u · gate(u)) with u = act(up x), and a head; the gate has a layer of four units within.
 
@@ -72,9 +90,9 @@ class Gated(nn.Module):
         return (out, squeezed) if self.elsewhere else out
 
 
-def error(graph: Graph, rewrite: Rewrite, x: Tensor) -> float:
+def error(graph: Graph, rewrite: Rewrite, x: Tensor, output: int = 0) -> float:
     dense, cut_ = (
-        torch.cat([run(graph.program, (part,), tensors)[0] for part in x.split(BATCH)])
+        torch.cat([run(graph.program, (part,), tensors)[output] for part in x.split(BATCH)])
         for tensors in ({}, rewrite.tensors)
     )
     return float(((dense - cut_) ** 2).mean() / dense.var())
@@ -144,7 +162,7 @@ def test_backends_are_as_they_were_behind_a_step_that_fails() -> None:
 
 def test_linear_layers_in_a_row_are_factorised_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three units carry a map of rank three, whichever three they were; some networks take more than three steps."""
-    monkeypatch.setattr(blocks, "ROUNDS", 16)
+    monkeypatch.setattr(choice, "ROUNDS", 16)
     model = nn.Sequential(nn.Linear(6, 9), nn.Identity(), nn.Linear(9, 3)).eval()
     x = torch.randn(SAMPLES, 6)
     graph = capture(model, x[:BATCH])
@@ -278,6 +296,25 @@ def test_a_block_within_another_is_fitted_with_it_or_alone() -> None:
     assert fitted(32) == ["excite"]  # too few samples for all four layers
 
 
+def test_units_with_readers_side_by_side_come_nearer_on_new_samples_for_each() -> None:
+    torch.manual_seed(0)
+    model, x, new = Trunk().eval(), torch.randn(SAMPLES, 6), torch.randn(SAMPLES, 6)
+    with torch.no_grad():
+        model.value.weight *= 100  # neither is forgotten for the other's size
+    graph = capture(model, x[:BATCH])
+    refitted, whole = both(graph, make_plan(graph, {"trunk": range(6)}), x)
+    assert [one["module"] for one in whole.record["blocks"].values()] == ["policy"]
+    for output in (0, 1):
+        assert error(graph, whole, new, output) < 0.8 * error(graph, refitted, new, output)
+
+
+def test_units_whose_one_reader_leads_to_the_other_are_no_block() -> None:
+    x = torch.randn(SAMPLES, 6)
+    graph = capture(Trunk(row=True).eval(), x[:BATCH])
+    plan = make_plan(graph, {"trunk": range(6)})
+    assert compensate(graph, plan, x, method="reconstruct").record["blocks"] == {}
+
+
 def test_units_whose_readers_lead_elsewhere_are_no_block() -> None:
     x = torch.randn(SAMPLES, 6)
     graph = capture(Gated(elsewhere=True).eval(), x[:BATCH])
@@ -387,8 +424,8 @@ def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(graph, {"up": range(6)})
     assert compensate(graph, plan, x, method="reconstruct").record["blocks"]
     assert not compensate(graph, plan, x, method="reconstruct", memory_limit="4KB").record["blocks"]
-    monkeypatch.setattr(blocks, "WORK", 1e3)
-    monkeypatch.setattr(blocks, "FIRST", 1e3)
+    monkeypatch.setattr(choice, "WORK", 1e3)
+    monkeypatch.setattr(choice, "FIRST", 1e3)
     assert not compensate(graph, plan, x, method="reconstruct").record["blocks"]
     with pytest.raises(DataError, match="memory limit"):
         compensate(graph, plan, x, method="reconstruct", memory_limit="much")

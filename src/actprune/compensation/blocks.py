@@ -1,31 +1,18 @@
-"""Blocks: the layers that make some cut groups with the one that reads them, and what fitting them may cost."""
+"""Blocks: the layers that make some cut groups with those that read them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from actprune.axes.groups import Group
 from actprune.axes.picked import picked
 from actprune.axes.site import Site
-from actprune.compensation.effort import (
-    ENOUGH,
-    FEWEST,
-    FEWEST_OF_ROWS,
-    FEWEST_OF_SEVERAL,
-    FIRST,
-    GRAPHS,
-    PASSES,
-    PLENTY,
-    ROUNDS,
-    SEVERAL,
-    WORK,
-    Enough,
-)
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.read import Read, read_by
 from actprune.compensation.walk import Walk
@@ -39,22 +26,25 @@ BETWEEN = 6
 """Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
 Of longer ways nothing is known."""
 
+SIDE_BY_SIDE = 8
+"""Readers at most that lead to different places: the heads of a trunk, the branches behind a concatenation."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """From the first maker of some groups to the call that reads them, the last one where there are several.
+    """From the first maker of some groups to the calls that read them.
 
     Attributes:
-        read: what has to come out as in the dense network.
+        reads: what has to come out as in the dense network.
         calls: in order, all that depends on the makers' weights and that what is read depends on.
-        start, stop: the places of the first maker and behind the reader.
+        start, stop: the places of the first maker and behind the last reader.
         masks: weights and biases of all of them by name → 1 where they may change.
         narrow: the calls in the widths that stay, where they run so.
         macs, values: numbers of them for one batch.
         samples: of one batch, that say something by themselves: sequences, where there are recurrent calls.
     """
 
-    read: Read
+    reads: tuple[Read, ...]
     calls: tuple[Node, ...]
     start: int
     stop: int
@@ -66,13 +56,23 @@ class Block:
 
     @property
     def reader(self) -> Site:
-        """The first weight of the call that reads."""
-        return self.read.sites[0]
+        """The first weight of the first call that reads."""
+        return self.reads[0].sites[0]
+
+    @property
+    def name(self) -> str:
+        """The calls that read."""
+        return "+".join(read.sites[0].node for read in self.reads)
 
     @property
     def residuals(self) -> int:
         """How many numbers of one batch are compared."""
-        return self.read.residuals
+        return sum(read.residuals for read in self.reads)
+
+    @property
+    def read_weights(self) -> set[str]:
+        """Those of the calls that read."""
+        return {name for read in self.reads for name in read.outputs}
 
     @property
     def recurrent(self) -> bool:
@@ -98,8 +98,8 @@ def find_blocks(walk: Walk) -> list[Block]:
     there may be too few samples.
     A group has one reader, or the others lead to the last one alone, through some layers whose results are multiplied
     with or added to the units: the squeeze of a gate, a residual block. These layers then belong to the block, and
-    blocks that end there may lie within it as a whole: see `chosen`. A recurrent call reads its input in each
-    direction.
+    blocks that end there may lie within it as a whole: see `chosen`. Or none of them leads to another: then the sums of
+    them all are to come out. A recurrent call reads its input in each direction.
     """
     makers: dict[tuple[Site, ...], dict[Site, None]] = {}
     tables = {node.name for node in walk.nodes if op_name(node).startswith(TABLES)}
@@ -109,16 +109,13 @@ def find_blocks(walk: Walk) -> list[Block]:
         runs = all(site.node in places for site in (*group.producers, *group.consumers))  # not in training alone
         if not (cut and runs and group.producers and group.consumers):
             continue
-        consumers = sorted(group.consumers, key=lambda site: places[site.node])
-        readers = tuple(site for site in consumers if site.node == consumers[-1].node)
-        others = [site for site in consumers if site not in readers]
-        between = _leading_to(walk, places, readers[0], others)
-        back = not others or not set(group.producers).isdisjoint(between or ())
-        sites = (*group.producers, *(between or ()), readers[0])
+        readers, between = _ends(walk, places, group)
+        sites = (*group.producers, *between, *readers)
         layers = [site for site in sites if site.node not in tables or site.kind == "computed"]
         known = all(site.kind in LAYERS or _takes_all_steps(walk.nodes[places[site.node]]) for site in layers)
-        own = any(site.node == readers[0].node for site in group.producers)  # states between the layers of one call
-        if between is not None and back and known and not own:
+        ends = {site.node for site in readers}
+        own = any(site.node in ends for site in group.producers)  # states between the layers of one call
+        if readers and known and not own:
             makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))
     tried = {
         (readers, some): None
@@ -132,6 +129,21 @@ def find_blocks(walk: Walk) -> list[Block]:
 def _takes_all_steps(node: Node) -> bool:
     """Whether a call is a recurrent layer, no cell."""
     return is_recurrent(node) and not is_cell(node)
+
+
+def _ends(walk: Walk, places: Mapping[str, int], group: Group) -> tuple[tuple[Site, ...], list[Site]]:
+    """The weights that a block with the makers of a group ends at, none where there is no such block; and the layers
+    between."""
+    consumers = sorted(group.consumers, key=lambda site: places[site.node])
+    last = tuple(site for site in consumers if site.node == consumers[-1].node)
+    others = [site for site in consumers if site not in last]
+    if not others:
+        return last, []
+    between = _leading_to(walk, places, last[0], others)
+    if between is not None:
+        back = not set(group.producers).isdisjoint(between)
+        return (last, between) if back else ((), [])
+    return (tuple(consumers) if _side_by_side(walk.nodes, places, consumers) else ()), []
 
 
 def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Sequence[Site]) -> list[Site] | None:
@@ -150,32 +162,52 @@ def _leading_to(walk: Walk, places: Mapping[str, int], reader: Site, others: Seq
     return found if len({site.node for site in found}) <= BETWEEN else None
 
 
+def _side_by_side(nodes: Sequence[Node], places: Mapping[str, int], sites: Sequence[Site]) -> bool:
+    """Whether none of these calls leads to another one, and they are few."""
+    ends = {nodes[places[site.node]] for site in sites}
+    if len(ends) > SIDE_BY_SIDE:
+        return False
+    behind, all_places = set[Node](), [places[site.node] for site in sites]
+    for node in nodes[min(all_places) : max(all_places) + 1]:
+        reached = not behind.isdisjoint(node.all_input_nodes)
+        if reached and node in ends:
+            return False
+        if reached or node in ends:
+            behind.add(node)
+    return True
+
+
 def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], makers: Iterable[Site]) -> Block | None:
-    tensors, reader = walk.graph.program.tensors, readers[0]
+    tensors, read_weights = walk.graph.program.tensors, {site.weight for site in readers}
 
     def free(site: Site) -> bool:
         node = walk.nodes[places[site.node]]
         floats = tensors[site.weight].dtype in (torch.float32, torch.float64)
         return floats and walk.state.owns(site.weight, node)
 
-    chosen = [site for site in makers if site not in readers and site.weight != reader.weight and free(site)]
+    chosen = [site for site in makers if site not in readers and site.weight not in read_weights and free(site)]
     if not chosen or not all(map(free, readers)):
         return None
-    node, masks = walk.nodes[places[reader.node]], dict[str, Tensor]()
+    masks, ends = dict[str, Tensor](), dict[Node, list[Site]]()
     for site in (*chosen, *readers):
         masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site not in readers)
-    read = read_by(walk.graph, node, readers, walk.paths.get(node), walk.state.kept)
-    calls = _between(walk.nodes, masks, walk.state.placeholders, read.value)
-    if read.path.partner in calls or picked(walk.graph, read.value):
+    for site in readers:
+        ends.setdefault(walk.nodes[places[site.node]], []).append(site)
+    reads = tuple(
+        read_by(walk.graph, node, sites, walk.paths.get(node), walk.state.kept) for node, sites in ends.items()
+    )
+    calls = _between(walk.nodes, masks, walk.state.placeholders, [read.value for read in reads])
+    if any(read.path.partner in calls or picked(walk.graph, read.value) for read in reads):
         return None
-    narrow = narrowed(walk.graph, walk.state.kept, calls, read.outputs if read.multiplied else ())
-    if prod(narrow.shape(read.value)) != read.rows * read.left:  # no positions may be left out, which the target has
-        narrow = WHOLE
-    start, stop = min(places[site.node] for site in chosen), places[node.name] + 1
+    unmade = [name for read in reads if read.multiplied for name in read.outputs]
+    narrow = narrowed(walk.graph, walk.state.kept, calls, unmade)
+    if any(prod(narrow.shape(read.value)) != read.rows * read.left for read in reads):
+        narrow = WHOLE  # positions may be left out, which the target has
+    start, stop = min(places[site.node] for site in chosen), max(places[site.node] for site in readers) + 1
     macs, values = work(walk.graph, calls, narrow)
     size = walk.graph.program.batch_size
-    samples = min([size, *(samples_of(call, size) for call in (*calls, node) if is_recurrent(call))])
-    return Block(read, tuple(calls), start, stop, masks, narrow, macs + read.macs, values, samples)
+    samples = min([size, *(samples_of(call, size) for call in (*calls, *ends) if is_recurrent(call))])
+    return Block(reads, tuple(calls), start, stop, masks, narrow, macs + sum(r.macs for r in reads), values, samples)
 
 
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:
@@ -203,73 +235,17 @@ def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:
 
 
 def _between(
-    nodes: Sequence[Node], names: Iterable[str], placeholders: Mapping[str, list[Node]], result: Node
+    nodes: Sequence[Node], names: Iterable[str], placeholders: Mapping[str, list[Node]], results: Iterable[Node]
 ) -> list[Node]:
-    """The calls that depend on these tensors and that `result` depends on."""
+    """The calls that depend on these tensors and that some results depend on."""
     behind: set[Node] = {placeholder for name in names for placeholder in placeholders[name]}
     for node in nodes:
         if not behind.isdisjoint(node.all_input_nodes):
             behind.add(node)
-    needed, stack = set[Node](), [result]
+    needed, stack = set[Node](), [*results]
     while stack:
         node = stack.pop()
         if node not in needed:
             needed.add(node)
             stack += node.all_input_nodes
     return [node for node in nodes if node in behind and node in needed]
-
-
-def chosen(blocks: Sequence[Block], most: int, room: int) -> tuple[list[Block], dict[Site, int], int]:
-    """Those that are fitted, and what `affordable` says of them.
-
-    One that lies within another is fitted with that, unless there are too few samples for it, or too much work.
-    """
-    while True:
-        outer = [one for one in blocks if not any(map(one.lies_within, blocks))]
-        whole = {one.reader for one in outer if any(other.lies_within(one) for other in blocks)}
-        fewest = {one.reader: _fewest(one, one.reader in whole) for one in outer}
-        batches, rounds = affordable(outer, fewest, most, room)
-        dear = [one for one in outer if not batches[one.reader]]
-        if whole.isdisjoint(one.reader for one in dear):
-            return outer, batches, rounds
-        blocks = [one for one in blocks if one not in dear]
-
-
-def _fewest(block: Block, whole: bool) -> float:
-    """Residuals for each weight that is fitted, at least.
-
-    Args:
-        whole: whether blocks lie within it, which may be fitted instead.
-    """
-    if block.reads_tables:
-        return FEWEST_OF_ROWS
-    return FEWEST_OF_SEVERAL if whole or block.recurrent else FEWEST
-
-
-def affordable(
-    blocks: Sequence[Block], fewest: Mapping[Site, float], most: int, room: int
-) -> tuple[dict[Site, int], int]:
-    """Reader → how many of `most` batches its block is fitted on, 0 where those would be too few; and the rounds.
-
-    One round on all the samples that are of use comes first, then further rounds.
-
-    Args:
-        fewest: reader → residuals for each weight that is fitted, at least.
-    """
-
-    def wanted(block: Block, enough: Enough) -> int:
-        samples = min(enough.samples, block.unknowns / enough.weights) if enough.weights else enough.samples
-        batches = max(enough.residuals * block.unknowns / max(block.residuals, 1), samples / block.samples)
-        return min(most - 1, ceil(batches), room // (GRAPHS * block.values + 1))
-
-    found: dict[Site, int] = {}
-    rounds = 0
-    for enough in (PLENTY, ENOUGH):
-        counts = {block.reader: wanted(block, enough) for block in blocks}
-        work = max(sum(block.macs * counts[block.reader] for block in blocks) * PASSES, 1)
-        rounds, share = min(ROUNDS, max(1, int(WORK / work))), min(1.0, FIRST / work)
-        found = {reader: round(share * count) for reader, count in counts.items()}
-        if rounds >= SEVERAL:
-            break
-    least = {block.reader: fewest[block.reader] * block.unknowns / max(block.residuals, 1) for block in blocks}
-    return {reader: count if count >= least[reader] else 0 for reader, count in found.items()}, rounds

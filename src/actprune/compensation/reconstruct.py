@@ -3,7 +3,8 @@
 A refit of the reader alone leaves the kept units what they were. Here the layers in front of it turn them into better
 ones for the sum that the reader joins: some steps of Gauss and Newton (`gauss_newton`) for the makers and the reader
 together, through whatever lies between (activations, norms, gates, pooling, an attention); then the reader is refitted
-in closed form on all samples. Of a recurrent call that reads them the sums W_ih x count (`read`). Blocks are taken
+in closed form on all samples. Readers that lead to different places, side by side, are fitted together, each for its
+own sum. Of a recurrent call that reads them the sums W_ih x count (`read`). Blocks are taken
 front to back, each on what the network that is already reconstructed gives it. (Compare Li et al. 2021, BRECQ: block
 reconstruction, §3.2, for quantisation, by gradient descent.)
 """
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.compensation.blocks import Block, chosen, find_blocks
+from actprune.compensation.blocks import Block, find_blocks
+from actprune.compensation.choice import chosen
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.narrowed import WHOLE, Narrowed
+from actprune.compensation.read import Read
 from actprune.compensation.rows import rows_there
 from actprune.compensation.together import Loop, find_loop, fit_together
 from actprune.compensation.walk import Walk
@@ -51,9 +54,9 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     for block in blocks:
         if loop is not None and block.start > loop.start:
             record, loop = record | _together(walk, loop, room), None
-        if batches[block.reader]:
+        if batches[block]:
             walk.advance(block.start)
-            record[block.reader.node] = _fit(walk, block, batches[block.reader], rounds)
+            record[block.name] = _fit(walk, block, batches[block], rounds)
     if loop is not None:
         record |= _together(walk, loop, room)
     return record
@@ -71,7 +74,7 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     count = min(batches + ceil(HELD * batches), walk.streams.count)
     held = evenly(count, count - batches)
     fitted = [i for i in range(count) if i not in held]
-    refit, settled = walk.branch(), block.masks.keys() - block.read.outputs.keys()
+    refit, settled = walk.branch(), block.masks.keys() - block.read_weights
     if not block.recurrent:  # the walk itself refits the reader once more
         refit.state.settings = replace(walk.state.settings, rounds=0, unrolls=0)
     refit.advance(block.stop)
@@ -93,16 +96,18 @@ class _Run:
 
     def __init__(self, walk: Walk, block: Block, batches: Sequence[int], overrides: Mapping[str, Tensor]) -> None:
         self.block, self.streams = block, walk.streams.part(batches, overrides)
-        for node in walk.nodes[block.start : walk.nodes.index(block.read.value) + 1]:
+        for node in walk.nodes[block.start : max(walk.nodes.index(read.value) for read in block.reads) + 1]:
             self.streams.step_dense(node)
             self.streams.step_cut(node)
-        self.there = rows_there(walk.state.padding, self.streams, block.reader, block.read.value)
+        self.there = [rows_there(walk.state.padding, self.streams, read.sites[0], read.value) for read in block.reads]
+        self.scales = self._scales()
         self.placeholders = {name: walk.state.placeholders[name] for name in block.masks}
         self._use(WHOLE)
         if block.narrow:
             whole = self._as_it_is()
             self._use(block.narrow)
-            if not float((whole - self._as_it_is()).norm()) <= SAME * float(whole.norm()):
+            both = list(zip(whole, self._as_it_is(), strict=True))
+            if not all(float((a - b).norm()) <= SAME * float(a.norm()) for a, b in both):
                 self._use(WHOLE)
 
     def _use(self, narrow: Narrowed) -> None:
@@ -110,7 +115,7 @@ class _Run:
         self.narrow = narrow
         self.masks = {name: narrow.tensor(name, mask) for name, mask in self.block.masks.items()}
 
-    def _as_it_is(self) -> Tensor:
+    def _as_it_is(self) -> list[Tensor]:
         with torch.no_grad():
             return self._made(0, [torch.zeros_like(mask) for mask in self.masks.values()])
 
@@ -154,8 +159,9 @@ class _Run:
             for (name, mask), change in zip(self.masks.items(), at, strict=True)
         }
 
-    def _made(self, i: int, at: Sequence[Tensor]) -> Tensor:
-        """(n, positions, o): the block's own part of what the reader's output becomes, for the outputs that stay."""
+    def _made(self, i: int, at: Sequence[Tensor]) -> list[Tensor]:
+        """Per read (n, positions, o): the block's own part of what the reader's output becomes, for the outputs that
+        stay."""
         values, weights = dict[Node, Any](), self._changed(at)
         for name, value in weights.items():
             values |= dict.fromkeys(self.placeholders[name], value)
@@ -164,27 +170,43 @@ class _Run:
                 if source not in values:
                     values[source] = self.narrow.value(source, self.streams.now(source, i))
             values[node] = self.narrow.call(node, values)
-        return self.block.read.sums(values[self.block.read.value], weights, whole=not self.narrow)
+        return [read.sums(values[read.value], weights, whole=not self.narrow) for read in self.block.reads]
 
     def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
-        """What is left of the dense network's sum; in front of a ReLU, what that lets through; nothing of padding."""
-        found, target = self._made(i, at) + self._partner(i, cut=True), self._target(i)
+        """What is left of the dense network's sums; of several readers, each beside what its own vary by."""
+        left = [self._left(i, *one) for one in zip(self.block.reads, self._made(i, at), self.there, strict=True)]
+        if len(left) == 1:
+            return left[0]
+        return torch.cat([scale * one.flatten() for scale, one in zip(self.scales, left, strict=True)])
+
+    def _left(self, i: int, read: Read, made: Tensor, there: Sequence[Tensor | None]) -> Tensor:
+        """Of one reader; in front of a ReLU, what that lets through; nothing of padding."""
+        found, target = made + self._partner(i, read, cut=True), self._target(i, read)
         left = found - target
-        if self.block.read.path.rectified:
+        if read.path.rectified:
             left = torch.where(target > 0, left, found.relu())
-        there = self.there[i]
-        return left if there is None else left.where(there[..., None], 0)
+        which = there[i]
+        return left if which is None else left.where(which[..., None], 0)
 
-    def _target(self, i: int) -> Tensor:
-        return self._sums(self.streams.dense(self.block.read.value)[i]) + self._partner(i, cut=False)
+    @torch.no_grad()
+    def _scales(self) -> list[float]:
+        """Per read, so that the mean square of residuals is that of all readers' relative ones."""
+        if len(self.block.reads) == 1:
+            return [1.0]
+        targets = [self._target(0, read).flatten(0, -2) for read in self.block.reads]
+        spreads = [float(target.var(0, correction=0).mean()) * target.numel() for target in targets]
+        return [(sum(t.numel() for t in targets) / spread) ** 0.5 if spread else 1.0 for spread in spreads]
 
-    def _partner(self, i: int, cut: bool) -> Tensor | float:
+    def _target(self, i: int, read: Read) -> Tensor:
+        return self._sums(self.streams.dense(read.value)[i], read) + self._partner(i, read, cut=False)
+
+    def _partner(self, i: int, read: Read, cut: bool) -> Tensor | float:
         """The other part of the sum that the reader's output joins."""
-        partner = self.block.read.path.partner
+        partner = read.path.partner
         if partner is None:
             return 0.0
-        return self._sums((self.streams.cut(partner) if cut else self.streams.dense(partner))[i])
+        return self._sums((self.streams.cut(partner) if cut else self.streams.dense(partner))[i], read)
 
-    def _sums(self, value: Tensor) -> Tensor:
+    def _sums(self, value: Tensor, read: Read) -> Tensor:
         """Of a value of the dense network, or one as large, the sums that stay."""
-        return self.block.read.sums(value, self.streams.program.tensors)
+        return read.sums(value, self.streams.program.tensors)
