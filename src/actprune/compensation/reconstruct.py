@@ -4,9 +4,9 @@ A refit of the reader alone leaves the kept units what they were. Here the layer
 ones for the sum that the reader joins: some steps of Gauss and Newton (`gauss_newton`) for the makers and the reader
 together, through whatever lies between (activations, norms, gates, pooling, an attention); then the reader is refitted
 in closed form on all samples. Readers that lead to different places, side by side, are fitted together, each for its
-own sum. Of a recurrent call that reads them the sums W_ih x count (`read`). Blocks are taken
-front to back, each on what the network that is already reconstructed gives it. (Compare Li et al. 2021, BRECQ: block
-reconstruction, §3.2, for quantisation, by gradient descent.)
+own sum. Of a recurrent call that reads them the sums W_ih x count (`read`). Blocks are taken front to back, each on
+what the network that is already reconstructed gives it. (Compare Li et al. 2021, BRECQ: block reconstruction, §3.2, for
+quantisation, by gradient descent.)
 """
 
 from __future__ import annotations
