@@ -650,6 +650,12 @@ def test_the_report_tells_of_weights_that_are_computed() -> None:
     assert ["The weights of 2 are computed" in " ".join(notes) for notes in told] == [True, False]
 
 
+def test_a_norm_in_front_of_a_layer_makes_its_weights_no_computed_ones() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3))
+    result = ap.prune(model, torch.randn(64, 6), keep=0.5, method="flap")
+    assert result.plan.widths["0"] < 16 and not any("are computed" in note for note in result.report.notes)
+
+
 class OfList(nn.Module):
     """Takes all its inputs as one list."""
 

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, size
+from actprune.axes.masks import masked_call
 
 if TYPE_CHECKING:
     from actprune.surgery.graph_form import Builder
@@ -82,7 +83,7 @@ def _batch_norm(b: Builder, node: Node, given: Arguments) -> tuple[Any, Argument
 
 def _attention(b: Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
     """The default scale is 1/√d of the tensors as they are; where no mask makes up for that, it stays what it was."""
-    masks = [mask for name, mask in b.captured.masks.items() if name.startswith(f"mask:{node.name}.")]
+    masks = [mask for name, mask in b.captured.masks.items() if masked_call(name) == node.name]
     if given["scale"] is None and any(mask.gain is None for mask in masks):
         return node.target, {**given, "scale": 1 / sqrt(size(b.dims(given["key"])[-1]))}
     return node.target, given
