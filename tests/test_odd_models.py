@@ -262,12 +262,13 @@ def test_the_report_names_what_no_call_has_reached() -> None:
             super().__init__()
             self.a = nn.Linear(6, 16)
             self.heads = nn.ModuleDict({"one": nn.Linear(16, 3), "two": nn.Linear(16, 2)})
+            self.heads.register_parameter("temperature", nn.Parameter(torch.ones(())))  # beside a head that is reached
 
         def forward(self, x: Tensor, task: str = "one") -> Tensor:
             return self.heads[task](F.relu(self.a(x)))
 
     notes = ap.prune(Tasks(), [torch.randn(8, 6)] * 2, keep="units=50%").report.notes
-    assert any("Not reached" in note and "heads.two." in note for note in notes)
+    assert any("Not reached" in note and "as they were: heads.temperature, heads.two." in note for note in notes)
     assert not any("heads.one" in note for note in notes)
 
 
