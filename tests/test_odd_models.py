@@ -1247,6 +1247,24 @@ class Handed(nn.Module):
         return self.down(h.relu().mean(2))
 
 
+class Moved(nn.Module):
+    """Moves a layer to where its input is, and says a size that `torch.export` refuses, as experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down.to(x.device)(self.up(x).relu()[: int((x[0, 0] == x[0, 0]).item()) * len(x)])
+
+
+def test_a_layer_that_is_moved_in_forward_has_its_own_weight() -> None:
+    torch.manual_seed(0)
+    result = ap.prune(Moved(), torch.randn(64, 6), keep={"up": 8})
+    assert result.proof.passed and not result.graph.masks
+    assert "down.weight" in [site.weight for site in result.graph.sites if site.reads]
+
+
 def test_a_weight_that_is_only_handed_on_is_no_computed_one() -> None:
     torch.manual_seed(0)
     result = ap.prune(Handed(), torch.randn(64, 7, 6), keep="macs=50%")
