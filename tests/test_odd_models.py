@@ -262,12 +262,13 @@ def test_the_report_names_what_no_call_has_reached() -> None:
             super().__init__()
             self.a = nn.Linear(6, 16)
             self.heads = nn.ModuleDict({"one": nn.Linear(16, 3), "two": nn.Linear(16, 2)})
+            self.heads.register_parameter("temperature", nn.Parameter(torch.ones(())))  # beside a head that is reached
 
         def forward(self, x: Tensor, task: str = "one") -> Tensor:
             return self.heads[task](F.relu(self.a(x)))
 
     notes = ap.prune(Tasks(), [torch.randn(8, 6)] * 2, keep="units=50%").report.notes
-    assert any("Not reached" in note and "heads.two." in note for note in notes)
+    assert any("Not reached" in note and "as they were: heads.temperature, heads.two." in note for note in notes)
     assert not any("heads.one" in note for note in notes)
 
 
@@ -648,6 +649,12 @@ def test_the_report_tells_of_weights_that_are_computed() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), normed)
     told = [ap.prune(model, torch.randn(64, 6), keep=0.5, method=method).report.notes for method in ("flap", "l2")]
     assert ["The weights of 2 are computed" in " ".join(notes) for notes in told] == [True, False]
+
+
+def test_a_norm_in_front_of_a_layer_makes_its_weights_no_computed_ones() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3))
+    result = ap.prune(model, torch.randn(64, 6), keep=0.5, method="flap")
+    assert result.plan.widths["0"] < 16 and not any("are computed" in note for note in result.report.notes)
 
 
 class OfList(nn.Module):
@@ -1238,6 +1245,24 @@ class Handed(nn.Module):
         weight, h = self.own.weight.squeeze(1), self.up(x).transpose(1, 2)
         h = nn.functional.conv1d(h, weight.unsqueeze(1), self.own.bias, groups=len(weight))
         return self.down(h.relu().mean(2))
+
+
+class Moved(nn.Module):
+    """Moves a layer to where its input is, and says a size that `torch.export` refuses, as experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down.to(x.device)(self.up(x).relu()[: int((x[0, 0] == x[0, 0]).item()) * len(x)])
+
+
+def test_a_layer_that_is_moved_in_forward_has_its_own_weight() -> None:
+    torch.manual_seed(0)
+    result = ap.prune(Moved(), torch.randn(64, 6), keep={"up": 8})
+    assert result.proof.passed and not result.graph.masks
+    assert "down.weight" in [site.weight for site in result.graph.sites if site.reads]
 
 
 def test_a_weight_that_is_only_handed_on_is_no_computed_one() -> None:

@@ -20,7 +20,7 @@ from actprune.errors import EquivalenceError, PlanError
 from actprune.graph.program import place
 from actprune.plan import Plan, make_plan
 from actprune.proof.check import TOLERANCE, Proof, verify
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 from actprune.proof.reference import cut_tensors, redrawn
 from actprune.proof.trial import _at, _culprits, at_fault
 from actprune.repair.edits import Edits
@@ -539,6 +539,20 @@ def test_spikes_that_never_come_are_proved_by_what_they_are_made_of(biased: bool
     if fault:
         with torch.no_grad():
             small[0].b.weight.copy_(small[0].b.weight.flip(1))
+    assert verify(model, small, plan, x, check=False).passed == (not fault)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_relu_that_lets_nothing_through_is_proved_by_what_it_reads(fault: bool) -> None:
+    """Depths of a network that was never trained: all zero on some redrawn weights, whatever its class."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1), nn.ReLU()).eval(), torch.randn(4, 6)
+    nn.init.constant_(model[2].bias, -9)  # pyright: ignore[reportArgumentType]
+    plan = random_plan(capture(model, x))
+    small = cut(model, plan)
+    if fault:
+        with torch.no_grad():
+            small[2].weight.copy_(small[2].weight.flip(1))
     assert verify(model, small, plan, x, check=False).passed == (not fault)
 
 

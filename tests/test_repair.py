@@ -680,13 +680,46 @@ class GroupedQueries(nn.Module):
 def test_two_attributes_that_only_change_together(kept: int) -> None:
     model, x = GroupedQueries().eval(), tokens()
     graph = capture(model, x)
-    (heads,) = (group.name for group in graph.groups if group.kind == "heads")
+    heads, queries = (group.name for group in graph.groups if group.kind == "heads")
+    assert graph[queries].width == 2  # of each key-value head
     plan = make_plan(graph, {heads: range(kept)})
     assert {edit.path: edit.value for edit in plan.edits.attributes} == {
         ("num_heads",): 2 * kept,
         ("num_key_heads",): kept,
     }
     assert verify(model, cut(model, plan), plan, x, graph=graph).passed
+
+
+class Interleaved(GroupedQueries):
+    """Says in another way how often its keys and values are repeated."""
+
+    def __init__(self, copies: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (-1, 4)).transpose(1, 2)
+        k, v = (self.copies(layer(x).unflatten(-1, (-1, 4)).transpose(1, 2)) for layer in (self.k, self.v))
+        return self.head(F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2))
+
+
+COPIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a number": lambda y: y.repeat_interleave(2, 1),
+    "of a function": lambda y: torch.repeat_interleave(y, repeats=2, dim=-3),
+    "with what it makes": lambda y: torch.repeat_interleave(y, 2, dim=1, output_size=8),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_queries_of_each_key_are_cut_where_keys_are_repeated(how: str) -> None:
+    """As states of Mamba-2 are for its heads."""
+    model, x = Interleaved(COPIES[how]).eval(), tokens()
+    graph = capture(model, x)
+    keys, queries = (group.name for group in graph.groups if group.kind == "heads")
+    plan = make_plan(graph, {keys: [0, 2, 3], queries: [1]})
+    small: Any = cut(model, plan)
+    assert small.q.out_features == 12 and verify(model, small, plan, x, graph=graph).passed
+    assert verify(model, as_graph(model, graph, plan), plan, x, graph=graph).passed
 
 
 def test_values_and_queries_with_one_number_have_one_width() -> None:

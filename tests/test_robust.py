@@ -25,7 +25,7 @@ from actprune.allocation.space import make_space
 from actprune.allocation.starts import best_start
 from actprune.errors import BudgetError, CaptureError, DataError
 from actprune.graph.keep import copied
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 from actprune.recovery.batchnorm import reestimate_batchnorm
 from nets import build
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 from torch.fx import Node
 
@@ -96,11 +97,16 @@ def _elsewhere(captured: Captured) -> Iterator[str]:
 
 
 def _not_reached(captured: Captured) -> Iterator[str]:
-    """The modules with parameters that no captured run reads, and which follow no others."""
+    """The modules with parameters that no captured run reads, and which follow no others.
+
+    Parameters by themselves where another one of the module is read: the temperature of a CLIP whose encoders are.
+    """
     program = captured.graph.program
+    read = {path for name in captured.graph.used for path in accumulate(name.split(".")[:-1], "{}.{}".format)}
     unread = sorted(program.parameters - captured.graph.used)
     idle = [name for name in unread if counterpart(program.copies, name) is None]
-    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
+    owners = ((name.rpartition(".")[0], name) for name in idle)
+    modules = list(dict.fromkeys(name if not owner or owner in read else owner for owner, name in owners))
     if modules:
         yield (
             f"Not reached with the first calibration batch, and left as they were: {some(modules, 4)}. "

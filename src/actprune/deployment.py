@@ -23,7 +23,7 @@ from actprune.graph.program import Program, named_arguments, op_name, shape
 from actprune.graph.rebuilt import name_of
 from actprune.graph.trace import call_arguments, trace
 from actprune.latency.timing import side_by_side
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 
 TOLERANCE = 1e-4
 """Relative error of the outputs in the network's own precision; in float32 it is of the order of 1e-6."""

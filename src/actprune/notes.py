@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from torch.fx import Node
-
 from actprune.allocation.budget import Amount, Budget
 from actprune.attempt import Attempt
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
+from actprune.axes.masks import masked_call
 from actprune.captured import Captured, Ranked
 from actprune.data_notes import data_notes, some
 from actprune.graph.program import module_path, op_name
@@ -169,11 +168,10 @@ def _products(told: Told) -> Iterator[str]:
 
 def _computed(told: Told) -> Iterator[str]:
     """Layers that mask what they read: a refit of a weight would have to be undone into what `forward` makes it of."""
-    graph, program, cut = told.graph, told.graph.program, [group.key for group in _cut(told)]
-    masks = {source: graph.masks[name] for source, name in program.bindings.items() if name in graph.masks}
-    layers = [node for node in program.nodes if op_name(node).startswith(("aten.linear.", "aten.conv"))]
-    read = {node: [masks[one.name] for one in _given(node) if one.name in masks] for node in layers}
-    made = list(dict.fromkeys(module_path(node) for node, over in read.items() if any(m.touches(cut) for m in over)))
+    graph, cut = told.graph, [group.key for group in _cut(told)]
+    layers = {n.name: n for n in graph.program.nodes if op_name(n).startswith(("aten.linear.", "aten.conv"))}
+    masked = [masked_call(name) for name, mask in graph.masks.items() if mask.touches(cut)]
+    made = list(dict.fromkeys(module_path(layers[call]) for call in masked if call in layers))
     if made and told.settings.method.statistics:
         yield (
             f"The weights of {some(made, 3)} are computed in forward, as by a spectral norm: what they read was "
@@ -186,11 +184,6 @@ def _cut(told: Told) -> list[Group]:
     """The groups that lose units."""
     plan = told.attempt.decided.plan.groups
     return [group for group in told.graph.groups if len(plan[group.name].kept) < group.width]
-
-
-def _given(layer: Node) -> list[Node]:
-    """What the input of a layer is made of: a mask, where there is one, and what it hides."""
-    return layer.args[0].all_input_nodes if isinstance(layer.args[0], Node) else []
 
 
 def _approximate(told: Told) -> Iterator[str]:

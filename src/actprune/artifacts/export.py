@@ -20,7 +20,7 @@ from actprune.graph.program import holds_samples
 from actprune.graph.quiet import unwarned
 from actprune.graph.rebuilt import Rebuilt
 from actprune.graph.trace import call_arguments
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 from actprune.proof.trial import first_samples
 
 TOLERANCE = 1e-4

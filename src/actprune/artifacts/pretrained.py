@@ -25,7 +25,7 @@ from actprune.graph.rebuilt import name_of
 from actprune.graph.trace import call_arguments
 from actprune.mapped import any_mapped, letting_go
 from actprune.plan import Plan
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 from actprune.proof.trial import first_samples
 from actprune.shards import SHARD_BYTES, write_shards
 

@@ -21,6 +21,8 @@ from actprune.axes.site import Mixing
 from actprune.graph.lift import lift
 from actprune.graph.program import Program
 
+_MASK = "mask:"
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -86,7 +88,7 @@ def with_masks(
         sizes = (value.shape[mixing.dim], *[1] * (value.dim() - mixing.dim - 1))
         mask = Mask(axis_of(mixing), torch.ones(sizes, dtype=value.dtype, device=value.device), mixing.gain)
         if mask.touches(keys):
-            name = f"{prefix}mask:{mixing.node.name}.{i}"
+            name = f"{prefix}{_MASK}{mixing.node.name}.{i}"
             placeholder = _placeholder(program, mask.ones)
             if mixing.twin is not None:
                 _replace(mixing.node, mixing.twin, placeholder)
@@ -103,12 +105,17 @@ def with_scales(program: Program, scalings: Iterable[Scaling], prefix: str = "")
     bindings: dict[str, str] = {}
     for scaling in scalings:
         value = scaling.operand.meta["val"]
-        name = f"{prefix}mask:{scaling.node.name}.scale"
+        name = f"{prefix}{_MASK}{scaling.node.name}.scale"
         masks[name] = Mask(scaling.axis, torch.ones((), dtype=value.dtype, device=value.device), scaling.gain)
         placeholder = _placeholder(program, masks[name].ones)
         _multiply(program, scaling.node, scaling.operand, placeholder, {})
         bindings[placeholder.name] = name
     return _holding(program, masks, bindings), masks
+
+
+def masked_call(mask: str) -> str:
+    """The name of the call that a mask of the program (of eval mode) stands in front of."""
+    return mask.removeprefix(_MASK).rpartition(".")[0]
 
 
 def _holding(program: Program, masks: Mapping[str, Mask], bindings: Mapping[str, str]) -> Program:
@@ -129,7 +136,7 @@ def calls(program: Program) -> list[Node]:
     return [
         node
         for node in program.nodes
-        if node.op == "call_function" and not any("mask:" in names.get(n.name, "") for n in node.all_input_nodes)
+        if node.op == "call_function" and not any(_MASK in names.get(n.name, "") for n in node.all_input_nodes)
     ]
 
 

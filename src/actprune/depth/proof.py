@@ -23,7 +23,8 @@ from actprune.graph.keep import kept_buffers, preserved
 from actprune.graph.program import Batch, Program
 from actprune.graph.trace import call_arguments, trace
 from actprune.proof.check import Proof, same_values
-from actprune.proof.compare import TOLERANCE, relative_error, seeded
+from actprune.proof.compare import seeded
+from actprune.proof.difference import TOLERANCE, relative_error
 from actprune.proof.eager import EAGER_TOLERANCE, eager_against_graph
 from actprune.proof.reference import redrawn
 

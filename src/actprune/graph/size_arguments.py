@@ -26,8 +26,8 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         args, name = args[2:], "randn"
     if name in _RESULT | FULL | _REPEAT and isinstance(result, Tensor):
         return _shape_of_result(name, args, kwargs, result)
-    if name == "repeat_interleave" and len(args) == 2 and not kwargs and args[0].dim() == 1:
-        return [(-1, 0, args[1], ("times", 0))] if isinstance(args[1], TracedInt) else []
+    if name == "repeat_interleave" and any(isinstance(n, int) for n in (*args[1:2], kwargs.get("repeats"))):
+        return _interleaved(*args, **kwargs)
     if name == "unflatten":
         dim, sizes = (*args[1:], *kwargs.values())[:2]
         dim %= args[0].dim()
@@ -112,6 +112,16 @@ def _unpooled(args: Any, kwargs: Any, result: Tensor) -> list[Found]:
     rank = result.dim() - 2
     sizes: list[Any] = list(cast("Any", given))[-rank:] if isinstance(given, tuple | list) else []
     return [(-1, 0, n, ("size", 0, 2 + i)) for i, n in enumerate(sizes) if isinstance(n, TracedInt)]
+
+
+def _interleaved(input: Tensor, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> list[Found]:
+    """How often each entry along a dimension stands in a row, and how many there are then; of all dimensions in a row
+    only those of a list are known."""
+    if dim is None and input.dim() != 1:
+        return [(0, 0, repeats, ("fixed",))] if isinstance(repeats, TracedInt) else []
+    dim = 0 if dim is None else dim % input.dim()
+    found: list[Found] = [(0, 0, repeats, ("times", dim))]
+    return found if output_size is None else [*found, (1, 0, output_size, ("size", 0, dim))]
 
 
 def _split(args: Any, kwargs: Any) -> list[Found]:

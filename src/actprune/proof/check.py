@@ -21,7 +21,9 @@ from actprune.errors import CaptureError, EquivalenceError, PlanError
 from actprune.graph.program import Batch
 from actprune.graph.trace import call_arguments
 from actprune.plan import Plan, check_plan
-from actprune.proof.compare import TOLERANCE, Sides, compare, misshapen
+from actprune.proof.by_call import Sides, misshapen
+from actprune.proof.compare import compare
+from actprune.proof.difference import TOLERANCE
 from actprune.proof.eager import EAGER_TOLERANCE, eager_against_graph, state_of
 from actprune.proof.reference import cut_tensors, pruned_reference, redrawn
 from actprune.repair.adapt import adapt

@@ -17,7 +17,7 @@ from actprune.graph.run import run
 from actprune.graph.trace import call_arguments
 from actprune.graph.weight_norm import as_called, weights_of
 from actprune.mapped import letting_go
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 
 EAGER_TOLERANCE = 1e-4
 """The relative error up to which they are the same."""

@@ -11,7 +11,7 @@ from actprune.errors import EquivalenceError
 from actprune.graph.keep import forked_random, in_eval
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import called, run
-from actprune.proof.compare import relative_error
+from actprune.proof.difference import relative_error
 
 MOST = 16
 """So many batches are looked at."""

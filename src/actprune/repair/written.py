@@ -63,6 +63,8 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
         return _item_of(like, use.slot, use.count)
     if use.op in GROUPS:
         return _argument(node, GROUPS[use.op], "groups", "num_groups")
+    if use.op == "repeat_interleave":  # slot -1 is of an input: no argument is a size of it
+        return (_argument(node, function, "repeats"), _named(node, "output_size"), None)[use.slot]
     if use.op in ("layer_norm", "rms_norm"):
         shape = _argument(node, 1, "normalized_shape")
         return None if shape is None else _item(shape, use.slot, use.count, source)
@@ -106,10 +108,14 @@ def shape_given(node: ast.AST) -> ast.expr | None:
 
 def _argument(node: ast.Call, place: int, *names: str) -> ast.expr | None:
     """The argument of a call at a place, or under one of its names."""
-    named = [keyword.value for keyword in node.keywords if keyword.arg in names]
-    if named or any(isinstance(given, ast.Starred) for given in node.args):
-        return next(iter(named), None)
+    named = _named(node, *names)
+    if named is not None or any(isinstance(given, ast.Starred) for given in node.args):
+        return named
     return node.args[place] if len(node.args) > place else None
+
+
+def _named(node: ast.Call, *names: str) -> ast.expr | None:
+    return next((keyword.value for keyword in node.keywords if keyword.arg in names), None)
 
 
 def _is_function(node: ast.Call, names: Mapping[str, Any]) -> bool:

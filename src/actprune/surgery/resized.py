@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.fx import Node
 
-from actprune.axes.expr import ONE, size
+from actprune.axes.expr import ONE, product, size
+from actprune.axes.masks import masked_call
 
 if TYPE_CHECKING:
     from actprune.surgery.graph_form import Builder
@@ -82,7 +83,7 @@ def _batch_norm(b: Builder, node: Node, given: Arguments) -> tuple[Any, Argument
 
 def _attention(b: Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
     """The default scale is 1/√d of the tensors as they are; where no mask makes up for that, it stays what it was."""
-    masks = [mask for name, mask in b.captured.masks.items() if name.startswith(f"mask:{node.name}.")]
+    masks = [mask for name, mask in b.captured.masks.items() if masked_call(name) == node.name]
     if given["scale"] is None and any(mask.gain is None for mask in masks):
         return node.target, {**given, "scale": 1 / sqrt(size(b.dims(given["key"])[-1]))}
     return node.target, given
@@ -117,7 +118,13 @@ def _padded(b: Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
 
 
 def _interleaved(b: Builder, node: Node, given: Arguments) -> tuple[Any, Arguments]:
-    return node.target, {**given, "output_size": None}
+    """So many copies of each entry as the result has; where every entry has a number of its own, these say it."""
+    given = {**given, "output_size": None}
+    if isinstance(given["repeats"], int):
+        source, result, dim = b.dims(given["self"]), b.dims(node), given["dim"]
+        axis = product(source) if dim is None else source[dim]
+        given["repeats"] = size(result[dim or 0], b.widths) // size(axis, b.widths)
+    return node.target, given
 
 
 _UPSAMPLED = ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")

@@ -137,15 +137,14 @@ def repeat(call: Call) -> Dims:
 
 @rule("aten.repeat_interleave.self_int")
 def repeat_interleave(call: Call) -> Dims:
-    """Every entry along `dim` so many times in a row; without `dim` along everything in a row: of a list the copies are
-    a new axis, all alike, so that fewer of them may be made (a number of a row for each of its entries)."""
+    """Every entry along `dim` so many times in a row: the copies are a new axis, all alike, so that fewer of them may
+    be made (heads that share one state, a number of a row for each of its entries). Without `dim`, along everything in
+    a row: they are as many then."""
     source = call.axes(call["self"])
-    if call["dim"] is None and len(source) == 1:
-        return (product([*source, call.algebra.leaf(int(call["repeats"]))]),)
-    times = call.fixed(int(call["repeats"]), "repeated")
-    if call["dim"] is None:
-        return (product([*source, times]),)
-    dim = call.dim(len(source))
+    if call["dim"] is None and len(source) > 1:
+        return (product([*source, call.fixed(int(call["repeats"]), "repeated")]),)
+    dim = 0 if call["dim"] is None else call.dim(len(source))
+    times = call.algebra.leaf(int(call["repeats"]))
     return (*source[:dim], product([source[dim], times]), *source[dim + 1 :])
 
 
