@@ -124,7 +124,10 @@ def test_outputs_that_are_sure_of_nothing_are_values(size: float, found: str) ->
     [
         (torch.randn(64, 3), "mse"),
         (torch.eye(3)[torch.arange(64) % 3] + torch.tensor([0.0, 0.0, 1.0]), "mse"),  # several classes at a time
+        (torch.eye(3)[torch.arange(64) % 3].long() | torch.tensor([0, 0, 1]), "mse"),
+        ((torch.eye(3)[torch.arange(64) % 3].bool() | torch.tensor([False, False, True])).numpy(), "mse"),
         (torch.eye(3)[torch.arange(64) % 3], "kl"),  # one class
+        (torch.eye(3)[torch.arange(64) % 3].long(), "kl"),
         (torch.rand(64, 3).softmax(1).bfloat16(), "kl"),
         (torch.eye(4)[torch.arange(64) % 4][:, :3], "kl"),  # some of no class
         (torch.randn(64, 3).numpy(), "mse"),

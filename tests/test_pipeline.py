@@ -668,6 +668,17 @@ def test_samples_of_few_classes_are_told() -> None:
     assert not told["drawn"] and not told["real"]
 
 
+@pytest.mark.parametrize(("scale", "method", "told"), [(1.0, "greedy", 0), (1000.0, "greedy", 1), (1000.0, "l2", 0)])
+def test_outputs_of_unlike_scale_are_told(scale: float, method: str, told: int) -> None:
+    """A refit of a layer that gives kilometres and metres brings the kilometres nearer."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(64, 6)
+    with torch.no_grad():
+        model[2].weight[0] *= scale
+    notes = prune(model, x.split(16), keep="units=50%", method=method).report.notes
+    assert len([note for note in notes if note.startswith("One layer gives outputs of unlike scale")]) == told
+
+
 def test_samples_that_come_one_by_one_are_told() -> None:
     """A linear layer takes a vector for a sample: a data set iterated over works, with entries for samples."""
     torch.manual_seed(0)

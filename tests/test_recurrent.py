@@ -234,6 +234,38 @@ def test_the_calls_of_a_loop_are_fitted_together(kind: str) -> None:
     assert told["batches"] == 3
 
 
+class TwoLoops(nn.Module):
+    """As two recurrent layers of Keras: the input weights are multiplied once, in front of each loop, and added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.up, self.between = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.first, self.second = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.head = nn.Linear(HIDDEN, 3)
+        with torch.no_grad():
+            for layer in (self.up, self.first, self.second, self.between):
+                layer.weight *= 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.loop(self.first, self.up(x))
+        return self.head((first + self.loop(self.second, self.between(first)))[:, -1])
+
+    def loop(self, layer: nn.Module, x: Tensor) -> Tensor:
+        states = [torch.tanh(x[:, 0])]
+        for t in range(1, STEPS):
+            states.append(torch.tanh(x[:, t] + layer(states[-1])))
+        return torch.stack(states, 1)
+
+
+def test_two_loops_with_a_layer_between_are_fitted_one_after_the_other() -> None:
+    (refitted, stepped), rewrite = loop_errors(TwoLoops())
+    assert stepped < 0.9 * refitted
+    blocks = {block["module"]: block["left"] for block in rewrite.record["blocks"].values()}
+    assert blocks["first"] < 1
+    assert blocks["second"] < 1
+
+
 def test_a_loop_that_is_too_much_work_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unrolled, "WORK", 0)
     monkeypatch.setattr(together, "_Run", None)

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
+import torch
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured
+from actprune.data.samples import evenly
+from actprune.distance import LOOKED_AT
 from actprune.graph.kept_copies import counterpart
-from actprune.graph.output_kinds import tensor_outputs
+from actprune.graph.output_kinds import compared, tensor_outputs
 from actprune.graph.program import module_path, op_name, shape
 from actprune.graph.rebuilt import Rebuilt
+from actprune.graph.run import run
 from actprune.proof.elsewhere import MOST
 
 STEPPED = tuple(f"aten.{kind}.input" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 """Calls of recurrent layers on sequences of one length; the last argument says whether samples come first."""
+
+COLUMNS, APART = 16, 30.0
+"""Outputs of one layer, at most, and so many times as far from their mean as others: these differ in scale."""
 
 FEW_CLASSES = 0.5
 """Of the labels that so many draws would give: with fewer, the samples are said to have few."""
@@ -126,6 +133,27 @@ def _few_classes(captured: Captured) -> Iterator[str]:
             f"The calibration samples have {data.classes} of {sizes[1]} labels: what the network needs for the others "
             "is not seen. A loader that shuffles gives samples of all classes."
         )
+
+
+def unlike_outputs(captured: Captured) -> tuple[float, float] | None:
+    """The least and the largest standard deviation of what one linear layer gives, where these are far apart.
+
+    Squares of kilometres hide those of metres. What a sigmoid or a softmax makes is of one scale, and of many columns
+    (pixels, an embedding) some hardly vary and don't matter.
+    """
+    program, batches = captured.graph.program, captured.data.batches
+    nodes = tensor_outputs(program)
+    made = [op_name(node).startswith("aten.linear.") and 2 <= shape(node)[-1] <= COLUMNS for node in nodes]
+    if not any(made):
+        return None
+    wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
+    seen = [run(program, batches[i]) for i in evenly(len(batches), wanted)]
+    for place, linear in zip(compared(seen[0]), made, strict=True):
+        spread = torch.cat([out[place].flatten(0, -2) for out in seen]).double().std(0)
+        least, most = float(spread.min()), float(spread.max())
+        if linear and 0 < APART * least < most < float("inf"):
+            return least, most
+    return None
 
 
 NOTES: tuple[Callable[[Captured], Iterator[str]], ...] = (

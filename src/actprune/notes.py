@@ -13,7 +13,7 @@ from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.axes.masks import masked_call
 from actprune.captured import Captured, Ranked
-from actprune.data_notes import data_notes, some
+from actprune.data_notes import data_notes, some, unlike_outputs
 from actprune.graph.program import module_path, op_name
 from actprune.graph.rebuilt import Rebuilt
 from actprune.guidance.blocks import by_blocks
@@ -84,6 +84,14 @@ def _form(told: Told) -> Iterator[str]:
 
 def _data(told: Told) -> Iterator[str]:
     yield from data_notes(told.captured)
+
+
+def _unlike(told: Told) -> Iterator[str]:
+    if told.settings.method.statistics and (found := unlike_outputs(told.captured)):
+        yield (
+            f"One layer gives outputs of unlike scale, standard deviations of {found[0]:.2g} to {found[1]:.2g}: the "
+            "largest decide. Where all count alike, divide its weight and bias by these, and multiply behind it."
+        )
 
 
 def _budget(told: Told) -> Iterator[str]:
@@ -279,7 +287,7 @@ def _speed(told: Told) -> Iterator[str]:
 
 
 NOTES: tuple[Callable[[Told], Iterator[str]], ...] = (
-    _form, _data, _one_batch, _budget, _drop, _worse, _diverged, _recovery,
+    _form, _data, _unlike, _one_batch, _budget, _drop, _worse, _diverged, _recovery,
     _processes, _room, _products, _computed, _approximate, _fewer_samples, _not_refitted, _blocks, _recurrent, _logits,
     _few_rows, _sure, _speed,
 )  # fmt: skip

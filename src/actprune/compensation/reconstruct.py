@@ -28,7 +28,7 @@ from actprune.compensation.gauss_newton import best_size, descend, gauss_newton,
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.read import Read
 from actprune.compensation.rows import rows_there
-from actprune.compensation.together import Loop, find_loop, fit_together
+from actprune.compensation.together import Loop, find_loops, fit_together
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.graph.purify import writes
@@ -48,16 +48,16 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     """
     if any(map(writes, walk.nodes)) or walk.state.sparing:
         return {}
-    loop = find_loop(walk) if walk.streams.count > 1 else None
+    loops = find_loops(walk) if walk.streams.count > 1 else []
     blocks, batches, rounds = chosen(find_blocks(walk), walk.streams.count, room)
     record: dict[str, Any] = {}
     for block in blocks:
-        if loop is not None and block.start > loop.start:
-            record, loop = record | _together(walk, loop, room), None
+        while loops and block.start > loops[0].start:
+            record |= _together(walk, loops.pop(0), room)
         if batches[block]:
             walk.advance(block.start)
             record[block.name] = _fit(walk, block, batches[block], rounds)
-    if loop is not None:
+    for loop in loops:
         record |= _together(walk, loop, room)
     return record
 

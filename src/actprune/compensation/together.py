@@ -59,16 +59,49 @@ class Loop:
     read: Mapping[Node, Tensor]
 
 
-def find_loop(walk: Walk) -> Loop | None:
-    """All layers and cells that several calls share; None where another layer, or what is no layer, is between."""
-    graph, kept, names = walk.graph, walk.state.kept, _shared(walk)
-    sites = graph.sites_of
+def find_loops(walk: Walk) -> list[Loop]:
+    """Layers and cells that several calls share, with those that get what they give, front to back.
+
+    A layer between two of them divides them (the input weights of the second of two recurrent layers): that is
+    refitted when the first ones are fitted, and before the second ones are.
+    """
+    names, found = _shared(walk), list[Loop | None]()
+    while names:
+        own = _first(walk, names)
+        found.append(_loop(walk, own))
+        names -= own
+    return [loop for loop in found if loop is not None]
+
+
+def _first(walk: Walk, names: set[str]) -> set[str]:
+    """Of the weights that several calls read, those of the first call and of all that get its results directly."""
+    sites, weights = walk.graph.sites_of, dict[str, set[str]]()
+    for site in walk.graph.sites:
+        if site.weight in names:
+            weights.setdefault(site.node, set()).add(site.weight)
+    own = next(weights[node.name] for node in walk.nodes if node.name in weights)
+    while True:
+        known, behind = set(own), set[Node]()
+        for node in walk.nodes:
+            read, reached = weights.get(node.name, set[str]()), not behind.isdisjoint(node.all_input_nodes)
+            if read & own or (reached and (read or node.name not in sites)):
+                behind.add(node)
+                own = own | read
+        if own == known:
+            return own
+
+
+def _loop(walk: Walk, names: set[str]) -> Loop | None:
+    """The calls of these weights; None where another kind of layer reads what they give, or not all of it is read."""
+    graph, kept, sites = walk.graph, walk.state.kept, walk.graph.sites_of
     calls = {site.node for of_node in sites.values() for site in of_node if site.weight in names}
-    start = next((i for i, node in enumerate(walk.nodes) if node.name in calls), None)
-    if start is None or not names & walk.overrides.keys():
+    start = next(i for i, node in enumerate(walk.nodes) if node.name in calls)
+    if not names & walk.overrides.keys():
         return None
-    behind, read = set[Node](), dict[Node, Tensor]()
+    behind, later, read = set[Node](), set[Node](), dict[Node, Tensor]()
     for node in walk.nodes[start:]:
+        if not later.isdisjoint(node.all_input_nodes) or (node.name in sites and node.name not in calls):
+            later.add(node)  # it is of a layer that is refitted only later
         if node.name not in calls and behind.isdisjoint(node.all_input_nodes):
             continue
         for site in sites.get(node.name, ()):
@@ -79,11 +112,12 @@ def find_loop(walk: Walk) -> Loop | None:
                 read[source] = _units(graph, site, kept)
         if node.name not in sites or node.name in calls:
             behind.add(node)
-    if not read or behind & {out for out in graph.program.outputs if isinstance(out, Node)}:
+    if behind & {out for out in graph.program.outputs if isinstance(out, Node)}:
         return None  # of an output nothing says how much it counts
+    read = {value: units for value, units in read.items() if value not in later}
     nodes = _leading_to(walk.nodes[start:], read)
-    if any(node.name in sites and node.name not in calls for node in nodes):
-        return None  # it is refitted only later
+    if calls - {node.name for node in nodes}:
+        return None
     biases = {site.bias for name in calls for site in sites[name] if site.bias is not None}
     module = sites[walk.nodes[start].name][0].module
     return Loop(sorted(names | _free(walk, biases, calls)), module, start, nodes, read)

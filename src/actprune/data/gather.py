@@ -146,9 +146,9 @@ def _labels(found: Any, count: int, device: torch.device) -> Tensor:
 
 def _valued(found: Any, count: int) -> tuple[int, ...] | None:
     """See `Samples.valued`. Labels may be of any kind: nothing is demanded of those that are not such numbers."""
-    if isinstance(found, np.ndarray) and found.dtype.kind == "f":
+    if isinstance(found, np.ndarray) and found.dtype.kind in "fiub":
         found = torch.tensor(found)
-    if not isinstance(found, Tensor) or not found.is_floating_point() or found.layout != torch.strided:
+    if not isinstance(found, Tensor) or found.is_complex() or found.layout != torch.strided:
         return None
     if found.is_nested or found.dim() < 2 or found.shape[0] != count or not found.numel():
         return None

@@ -34,7 +34,7 @@ class Samples:
         count: number of samples.
         batch_size: samples per batch as the user's data came.
         labels: (count, …) what the samples are labelled with, where it was asked for.
-        valued: shape of the label beside a sample, where labels are real numbers and no probabilities: those of a
+        valued: shape of the label beside a sample, where it is several numbers and no probabilities: those of a
             regression, or of several classes at a time.
         classes: how many labels there are, where each sample has a whole number beside it.
     """
