@@ -308,7 +308,24 @@ def test_units_with_readers_side_by_side_come_nearer_on_new_samples_for_each() -
         assert error(graph, whole, new, output) < 0.8 * error(graph, refitted, new, output)
 
 
-def test_units_whose_one_reader_leads_to_the_other_are_no_block() -> None:
+class Skip(nn.Module):
+    """Units that an inner level reads, and a last layer beside what that gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(6, 16), nn.Linear(16, 6)
+        self.last, self.head = nn.Linear(22, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = F.silu(self.first(x))
+        return self.head(F.silu(self.last(torch.cat([made, F.silu(self.inner(made))], -1))))
+
+
+def test_units_that_an_inner_level_reads_too_come_nearer_on_new_samples() -> None:
+    assert ratio(Skip, (6,), {"first": range(6)}) < 0.9
+
+
+def test_units_whose_one_reader_leads_to_the_other_and_elsewhere_are_no_block() -> None:
     x = torch.randn(SAMPLES, 6)
     graph = capture(Trunk(row=True).eval(), x[:BATCH])
     plan = make_plan(graph, {"trunk": range(6)})

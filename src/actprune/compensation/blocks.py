@@ -96,10 +96,10 @@ def find_blocks(walk: Walk) -> list[Block]:
 
     With tables among the makers there is one without them, too, within the other: a table has many weights, for which
     there may be too few samples.
-    A group has one reader, or the others lead to the last one alone, through some layers whose results are multiplied
-    with or added to the units: the squeeze of a gate, a residual block. These layers then belong to the block, and
-    blocks that end there may lie within it as a whole: see `chosen`. Or none of them leads to another: then the sums of
-    them all are to come out. A recurrent call reads its input in each direction.
+    A group has one reader, or the others lead to the last one alone, through a few layers: the squeeze of a gate, a
+    residual block, the inner level of a U-Net. These layers then belong to the block, and blocks that end there may lie
+    within it as a whole: see `choice`. Or none of them leads to another: then the sums of them all are to come out. A
+    recurrent call reads its input in each direction.
     """
     makers: dict[tuple[Site, ...], dict[Site, None]] = {}
     tables = {node.name for node in walk.nodes if op_name(node).startswith(TABLES)}
@@ -141,8 +141,7 @@ def _ends(walk: Walk, places: Mapping[str, int], group: Group) -> tuple[tuple[Si
         return last, []
     between = _leading_to(walk, places, last[0], others)
     if between is not None:
-        back = not set(group.producers).isdisjoint(between)
-        return (last, between) if back else ((), [])
+        return last, between
     return (tuple(consumers) if _side_by_side(walk.nodes, places, consumers) else ()), []
 
 
