@@ -890,6 +890,34 @@ def test_a_scale_follows_the_head_size(scale: str) -> None:
     torch.testing.assert_close(as_graph(model, graph, plan)(x), small(x))
 
 
+class Rooted(nn.Module):
+    """Attention whose scale is the root of a tensor that holds the head size."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.size, self.how = WIDTH // HEADS, how
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if self.how == "of a tensor":
+            root = torch.as_tensor(q.size(-1), dtype=q.dtype, device=q.device).sqrt()
+        elif self.how == "of an attribute":
+            root = torch.sqrt(torch.tensor(self.size, dtype=torch.float32))
+        else:
+            root = torch.sqrt(torch.tensor(data=q.shape[-1]).float())
+        weights = (q @ k.transpose(-2, -1) / root).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("how", ["of a tensor", "of an attribute", "made a float"])
+def test_a_size_that_a_tensor_is_made_of_stays_as_a_number_in_the_source(how: str) -> None:
+    torch.manual_seed(0)
+    small, plan = less(Rooted(how).eval(), tokens(), "head dims")
+    assert len(plan.groups["q#2"].kept) < WIDTH // HEADS
+    assert small(tokens()[:1]).shape == tokens()[:1].shape
+
+
 def test_a_scale_of_several_numbers_follows_the_size_that_they_give() -> None:
     """`dim // heads` is nobody's attribute: the view with the same arithmetic says which size it is."""
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from actprune.allocation.budget import parse
 from actprune.allocation.space import make_space
@@ -750,6 +750,7 @@ case("broadcast_to")(lambda m, x: torch.broadcast_to(x.unsqueeze(1), (x.shape[0]
 for _join in (torch.cat, torch.concat, torch.concatenate):
     case(_join.__name__)(lambda m, x, f=_join: f([x, torch.relu(x)], 1))
 case("stack")(lambda m, x: torch.stack([x, torch.relu(x)], 1).flatten(1))
+case("pad_sequence", kind="tokens")(lambda m, x: pad_sequence([x[0], x[1, :2]], batch_first=True, padding_value=0.5))
 case("split.Tensor")(lambda m, x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1))
 case("split.sizes")(lambda m, x: torch.cat(ATEN.split.sizes(x, [x.shape[1] // 2] * 2, 1)[::-1], 1))
 case("split_with_sizes")(lambda m, x: torch.cat(x.split_with_sizes([x.shape[1] // 2] * 2, 1)[::-1], 1))

@@ -12,6 +12,8 @@ from actprune.graph.numbers import TracedFloat, TracedInt
 _RESULT = {*"view reshape expand broadcast_to zeros ones empty rand randn new new_zeros new_ones new_empty".split()}
 FULL = {"full", "new_full"}
 _REPEAT = {"repeat", "tile"}
+NUMBER = {"tensor", "as_tensor"}
+"""Functions that make a tensor of a number, which no cut may change."""
 
 LIKE: dict[str, Any] = {"view_as": Tensor.view, "reshape_as": Tensor.reshape, "expand_as": Tensor.expand}
 """Methods that are given a tensor for its shape → those that are given the shape."""
@@ -26,6 +28,8 @@ def given_sizes(name: str, args: Any, kwargs: Any, result: Any) -> list[Found]:
         args, name = args[2:], "randn"
     if name in _RESULT | FULL | _REPEAT and isinstance(result, Tensor):
         return _shape_of_result(name, args, kwargs, result)
+    if name in NUMBER and args and isinstance(args[0], TracedInt):
+        return [(0, 1, args[0], ("fixed",))]
     if name == "repeat_interleave" and any(isinstance(n, int) for n in (*args[1:2], kwargs.get("repeats"))):
         return _interleaved(*args, **kwargs)
     if name == "unflatten":

@@ -13,6 +13,7 @@ from types import CodeType
 from typing import Any
 
 from actprune.graph.numbers import Expr, variables
+from actprune.graph.size_arguments import NUMBER
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ class SizeUse:
     slot: int
     count: int
     place: Place
+
+    @property
+    def is_in_formula(self) -> bool:
+        """Whether it is part of the class's own arithmetic, where no number in the source can take its place.
+
+        `torch.tensor(q.size(-1))` is none: the dense model's number may be written there.
+        """
+        return self.role[0] in ("fixed", "equal", "follows") and not (self.role[0] == "fixed" and self.op in NUMBER)
 
 
 @dataclass(frozen=True, eq=False)

@@ -188,7 +188,8 @@ class Attributes:
 
     def _weight(self, i: int) -> int:
         """A number in a formula can't be written into the source, as a size can: it goes before all of those."""
-        return len(self.targets) if self.sizes.uses[i].role[0] in ("fixed", "follows") else 1
+        use = self.sizes.uses[i]
+        return len(self.targets) if use.is_in_formula and use.role[0] != "equal" else 1
 
     def _solutions(self, use: SizeUse, leaf: tuple[Any, ...], target: int, assumed: Changes) -> list[int]:
         """Values of one attribute with which the expression gives the target."""

@@ -26,7 +26,7 @@ def source_edit(targets: Targets, use: SizeUse, target: int) -> SourceEdit | Non
         target: that number.
     """
     place = use.place
-    if use.role[0] in ("fixed", "equal", "follows") or place.module is None or "/torch/" in place.code.co_filename:
+    if use.is_in_formula or place.module is None or "/torch/" in place.code.co_filename:
         return None
     source, found, names = source_of(place.code), argument(use), reached(place)
     if source is None or found is None or isinstance(found, ast.Starred) or names is None:

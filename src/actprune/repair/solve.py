@@ -151,6 +151,6 @@ class _Solver:
 
 
 def _written_at(use: SizeUse) -> tuple[Any, ...]:
-    found = argument(use) if use.role[0] not in ("fixed", "equal", "follows") else None
+    found = None if use.is_in_formula else argument(use)
     place = (use.place.span, use.slot) if found is None else (found.lineno, found.col_offset, text_of(found))
     return use.place.module, use.place.code, *place

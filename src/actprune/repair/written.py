@@ -10,7 +10,7 @@ from functools import cache
 from types import CodeType, ModuleType
 from typing import Any
 
-from actprune.graph.size_arguments import FULL, GROUPS, LIKE
+from actprune.graph.size_arguments import FULL, GROUPS, LIKE, NUMBER
 from actprune.graph.sizes import SizeUse
 from actprune.repair.source import Source, ends, source_of
 
@@ -61,6 +61,8 @@ def _size_argument(node: ast.Call, use: _Size, source: Source, function: bool) -
     given: list[ast.expr] = list(node.args)
     if (like := shape_given(node)) is not None:
         return _item_of(like, use.slot, use.count)
+    if use.op in NUMBER:
+        return _argument(node, 0, "data")
     if use.op in GROUPS:
         return _argument(node, GROUPS[use.op], "groups", "num_groups")
     if use.op == "repeat_interleave":  # slot -1 is of an input: no argument is a size of it

@@ -57,6 +57,19 @@ def stack(call: Call) -> Dims:
     return (*parts[0][:dim], call.fixed(len(parts), "stacked"), *parts[0][dim:])
 
 
+@rule("aten.pad_sequence")
+def pad_sequence(call: Call) -> Dims:
+    """Sequences (T, …) of several lengths → (B, T, …) or (T, B, …): what stands at each step goes on."""
+    steps, *rest = zip(*(call.axes(part) for part in call["sequences"]), strict=True)
+    for axes in rest:
+        for other in axes[1:]:
+            call.unify(axes[0], other)
+    for axis in steps:
+        call.freeze(axis, "padded")
+    first, second = (call.fixed(n, "padded") for n in call.shape()[:2])
+    return (first, second, *(axes[0] for axes in rest))
+
+
 @rule(
     "aten.split.sizes", "aten.split_with_sizes", "aten.tensor_split.indices", "aten.hsplit.array", "aten.vsplit.array",
     "aten.dsplit.array", "aten.unsafe_split_with_sizes", "aten.split_copy",
