@@ -1258,11 +1258,20 @@ class Moved(nn.Module):
         return self.down.to(x.device)(self.up(x).relu()[: int((x[0, 0] == x[0, 0]).item()) * len(x)])
 
 
-def test_a_layer_that_is_moved_in_forward_has_its_own_weight() -> None:
+class MovedAlone(Moved):
+    """The same, which `torch.export` takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down.to(x.device)(self.up(x).relu())
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_layer_that_is_moved_in_forward_has_its_own_weight(exported: bool) -> None:
     torch.manual_seed(0)
-    result = ap.prune(Moved(), torch.randn(64, 6), keep={"up": 8})
+    result = ap.prune(MovedAlone() if exported else Moved(), torch.randn(64, 6), keep={"up": 8})
     assert result.proof.passed and not result.graph.masks
     assert "down.weight" in [site.weight for site in result.graph.sites if site.reads]
+    assert [told["module"] for told in result.rewrite.record["consumers"].values()] == ["down"]
 
 
 def test_a_weight_that_is_only_handed_on_is_no_computed_one() -> None:

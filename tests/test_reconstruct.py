@@ -308,6 +308,25 @@ def test_units_with_readers_side_by_side_come_nearer_on_new_samples_for_each() -
         assert error(graph, whole, new, output) < 0.8 * error(graph, refitted, new, output)
 
 
+def test_heads_in_other_units_are_fitted_alike() -> None:
+    """Kilometres in place of millimetres had left the trunk as it was: damped by weights that metres barely need."""
+
+    def errors(*sizes: float) -> list[float]:
+        torch.manual_seed(0)
+        model, x = Trunk().eval(), torch.randn(SAMPLES, 6)
+        with torch.no_grad():
+            for head, size in zip((model.policy, model.value), sizes, strict=True):
+                head.weight *= size
+                head.bias *= size
+        graph = capture(model, x[:BATCH])
+        rewrite = compensate(graph, make_plan(graph, {"trunk": range(6)}), x, method="reconstruct")
+        return [error(graph, rewrite, x, output) for output in (0, 1)]
+
+    alike = errors(1, 1)
+    for sizes in ((1e-4, 1e-4), (1e3, 1e-4)):
+        assert errors(*sizes) == pytest.approx(alike, rel=0.1)
+
+
 class Skip(nn.Module):
     """Units that an inner level reads, and a last layer beside what that gives."""
 

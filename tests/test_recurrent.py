@@ -266,6 +266,43 @@ def test_two_loops_with_a_layer_between_are_fitted_one_after_the_other() -> None
     assert blocks["second"] < 1
 
 
+class ThreeLoops(nn.Module):
+    """Both directions of a sequence, and a decoder that starts where they end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.there, self.back, self.decoder = (nn.GRUCell(INPUTS, HIDDEN) for _ in range(3))
+        self.every, self.last = nn.Linear(2 * HIDDEN, 3), nn.Linear(HIDDEN, 3)
+        with torch.no_grad():
+            for cell in (self.there, self.back, self.decoder):
+                cell.weight_hh *= 3
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = x.new_zeros(len(x), HIDDEN)
+        there = self.loop(self.there, x, h)
+        back = self.loop(self.back, x.flip(1), h)
+        last = self.loop(self.decoder, x, there[-1] + back[-1])[-1]
+        return self.every(torch.cat([torch.stack(there, 1), torch.stack(back, 1)], -1)), self.last(last)
+
+    def loop(self, cell: nn.Module, x: Tensor, h: Tensor) -> list[Tensor]:
+        states = list[Tensor]()
+        for t in range(STEPS):
+            h = cell(x[:, t], h)
+            states.append(h)
+        return states
+
+
+def test_loops_that_meet_behind_them_are_fitted_all() -> None:
+    """The first direction by its own states, the second one with the decoder that gets the sum of both."""
+    x = torch.randn(192, STEPS, INPUTS)
+    graph = capture(ThreeLoops().eval(), x[:48])
+    plan = make_plan(graph, {group.name: range(group.width - group.width // 4) for group in graph.groups})
+    blocks = compensate(graph, plan, x.split(48), method="reconstruct").record["blocks"].values()
+    told = {name for block in blocks if block["left"] < 0.8 for name in block["weights"]}
+    assert {"there.weight_hh", "back.weight_hh", "decoder.weight_hh"} <= told
+
+
 def test_a_loop_that_is_too_much_work_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unrolled, "WORK", 0)
     monkeypatch.setattr(together, "_Run", None)

@@ -188,13 +188,15 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
     if not chosen or not all(map(free, readers)):
         return None
     masks, ends = dict[str, Tensor](), dict[Node, list[Site]]()
-    for site in (*chosen, *readers):
-        masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=site not in readers)
+    for site in chosen:
+        masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=True)
     for site in readers:
         ends.setdefault(walk.nodes[places[site.node]], []).append(site)
-    reads = tuple(
-        read_by(walk.graph, node, sites, walk.paths.get(node), walk.state.kept) for node, sites in ends.items()
-    )
+    reads = list[Read]()
+    for node, sites in ends.items():
+        own = {name: mask for site in sites for name, mask in _masks(walk, site, node, behind=False).items()}
+        reads.append(read_by(walk.graph, node, sites, walk.paths.get(node), walk.state.kept, own))
+        masks |= own
     calls = _between(walk.nodes, masks, walk.state.placeholders, [read.value for read in reads])
     if any(read.path.partner in calls or picked(walk.graph, read.value) for read in reads):
         return None
@@ -204,9 +206,10 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
         narrow = WHOLE  # positions may be left out, which the target has
     start, stop = min(places[site.node] for site in chosen), max(places[site.node] for site in readers) + 1
     macs, values = work(walk.graph, calls, narrow)
+    macs += sum(read.macs for read in reads)
     size = walk.graph.program.batch_size
     samples = min([size, *(samples_of(call, size) for call in (*calls, *ends) if is_recurrent(call))])
-    return Block(reads, tuple(calls), start, stop, masks, narrow, macs + sum(r.macs for r in reads), values, samples)
+    return Block(tuple(reads), tuple(calls), start, stop, masks, narrow, macs, values, samples)
 
 
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:

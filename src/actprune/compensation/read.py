@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -29,6 +29,7 @@ class Read:
         value: the call whose value has these sums, or the input of a recurrent call: no call has those of that.
         path: what becomes of the sums.
         outputs: of each weight those that stay.
+        changed: names of the weights and biases that may change.
         multiplied: whether the value is yet to be multiplied with the weights.
         rows: how many the value has for one batch.
         left: how many numbers stay in a row of it.
@@ -38,6 +39,7 @@ class Read:
     value: Node
     path: Path
     outputs: Mapping[str, Sequence[int]]
+    changed: frozenset[str]
     multiplied: bool
     rows: int
     left: int
@@ -66,19 +68,28 @@ class Read:
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
-def read_by(graph: Graph, node: Node, sites: Sequence[Site], path: Path | None, kept: Mapping[int, Indices]) -> Read:
+def read_by(
+    graph: Graph,
+    node: Node,
+    sites: Sequence[Site],
+    path: Path | None,
+    kept: Mapping[int, Indices],
+    changed: Iterable[str],
+) -> Read:
     """What these weights of a call read.
 
     Args:
         path: of a layer; None for a recurrent call.
         kept: leaf key → units.
+        changed: names of the weights and biases that may change.
     """
     tensors, axes, first = graph.program.tensors, graph.tensor_axes, sites[0]
+    changed = frozenset(changed)
     outputs = {site.weight: list(kept_indices(site.out_axis(axes[site.weight]), kept)) for site in sites}
     if path is not None:
         value, width, left = path.norm or node, first.outputs(tensors[first.weight]), len(outputs[first.weight])
-        return Read(tuple(sites), value, path, outputs, False, prod(shape(value)) // width, left)
+        return Read(tuple(sites), value, path, outputs, changed, False, prod(shape(value)) // width, left)
     value, width = input_of(node), first.inputs(tensors[first.weight])
     left = len(kept_indices(first.in_axis(axes[first.weight]), kept))
     linear = tuple(replace(site, kind="linear") for site in sites)
-    return Read(linear, value, ALONE, outputs, True, prod(shape(value)) // width, left)
+    return Read(linear, value, ALONE, outputs, changed, True, prod(shape(value)) // width, left)

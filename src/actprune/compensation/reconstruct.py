@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ from actprune.graph.purify import writes
 
 SAME = 1e-4
 """Calls in the widths that stay may give so much else, as a share of what they give."""
+
+CONSTANT = 1e-5
+"""Sums that vary by a smaller share of their size do so by rounding."""
 
 HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
@@ -114,6 +117,8 @@ class _Run:
         """Run the calls in these widths from now on."""
         self.narrow = narrow
         self.masks = {name: narrow.tensor(name, mask) for name, mask in self.block.masks.items()}
+        for read, scale in zip(self.block.reads, self.scales, strict=True):
+            self.masks |= {name: self.masks[name] / scale for name in read.changed}
 
     def _as_it_is(self) -> list[Tensor]:
         with torch.no_grad():
@@ -173,10 +178,8 @@ class _Run:
         return [read.sums(values[read.value], weights, whole=not self.narrow) for read in self.block.reads]
 
     def _residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
-        """What is left of the dense network's sums; of several readers, each beside what its own vary by."""
+        """What is left of the dense network's sums, each reader's beside what its own vary by."""
         left = [self._left(i, *one) for one in zip(self.block.reads, self._made(i, at), self.there, strict=True)]
-        if len(left) == 1:
-            return left[0]
         return torch.cat([scale * one.flatten() for scale, one in zip(self.scales, left, strict=True)])
 
     def _left(self, i: int, read: Read, made: Tensor, there: Sequence[Tensor | None]) -> Tensor:
@@ -190,12 +193,21 @@ class _Run:
 
     @torch.no_grad()
     def _scales(self) -> list[float]:
-        """Per read, so that the mean square of residuals is that of all readers' relative ones."""
-        if len(self.block.reads) == 1:
-            return [1.0]
-        targets = [self._target(0, read).flatten(0, -2) for read in self.block.reads]
-        spreads = [float(target.var(0, correction=0).mean()) * target.numel() for target in targets]
-        return [(sum(t.numel() for t in targets) / spread) ** 0.5 if spread else 1.0 for spread in spreads]
+        """Per read, so that the mean square of residuals is that of all readers' relative ones.
+
+        Changes of a reader's weights are counted in such units, too: else steps would be damped by those that give
+        the smallest numbers, which the largest changes of a relative error come of.
+        """
+        spreads = [self._spread(*one) for one in zip(self.block.reads, self.there, strict=True)]
+        sizes = [read.residuals * spread for read, spread in zip(self.block.reads, spreads, strict=True)]
+        return [(self.block.residuals / size) ** 0.5 if 0 < size < inf else 1.0 for size in sizes]
+
+    def _spread(self, read: Read, there: Sequence[Tensor | None]) -> float:
+        """What the dense network's sums vary by, squared; of constant ones, whose rounding varies, a part of their
+        size."""
+        targets = [self._target(i, read) for i in range(self.streams.count)]
+        rows = torch.cat([(t if w is None else t[w]).flatten(0, -2) for t, w in zip(targets, there, strict=True)])
+        return max(float(rows.var(0, correction=0).mean()), CONSTANT**2 * float((rows * rows).mean()))
 
     def _target(self, i: int, read: Read) -> Tensor:
         return self._sums(self.streams.dense(read.value)[i], read) + self._partner(i, read, cut=False)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from actprune.axes.capture import Graph
-from actprune.axes.expr import Indices, kept_indices
+from actprune.axes.expr import Indices, kept_indices, left_of
 from actprune.axes.site import Site
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
@@ -30,6 +30,7 @@ from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.graph.program import Program, named_arguments
 from actprune.graph.run import arguments, call
+from actprune.graph.values import is_float
 from actprune.rewrite import entry_mask
 from actprune.stats.recurrent import is_cell
 
@@ -49,7 +50,8 @@ class Loop:
         module: of the first call.
         start: place of the first call among the nodes of a walk.
         nodes: what is run, from there on.
-        read: value that a layer reads behind one of the calls → its units that stay, in the last dimension.
+        read: value that a layer reads behind one of the calls, or that later calls join → its units that stay, in the
+            last dimension.
     """
 
     names: Sequence[str]
@@ -74,19 +76,24 @@ def find_loops(walk: Walk) -> list[Loop]:
 
 
 def _first(walk: Walk, names: set[str]) -> set[str]:
-    """Of the weights that several calls read, those of the first call and of all that get its results directly."""
+    """Of the weights that several calls read, those of the first call and of all that get its results directly, and
+    nothing from layers that come in between (an encoder beside it)."""
     sites, weights = walk.graph.sites_of, dict[str, set[str]]()
     for site in walk.graph.sites:
         if site.weight in names:
             weights.setdefault(site.node, set()).add(site.weight)
-    own = next(weights[node.name] for node in walk.nodes if node.name in weights)
+    start = next(i for i, node in enumerate(walk.nodes) if node.name in weights)
+    own = weights[walk.nodes[start].name]
     while True:
-        known, behind = set(own), set[Node]()
-        for node in walk.nodes:
-            read, reached = weights.get(node.name, set[str]()), not behind.isdisjoint(node.all_input_nodes)
+        known, behind, later = set(own), set[Node](), set[Node]()
+        for node in walk.nodes[start:]:
+            read, late = weights.get(node.name, set[str]()), not later.isdisjoint(node.all_input_nodes)
+            reached = not late and not behind.isdisjoint(node.all_input_nodes)
             if read & own or (reached and (read or node.name not in sites)):
                 behind.add(node)
                 own = own | read
+            elif late or node.name in sites:
+                later.add(node)
         if own == known:
             return own
 
@@ -110,6 +117,9 @@ def _loop(walk: Walk, names: set[str]) -> Loop | None:
                 return None  # a layer whose part of the error is not known
             if source in behind and source is not None:
                 read[source] = _units(graph, site, kept)
+        if node in later and node.name not in sites:
+            joined = ((source, _joined(graph, source, kept)) for source in node.all_input_nodes if source in behind)
+            read |= {source: units for source, units in joined if units is not None}
         if node.name not in sites or node.name in calls:
             behind.add(node)
     if behind & {out for out in graph.program.outputs if isinstance(out, Node)}:
@@ -243,6 +253,17 @@ def _numbers(value: Node) -> int:
 def _units(graph: Graph, site: Site, kept: Mapping[int, Indices]) -> Tensor:
     units = kept_indices(site.in_axis(graph.tensor_axes[site.weight]), kept)
     return torch.as_tensor(units, device=graph.program.tensors[site.weight].device)
+
+
+def _joined(graph: Graph, value: Node, kept: Mapping[int, Indices]) -> Tensor | None:
+    """Of a value that later ones join (the other direction, in front of the layer that reads both): the units that stay
+    in its last dimension; None where another one is cut."""
+    dims, held = graph.node_axes.get(value.name), value.meta.get("val")
+    if not isinstance(dims, tuple) or not dims or not isinstance(held, Tensor) or not is_float(held):
+        return None
+    if any(left_of(axis, kept) is not None for axis in dims[:-1]):
+        return None
+    return torch.as_tensor(kept_indices(dims[-1], kept), device=held.device)
 
 
 def _leading_to(nodes: Sequence[Node], read: Mapping[Node, Any]) -> list[Node]:

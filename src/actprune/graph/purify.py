@@ -34,8 +34,28 @@ def make_pure(graph: Graph) -> None:
             continue
         node.target = pure
         target.replace_all_uses_with(node, delete_user_cb=lambda user, now=order[node]: order.get(user, 0) > now)
+    _drop_moves_to_itself(graph)
     _copy_what_is_written(graph)
     graph.lint()
+
+
+def _drop_moves_to_itself(graph: Graph) -> None:
+    """A layer that `forward` moves to where it is (`expert.to(x.device)`) has its weights written over themselves."""
+    for node in list(graph.nodes):
+        moved = node.args[0] if node.args else None
+        if op_name(node) == "aten.copy.default" and isinstance(moved, Node) and moved is node.args[1]:
+            node.replace_all_uses_with(moved.args[0] if _is_moved_nowhere(moved) else moved)
+            graph.erase_node(node)
+            if not moved.users and moved.op == "call_function":
+                graph.erase_node(moved)
+
+
+def _is_moved_nowhere(node: Node) -> bool:
+    """Whether a call gives its first argument as it is."""
+    if not op_name(node).startswith("aten.to.") or not isinstance(node.args[0], Node):
+        return False
+    a, b = node.args[0].meta.get("val"), node.meta.get("val")
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.device == b.device
 
 
 def _read_elsewhere(node: Node, target: Node, order: Mapping[Node, int]) -> bool:
