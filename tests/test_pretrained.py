@@ -192,7 +192,8 @@ def test_numbers_that_a_configuration_checks_against_each_other(hub: ModuleType,
     model = hub.FalconH1ForCausalLM(hub.FalconH1Config(**SIZES, num_key_value_heads=2, head_dim=4, **mamba)).eval()
     result = ap.prune(model, tokens(), keep="units=50%", method="l2", equal_widths=True)
     loaded = type(model).from_pretrained(result.save_pretrained(tmp_path / "hf")).eval()
-    assert (loaded.config.mamba_d_ssm, loaded.config.mamba_d_head) == (16, 4)
+    config = loaded.config  # half of the heads, and of the units of each
+    assert (config.mamba_d_ssm, config.mamba_n_heads, config.mamba_d_head) == (8, 2, 4)
     with torch.no_grad():
         expected, found = (net.eval()(**tokens()[0]).logits for net in (result.model, loaded))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

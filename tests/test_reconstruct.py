@@ -280,6 +280,10 @@ def test_mlps_come_nearer_on_new_samples(act: Any, gated: bool) -> None:
     assert ratio(lambda: Mlp(act, gated=gated), (6,), {"gate" if gated else "up": range(0, 12, 2)}) < 0.95
 
 
+def test_hard_sigmoids_whose_op_has_no_second_derivative_are_no_hindrance() -> None:
+    assert ratio(lambda: Mlp(lambda x: F.hardsigmoid(6 * x)), (6,), {"up": range(0, 12, 2)}) < 0.95
+
+
 def test_units_that_a_gate_reads_too_come_nearer_on_new_samples() -> None:
     assert ratio(Gated, (6,), {"up": range(0, 12, 2)}) < 0.9
 

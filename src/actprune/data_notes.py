@@ -148,10 +148,11 @@ def unlike_outputs(captured: Captured) -> tuple[float, float] | None:
         return None
     wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
     seen = [run(program, batches[i]) for i in evenly(len(batches), wanted)]
-    for place, linear in zip(compared(seen[0]), made, strict=True):
-        spread = torch.cat([out[place].flatten(0, -2) for out in seen]).double().std(0)
+    for place in (place for place, linear in zip(compared(seen[0]), made, strict=True) if linear):
+        rows = torch.cat([out[place].reshape(-1, out[place].shape[-1]) for out in seen])
+        spread = rows.double().std(0)
         least, most = float(spread.min()), float(spread.max())
-        if linear and 0 < APART * least < most < float("inf"):
+        if 0 < APART * least < most < float("inf"):
             return least, most
     return None
 

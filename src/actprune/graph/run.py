@@ -26,8 +26,18 @@ from actprune.mapped import let_go
 Observer = Callable[[Node, tuple[Any, ...], Any], None]
 """Called after every ATen call with the node, its positional arguments as values, and its result."""
 
-_ANY_LAYOUT: dict[Any, Any] = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
-"""A kernel may lay its result out in memory otherwise than the recorded one did (attention under `sdpa_kernel`)."""
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """With a second derivative where one may be asked for; the op has none."""
+    return torch.nn.functional.relu6(x + 3) / 6 if x.requires_grad else torch.ops.aten.hardsigmoid.default(x)
+
+
+_INSTEAD: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.hardsigmoid.default: _hardsigmoid,
+}
+"""Op → what gives the same. A kernel may lay its result out in memory otherwise than the recorded one did (attention
+under `sdpa_kernel`), hence the reshape."""
 
 
 def run(
@@ -168,7 +178,7 @@ def call(
     if slow is not None:
         return in_float32(node, args, kwargs, slow)
     if not lifted:
-        return _ANY_LAYOUT.get(node.target, node.target)(*args, **kwargs)
+        return _INSTEAD.get(node.target, node.target)(*args, **kwargs)
     target: Any = IN_FLOAT64.get(node.target, node.target)
     return lift(target(*lift(args), **lift(dict(kwargs))))
 
