@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
 
 import torch
 from torch.fx import Node
 
 from actprune.axes.expr import ONE, leaves
 from actprune.captured import Captured
-from actprune.data.samples import evenly
-from actprune.distance import LOOKED_AT
+from actprune.distance import some_outputs
 from actprune.graph.kept_copies import counterpart
 from actprune.graph.output_kinds import compared, tensor_outputs
-from actprune.graph.program import module_path, op_name, shape
+from actprune.graph.program import module_path, modules_around, op_name, shape
 from actprune.graph.rebuilt import Rebuilt
-from actprune.graph.run import run
 from actprune.proof.elsewhere import MOST
 
 STEPPED = tuple(f"aten.{kind}.input" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
@@ -109,7 +106,7 @@ def _not_reached(captured: Captured) -> Iterator[str]:
     Parameters by themselves where another one of the module is read: the temperature of a CLIP whose encoders are.
     """
     program = captured.graph.program
-    read = {path for name in captured.graph.used for path in accumulate(name.split(".")[:-1], "{}.{}".format)}
+    read = {path for name in captured.graph.used for path in modules_around(name)}
     unread = sorted(program.parameters - captured.graph.used)
     idle = [name for name in unread if counterpart(program.copies, name) is None]
     owners = ((name.rpartition(".")[0], name) for name in idle)
@@ -141,13 +138,12 @@ def unlike_outputs(captured: Captured) -> tuple[float, float] | None:
     Squares of kilometres hide those of metres. What a sigmoid or a softmax makes is of one scale, and of many columns
     (pixels, an embedding) some hardly vary and don't matter.
     """
-    program, batches = captured.graph.program, captured.data.batches
+    program = captured.graph.program
     nodes = tensor_outputs(program)
     made = [op_name(node).startswith("aten.linear.") and 2 <= shape(node)[-1] <= COLUMNS for node in nodes]
     if not any(made):
         return None
-    wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
-    seen = [run(program, batches[i]) for i in evenly(len(batches), wanted)]
+    seen = some_outputs(program, captured.data)
     for place in (place for place, linear in zip(compared(seen[0]), made, strict=True) if linear):
         rows = torch.cat([out[place].reshape(-1, out[place].shape[-1]) for out in seen])
         spread = rows.double().std(0)

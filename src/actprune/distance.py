@@ -39,7 +39,7 @@ CHUNK = 2**22
 """Logits that are compared at once."""
 
 LOOKED_AT = 64
-"""Samples whose outputs tell whether they are logits."""
+"""Samples whose outputs tell whether they are logits, and of unlike scale."""
 
 _LEAST = -1e30
 """Of logits: that of a class which is masked out is −∞, and the same in both networks."""
@@ -66,11 +66,15 @@ def resolve(program: Program, distance: str | Distance, data: Calibration) -> st
         return "mse"
     if kind != "logits" or len(shape(tensor_outputs(program)[0])) > 2:
         return "mse" if kind == "values" else "kl"
-    batches = data.batches
-    wanted = min(len(batches), -(-LOOKED_AT // program.batch_size))
-    rows = torch.cat([_rows(run(program, batches[i])) for i in evenly(len(batches), wanted)]).double()
+    rows = torch.cat(list(map(_rows, some_outputs(program, data)))).double()
     logs = torch.log_softmax(rows, -1)
     return "mse" if float(-(logs.exp() * logs).sum(-1).mean()) > UNSURE * log(rows.shape[-1]) else "kl"
+
+
+def some_outputs(program: Program, data: Calibration) -> list[Outputs]:
+    """Per batch, of about `LOOKED_AT` samples from all over the data, what they tell of the outputs."""
+    wanted = min(len(data.batches), -(-LOOKED_AT // program.batch_size))
+    return [run(program, data.batches[i]) for i in evenly(len(data.batches), wanted)]
 
 
 def choose(program: Program, distance: str | Distance = "auto") -> Distance:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from actprune.axes.capture import Graph
 from actprune.axes.groups import Group
 from actprune.errors import PlanError
+from actprune.graph.program import modules_around
 
 
 def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
@@ -15,7 +16,9 @@ def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
     many units have to stay."""
     names: set[str] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        known = {module for names in graph.program.aliases.values() for name in names for module in _ancestors(name)}
+        known = {
+            module for names in graph.program.aliases.values() for name in names for module in modules_around(name)
+        }
         known |= {group.name for group in graph.groups}
         if not any(fnmatch.fnmatchcase(module, pattern) for module in known):
             raise PlanError(
@@ -32,12 +35,6 @@ def protected(graph: Graph, patterns: Iterable[str]) -> set[str]:
 def _makes(graph: Graph, group: Group, pattern: str) -> bool:
     """Whether a module that matches makes the group's units; a module may be known by several paths."""
     weights = (alias for site in group.producers for alias in graph.program.aliases[site.weight])
-    paths = {path for weight in weights for path in _ancestors(weight)}
-    paths |= {path for site in group.producers for path in _ancestors(f"{site.module}.")}
+    paths = {path for weight in weights for path in modules_around(weight)}
+    paths |= {path for site in group.producers for path in modules_around(f"{site.module}.")}
     return any(fnmatch.fnmatchcase(path, pattern) for path in (*paths, group.name))
-
-
-def _ancestors(name: str) -> list[str]:
-    """The modules around a tensor: `a.b.weight` → `a`, `a.b`."""
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -17,7 +17,7 @@ from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.read import Read, read_by
 from actprune.compensation.walk import Walk
 from actprune.compensation.work import TABLES, work
-from actprune.graph.program import named_arguments, op_name
+from actprune.graph.program import leading_to, named_arguments, op_name
 from actprune.rewrite import entry_mask
 from actprune.stats.patches import LAYERS
 from actprune.stats.recurrent import is_cell, is_recurrent, samples_of
@@ -70,9 +70,9 @@ class Block:
         return sum(read.residuals for read in self.reads)
 
     @property
-    def read_weights(self) -> set[str]:
-        """Those of the calls that read."""
-        return {name for read in self.reads for name in read.outputs}
+    def made(self) -> set[str]:
+        """Names of the weights and biases of the makers."""
+        return self.masks.keys() - {name for read in self.reads for name in read.changed}
 
     @property
     def recurrent(self) -> bool:
@@ -244,10 +244,4 @@ def _between(
     for node in nodes:
         if not behind.isdisjoint(node.all_input_nodes):
             behind.add(node)
-    needed, stack = set[Node](), [*results]
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack += node.all_input_nodes
-    return [node for node in nodes if node in behind and node in needed]
+    return [node for node in leading_to(nodes, results) if node in behind]

@@ -23,7 +23,7 @@ from actprune.compensation.effort import (
 
 
 def chosen(blocks: Sequence[Block], most: int, room: int) -> tuple[list[Block], dict[Block, int], int]:
-    """Those that are fitted, and what `affordable` says of them.
+    """Those that are fitted, and what `_affordable` says of them.
 
     One that lies within another is fitted with that, unless there are too few samples for it, or too much work.
     """
@@ -31,7 +31,7 @@ def chosen(blocks: Sequence[Block], most: int, room: int) -> tuple[list[Block], 
         outer = [one for one in blocks if not any(map(one.lies_within, blocks))]
         whole = {one for one in outer if any(other.lies_within(one) for other in blocks)}
         fewest = {one: _fewest(one, one in whole) for one in outer}
-        batches, rounds = affordable(fewest, most, room)
+        batches, rounds = _affordable(fewest, most, room)
         dear = [one for one in outer if not batches[one]]
         if whole.isdisjoint(dear):
             return outer, batches, rounds
@@ -49,7 +49,7 @@ def _fewest(block: Block, whole: bool) -> float:
     return FEWEST_OF_SEVERAL if whole or block.recurrent else FEWEST
 
 
-def affordable(fewest: Mapping[Block, float], most: int, room: int) -> tuple[dict[Block, int], int]:
+def _affordable(fewest: Mapping[Block, float], most: int, room: int) -> tuple[dict[Block, int], int]:
     """How many of `most` batches each block is fitted on, 0 where those would be too few; and the rounds.
 
     One round on all the samples that are of use comes first, then further rounds.

@@ -77,7 +77,7 @@ def _fit(walk: Walk, block: Block, batches: int, rounds: int) -> dict[str, Any]:
     count = min(batches + ceil(HELD * batches), walk.streams.count)
     held = evenly(count, count - batches)
     fitted = [i for i in range(count) if i not in held]
-    refit, settled = walk.branch(), block.masks.keys() - block.read_weights
+    refit, settled = walk.branch(), block.made
     if not block.recurrent:  # the walk itself refits the reader once more
         refit.state.settings = replace(walk.state.settings, rounds=0, unrolls=0)
     refit.advance(block.stop)

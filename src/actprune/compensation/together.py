@@ -28,7 +28,7 @@ from actprune.compensation.streams import Streams
 from actprune.compensation.unrolled import affordable
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
-from actprune.graph.program import Program, named_arguments
+from actprune.graph.program import Program, leading_to, named_arguments
 from actprune.graph.run import arguments, call
 from actprune.graph.values import is_float
 from actprune.rewrite import entry_mask
@@ -125,7 +125,7 @@ def _loop(walk: Walk, names: set[str]) -> Loop | None:
     if behind & {out for out in graph.program.outputs if isinstance(out, Node)}:
         return None  # of an output nothing says how much it counts
     read = {value: units for value, units in read.items() if value not in later}
-    nodes = _leading_to(walk.nodes[start:], read)
+    nodes = leading_to(walk.nodes[start:], read)
     if calls - {node.name for node in nodes}:
         return None
     biases = {site.bias for name in calls for site in sites[name] if site.bias is not None}
@@ -264,12 +264,3 @@ def _joined(graph: Graph, value: Node, kept: Mapping[int, Indices]) -> Tensor | 
     if any(left_of(axis, kept) is not None for axis in dims[:-1]):
         return None
     return torch.as_tensor(kept_indices(dims[-1], kept), device=held.device)
-
-
-def _leading_to(nodes: Sequence[Node], read: Mapping[Node, Any]) -> list[Node]:
-    """Those of the nodes, in their order, that what is read depends on."""
-    wanted = set(read)
-    for node in reversed(nodes):
-        if node in wanted:
-            wanted |= set(node.all_input_nodes)
-    return [node for node in nodes if node in wanted]

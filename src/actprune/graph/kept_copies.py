@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import accumulate, combinations, product
+from itertools import combinations, product
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from actprune.graph.following import copies_weights, helpers, together
 from actprune.graph.in_training import own_codes
+from actprune.graph.program import modules_around
 from actprune.graph.rebuilt import Rebuilt
 
 PARALLEL = 0.9
@@ -31,7 +32,7 @@ def kept_copies(model: nn.Module, used: Iterable[str]) -> dict[str, str]:
         used: names of the tensors that the forward pass in eval mode reads.
     """
     found: dict[str, str] = {}
-    busy = {path for name in used for path in accumulate(name.split(".")[:-1], "{}.{}".format)}
+    busy = {path for name in used for path in modules_around(name)}
     for path, module in () if isinstance(model, Rebuilt) else model.named_modules():
         prefix, parts = f"{path}." if path else "", _parts(module)
         idle = {name for name in parts if f"{prefix}{name}" not in busy}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -216,6 +217,20 @@ def module_path(node: Node) -> str:
         return annotated
     stack = node.meta.get("nn_module_stack") or {}
     return next((path for path, _ in reversed(list(stack.values()))), "")
+
+
+def modules_around(name: str) -> list[str]:
+    """The modules around a tensor: `a.b.weight` → `a`, `a.b`."""
+    return list(accumulate(name.split(".")[:-1], "{}.{}".format))
+
+
+def leading_to(nodes: Sequence[Node], results: Iterable[Node]) -> list[Node]:
+    """Those of some nodes in the order of a run that these results depend on, these among them."""
+    wanted = set(results)
+    for node in reversed(nodes):
+        if node in wanted:
+            wanted |= set(node.all_input_nodes)
+    return [node for node in nodes if node in wanted]
 
 
 _OTHERS = ("/torch/nn/", "/keras/src/", *(str(Path(__file__).parents[1] / own) + os.sep for own in ("graph", "keras3")))
