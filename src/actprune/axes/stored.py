@@ -44,8 +44,6 @@ class StoredTensors:
             return self.find(value.args[0])
         if op_name(value).startswith(_COPIED) and _is_float(value) and _is_float(value.args[0]):
             return self.find(value.args[0])
-        if op_name(value) == "aten.copy.default" and shape(value) == shape(value.args[1]) and _is_float(value.args[1]):
-            return self.find(value.args[1])  # what is written over something else: `layer.to(device)` in `forward`
         if op_name(value).startswith(_MAYBE_ALIKE):
             return self._alike(value)
         turned = _turned(value)
