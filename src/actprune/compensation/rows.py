@@ -18,6 +18,9 @@ from actprune.stats.patches import EVERYWHERE, input_rows, output_rows
 HELD = 64_000_000
 """Input rows are kept for the rounds of a rectified fit up to so many numbers, else made again."""
 
+CONSTANT = 1e-5
+"""Values that vary by a smaller share of their size do so by rounding."""
+
 
 class InputRows:
     """Input columns of a consumer, batch by batch, as often as they are asked for.
@@ -96,6 +99,12 @@ def thinned_there(there: Iterable[Tensor | None], stride: int) -> list[Tensor | 
 def places_of(i: int, stride: int) -> slice:
     """Every stride-th position of batch i, each batch starting elsewhere."""
     return slice(i % stride, None, stride) if stride > 1 else EVERYWHERE
+
+
+def varied(rows: Tensor) -> float:
+    """What the columns of (rows, columns) vary by, squared; of constant ones, whose rounding varies, a part of their
+    size."""
+    return max(float(rows.var(0, correction=0).mean()), CONSTANT**2 * float((rows * rows).mean()))
 
 
 def contracted(node: Node) -> Node:

@@ -2,8 +2,8 @@
 
 One refit for all calls (`shared`) goes by what the dense network gives each of them. In a loop over time, as of the
 cells of a recurrent network, a call gets what those before it made: errors add up, and gates are not linear. These
-steps start from that refit, run the loop as it is, and go by what its layers, and those behind it, read (compare
-`unrolled`, for a recurrent layer that is one call).
+steps start from that refit, run the loop as it is, and go by what its layers, and those behind it, read, and by the
+outputs that it gives itself (compare `unrolled`, for a recurrent layer that is one call).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from actprune.axes.site import Site
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.own import calls_of, is_plain
-from actprune.compensation.rows import contracted
+from actprune.compensation.rows import contracted, varied
 from actprune.compensation.streams import Streams
 from actprune.compensation.unrolled import affordable
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
+from actprune.graph.output_kinds import tensor_outputs
 from actprune.graph.program import Program, leading_to, named_arguments
 from actprune.graph.run import arguments, call
 from actprune.graph.values import is_float
@@ -50,8 +52,8 @@ class Loop:
         module: of the first call.
         start: place of the first call among the nodes of a walk.
         nodes: what is run, from there on.
-        read: value that a layer reads behind one of the calls, or that later calls join → its units that stay, in the
-            last dimension.
+        read: value that a layer reads behind one of the calls, that later calls join, or that is an output → its units
+            that stay, in the last dimension.
     """
 
     names: Sequence[str]
@@ -122,11 +124,14 @@ def _loop(walk: Walk, names: set[str]) -> Loop | None:
             read |= {source: units for source, units in joined if units is not None}
         if node.name not in sites or node.name in calls:
             behind.add(node)
-    if behind & {out for out in graph.program.outputs if isinstance(out, Node)}:
-        return None  # of an output nothing says how much it counts
+    ends = {out: _joined(graph, out, kept) for out in tensor_outputs(graph.program) if out in behind}
+    if None in ends.values():
+        return None
+    read |= {out: units for out, units in ends.items() if units is not None}
     read = {value: units for value, units in read.items() if value not in later}
     nodes = leading_to(walk.nodes[start:], read)
-    if calls - {node.name for node in nodes}:
+    counted = leading_to(walk.nodes, {out for out in graph.program.outputs if isinstance(out, Node)})
+    if calls & {node.name for node in counted} - {node.name for node in nodes}:
         return None
     biases = {site.bias for name in calls for site in sites[name] if site.bias is not None}
     module = sites[walk.nodes[start].name][0].module
@@ -171,13 +176,29 @@ class _Run:
         self.nothing = [torch.zeros_like(mask) for mask in self.masks]
         self.placeholders = {name: walk.state.placeholders[name] for name in loop.names}
         self.dense: dict[int, list[Tensor]] = {}  # of a large network not all batches have room
+        self.scales = self._scales(tensor_outputs(walk.graph.program))
 
     def residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
+        """What is left of the values that are read: of each output beside what that varies by, of all others beside
+        what they vary by together."""
+        parts = zip(self.scales, self._read(i, self._changed(at)), self._dense(i), strict=True)
+        return torch.cat([(scale * (found - dense)).flatten() for scale, found, dense in parts])
+
+    def _scales(self, outputs: Sequence[Node]) -> list[float]:
+        """Per value. The first ones of a loop hardly vary, and count no more for that."""
+        sizes = {
+            node: value.numel() * varied(value.flatten(0, -2))
+            for node, value in zip(self.loop.read, self._dense(0), strict=True)
+        }
+        inner = sum(size for node, size in sizes.items() if node not in outputs)
+        beside = [size if node in outputs else inner for node, size in sizes.items()]
+        return [size**-0.5 if 0 < size < inf else 1.0 for size in beside]
+
+    def _dense(self, i: int) -> list[Tensor]:
         if i not in self.dense:
             with torch.no_grad():
                 self.dense[i] = self._read(i, {}, dense=True)
-        found = self._read(i, self._changed(at))
-        return torch.cat([(a - b).flatten() for a, b in zip(found, self.dense[i], strict=True)])
+        return self.dense[i]
 
     def loss(self, batches: Sequence[int], at: Sequence[Tensor]) -> float:
         with torch.no_grad():
