@@ -82,6 +82,19 @@ def test_a_logit_for_every_word(classes: int, kind: str) -> None:
     assert choose(found)(dense, [(out[0] + torch.arange(classes),) for out in dense]) > 1e-3
 
 
+@pytest.mark.parametrize(("heads", "kind"), [(1, "logits"), (2, "values")])
+def test_steps_of_a_loop_are_logits_where_one_layer_gives_all(heads: int, kind: str) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.heads = nn.Embedding(11, 4), nn.ModuleList(nn.Linear(4, 11) for _ in range(heads))
+
+        def forward(self, words: Tensor) -> Tensor:
+            return torch.stack([self.heads[t % heads](self.words(words[:, t])) for t in range(3)], 1)
+
+    assert output_kind(trace(Steps().eval(), torch.randint(11, (5, 3)))) == kind
+
+
 class Translating(nn.Module):
     """Gives what its encoder has made as well, as the encoder-decoders of Hugging Face do."""
 

@@ -330,6 +330,35 @@ def test_outputs_that_a_loop_gives_itself_are_read_as_well(setting: dict[str, bo
     assert ("head.weight" in told["weights"]) is ("fed" in setting)
 
 
+def test_logits_that_a_loop_gives_come_nearer_by_their_probabilities() -> None:
+    class Speaking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.words, self.cell, self.head = nn.Embedding(11, 6), nn.GRUCell(6, 16), nn.Linear(16, 11)
+            with torch.no_grad():
+                self.cell.weight_hh *= 3
+                self.head.weight *= 8
+
+        def forward(self, words: Tensor) -> Tensor:
+            h, made = torch.zeros(len(words), 16), list[Tensor]()
+            for t in range(STEPS):
+                h = self.cell(self.words(words[:, t]), h)
+                made.append(self.head(h))
+            return torch.stack(made, 1)
+
+    model = Speaking().eval()
+    words, unseen = torch.randint(11, (512, STEPS)).split(256)
+    graph = capture(model, words[:64])
+    plan = make_plan(graph, {"cell": range(8)})
+    rewrites = [compensate(graph, plan, words.split(64), method="reconstruct", distance=name) for name in ("mse", "kl")]
+    with torch.no_grad():
+        dense = model(unseen).log_softmax(-1)
+        found = [cut(model, plan, rewrite)(unseen).log_softmax(-1) for rewrite in rewrites]
+    squares, divergence = (float(F.kl_div(one, dense, log_target=True, reduction="sum")) for one in found)
+    assert divergence < 0.9 * squares
+
+
 def test_calls_are_left_where_not_all_of_their_error_is_known() -> None:
     graph = capture(Loop("gru cell", between=True).eval(), x := torch.randn(48, STEPS, INPUTS))
     plan = make_plan(graph, {"up": range(4)})

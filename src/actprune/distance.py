@@ -1,9 +1,9 @@
 """How far apart the outputs of two networks are; 0 for equal ones.
 
 `"auto"`: Kullback-Leibler divergence at temperature 4 where the output is a matrix of logits or probabilities, or has
-one logit for every row of a table of embeddings, as a language model's (Hinton et al. 2015; at T = 1 easy calibration
-samples saturate and the distance says little), else the squared error of the outputs as a share of the dense outputs'
-variance.
+one logit for every row of a table of embeddings, as a language model's, step by step or at once (Hinton et al. 2015; at
+T = 1 easy calibration samples saturate and the distance says little), else the squared error of the outputs as a share
+of the dense outputs' variance.
 
 The last op of a regressor or an embedding may be that of a classifier; its values count, not their softmax. So where
 there is data, a matrix without a softmax has to be as sure of a class as logits are, and samples that come with labels

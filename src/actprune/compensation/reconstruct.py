@@ -27,7 +27,7 @@ from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.read import Read
-from actprune.compensation.rows import rows_there, varied
+from actprune.compensation.rows import CONSTANT, rows_there
 from actprune.compensation.together import Loop, find_loops, fit_together
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
@@ -40,11 +40,12 @@ HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
 
 
-def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
+def reconstruct(walk: Walk, room: int, logits: bool = False) -> dict[str, Any]:
     """Take a walk past every block, each fitted as a whole on the way; what was done where.
 
     Args:
         room: bytes that the derivatives of a block may take.
+        logits: whether the first output is logits of classes.
     """
     if any(map(writes, walk.nodes)) or walk.state.sparing:
         return {}
@@ -53,19 +54,19 @@ def reconstruct(walk: Walk, room: int) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for block in blocks:
         while loops and block.start > loops[0].start:
-            record |= _together(walk, loops.pop(0), room)
+            record |= _together(walk, loops.pop(0), room, logits)
         if batches[block]:
             walk.advance(block.start)
             record[block.name] = _fit(walk, block, batches[block], rounds)
     for loop in loops:
-        record |= _together(walk, loop, room)
+        record |= _together(walk, loop, room, logits)
     return record
 
 
-def _together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
+def _together(walk: Walk, loop: Loop, room: int, logits: bool) -> dict[str, Any]:
     """Steps for what several calls read, once all in front of them is refitted."""
     walk.advance(loop.start)
-    told = fit_together(walk, loop, room)
+    told = fit_together(walk, loop, room, logits)
     return {walk.nodes[loop.start].name: told} if told else {}
 
 
@@ -200,10 +201,11 @@ class _Run:
         return [(self.block.residuals / size) ** 0.5 if 0 < size < inf else 1.0 for size in sizes]
 
     def _spread(self, read: Read, there: Sequence[Tensor | None]) -> float:
-        """What the dense network's sums vary by, squared."""
+        """What the dense network's sums vary by, squared; of constant ones, whose rounding varies, a part of their
+        size."""
         targets = [self._target(i, read) for i in range(self.streams.count)]
         rows = torch.cat([(t if w is None else t[w]).flatten(0, -2) for t, w in zip(targets, there, strict=True)])
-        return varied(rows)
+        return max(float(rows.var(0, correction=0).mean()), CONSTANT**2 * float((rows * rows).mean()))
 
     def _target(self, i: int, read: Read) -> Tensor:
         return self._sums(self.streams.dense(read.value)[i], read) + self._partner(i, read, cut=False)

@@ -30,6 +30,7 @@ from actprune.compensation.walk import Walk
 from actprune.data.samples import Calibration
 from actprune.data.take import fit
 from actprune.distance import Distance, judge, resolve
+from actprune.graph.output_kinds import output_kind
 from actprune.memory import limit_bytes
 from actprune.methods import COMPENSATIONS, known, quickly
 from actprune.plan import Plan
@@ -91,9 +92,11 @@ def compensate(
         return _without_masks(graph, overrides, {"method": "none"})
     data, room = fit(graph.program, calibration), limit_bytes(memory_limit) // 4
     record: dict[str, Any] = {"method": name, "target": target, "samples": data.samples}
+    whole = name == "reconstruct"
+    how = resolve(graph.program, distance, data) if norms or whole else distance
     if name != "none":
         order = schedule(graph, target == "sum")
-        settings = Settings(quickly(name), scope == "all", rounds, rows, unrolls=room if name == "reconstruct" else 0)
+        settings = Settings(quickly(name), scope == "all", rounds, rows, unrolls=room if whole else 0)
         together: dict[str, dict[str, Any]] = {}
         if settings.method == "least_squares":
             numbers = room // 8  # of float64
@@ -102,12 +105,11 @@ def compensate(
         streams = Streams(graph.program, data.batches, order.nodes, overrides, picking(graph))
         overrides.clear()  # they are the streams' alone: what a refit replaces is let go of
         walk = Walk(graph, plan, order, streams, settings)
-        if name == "reconstruct":
-            record["blocks"] = reconstruct(walk, room)
+        if whole:
+            logits = how == "kl" and "probabilities" not in output_kind(graph.program)
+            record["blocks"] = reconstruct(walk, room, logits)
         walk.run()
         overrides, record["consumers"] = walk.overrides, together | walk.record
-    whole = name == "reconstruct"
-    how = resolve(graph.program, distance, data) if norms or whole else distance
     if norms:
         overrides = _with_batchnorm(graph, data, overrides, record, judge(graph.program, how), batchnorm is True)
     if whole and how == "kl":

@@ -101,12 +101,6 @@ def places_of(i: int, stride: int) -> slice:
     return slice(i % stride, None, stride) if stride > 1 else EVERYWHERE
 
 
-def varied(rows: Tensor) -> float:
-    """What the columns of (rows, columns) vary by, squared; of constant ones, whose rounding varies, a part of their
-    size."""
-    return max(float(rows.var(0, correction=0).mean()), CONSTANT**2 * float((rows * rows).mean()))
-
-
 def contracted(node: Node) -> Node:
     """The activation that a contraction gets."""
     settings = named_arguments(node)

@@ -24,7 +24,7 @@ from actprune.axes.site import Site
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
 from actprune.compensation.own import calls_of, is_plain
-from actprune.compensation.rows import contracted, varied
+from actprune.compensation.rows import CONSTANT, contracted
 from actprune.compensation.streams import Streams
 from actprune.compensation.unrolled import affordable
 from actprune.compensation.walk import Walk
@@ -38,6 +38,9 @@ from actprune.stats.recurrent import is_cell
 
 HELD = 0.25
 """Share of the batches that no step sees: on them it must bring what is read nearer to the dense network's."""
+
+EVEN = 0.1
+"""Of the weight of a logit, what all have alike: one whose probability is next to nothing may not go anywhere."""
 
 BYTES = 4
 """Of a number that is held."""
@@ -138,11 +141,12 @@ def _loop(walk: Walk, names: set[str]) -> Loop | None:
     return Loop(sorted(names | _free(walk, biases, calls)), module, start, nodes, read)
 
 
-def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
+def fit_together(walk: Walk, loop: Loop, room: int, logits: bool) -> dict[str, Any]:
     """Steps from where a walk is; the overrides of its streams change. What was done.
 
     Args:
         room: bytes that derivatives may take.
+        logits: whether the first output is logits of classes.
     """
     every, masks = range(walk.streams.count), [entry_mask(walk.graph, name, walk.state.kept) for name in loop.names]
     residuals = sum(_numbers(value) * len(units) for value, units in loop.read.items())
@@ -152,7 +156,7 @@ def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
     count, rounds = affordable(dict(enumerate(masks)), rows, residuals, len(fitted), room)
     if not count:
         return {}
-    run = _Run(walk, loop, masks)
+    run = _Run(walk, loop, masks, logits)
     first = run.loss(held, run.nothing)
     batches = [fitted[i] for i in evenly(len(fitted), count)]
     left, failed = descend(partial(run.step, batches, held), first, rounds)
@@ -170,29 +174,42 @@ def fit_together(walk: Walk, loop: Loop, room: int) -> dict[str, Any]:
 class _Run:
     """The calls of a loop in the cut network, on every batch."""
 
-    def __init__(self, walk: Walk, loop: Loop, masks: Sequence[Tensor]) -> None:
+    def __init__(self, walk: Walk, loop: Loop, masks: Sequence[Tensor], logits: bool) -> None:
         self.loop, self.streams, self.masks = loop, walk.streams, masks
         self.tensors = {name: walk.streams.tensor(name) for name in loop.names}
         self.nothing = [torch.zeros_like(mask) for mask in self.masks]
         self.placeholders = {name: walk.state.placeholders[name] for name in loop.names}
         self.dense: dict[int, list[Tensor]] = {}  # of a large network not all batches have room
-        self.scales = self._scales(tensor_outputs(walk.graph.program))
+        self.outputs = tensor_outputs(walk.graph.program)
+        self.logits = self.outputs[0] if logits else None
+        self.scales = self._scales()
 
     def residual(self, i: int, at: Sequence[Tensor]) -> Tensor:
         """What is left of the values that are read: of each output beside what that varies by, of all others beside
         what they vary by together."""
-        parts = zip(self.scales, self._read(i, self._changed(at)), self._dense(i), strict=True)
-        return torch.cat([(scale * (found - dense)).flatten() for scale, found, dense in parts])
+        left = map(self._left, self.loop.read, self._read(i, self._changed(at)), self._dense(i))
+        return torch.cat([(scale * one).flatten() for scale, one in zip(self.scales, left, strict=True)])
 
-    def _scales(self, outputs: Sequence[Node]) -> list[float]:
+    def _scales(self) -> list[float]:
         """Per value. The first ones of a loop hardly vary, and count no more for that."""
-        sizes = {
-            node: value.numel() * varied(value.flatten(0, -2))
-            for node, value in zip(self.loop.read, self._dense(0), strict=True)
-        }
-        inner = sum(size for node, size in sizes.items() if node not in outputs)
-        beside = [size if node in outputs else inner for node, size in sizes.items()]
+        sizes = {node: self._varied(node, value) for node, value in zip(self.loop.read, self._dense(0), strict=True)}
+        inner = sum(size for node, size in sizes.items() if node not in self.outputs)
+        beside = [size if node in self.outputs else inner for node, size in sizes.items()]
         return [size**-0.5 if 0 < size < inf else 1.0 for size in beside]
+
+    def _varied(self, node: Node, value: Tensor) -> float:
+        """What it is away from its mean, squared; of one that does not vary but by rounding a part of its size."""
+        away = self._left(node, value.flatten(0, -2).mean(0), value)
+        return max(float((away * away).sum()), CONSTANT**2 * float((value * value).sum()))
+
+    def _left(self, node: Node, found: Tensor, dense: Tensor) -> Tensor:
+        """How far one is from the other. Of logits the square is twice the divergence of their probabilities, for small
+        differences, and a part of what their own would be."""
+        apart = found - dense
+        if node is not self.logits:
+            return apart
+        p = dense.softmax(-1)
+        return (p + EVEN / p.shape[-1]).sqrt() * (apart - (p * apart).sum(-1, keepdim=True))
 
     def _dense(self, i: int) -> list[Tensor]:
         if i not in self.dense:

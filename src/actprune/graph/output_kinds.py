@@ -22,7 +22,7 @@ def output_kind(program: Program) -> str:
     outputs = tensor_outputs(program)
     if not outputs:
         return "values"
-    last = _unscaled(outputs[0])
+    last = _unscaled(_step(outputs[0]))
     name, shape = op_name(last), tuple(outputs[0].meta["val"].shape)
     if len(shape) > 2 and shape[-1] in _vocabularies(program) and name.startswith("aten.linear"):
         return "logits" if set(outputs[1:]) <= _before(outputs[0]) else "values"
@@ -35,6 +35,16 @@ def output_kind(program: Program) -> str:
     if len(shape) != 2 or shape[1] < 2:
         return "values"
     return "logits" if name.startswith(("aten.linear", "aten.addmm", "aten.flatten", "aten.view")) else "values"
+
+
+def _step(node: Node) -> Node:
+    """One of the steps that a loop puts side by side, where one layer gives them all."""
+    if not op_name(node).startswith(("aten.stack.", "aten.cat.")):
+        return node
+    steps = named_arguments(node)["tensors"]
+    layers = [_unscaled(step) for step in steps]
+    weights = {named_arguments(one)["weight"] if op_name(one).startswith("aten.linear.") else one for one in layers}
+    return steps[0] if len(weights) == 1 else node
 
 
 def _before(node: Node) -> set[Node]:
