@@ -200,12 +200,12 @@ class _Run:
     def _varied(self, node: Node, value: Tensor) -> float:
         """What it is away from its mean, squared; of one that does not vary but by rounding a part of its size."""
         away = self._left(node, value.flatten(0, -2).mean(0), value)
-        return max(float((away * away).sum()), CONSTANT**2 * float((value * value).sum()))
+        return max(float((away * away).sum()), CONSTANT**2 * float(value[value.isfinite()].square().sum()))
 
     def _left(self, node: Node, found: Tensor, dense: Tensor) -> Tensor:
-        """How far one is from the other. Of logits the square is twice the divergence of their probabilities, for small
-        differences, and a part of what their own would be."""
-        apart = found - dense
+        """How far one is from the other; nothing of a class that is masked out. Of logits the square is twice the
+        divergence of their probabilities, for small differences, and a part of what their own would be."""
+        apart = torch.where(dense.isfinite(), found - dense, 0)
         if node is not self.logits:
             return apart
         p = dense.softmax(-1)
