@@ -95,6 +95,20 @@ def test_steps_of_a_loop_are_logits_where_one_layer_gives_all(heads: int, kind: 
     assert output_kind(trace(Steps().eval(), torch.randint(11, (5, 3)))) == kind
 
 
+def test_steps_of_numbers_are_values() -> None:
+    """As of a forecaster, which one layer gives one after the other."""
+
+    class Forecaster(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.head(x[:, t]) for t in range(3)], 1)
+
+    assert output_kind(trace(Forecaster().eval(), torch.randn(5, 3, 4))) == "values"
+
+
 class Translating(nn.Module):
     """Gives what its encoder has made as well, as the encoder-decoders of Hugging Face do."""
 

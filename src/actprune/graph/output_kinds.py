@@ -22,9 +22,9 @@ def output_kind(program: Program) -> str:
     outputs = tensor_outputs(program)
     if not outputs:
         return "values"
-    last = _unscaled(_step(outputs[0]))
+    last = _unscaled(outputs[0])
     name, shape = op_name(last), tuple(outputs[0].meta["val"].shape)
-    if len(shape) > 2 and shape[-1] in _vocabularies(program) and name.startswith("aten.linear"):
+    if len(shape) > 2 and shape[-1] in _vocabularies(program) and op_name(_step(last)).startswith("aten.linear"):
         return "logits" if set(outputs[1:]) <= _before(outputs[0]) else "values"
     if len(outputs) != 1:
         return "values"
@@ -38,12 +38,11 @@ def output_kind(program: Program) -> str:
 
 
 def _step(node: Node) -> Node:
-    """One of the steps that a loop puts side by side, where one layer gives them all."""
+    """What gives each of the steps that a loop puts side by side, where one layer gives them all; else the node."""
     if not op_name(node).startswith(("aten.stack.", "aten.cat.")):
         return node
-    steps = named_arguments(node)["tensors"]
-    layers = [_unscaled(step) for step in steps]
-    weights = {named_arguments(one)["weight"] if op_name(one).startswith("aten.linear.") else one for one in layers}
+    steps = [_unscaled(step) for step in named_arguments(node)["tensors"]]
+    weights = {named_arguments(step).get("weight", step) for step in steps}
     return steps[0] if len(weights) == 1 else node
 
 
