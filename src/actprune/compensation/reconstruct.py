@@ -25,10 +25,11 @@ from actprune.compensation.blocks import Block, find_blocks
 from actprune.compensation.choice import chosen
 from actprune.compensation.effort import STEPS
 from actprune.compensation.gauss_newton import best_size, descend, gauss_newton, twice_differentiable
+from actprune.compensation.loops import Loop, find_loops
 from actprune.compensation.narrowed import WHOLE, Narrowed
 from actprune.compensation.read import Read
-from actprune.compensation.rows import CONSTANT, rows_there
-from actprune.compensation.together import Loop, find_loops, fit_together
+from actprune.compensation.rows import beyond_rounding, rows_there
+from actprune.compensation.together import fit_together
 from actprune.compensation.walk import Walk
 from actprune.data.samples import evenly
 from actprune.graph.purify import writes
@@ -40,7 +41,7 @@ HELD = 0.25
 """So many more samples there are on which a step must bring the block nearer to the dense one."""
 
 
-def reconstruct(walk: Walk, room: int, logits: bool = False) -> dict[str, Any]:
+def reconstruct(walk: Walk, room: int, logits: bool) -> dict[str, Any]:
     """Take a walk past every block, each fitted as a whole on the way; what was done where.
 
     Args:
@@ -201,11 +202,10 @@ class _Run:
         return [(self.block.residuals / size) ** 0.5 if 0 < size < inf else 1.0 for size in sizes]
 
     def _spread(self, read: Read, there: Sequence[Tensor | None]) -> float:
-        """What the dense network's sums vary by, squared; of constant ones, whose rounding varies, a part of their
-        size."""
+        """What the dense network's sums vary by, squared."""
         targets = [self._target(i, read) for i in range(self.streams.count)]
         rows = torch.cat([(t if w is None else t[w]).flatten(0, -2) for t, w in zip(targets, there, strict=True)])
-        return max(float(rows.var(0, correction=0).mean()), CONSTANT**2 * float((rows * rows).mean()))
+        return beyond_rounding(rows.var(0, correction=0).mean(), (rows * rows).mean())
 
     def _target(self, i: int, read: Read) -> Tensor:
         return self._sums(self.streams.dense(read.value)[i], read) + self._partner(i, read, cut=False)

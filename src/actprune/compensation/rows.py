@@ -101,6 +101,16 @@ def places_of(i: int, stride: int) -> slice:
     return slice(i % stride, None, stride) if stride > 1 else EVERYWHERE
 
 
+def beyond_rounding(away: Tensor, squares: Tensor) -> float:
+    """What values vary by, squared; of constant ones, whose rounding varies, a part of their size.
+
+    Args:
+        away: sum or mean of squares of what they are away from their means.
+        squares: the same of themselves.
+    """
+    return max(float(away), CONSTANT**2 * float(squares))
+
+
 def contracted(node: Node) -> Node:
     """The activation that a contraction gets."""
     settings = named_arguments(node)
