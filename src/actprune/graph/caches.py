@@ -34,14 +34,13 @@ def kept_caches(model: nn.Module) -> Iterator[None]:
 
 def _caches(model: nn.Module) -> list[Any]:
     """To ask the garbage collector for them would take a time that grows with all that the process holds."""
-    modules = [module for module in tuple(sys.modules.values()) if issubclass(type(module), ModuleType)]
-    known = list(map(_of_library, modules))
-    others = [module for module, found in zip(modules, known, strict=True) if found is None]
+    modules = [module for module in tuple(sys.modules.values()) if id(module) not in _KNOWN]
+    others = [module for module in modules if issubclass(type(module), ModuleType) and not _is_known(module)]
     spaces = [*_own_spaces(model), *map(_names, others)]
     held = held_values(model)
     values = [value for space in _distinct(spaces) for value in tuple(space.values())]
     values += [*held, *(inner for value in held if isinstance(value, tuple) for inner in value)]
-    found = [*_found_in(values), *(cache for found in known for cache in found or ())]
+    found = [*_found_in(values), *_OF_LIBRARIES]
     return [cache for cache in _distinct(found) if _package(cache.__module__) not in _OWN]
 
 
@@ -53,14 +52,14 @@ def _own_spaces(model: nn.Module) -> list[dict[str, Any]]:
     return [*spaces, *(value.__globals__ for value in values if type(value) is FunctionType)]
 
 
-def _of_library(module: ModuleType) -> list[Any] | None:
-    """The caches of a module of an installed package, which is looked through once; None of any other module."""
-    if (found := _KNOWN.get(module)) is None:
-        names = _names(module)
-        left_out = _package(names.get("__name__")) in _LEFT_OUT
-        if left_out or _is_installed(names):
-            found = _KNOWN[module] = [] if left_out else _found_in(tuple(names.values()))
-    return found
+def _is_known(module: ModuleType) -> bool:
+    """Whether it belongs to an installed package: those are looked through once, any other module every time."""
+    names = _names(module)
+    left_out = _package(names.get("__name__")) in _LEFT_OUT
+    if left_out or _is_installed(names):
+        _KNOWN[id(module)] = module
+        _OF_LIBRARIES.extend([] if left_out else _found_in(tuple(names.values())))
+    return id(module) in _KNOWN
 
 
 def _is_installed(names: dict[str, Any]) -> bool:
@@ -77,14 +76,20 @@ def _found_in(values: Iterable[Any]) -> list[Any]:
     found, seen = list[Any](), set[int]()
     while layer:
         found += [value for value in layer if type(value) is functools._lru_cache_wrapper]
-        wrappers = [value for value in layer if type(value) in _WITHIN and id(value) not in seen]
+        wrappers = [value for value in layer if type(value) in _WITHIN and not _is_plain(value)]
+        wrappers = [value for value in wrappers if id(value) not in seen]
         seen.update(map(id, wrappers))
         layer = [inner for wrapper in wrappers for inner in _WITHIN[type(wrapper)](wrapper)]
     return found
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether it is a function that is around nothing: most of the names of a module are."""
+    return type(value) is FunctionType and value.__closure__ is None
+
+
 _WITHIN: dict[type, Callable[[Any], Iterable[Any]]] = {
-    FunctionType: lambda function: gc.get_referents(*function.__closure__ or ()),
+    FunctionType: lambda function: gc.get_referents(*function.__closure__),
     MethodType: lambda method: (method.__func__,),
     staticmethod: lambda method: (method.__func__,),
     classmethod: lambda method: (method.__func__,),
@@ -112,7 +117,12 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return list({id(value): value for value in values}.values())
 
 
-_KNOWN: dict[ModuleType, list[Any]] = {}
+_KNOWN: dict[int, ModuleType] = {}
+"""Modules of installed packages that were looked through, by identity: held, so that no other takes their place."""
+
+_OF_LIBRARIES: list[Any] = []
+"""The caches that were found in them."""
+
 _OWN = {"torch", "sympy", "actprune"}
 _LEFT_OUT = {*_OWN, *sys.stdlib_module_names}
 """Packages whose modules and classes are not looked through; the caches of `_OWN` stay as they are in any case."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.fx.traceback as annotations
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.fx import Graph, config
+from torch.fx import Graph
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from actprune.graph.call_stacks import no_call_stacks, short_call_stacks
 from actprune.graph.names import Names
 from actprune.graph.program import place
 from actprune.graph.rebuilt import Rebuilt, running
@@ -57,28 +56,17 @@ def _program(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Recorder | 
     A model that is rebuilt has such sizes only in code of the user's own.
     """
     if isinstance(model, Rebuilt) and not running(model):
-        with annotations.preserve_node_meta(), _without_stack_traces():
+        with annotations.preserve_node_meta(), no_call_stacks():
             return torch.export.export(model, args, kwargs, strict=False), None
-    traces = _without_stack_traces() if isinstance(model, Rebuilt) else contextlib.nullcontext()
+    traces = no_call_stacks if isinstance(model, Rebuilt) else short_call_stacks
     try:
-        with recording(model) as recorder, traces:
+        with recording(model) as recorder, traces():
             return torch.export.export(model, args, kwargs, strict=False), recorder
     except GuardOnDataDependentSymNode:  # the values of tensors decide: without the record as well
         raise
     except Exception:
-        recorder = None
-    return torch.export.export(model, args, kwargs, strict=False), recorder
-
-
-@contextlib.contextmanager
-def _without_stack_traces() -> Iterator[None]:
-    """They take time, and those of a rebuilt model end in its framework: see `rebuilt.LINE`."""
-    before = config.do_not_emit_stack_traces
-    config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        config.do_not_emit_stack_traces = before
+        with short_call_stacks():
+            return torch.export.export(model, args, kwargs, strict=False), None
 
 
 def _register_users(graph: Graph) -> None:

@@ -83,7 +83,19 @@ def seed_all(seed: int) -> None:
     """Begin the random state of Python, NumPy and torch anew."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_torch(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Begin torch's random state anew, on every device that this build of torch knows.
+
+    `torch.manual_seed` keeps a call, with its stack, for every kind of accelerator that hasn't started, also for those
+    that a build for the CPU never starts.
+    """
+    if torch.accelerator.current_accelerator() is None:
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextlib.contextmanager

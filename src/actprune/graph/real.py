@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
+from actprune.graph.call_stacks import short_call_stacks
 from actprune.graph.keep import kept_buffers
 from actprune.graph.names import Names
 from actprune.graph.outputs import register_containers
@@ -85,6 +86,7 @@ def recorded(
         _module_paths(model),
         _fused_calls(allowed=whole),
         _tensors_since() as made,
+        short_call_stacks(),
     ):
         tracer = make_fx(
             call, tracing_mode="real", pre_dispatch=whole, record_stack_traces=True, _error_on_data_dependent_ops=False

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actprune.graph.keep import forked_random
+from actprune.graph.keep import forked_random, seed_torch
 from actprune.graph.program import Batch, Program
 from actprune.graph.run import run
 from actprune.graph.values import as_real, is_float
@@ -76,7 +76,7 @@ def _rounding(sides: Sides, expected: Sequence[Any]) -> float:
 def seeded(program: Program, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """In float64, and with the same random numbers on both sides: some forward passes draw noise in training mode."""
     with forked_random():
-        torch.manual_seed(0)
+        seed_torch(0)
         return run(program, batch, tensors, lifted=True)
 
 
