@@ -331,6 +331,62 @@ def test_heads_in_other_units_are_fitted_alike() -> None:
         assert errors(*sizes) == pytest.approx(alike, rel=0.1)
 
 
+class Neighbours(nn.Module):
+    """Graph convolutions on a ring: what a node is itself, and what its neighbours are, added."""
+
+    def __init__(self, third: bool = False) -> None:
+        super().__init__()
+        self.own, self.next = nn.Linear(4, 12), nn.Linear(4, 12, bias=False)
+        self.own2, self.next2 = nn.Linear(12, 4), nn.Linear(12, 4, bias=False)
+        self.far2 = nn.Linear(12, 4, bias=False) if third else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.own(x) + self.next(x.roll(1, 1)))
+        made = x + (self.own2(h) + self.next2(h.roll(1, 1)))
+        return made if self.far2 is None else made + self.far2(h.roll(2, 1))
+
+
+class Branches(nn.Module):
+    """A convolution beside one of 1 × 1, each with its norm, twice (Ding et al. 2021, RepVGG)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((2, 8), (8, 5))
+        self.wide = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in widths)
+        self.point = nn.ModuleList(nn.Conv2d(i, o, 1, bias=False) for i, o in widths)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in widths for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for n, (wide, point) in enumerate(zip(self.wide, self.point, strict=True)):
+            x = (self.norms[2 * n](wide(x)) + self.norms[2 * n + 1](point(x))).relu()
+        return x.mean((2, 3))
+
+
+class Splines(nn.Module):
+    """Layers of a plain and a radial part (Liu et al. 2024, KAN).
+
+    Args:
+        how: the radial part is an einsum, or a linear layer whose weight is a view.
+    """
+
+    def __init__(self, how: str, out: int = 2) -> None:
+        super().__init__()
+        widths = ((4, 10), (10, out))
+        self.plain = nn.ModuleList(nn.Linear(i, o) for i, o in widths)
+        self.radial = nn.ParameterList(torch.randn(o, i, 5) / i**0.5 for i, o in widths)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        for plain, radial in zip(self.plain, self.radial, strict=True):
+            near = torch.exp(-((x[..., None] - torch.linspace(-2, 2, 5)) ** 2))
+            if self.how == "einsum":
+                made = torch.einsum("bik,oik->bo", near, radial)
+            else:
+                made = F.linear(near.flatten(1), radial.view(radial.shape[0], -1))
+            x = plain(F.silu(x)) + made
+        return x
+
+
 class Skip(nn.Module):
     """Units that an inner level reads, and a last layer beside what that gives."""
 
@@ -342,6 +398,28 @@ class Skip(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made = F.silu(self.first(x))
         return self.head(F.silu(self.last(torch.cat([made, F.silu(self.inner(made))], -1))))
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_readers_that_are_added_come_nearer_as_a_sum(third: bool) -> None:
+    assert ratio(lambda: Neighbours(third), (5, 4), {"own": range(6)}) < 0.6
+
+
+def test_branches_that_are_added_come_nearer_as_a_sum() -> None:
+    assert ratio(Branches, (2, 4, 4), {"wide.0": range(4)}) < 0.8
+
+
+@pytest.mark.parametrize(("how", "out"), [("einsum", 2), ("einsum", 1), ("view", 2)])
+def test_weights_of_several_numbers_for_each_unit_are_fitted_with_those_beside(how: str, out: int) -> None:
+    assert ratio(lambda: Splines(how, out), (4,), {"radial.0": range(5)}) < 0.65
+
+
+def test_what_is_added_later_is_no_part_of_the_sum() -> None:
+    """Both ends join with what stands behind them: their own sum is compared."""
+    graph = capture(Neighbours().eval(), torch.randn(BATCH, 5, 4))
+    rewrite = compensate(graph, make_plan(graph, {"own": range(6)}), torch.randn(SAMPLES, 5, 4), method="reconstruct")
+    (block,) = rewrite.record["blocks"]
+    assert block.count("+") == 1
 
 
 def test_units_that_an_inner_level_reads_too_come_nearer_on_new_samples() -> None:

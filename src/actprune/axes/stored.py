@@ -13,6 +13,9 @@ from actprune.graph.program import op_name, shape
 _MAYBE_ALIKE = ("aten.reshape.", "aten.view.", "aten._unsafe_view.", "aten.expand.")
 """Calls that may leave every dimension as it is."""
 
+_JOINING = ("aten.reshape.", "aten.view.", "aten._unsafe_view.", "aten.flatten.")
+"""Calls that may make one dimension of several."""
+
 _ROUNDED = ("aten.fake_quantize_per_", "aten.fused_moving_avg_obs_fake_quant.")
 """Calls that leave entries about what they are, and those of zero at zero."""
 
@@ -62,7 +65,8 @@ class StoredTensors:
     def joined(self, value: Any) -> tuple[str, list[tuple[int, ...]]] | None:
         """A matrix each of whose two dimensions is several of a stored tensor, one behind the other, as one.
 
-        So `canonical` has a projection that contracts heads and their size at once, and one that makes them.
+        So `canonical` has a projection that contracts heads and their size at once, and one that makes them; and so
+        a class may give a linear layer several numbers for each unit (`w.view(len(w), -1)`).
 
         Returns:
             (name of the tensor, its dimensions for each of the matrix), or None.
@@ -73,7 +77,7 @@ class StoredTensors:
         if turned is not None:
             below = self.joined(value.args[0])
             return None if below is None else (below[0], [below[1][d] for d in turned])
-        found = self.find(value.args[0]) if op_name(value).startswith("aten.reshape.") else None
+        found = self.find(value.args[0]) if op_name(value).startswith(_JOINING) else None
         if found is None or found[1] != sorted(found[1]):
             return None
         sizes = shape(value.args[0])

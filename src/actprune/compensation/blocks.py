@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -12,15 +12,17 @@ from torch.fx import Node
 
 from actprune.axes.groups import Group
 from actprune.axes.picked import picked
-from actprune.axes.site import Site
+from actprune.axes.site import Form, Site
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.read import Read, read_by
+from actprune.compensation.schedule import ALONE
+from actprune.compensation.sums import joined, rectified
 from actprune.compensation.walk import Walk
 from actprune.compensation.work import TABLES, work
 from actprune.graph.program import leading_to, named_arguments, op_name
 from actprune.rewrite import entry_mask
-from actprune.stats.patches import LAYERS
-from actprune.stats.recurrent import is_cell, is_recurrent, samples_of
+from actprune.stats.patches import LAYERS, is_layer
+from actprune.stats.recurrent import input_of, is_cell, is_recurrent, samples_of
 
 BETWEEN = 6
 """Layers that may lie between the first reader of a group and its last one: a residual block with a gate has five.
@@ -62,7 +64,7 @@ class Block:
     @property
     def name(self) -> str:
         """The calls that read."""
-        return "+".join(read.sites[0].node for read in self.reads)
+        return "+".join(dict.fromkeys(site.node for read in self.reads for site in read.sites))
 
     @property
     def residuals(self) -> int:
@@ -112,7 +114,7 @@ def find_blocks(walk: Walk) -> list[Block]:
         readers, between = _ends(walk, places, group)
         sites = (*group.producers, *between, *readers)
         layers = [site for site in sites if site.node not in tables or site.kind == "computed"]
-        known = all(site.kind in LAYERS or _takes_all_steps(walk.nodes[places[site.node]]) for site in layers)
+        known = all(is_layer(site) or _takes_all_steps(walk.nodes[places[site.node]]) for site in layers)
         ends = {site.node for site in readers}
         own = any(site.node in ends for site in group.producers)  # states between the layers of one call
         if readers and known and not own:
@@ -192,11 +194,13 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
         masks |= _masks(walk, site, walk.nodes[places[site.node]], behind=True)
     for site in readers:
         ends.setdefault(walk.nodes[places[site.node]], []).append(site)
-    reads = list[Read]()
-    for node, sites in ends.items():
-        own = {name: mask for site in sites for name, mask in _masks(walk, site, node, behind=False).items()}
-        reads.append(read_by(walk.graph, node, sites, walk.paths.get(node), walk.state.kept, own))
-        masks |= own
+    own = {
+        node: {name: mask for site in sites for name, mask in _masks(walk, site, node, behind=False).items()}
+        for node, sites in ends.items()
+    }
+    for held in own.values():
+        masks |= held
+    reads = list(_reads(walk, places, ends, own))
     calls = _between(walk.nodes, masks, walk.state.placeholders, [read.value for read in reads])
     if any(read.path.partner in calls or picked(walk.graph, read.value) for read in reads):
         return None
@@ -212,6 +216,28 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
     return Block(tuple(reads), tuple(calls), start, stop, masks, narrow, macs, values, samples)
 
 
+def _reads(
+    walk: Walk, places: Mapping[str, int], ends: Mapping[Node, Sequence[Site]], own: Mapping[Node, Iterable[str]]
+) -> Iterator[Read]:
+    """What the calls at the end of a block read.
+
+    Args:
+        ends: call → its weights.
+        own: call → names of its weights and biases that may change.
+    """
+    graph, kept = walk.graph, walk.state.kept
+    paths = {node: ALONE if sites[0].kind == "stacked" else walk.paths.get(node) for node, sites in ends.items()}
+    values = {node: path.norm or node for node, path in paths.items() if path is not None}
+    sums = joined(values, places) if len(values) > 1 else {}
+    for value, parts in sums.items():
+        sites, names = [one for node in parts for one in ends[node]], [name for node in parts for name in own[node]]
+        yield read_by(graph, value, sites, replace(ALONE, rectified=rectified(value)), kept, names)
+    added = {node for parts in sums.values() for node in parts}
+    for node in (node for node in ends if node not in added):
+        value = values[node] if node in values else input_of(node)
+        yield read_by(graph, value, ends[node], paths[node], kept, own[node])
+
+
 def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor]:
     """Of a layer's weight and of its bias: the entries that stay.
 
@@ -223,6 +249,8 @@ def _masks(walk: Walk, site: Site, node: Node, behind: bool) -> dict[str, Tensor
 
 
 def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:
+    if site.form is not None:
+        return _added(walk, site.form, node) if behind else None
     if site.kind not in LAYERS:
         return None
     slot = walk.slot(site, node)
@@ -234,6 +262,12 @@ def _bias(walk: Walk, site: Site, node: Node, behind: bool) -> str | None:
     bias = named_arguments(norm)["bias"]  # a running mean would do the same, but has no derivative
     name = walk.graph.program.bindings.get(bias.name) if isinstance(bias, Node) else None
     return name if name is not None and walk.state.owns(name, norm) else None
+
+
+def _added(walk: Walk, form: Form, node: Node) -> str | None:
+    """What is added to the result of an einsum."""
+    name = None if form.bias is None else form.bias[0]
+    return name if name is not None and walk.state.owns(name, next(iter(node.users))) else None
 
 
 def _between(

@@ -9,8 +9,17 @@ from torch.fx import Node
 from actprune.axes.site import Site
 from actprune.graph.program import Program, named_arguments
 
-_TRANSPOSES = ("aten.t.", "aten.transpose", "aten.permute", "numpy_T", "aten.reshape.")
-"""Between a stored weight and the call that reads it; a reshape there does no more (`StoredTensors`)."""
+_TRANSPOSES = (
+    "aten.t.",
+    "aten.transpose",
+    "aten.permute",
+    "numpy_T",
+    "aten.reshape.",
+    "aten.view.",
+    "aten._unsafe_view.",
+    "aten.flatten.",
+)
+"""Between a stored weight and the call that reads it; a reshape there moves no entry and leaves none out."""
 
 
 def placeholders_of(program: Program) -> dict[str, list[Node]]:

@@ -17,18 +17,18 @@ from actprune.axes.site import Site
 from actprune.compensation.schedule import ALONE, Path
 from actprune.graph.program import shape
 from actprune.stats.patches import output_rows
-from actprune.stats.recurrent import input_of
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """The outputs of a layer, or of the norm behind it; of a recurrent call W_ih x in every direction.
+    """The outputs of a layer, of the norm behind it or of several layers added; of a recurrent call W_ih x in every
+    direction.
 
     Attributes:
-        sites: the weight of a layer, or those of a recurrent call that its input is multiplied with.
+        sites: the weight of each layer, or those of a recurrent call that its input is multiplied with.
         value: the call whose value has these sums, or the input of a recurrent call: no call has those of that.
         path: what becomes of the sums.
-        outputs: of each weight those that stay.
+        outputs: weight → the outputs that stay; all layers that are added have those of the first one.
         changed: names of the weights and biases that may change.
         multiplied: whether the value is yet to be multiplied with the weights.
         rows: how many the value has for one batch.
@@ -70,26 +70,30 @@ class Read:
 
 def read_by(
     graph: Graph,
-    node: Node,
+    value: Node,
     sites: Sequence[Site],
     path: Path | None,
     kept: Mapping[int, Indices],
     changed: Iterable[str],
 ) -> Read:
-    """What these weights of a call read.
+    """What weights read: one of a layer, those of layers whose results are added, or those of a recurrent call.
 
     Args:
-        path: of a layer; None for a recurrent call.
+        value: see `Read`.
+        path: of the value; None for a recurrent call.
         kept: leaf key → units.
         changed: names of the weights and biases that may change.
     """
     tensors, axes, first = graph.program.tensors, graph.tensor_axes, sites[0]
-    changed = frozenset(changed)
-    outputs = {site.weight: list(kept_indices(site.out_axis(axes[site.weight]), kept)) for site in sites}
+
+    def outputs(site: Site) -> list[int]:
+        return list(kept_indices(site.out_axis(axes[site.weight]), kept))
+
     if path is not None:
-        value, width, left = path.norm or node, first.outputs(tensors[first.weight]), len(outputs[first.weight])
-        return Read(tuple(sites), value, path, outputs, changed, False, prod(shape(value)) // width, left)
-    value, width = input_of(node), first.inputs(tensors[first.weight])
+        width, stays = first.outputs(tensors[first.weight]), outputs(first)
+        rows = prod(shape(value)) // width
+        return Read(tuple(sites), value, path, {first.weight: stays}, frozenset(changed), False, rows, len(stays))
+    rows = prod(shape(value)) // first.inputs(tensors[first.weight])
     left = len(kept_indices(first.in_axis(axes[first.weight]), kept))
     linear = tuple(replace(site, kind="linear") for site in sites)
-    return Read(linear, value, ALONE, outputs, changed, True, prod(shape(value)) // width, left)
+    return Read(linear, value, ALONE, {s.weight: outputs(s) for s in sites}, frozenset(changed), True, rows, left)

@@ -98,17 +98,28 @@ def follow(graph: Graph, node: Node) -> Path:
     while len(last.users) == 1:
         (user,) = last.users
         name = op_name(user)
-        if name.startswith(_RECTIFIERS) and (not name.startswith("aten.hardtanh") or user.args[1:2] in ((0,), (0.0,))):
+        if rectifies(user):
             return Path(gain, norm, partner, True)
         if name == "aten.add.Tensor" and partner is None and user.kwargs.get("alpha", 1) == 1:
             partners = [value for value in user.args if value is not last]
             if len(partners) != 1 or not isinstance(partners[0], Node) or shape(partners[0]) != shape(last):
                 break
             partner = partners[0]
-        elif not name.startswith(_PASS):
+        elif not passes(user):
             break
         last = user
     return Path(gain, norm, partner, False)
+
+
+def rectifies(node: Node) -> bool:
+    """Whether a call is a ReLU, or one with a ceiling."""
+    name = op_name(node)
+    return name.startswith(_RECTIFIERS) and (not name.startswith("aten.hardtanh") or node.args[1:2] in ((0,), (0.0,)))
+
+
+def passes(node: Node) -> bool:
+    """Whether a call gives what it is given."""
+    return op_name(node).startswith(_PASS)
 
 
 def _is_affine(norm: Node) -> bool:

@@ -137,7 +137,8 @@ class Walk:
         """The weights of a recurrent call, or the matrices of a product with several."""
         state, settings = self.state, self.state.settings
         if sites[0].kind == "stacked":
-            state.record.update(refit_stacked(state, sites[0], node))
+            if sites[0].weight not in self.settled:
+                state.record.update(refit_stacked(state, sites[0], node))
             return
         differs = settings.everything and any(map(self.streams.differs, node.all_input_nodes))
 

@@ -86,7 +86,11 @@ class Padding:
     def rows(self, site: Site, node: Node, batch: Batch) -> Tensor | None:
         """(n, positions) which rows of a layer (`output_rows`), or of a norm behind it, are no padding; None: all."""
         value = node.meta["val"]
-        there = along(self.of(node.name, batch), value, value.dim() - 1 if site.kind == "linear" else 1)
+        if site.kind == "stacked":
+            units = stacked_form(site).made[2]
+        else:
+            units = (value.dim() - 1,) if site.kind == "linear" else (1,)
+        there = along(self.of(node.name, batch), value, *units)
         return None if there is None else output_rows(site, there)[..., 0]
 
     def given(self, site: Site, x: Tensor, batch: Batch) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from actprune.axes.site import Site
 from actprune.graph.program import named_arguments, op_name
 from actprune.mapped import is_mapped
-from actprune.stats.stacked import as_stored, matrices, name_of
+from actprune.stats.stacked import as_stored, made_rows, matrices, name_of
 
 MAX_COLUMNS = 8192
 """Widest consumer whose covariance is formed; wider ones are scored by magnitude and not refitted."""
@@ -30,6 +30,11 @@ LEAST_COLUMNS = 160
 
 LAYERS = ("linear", "conv", "conv_transpose")
 """Kinds of sites that are one call of one weight on one input. Others (an LSTM has many weights) only make and read."""
+
+
+def is_layer(site: Site) -> bool:
+    """Whether a site is one product of one input: a layer, or an einsum with one matrix."""
+    return site.kind in LAYERS or (site.form is not None and not site.form.stack and not site.form.ends)
 
 
 def output_dim(node: Node) -> int:
@@ -147,7 +152,10 @@ def input_rows(
 
 
 def output_rows(site: Site, y: Tensor, places: Places = EVERYWHERE) -> Tensor:
-    """y as the call gives it → (samples, positions, outputs); `places` as for `input_rows`."""
+    """y as the call gives it → (samples, positions, outputs); `places` as for `input_rows`. A product with several
+    matrices has no such rows."""
+    if site.kind == "stacked":
+        return made_rows(site, None, y)[:, places]
     if site.kind == "linear":
         return _by_sample(y)[:, places]
     return y.flatten(2)[..., places].transpose(1, 2)

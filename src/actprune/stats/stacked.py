@@ -47,8 +47,12 @@ def given_rows(
     return _rows(stacked_form(site), stacked_form(site).given, weight, x, number, ends, first)
 
 
-def made_rows(site: Site, weight: Tensor, y: Tensor, number: int, ends: Tensor | None) -> Tensor:
-    """(n, positions, outputs) what it makes, of the result y."""
+def made_rows(site: Site, weight: Tensor | None, y: Tensor, number: int = 0, ends: Tensor | None = None) -> Tensor:
+    """(n, positions, outputs) what it makes, of the result y.
+
+    Args:
+        weight: None where there is one matrix.
+    """
     return _rows(stacked_form(site), stacked_form(site).made, weight, y, number, ends, None)
 
 
@@ -75,13 +79,13 @@ def units_last(site: Site, x: Tensor) -> Tensor:
 
 
 def _rows(
-    form: Form, dims: Split, weight: Tensor, x: Tensor, number: int, ends: Tensor | None, first: int | None
+    form: Form, dims: Split, weight: Tensor | None, x: Tensor, number: int, ends: Tensor | None, first: int | None
 ) -> Tensor:
     stack, rest, last = dims
     if ends is not None:
         start = int(ends[number - 1]) if number else 0
         return x[None, start : int(ends[number])]
-    at = np.unravel_index(number, [weight.shape[d] for d in form.stack]) if form.stack else ()
+    at = np.unravel_index(number, [weight.shape[d] for d in form.stack]) if form.stack and weight is not None else ()
     index: list[slice | int] = [slice(None)] * x.dim()
     for d, i in zip(stack, at, strict=True):
         if d >= 0:

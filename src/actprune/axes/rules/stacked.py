@@ -28,7 +28,8 @@ def stacked(call: Call, operands: Sequence[Any], terms: Sequence[Letters], resul
     source, weight, of_source, of_weight = operands[1 - own], operands[own], terms[1 - own], terms[own]
     sizes = dict(zip(of_weight, map(size, call.axes(weight)), strict=True))
     ins = [x for x in of_weight if x not in result and x in of_source]
-    outs = [x for x in of_weight if x in result and x not in of_source and sizes[x] > 1 and x[0] != "."]
+    made = [x for x in of_weight if x in result and x not in of_source and x[0] != "."]
+    outs = [x for x in made if sizes[x] > 1] or made[:1]  # a single output is one, too
     stack = [x for x in of_weight if x in result and x not in outs and sizes[x] > 1]
     rest = [x for x in of_source if x in result and x not in stack]
     wide = [sizes[x] == call.shape(source)[of_source.index(x)] for x in ins]
@@ -39,10 +40,10 @@ def stacked(call: Call, operands: Sequence[Any], terms: Sequence[Letters], resul
         return ()
     places = {x: of_weight.index(x) for x in of_weight}
     ins, outs = (sorted(letters, key=lambda x: held[0][1][places[x]]) for letters in (ins, outs))
-    given, made = _split(of_source, stack, rest, ins), _split(result, stack, rest, outs)
+    splits = _split(of_source, stack, rest, ins), _split(result, stack, rest, outs)
     call.stacked(
         weight, [places[x] for x in ins], [places[x] for x in outs], [places[x] for x in stack],
-        Form(source.name, (), given, made, bias=_added(call, result, [*stack, *outs])),
+        Form(source.name, (), *splits, bias=_added(call, result, [*stack, *outs])),
     )  # fmt: skip
     return ins
 
