@@ -400,6 +400,36 @@ class Skip(nn.Module):
         return self.head(F.silu(self.last(torch.cat([made, F.silu(self.inner(made))], -1))))
 
 
+class Elsewhere(nn.Module):
+    """Units that a linear layer reads, and something else that leads to an output of its own."""
+
+    def __init__(self, how: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.up, self.head, self.how = nn.Linear(6, 12), nn.Linear(12, 3), how
+        self.weight = nn.Parameter(torch.randn(5, 12))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.up(x))
+        return self.head(hidden), self.how(hidden, self.weight)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda h, w: h @ h.T,
+        lambda h, w: h.norm(dim=1),
+        lambda h, w: F.linear(h, w * w.norm(dim=1, keepdim=True)),
+        lambda h, w: F.linear(F.normalize(h), F.normalize(w)),
+    ],
+    ids=["with each other", "norm", "computed weight", "cosine"],
+)
+def test_units_that_no_layer_reads_as_well_are_no_block(how: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The layer's sum would come nearer, and the other output would go away."""
+    graph = capture(Elsewhere(how).eval(), torch.randn(BATCH, 6))
+    rewrite = compensate(graph, make_plan(graph, {"up": range(6)}), torch.randn(SAMPLES, 6), method="reconstruct")
+    assert rewrite.record["blocks"] == {} and rewrite.record["consumers"]
+
+
 @pytest.mark.parametrize("third", [False, True])
 def test_readers_that_are_added_come_nearer_as_a_sum(third: bool) -> None:
     assert ratio(lambda: Neighbours(third), (5, 4), {"own": range(6)}) < 0.6

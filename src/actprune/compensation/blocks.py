@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from actprune.axes.capture import Graph
+from actprune.axes.expr import leaves
 from actprune.axes.groups import Group
 from actprune.axes.picked import picked
-from actprune.axes.site import Form, Site
+from actprune.axes.site import Form, Site, flat
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.read import Read, read_by
 from actprune.compensation.schedule import ALONE
@@ -104,6 +106,7 @@ def find_blocks(walk: Walk) -> list[Block]:
     recurrent call reads its input in each direction.
     """
     makers: dict[tuple[Site, ...], dict[Site, None]] = {}
+    keys: dict[tuple[Site, ...], set[int]] = {}
     tables = {node.name for node in walk.nodes if op_name(node).startswith(TABLES)}
     places = {node.name: i for i, node in enumerate(walk.nodes)}
     for group in walk.graph.groups:
@@ -119,12 +122,13 @@ def find_blocks(walk: Walk) -> list[Block]:
         own = any(site.node in ends for site in group.producers)  # states between the layers of one call
         if readers and known and not own:
             makers.setdefault(readers, {}).update(dict.fromkeys((*group.producers, *between)))
+            keys.setdefault(readers, set()).add(group.key)
     tried = {
         (readers, some): None
         for readers, sites in makers.items()
         for some in (tuple(sites), tuple(site for site in sites if site.node not in tables))
     }
-    found = (_block(walk, places, readers, some) for readers, some in tried)
+    found = (_block(walk, places, readers, some, keys[readers]) for readers, some in tried)
     return sorted((block for block in found if block is not None), key=lambda block: block.start)
 
 
@@ -178,7 +182,14 @@ def _side_by_side(nodes: Sequence[Node], places: Mapping[str, int], sites: Seque
     return True
 
 
-def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], makers: Iterable[Site]) -> Block | None:
+def _block(
+    walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], makers: Iterable[Site], keys: Collection[int]
+) -> Block | None:
+    """What these readers and makers are together; None where not all of it can be fitted, or does not lead there.
+
+    Args:
+        keys: of the groups that are cut.
+    """
     tensors, read_weights = walk.graph.program.tensors, {site.weight for site in readers}
 
     def free(site: Site) -> bool:
@@ -204,6 +215,8 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
     calls = _between(walk.nodes, masks, walk.state.placeholders, [read.value for read in reads])
     if any(read.path.partner in calls or picked(walk.graph, read.value) for read in reads):
         return None
+    if _lead_elsewhere(walk.graph, calls, ends, keys):
+        return None
     unmade = [name for read in reads if read.multiplied for name in read.outputs]
     narrow = narrowed(walk.graph, walk.state.kept, calls, unmade)
     if any(prod(narrow.shape(read.value)) != read.rows * read.left for read in reads):
@@ -214,6 +227,32 @@ def _block(walk: Walk, places: Mapping[str, int], readers: tuple[Site, ...], mak
     size = walk.graph.program.batch_size
     samples = min([size, *(samples_of(call, size) for call in (*calls, *ends) if is_recurrent(call))])
     return Block(tuple(reads), tuple(calls), start, stop, masks, narrow, macs, values, samples)
+
+
+def _lead_elsewhere(graph: Graph, calls: Collection[Node], ends: Collection[Node], keys: Collection[int]) -> bool:
+    """Whether something else than the readers gets units of these groups: a product with a computed weight, a norm of
+    them that is an output. It would get others than the dense network's, and no residual would say so."""
+
+    masks = {name for name, mask in graph.masks.items() if mask.touches(keys)}
+
+    def has_units(node: Node) -> bool:
+        along = any(leaf.key in keys for axis in flat(graph.node_axes.get(node.name, ())) for leaf in leaves(axis))
+        return along or any(graph.program.bindings.get(source.name) in masks for source in node.all_input_nodes)
+
+    users = {user for node in calls if node not in ends and has_units(node) for user in node.users}
+    return any(user.op == "output" or (has_units(user) and _is_read(user)) for user in users.difference(calls, ends))
+
+
+def _is_read(node: Node) -> bool:
+    """Whether an output depends on it: nothing may read the last states of a recurrent layer."""
+    reached, waiting = set[Node](), [node]
+    while waiting:
+        users = [user for user in waiting.pop().users if user not in reached]
+        if any(user.op == "output" for user in users):
+            return True
+        reached.update(users)
+        waiting += users
+    return False
 
 
 def _reads(
