@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from actprune.axes.capture import Graph
-from actprune.axes.expr import leaves
 from actprune.axes.groups import Group
 from actprune.axes.picked import picked
-from actprune.axes.site import Form, Site, flat
+from actprune.axes.site import Form, Site
+from actprune.compensation.elsewhere import leads_elsewhere
 from actprune.compensation.narrowed import WHOLE, Narrowed, narrowed
 from actprune.compensation.read import Read, read_by
 from actprune.compensation.schedule import ALONE
@@ -215,7 +214,7 @@ def _block(
     calls = _between(walk.nodes, masks, walk.state.placeholders, [read.value for read in reads])
     if any(read.path.partner in calls or picked(walk.graph, read.value) for read in reads):
         return None
-    if _lead_elsewhere(walk.graph, calls, ends, keys):
+    if leads_elsewhere(walk.graph, keys, calls, ends):
         return None
     unmade = [name for read in reads if read.multiplied for name in read.outputs]
     narrow = narrowed(walk.graph, walk.state.kept, calls, unmade)
@@ -227,32 +226,6 @@ def _block(
     size = walk.graph.program.batch_size
     samples = min([size, *(samples_of(call, size) for call in (*calls, *ends) if is_recurrent(call))])
     return Block(tuple(reads), tuple(calls), start, stop, masks, narrow, macs, values, samples)
-
-
-def _lead_elsewhere(graph: Graph, calls: Collection[Node], ends: Collection[Node], keys: Collection[int]) -> bool:
-    """Whether something else than the readers gets units of these groups: a product with a computed weight, a norm of
-    them that is an output. It would get others than the dense network's, and no residual would say so."""
-
-    masks = {name for name, mask in graph.masks.items() if mask.touches(keys)}
-
-    def has_units(node: Node) -> bool:
-        along = any(leaf.key in keys for axis in flat(graph.node_axes.get(node.name, ())) for leaf in leaves(axis))
-        return along or any(graph.program.bindings.get(source.name) in masks for source in node.all_input_nodes)
-
-    users = {user for node in calls if node not in ends and has_units(node) for user in node.users}
-    return any(user.op == "output" or (has_units(user) and _is_read(user)) for user in users.difference(calls, ends))
-
-
-def _is_read(node: Node) -> bool:
-    """Whether an output depends on it: nothing may read the last states of a recurrent layer."""
-    reached, waiting = set[Node](), [node]
-    while waiting:
-        users = [user for user in waiting.pop().users if user not in reached]
-        if any(user.op == "output" for user in users):
-            return True
-        reached.update(users)
-        waiting += users
-    return False
 
 
 def _reads(
