@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # is imported; pip would compile all of torch and transformers.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help demo test tests lint bench bench-long coverage growth scaling large exports fuzz docs clean
+.PHONY: help demo test tests test-long lint bench bench-long coverage growth scaling large exports fuzz docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -25,11 +25,14 @@ help: ## list the targets
 demo: $(VENV)/.stamp-demo ## prune LeNet-5 on MNIST from start to end
 	$(BIN)/actprune demo --overwrite $(ARGS)
 
-test: $(VENV)/.stamp-dev ## lint and run every test, side by side
+test: $(VENV)/.stamp-dev ## lint and run the tests, side by side
 	@$(MAKE) --no-print-directory -j2 lint tests
 
-tests: $(VENV)/.stamp-dev ## run every test
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
+tests: $(VENV)/.stamp-dev ## run every test but the long ones
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(VENV)/.stamp-dev ## run the tests that those leave out (minutes)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal -m long $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## style, types and the direction of imports
 	$(BIN)/ruff check .

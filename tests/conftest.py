@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from actprune.compensation import gauss_newton
 from actprune.latency import bench
 
 os.environ["KERAS_BACKEND"] = "torch"  # before anybody imports Keras
@@ -35,6 +36,14 @@ def same_numbers() -> None:
 def timed_for_a_moment() -> None:
     """The latencies of a report take as long as all the rest of a cut of a tiny network, and no test is about them."""
     bench.QUICK_SECONDS = 1e-3
+
+
+@pytest.fixture(autouse=True)
+def blocks_are_fitted_in_one_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to ten steps of Gauss and Newton are a quarter of a cut of a tiny network; tests of how near it comes take all
+    of them (`accurate`)."""
+    if request.node.get_closest_marker("accurate") is None:
+        monkeypatch.setattr(gauss_newton, "WORTH", 0.0)
 
 
 @pytest.fixture(scope="session")

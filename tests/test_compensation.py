@@ -29,6 +29,8 @@ from actprune.stats.moments import Few, centred
 from actprune.surgery.slicing import cut
 from nets import NETS, build
 
+pytestmark = pytest.mark.accurate
+
 SAMPLES = 96
 BATCH = 16
 

@@ -18,6 +18,8 @@ from actprune.recovery.features import Features, called, features
 from actprune.repair.adapt import adapt
 from nets import NETS, build
 
+pytestmark = pytest.mark.accurate
+
 
 class Stream(nn.Module):
     """Blocks on a stream of ten."""

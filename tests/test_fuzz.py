@@ -40,7 +40,7 @@ def test_drawn_networks(net: Net) -> None:
     check(net)
 
 
-@pytest.mark.parametrize("number", range(26))
+@pytest.mark.parametrize("number", [*range(10), *(pytest.param(n, marks=pytest.mark.long) for n in range(10, 26))])
 def test_numbered_networks(number: int) -> None:
     check(numbered_net(2, number, most=3))
 

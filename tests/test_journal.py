@@ -18,6 +18,8 @@ from actprune.artifacts.journal import Journal
 from actprune.errors import ArtifactError, BudgetError
 from nets import build
 
+pytestmark = pytest.mark.accurate  # the run that all are compared with is made before any test
+
 SAME = ("weights.safetensors", "plan.json")
 
 

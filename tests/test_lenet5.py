@@ -27,6 +27,8 @@ from actprune.demo.lenet5 import (
 from actprune.demo.mnist import Mnist, load_mnist
 from actprune.errors import DataError
 
+pytestmark = pytest.mark.accurate
+
 
 def striped(count: int, seed: int) -> Labelled:
     """Images that are told apart at a glance: label n has its ink in rows 2n to 2n + 3."""

@@ -17,6 +17,8 @@ from actprune.data.take import fit
 from actprune.graph.run import run
 from actprune.plan import Plan, make_plan
 
+pytestmark = pytest.mark.accurate
+
 BATCH = 128
 ROOM = 10**9
 

@@ -26,6 +26,8 @@ from actprune.graph.boxes import MANY
 from actprune.graph.keep import copied, held_values
 from actprune.graph.names import plain_slots
 
+pytestmark = pytest.mark.accurate
+
 
 def called(model: Any, batch: Any) -> Any:
     """The model on all of a batch."""

@@ -19,6 +19,8 @@ from actprune.recovery.distill import Distill
 from actprune.rewrite import Rewrite, zero_columns
 from actprune.stats.padding import Padding
 
+pytestmark = pytest.mark.accurate
+
 WORDS, WIDTH, HIDDEN = 20, 16, 24
 SHORT, LONG = 6, 10
 Batches = Sequence[Mapping[str, Tensor]]

@@ -232,6 +232,7 @@ def test_errors_in_a_plan_name_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python tests/kill_and_resume.py 30` does so thirty times."""
     source = str(Path(__file__).resolve().parents[1] / "src")

@@ -22,6 +22,8 @@ from actprune.plan import Plan, make_plan
 from actprune.rewrite import Rewrite
 from nets import NETS, build
 
+pytestmark = pytest.mark.accurate
+
 SAMPLES, BATCH = 512, 128
 
 

@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rnn cell": (nn.RNNCell, {}), "gru cell": (nn.GRUCell, {}), "lstm cell": (nn.LSTMCell, {}),
 }  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
+pytestmark = [pytest.mark.accurate, pytest.mark.filterwarnings("ignore:LSTM with projections")]
 
 
 class Net(nn.Module):

@@ -602,7 +602,7 @@ def subject(name: str) -> tuple[Any, Tensor, Graph, Stats]:
     return model, x, graph, collect(graph, x, measures=MEASURES)
 
 
-@pytest.mark.parametrize("net", ["residual", "decoder"])
+@pytest.mark.parametrize("net", ["residual", pytest.param("decoder", marks=pytest.mark.long)])
 @pytest.mark.parametrize("method", RIVALS)
 def test_every_rival_with_every_compensation(method: str, net: str) -> None:
     model, x, graph, stats = subject(net)

@@ -45,6 +45,8 @@ from actprune.rewrite import zero_columns
 from actprune.stats.sparsity import sparsity
 from actprune.stats.statistics import Stats
 
+pytestmark = pytest.mark.accurate
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = (ROOT / "docs" / "seed.md").read_text("utf-8")
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import actprune as ap
 
+pytestmark = pytest.mark.accurate
+
 MEMBERS, WIDTH, INPUTS, OUTPUTS = 3, 8, 6, 4
 
 

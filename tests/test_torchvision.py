@@ -20,12 +20,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "resnet18": {},
     "vgg11_bn": {},
     "densenet121": {},
+    "DenseNet": {"growth_rate": 16, "block_config": (2, 3, 4, 2), "num_init_features": 32},
     "mobilenet_v2": {},
     "mobilenet_v3_small": {},
     "squeezenet1_1": {},
     "shufflenet_v2_x0_5": {},
     "googlenet": {"init_weights": False},
 }
+
+SHORT = ("resnet18", "DenseNet", "squeezenet1_1")
 
 
 def build(vision: ModuleType, name: str) -> nn.Module:
@@ -40,7 +43,9 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in SETTINGS]
+)
 def test_cut_prove_and_train(vision: ModuleType, name: str) -> None:
     model, images = build(vision, name), torch.randn(2, 3, 32, 32)
     graph = capture(model, images)

@@ -34,8 +34,10 @@ def kept_caches(model: nn.Module) -> Iterator[None]:
 
 def _caches(model: nn.Module) -> list[Any]:
     """To ask the garbage collector for them would take a time that grows with all that the process holds."""
-    modules = [module for module in tuple(sys.modules.values()) if id(module) not in _KNOWN]
-    others = [module for module in modules if issubclass(type(module), ModuleType) and not _is_known(module)]
+    modules = tuple(sys.modules.values())
+    by_id = dict(zip(map(id, modules), modules, strict=True))
+    new = [by_id[key] for key in by_id.keys() - _KNOWN.keys()]
+    others = [module for module in new if issubclass(type(module), ModuleType) and not _is_known(module)]
     spaces = [*_own_spaces(model), *map(_names, others)]
     held = held_values(model)
     values = [value for space in _distinct(spaces) for value in tuple(space.values())]

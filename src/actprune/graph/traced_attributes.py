@@ -107,8 +107,8 @@ def traced_roots() -> Iterator[None]:
     """`math.sqrt` and `numpy.sqrt` of a size remember it, in modules that hold one (`from math import sqrt`) too."""
     plain = [sys.modules[name].sqrt for name in ("math", "numpy") if name in sys.modules]
     traced = {id(root): tracing_root(root) for root in plain}
-    holders = [getattr(module, "__dict__", {}) for module in list(sys.modules.values())]
-    held = [(names, names["sqrt"]) for names in holders if id(names.get("sqrt")) in traced]
+    spaces = [getattr(module, "__dict__", {}) for module in list(sys.modules.values())]
+    held = [(names, names["sqrt"]) for names in spaces if "sqrt" in names and id(names["sqrt"]) in traced]
     for names, root in held:
         names["sqrt"] = traced[id(root)]
     try:
